@@ -1,0 +1,73 @@
+"""The exceptions a user can meet.
+
+Every error this package raises about something the user gave is a `DiamondGymError`, so one `except` catches them
+all. Each class also derives from the built-in (or Gymnasium) exception that fits it, so existing handlers keep working.
+"""
+
+from __future__ import annotations
+
+import gymnasium.error
+
+
+class DiamondGymError(Exception):
+    """Base of every error raised by diamond_gym and its trainers."""
+
+
+class InvalidInputError(DiamondGymError, ValueError):
+    """A value (action, seed, option, context, keyword) is not one of those accepted."""
+
+
+class UnknownGameError(DiamondGymError, ValueError):
+    """A game's name is not one that ale-py knows."""
+
+
+class ResetNeededError(DiamondGymError, gymnasium.error.ResetNeeded):
+    """`step` or `render` was called before `reset`."""
+
+
+class ClosedEnvironmentError(DiamondGymError, gymnasium.error.ClosedEnvironmentError):
+    """The environment was used after `close`."""
+
+
+class CheckpointError(DiamondGymError, RuntimeError):
+    """A checkpoint is truncated, foreign, unsafe to load, for another game or of another architecture."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """No checkpoint: neither embedded, nor cached, nor reachable, nor at the given path."""
+
+
+class DatasetError(DiamondGymError, RuntimeError):
+    """An episode, or a folder of episodes, is missing, corrupt or of the wrong shape."""
+
+
+class CacheError(DiamondGymError, OSError):
+    """The cache folder (or another output folder) cannot be written."""
+
+
+class DeviceError(DiamondGymError, RuntimeError):
+    """The requested device is not available on this machine."""
+
+
+class DisplayError(DiamondGymError, RuntimeError):
+    """A window was asked for but no display can be opened."""
+
+
+class MissingDependencyError(DiamondGymError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+__all__ = [
+    "CacheError",
+    "CheckpointError",
+    "CheckpointNotFoundError",
+    "ClosedEnvironmentError",
+    "DatasetError",
+    "DeviceError",
+    "DiamondGymError",
+    "DisplayError",
+    "InvalidInputError",
+    "MissingDependencyError",
+    "ResetNeededError",
+    "UnknownGameError",
+]

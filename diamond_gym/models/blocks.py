@@ -1,0 +1,222 @@
+"""The layers the three networks are made of. Attribute names are the state-dict interface of released checkpoints."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+GROUP_SIZE = 32
+GROUP_NORM_EPS = 1e-5
+ATTENTION_HEAD_DIM = 8
+
+
+def num_groups(channels: int) -> int:
+    """Number of groups of a group norm over `channels` channels: one per 32 channels, at least one."""
+    return max(1, channels // GROUP_SIZE)
+
+
+def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution of each pixel on its own."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the image size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with learned scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups(channels), channels, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.norm(x)
+
+
+class AdaGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift are a linear function of a conditioning vector."""
+
+    def __init__(self, channels: int, cond_channels: int) -> None:
+        super().__init__()
+        self.num_groups = num_groups(channels)
+        self.linear = nn.Linear(cond_channels, 2 * channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
+        scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
+        return torch.addcmul(shift, x, 1 + scale)
+
+
+class SelfAttention2d(nn.Module):
+    """Multi-head self-attention over the pixels of an image, added to its normalised input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.num_heads = max(1, channels // ATTENTION_HEAD_DIM)
+        self.norm = GroupNorm(channels)
+        self.qkv_proj = conv1x1(channels, 3 * channels)
+        self.out_proj = conv1x1(channels, channels)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        b, c, h, w = x.shape
+        x = self.norm(x)  # the skip carries the normalised input: released weights expect it
+        qkv = self.qkv_proj(x).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return x + self.out_proj(y.transpose(-1, -2).reshape(b, c, h, w))
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features of the noise level (Tancik et al. 2020); the frequencies are a fixed buffer."""
+
+    def __init__(self, cond_channels: int) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", torch.randn(1, cond_channels // 2))
+
+    def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        f = 2 * math.pi * c_noise[:, None] * self.weight
+        return torch.cat([f.cos(), f.sin()], dim=-1)
+
+
+class Downsample(nn.Module):
+    """Halves the image with a strided 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        nn.init.orthogonal_(self.conv.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(x)
+
+
+class Upsample(nn.Module):
+    """Doubles the image (nearest), then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class ResBlock(nn.Module):
+    """Two adaptive-norm, SiLU, 3x3-convolution stages beside a skip, then attention where asked for."""
+
+    def __init__(self, in_channels: int, out_channels: int, cond_channels: int, *, attention: bool) -> None:
+        super().__init__()
+        self.proj = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        self.norm1 = AdaGroupNorm(in_channels, cond_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = AdaGroupNorm(out_channels, cond_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.attn = SelfAttention2d(out_channels) if attention else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c2 h w"]:
+        r = self.proj(x)
+        x = self.conv1(F.silu(self.norm1(x, cond)))
+        x = self.conv2(F.silu(self.norm2(x, cond)))
+        return self.attn(x + r)
+
+
+class ResBlocks(nn.Module):
+    """A run of residual blocks that returns every block's output; `skips` are concatenated to the inputs."""
+
+    def __init__(
+        self, in_channels: list[int], out_channels: list[int], cond_channels: int, *, attention: bool
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            ResBlock(c_in, c_out, cond_channels, attention=attention)
+            for c_in, c_out in zip(in_channels, out_channels, strict=True)
+        )
+
+    def forward(self, x: Tensor, cond: Tensor, skips: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+        outputs = []
+        for i, block in enumerate(self.resblocks):
+            x = x if skips is None else torch.cat([x, skips[i]], dim=1)
+            x = block(x, cond)
+            outputs.append(x)
+        return x, outputs
+
+
+def level_channels(channels: list[int]) -> list[tuple[int, int]]:
+    """(input, output) channels of each level of a pyramid; the first level keeps its channels."""
+    return list(zip([channels[0], *channels[:-1]], channels, strict=True))
+
+
+class UNet(nn.Module):
+    """The U-Net of the denoiser: a pyramid of residual blocks down, two middle blocks with attention, and up."""
+
+    def __init__(
+        self, cond_channels: int, depths: list[int], channels: list[int], attn_depths: list[int]
+    ) -> None:
+        super().__init__()
+        d_blocks, u_blocks = [], []
+        for depth, attention, (c1, c2) in zip(depths, attn_depths, level_channels(channels), strict=True):
+            d_blocks.append(
+                ResBlocks([c1] + [c2] * (depth - 1), [c2] * depth, cond_channels, attention=bool(attention))
+            )
+            u_blocks.append(
+                ResBlocks(
+                    [2 * c2] * depth + [c1 + c2], [c2] * depth + [c1], cond_channels, attention=bool(attention)
+                )
+            )
+        self.d_blocks = nn.ModuleList(d_blocks)
+        self.u_blocks = nn.ModuleList(reversed(u_blocks))
+        self.mid_blocks = ResBlocks([channels[-1]] * 2, [channels[-1]] * 2, cond_channels, attention=True)
+        self.downsamples = nn.ModuleList([nn.Identity(), *(Downsample(c) for c in channels[:-1])])
+        self.upsamples = nn.ModuleList([nn.Identity(), *(Upsample(c) for c in reversed(channels[:-1]))])
+
+    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+        h, w = x.shape[-2:]
+        multiple = 2 ** (len(self.d_blocks) - 1)
+        x = F.pad(x, (0, -w % multiple, 0, -h % multiple))
+        skips = []
+        for downsample, block in zip(self.downsamples, self.d_blocks, strict=True):
+            x_level = downsample(x)
+            x, outputs = block(x_level, cond)
+            skips.append([*reversed(outputs), x_level])
+        x, _ = self.mid_blocks(x, cond)
+        for upsample, block, level_skips in zip(self.upsamples, self.u_blocks, reversed(skips), strict=True):
+            x, _ = block(upsample(x), cond, level_skips)
+        return x[..., :h, :w]
+
+
+class SmallResBlock(nn.Module):
+    """Group norm, SiLU and a 3x3 convolution beside a skip (the actor-critic's block)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.f = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), conv3x3(in_channels, out_channels))
+        self.skip_projection = (
+            conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        return self.skip_projection(x) + self.f(x)
+
+
+def init_lstm(lstm: nn.LSTM | nn.LSTMCell) -> None:
+    """Xavier input weights, orthogonal recurrent weights, zero biases but 1 for the input-side forget gate."""
+    for name, p in lstm.named_parameters():
+        if "weight_ih" in name:
+            nn.init.xavier_uniform_(p)
+        elif "weight_hh" in name:
+            nn.init.orthogonal_(p)
+        else:
+            nn.init.zeros_(p)
+            if "bias_ih" in name:
+                p.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1

@@ -1,0 +1,179 @@
+"""The diffusion model of the next frame: preconditioned denoiser and the U-Net inside it.
+
+Knows frames and actions as tensors; nothing of environments, sampling schedules or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3
+from diamond_gym.pixels import quantize
+
+
+def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
+    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level."""
+    if not channels or not len(depths) == len(channels) == len(attn_depths):
+        raise InvalidInputError(
+            f"{owner}: depths, channels and attn_depths need one entry per level, "
+            f"got {depths}, {channels} and {attn_depths}"
+        )
+
+
+@dataclass
+class InnerModelConfig:
+    """Sizes of the denoiser's network. Defaults are the published ones.
+
+    Attributes:
+        img_channels: Channels of a frame.
+        num_steps_conditioning: Past frames and actions the next frame depends on (n).
+        cond_channels: Width of the conditioning vector; must be divisible by n and by 2.
+        depths: Residual blocks per level.
+        channels: Channels per level.
+        attn_depths: 1 where a level has self-attention, else 0.
+        num_actions: Size of the action set; filled in from the game when None.
+        patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
+    """
+
+    img_channels: int = 3
+    num_steps_conditioning: int = 4
+    cond_channels: int = 256
+    depths: list[int] = field(default_factory=lambda: [2, 2, 2, 2])
+    channels: list[int] = field(default_factory=lambda: [64, 64, 64, 64])
+    attn_depths: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
+    num_actions: int | None = None
+    patch_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
+        if self.cond_channels % self.num_steps_conditioning or self.cond_channels % 2:
+            raise InvalidInputError(
+                f"denoiser.inner_model: cond_channels={self.cond_channels} must be even and divisible by "
+                f"num_steps_conditioning={self.num_steps_conditioning}"
+            )
+
+
+@dataclass
+class DenoiserConfig:
+    """Preconditioning constants and the network they wrap (Karras et al. 2022; offset noise: see `Denoiser`)."""
+
+    inner_model: InnerModelConfig = field(default_factory=InnerModelConfig)
+    sigma_data: float = 0.5
+    sigma_offset_noise: float = 0.3
+
+
+class InnerModel(nn.Module):
+    """The raw network F of the preconditioned denoiser."""
+
+    def __init__(self, config: InnerModelConfig) -> None:
+        super().__init__()
+        assert config.num_actions is not None
+        n, p = config.num_steps_conditioning, config.patch_size
+        self.patch_size = p
+        self.noise_emb = FourierFeatures(config.cond_channels)
+        self.act_emb = nn.Sequential(nn.Embedding(config.num_actions, config.cond_channels // n), nn.Flatten())
+        self.cond_proj = nn.Sequential(
+            nn.Linear(config.cond_channels, config.cond_channels),
+            nn.SiLU(),
+            nn.Linear(config.cond_channels, config.cond_channels),
+        )
+        self.conv_in = conv3x3((n + 1) * config.img_channels * p * p, config.channels[0])
+        self.unet = UNet(config.cond_channels, config.depths, config.channels, config.attn_depths)
+        self.norm_out = GroupNorm(config.channels[0])
+        self.conv_out = conv3x3(config.channels[0], config.img_channels * p * p)
+        nn.init.zeros_(self.conv_out.weight)
+
+    def forward(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        c_noise: Float[Tensor, " b"],
+        obs: Float[Tensor, "b nc h w"],
+        act: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """Runs the network. `obs` holds the n past frames in its channels, oldest first, already scaled."""
+        cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
+        x = torch.cat([obs, noisy_next_obs], dim=1)
+        x = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
+        x = self.unet(x, cond)
+        x = self.conv_out(F.silu(self.norm_out(x)))
+        return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
+
+
+class Conditioners(NamedTuple):
+    """Karras preconditioning coefficients; the first three broadcast over images, `c_noise` is a vector."""
+
+    c_in: Float[Tensor, "b 1 1 1"]
+    c_out: Float[Tensor, "b 1 1 1"]
+    c_skip: Float[Tensor, "b 1 1 1"]
+    c_noise: Float[Tensor, " b"]
+
+
+class Denoiser(nn.Module):
+    """Predicts the clean next frame from a noisy one, the n past frames and the n last actions.
+
+    The preconditioning is that of Karras et al. 2022 (table 1, "EDM") at the noise level
+    `s = sqrt(sigma^2 + sigma_offset_noise^2)`, which folds in the per-channel offset noise used in training.
+    """
+
+    def __init__(self, config: DenoiserConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.inner_model = InnerModel(config.inner_model)
+
+    def conditioners(self, sigma: Float[Tensor, " b"]) -> Conditioners:
+        """Coefficients at noise level `sigma` (per image, > 0)."""
+        sigma_data = self.config.sigma_data
+        s = (sigma**2 + self.config.sigma_offset_noise**2).sqrt()
+        c_in = 1 / (s**2 + sigma_data**2).sqrt()
+        c_skip = sigma_data**2 / (s**2 + sigma_data**2)
+        c_out = s * c_skip.sqrt()
+        c_noise = s.log() / 4
+        c_in, c_out, c_skip = (c[:, None, None, None] for c in (c_in, c_out, c_skip))
+        return Conditioners(c_in, c_out, c_skip, c_noise)
+
+    def model_output(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        c: Conditioners,
+        obs: Float[Tensor, "b nc h w"],
+        act: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """Output of the inner network on inputs scaled to unit variance."""
+        dtype = self.inner_model.conv_in.weight.dtype
+        rescaled_obs = (obs / self.config.sigma_data).to(dtype)
+        rescaled_noise = (noisy_next_obs * c.c_in).to(dtype)
+        return self.inner_model(rescaled_noise, c.c_noise.to(dtype), rescaled_obs, act)
+
+    def wrap_model_output(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        model_output: Float[Tensor, "b c h w"],
+        c: Conditioners,
+    ) -> Float[Tensor, "b c h w"]:
+        """Denoised frame from the network's output, clamped and quantised as released weights expect."""
+        return quantize(c.c_skip * noisy_next_obs + c.c_out * model_output)
+
+    def denoise(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        obs: Float[Tensor, "b nc h w"],
+        act: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """Estimate of the clean next frame in [-1, 1], on 256 levels.
+
+        Args:
+            noisy_next_obs: The frame at noise level `sigma`, float32.
+            sigma: Noise level per image, > 0.
+            obs: The n past frames in [-1, 1], stacked in channels, oldest first.
+            act: The n last actions, oldest first; the newest is the one being taken.
+        """
+        c = self.conditioners(sigma)
+        return self.wrap_model_output(noisy_next_obs, self.model_output(noisy_next_obs, c, obs, act), c)

@@ -1,0 +1,205 @@
+"""The learned simulator as batched torch: contexts in, frames, rewards and ends out.
+
+`WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data: keep one,
+and the same future can be played again from it. Knows nothing of Gymnasium, files or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from diamond_gym import noise, sampler
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.models import Denoiser, LSTMState, RewEndModel
+from diamond_gym.pixels import to_float, to_uint8
+from diamond_gym.sampler import DiffusionSamplerConfig
+
+
+@dataclass(frozen=True)
+class WorldModelState:
+    """Everything the future of b games depends on, besides the actions to come.
+
+    Attributes:
+        obs: The last n frames, oldest first.
+        act: The last n actions; `act[:, i]` was taken at `obs[:, i]`, and the last entry is yet to be taken.
+        hx: Hidden state of the reward/end LSTM.
+        cx: Cell state of the reward/end LSTM.
+        key: Key of each game's stream of random numbers, >= 0.
+        time: Steps imagined since `start`.
+    """
+
+    obs: UInt8[Tensor, "b n c h w"]
+    act: Int64[Tensor, "b n"]
+    hx: Float[Tensor, "b d"]
+    cx: Float[Tensor, "b d"]
+    key: Int64[Tensor, " b"]
+    time: Int64[Tensor, " b"]
+
+    def __len__(self) -> int:
+        return self.key.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields, in order."""
+        return tuple(getattr(self, f.name) for f in fields(self))
+
+    def clone(self) -> WorldModelState:
+        """A copy that shares no memory."""
+        return WorldModelState(*(x.clone() for x in self.tensors()))
+
+    def select(self, index: Int64[Tensor, " k"]) -> WorldModelState:
+        """The state of some of the games (repeats allowed: that forks a game)."""
+        return WorldModelState(*(x[index] for x in self.tensors()))
+
+    def replace(self, index: Int64[Tensor, " k"], other: WorldModelState) -> WorldModelState:
+        """This state with the games at `index` taken from `other`."""
+        return WorldModelState(
+            *(x.index_copy(0, index, y) for x, y in zip(self.tensors(), other.tensors(), strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class WorldModelStep:
+    """What one imagined step gave.
+
+    Attributes:
+        obs: The next frame.
+        rew: Reward in {-1, 0, 1}.
+        end: Whether the episode ended.
+        logits_rew: Logits of the reward classes -1, 0, 1.
+        logits_end: Logits of going on and of ending.
+    """
+
+    obs: UInt8[Tensor, "b c h w"]
+    rew: Float[Tensor, " b"]
+    end: Bool[Tensor, " b"]
+    logits_rew: Float[Tensor, "b 3"]
+    logits_end: Float[Tensor, "b 2"]
+
+
+def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[Tensor, " b"]:
+    """A draw from each categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
+    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    return (u >= cumulative[:, :-1]).sum(dim=-1)
+
+
+class WorldModel:
+    """Imagines games with a denoiser and a reward/end model.
+
+    Both networks must be in eval mode on the same device and of the same dtype; frames are sampled in float32.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, rew_end_model: RewEndModel, config: DiffusionSamplerConfig | None = None
+    ) -> None:
+        self.denoiser = denoiser
+        self.rew_end_model = rew_end_model
+        self.config = config or DiffusionSamplerConfig()
+        self.sigmas: list[float] = sampler.build_sigmas(self.config).tolist()
+
+    @property
+    def num_steps_conditioning(self) -> int:
+        """Frames and actions a step looks back on (n)."""
+        return self.denoiser.config.inner_model.num_steps_conditioning
+
+    @property
+    def num_actions(self) -> int:
+        """Size of the action set."""
+        num_actions = self.denoiser.config.inner_model.num_actions
+        assert num_actions is not None
+        return num_actions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.denoiser.inner_model.conv_in.weight.device
+
+    @torch.no_grad()
+    def start(
+        self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"], key: Int64[Tensor, " b"]
+    ) -> WorldModelState:
+        """Starts b games from real frames; the reward/end LSTM is burned in on them.
+
+        Args:
+            obs: n frames, oldest first.
+            act: The actions taken at them; the last one is ignored (the first `step` replaces it).
+            key: Key of each game's random numbers, >= 0.
+
+        Raises:
+            InvalidInputError: A shape or dtype is wrong.
+        """
+        n = self.num_steps_conditioning
+        if obs.dtype != torch.uint8 or obs.ndim != 5 or obs.shape[1] != n:
+            raise InvalidInputError(
+                f"context frames must be uint8 of shape (b, {n}, c, h, w), got {obs.dtype} {tuple(obs.shape)}"
+            )
+        obs, act, key = (x.to(self.device) for x in (obs, act, key))
+        hx, cx = self.burn_in(obs, act)
+        return WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key))
+
+    def burn_in(self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"]) -> LSTMState:
+        """State of the reward/end LSTM after the transitions between the given frames."""
+        frames = to_float(obs)
+        if obs.shape[1] == 1:
+            return self.rew_end_model.initial_state(len(obs))
+        _, _, hx_cx = self.rew_end_model.predict_rew_end(frames[:, :-1], act[:, :-1], frames[:, 1:])
+        return hx_cx
+
+    @torch.no_grad()
+    def step(self, state: WorldModelState, act: Int64[Tensor, " b"]) -> tuple[WorldModelState, WorldModelStep]:
+        """Takes one action in each game.
+
+        Args:
+            state: From `start` or an earlier `step`; it is not modified.
+            act: Actions in 0..num_actions-1.
+
+        Returns:
+            The next state, and the frame, reward and end.
+        """
+        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
+        past = to_float(state.obs)
+        next_obs = self.sample_trajectory(state, past, act_history)[-1]
+        frame = to_uint8(next_obs)
+        logits_rew, logits_end, (hx, cx) = self.rew_end_model.predict_rew_end(
+            past[:, -1:], act[:, None], next_obs[:, None], (state.hx[None], state.cx[None])
+        )
+        u = noise.uniform(state.key, state.time, noise.Draw.REW_END, (2,))
+        step = WorldModelStep(
+            obs=frame,
+            rew=(draw_class(logits_rew[:, 0], u[:, :1]) - 1).float(),
+            end=draw_class(logits_end[:, 0], u[:, 1:]).bool(),
+            logits_rew=logits_rew[:, 0],
+            logits_end=logits_end[:, 0],
+        )
+        next_state = WorldModelState(
+            obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),
+            act=torch.cat([act_history[:, 1:], act[:, None]], dim=1),
+            hx=hx[0],
+            cx=cx[0],
+            key=state.key,
+            time=state.time + 1,
+        )
+        return next_state, step
+
+    @torch.no_grad()
+    def sample_trajectory(
+        self,
+        state: WorldModelState,
+        past: Float[Tensor, "b n c h w"],
+        act_history: Int64[Tensor, "b n"],
+    ) -> list[Float[Tensor, "b c h w"]]:
+        """The denoising trajectory of the next frame, from noise to the frame itself, in [-1, 1]."""
+        shape = tuple(past.shape[2:])
+        obs = past.flatten(1, 2)
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            return self.denoiser.denoise(x, sigma, obs, act_history)
+
+        def churn_noise(i: int) -> Tensor:
+            return noise.normal(state.key, state.time, noise.Draw.CHURN + i, shape)
+
+        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, shape)
+        return sampler.sample(denoise, init_noise, self.sigmas, self.config, churn_noise)

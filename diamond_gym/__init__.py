@@ -1,0 +1,1 @@
+"""Learned simulators you can `gymnasium.make`."""

@@ -1,0 +1,37 @@
+"""Settings of every test: no display, few threads, and tensor shapes checked against their annotations."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that needs a hub serves its own
+
+import pytest
+import torch
+from jaxtyping import config, install_import_hook
+
+# Only our own code hands these their tensors; modules that judge what a user gave raise errors of their own.
+SHAPE_CHECKED = ("diamond_gym.models", "diamond_gym.noise", "diamond_gym.pixels", "diamond_gym.sampler")
+
+install_import_hook(SHAPE_CHECKED, "beartype.beartype")
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture
+def without_shape_checks() -> Iterator[None]:
+    """Turns the checks off, for tests of `torch.compile`, which cannot trace through them."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skips what needs a GPU where there is none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))

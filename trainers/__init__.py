@@ -1,0 +1,1 @@
+"""Building learned simulators and training agents inside them: everything that `diamond_gym` must never import."""

@@ -1,0 +1,42 @@
+# The commands people must know; `make` alone lists them.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test slow check fidelity bench $(VENV)
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create the virtual environment and install everything in it
+
+$(VENV): $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
+	touch $@
+
+demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4 and demo.png
+	$(PY) -m diamond_gym.demo
+
+test: $(STAMP) ## the tests, without the slow ones and those that need a GPU
+	$(PY) -m pytest -q -m "not slow and not gpu"
+
+slow: $(STAMP) ## the slow tests
+	$(PY) -m pytest -q -m "slow and not gpu"
+
+check: $(STAMP) ## style, types and the direction of imports
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m pyright --pythonpath $(PY)
+	$(VENV)/bin/lint-imports
+
+fidelity: $(STAMP) ## imagined against real Breakout, in numbers
+	$(PY) -m diamond_gym.evaluate game=Breakout
+
+bench: $(STAMP) ## steps per second and latency
+	$(PY) benchmarks/throughput.py

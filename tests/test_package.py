@@ -1,0 +1,78 @@
+"""What importing the package costs and offers, and that the packaging files agree with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import diamond_gym
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run_python(code: str) -> str:
+    """Runs code in a fresh interpreter, in the repository's root, and returns what it printed."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout.strip()
+
+
+def test_importing_loads_neither_torch_nor_ale_py():
+    heavy = ["torch", "ale_py", "cv2", "trainers", "huggingface_hub", "safetensors"]
+    code = f"import sys, diamond_gym; print([m for m in {heavy} if m in sys.modules])"
+    assert run_python(code) == "[]"
+
+
+def test_importing_takes_less_than_300_ms():
+    code = "import time; t = time.perf_counter(); import diamond_gym; print(time.perf_counter() - t)"
+    assert min(float(run_python(code)) for _ in range(5)) < 0.3
+
+
+def test_world_model_is_imported_on_demand():
+    code = (
+        "import sys, diamond_gym; from diamond_gym.world_model import WorldModel; "
+        "print(diamond_gym.WorldModel is WorldModel)"
+    )
+    assert run_python(code) == "True"
+
+
+def test_everything_promised_is_there():
+    assert set(diamond_gym.__all__) <= set(dir(diamond_gym))
+    for name in diamond_gym.__all__:
+        assert getattr(diamond_gym, name) is not None
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'diamond_gym' has no attribute 'DiamondEnvironment'"):
+        _ = diamond_gym.DiamondEnvironment
+
+
+def test_the_package_says_that_it_is_typed():
+    assert (ROOT / "diamond_gym" / "py.typed").is_file()
+
+
+def test_constraints_pin_exactly_what_pyproject_asks_for():
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
+    assert pins["torch"] == "2.13.0"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [
+        *project["dependencies"],
+        *(r for extra in project["optional-dependencies"].values() for r in extra),
+    ]
+    names = {normal_name(requirement) for requirement in asked} - {"diamond-gym"}
+    assert names <= {normal_name(pin) for pin in pins}
+
+
+def normal_name(requirement: str) -> str:
+    """ "huggingface_hub>=1.0" -> "huggingface-hub"."""
+    name = requirement.split(">")[0].split("[")[0].strip()
+    return name.lower().replace("_", "-")
+
+
+def test_licence():
+    text = (ROOT / "LICENSE").read_text()
+    assert text.startswith("MIT License") and "Copyright (c) 2026 the diamond_gym authors" in text

@@ -105,6 +105,10 @@ def _action_meanings(game: str) -> tuple[str, ...]:
     return tuple(action.name for action in ale.getMinimalActionSet())
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
 def _new_ale() -> ale_py.ALEInterface:
     """A silent emulator without sticky actions; no game is loaded."""
     import ale_py
@@ -208,9 +212,14 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
         Returns:
             uint8 (64, 64, 3) frame and info.
+
+        Raises:
+            InvalidInputError: the seed is not a non-negative integer; the game has not changed.
         """
         self._require_open()
-        super().reset(seed=seed)
+        if seed is not None and not (_is_integer(seed) and seed >= 0):
+            raise InvalidInputError(f"seed must be a non-negative integer or None, got {seed!r}")
+        super().reset(seed=None if seed is None else int(seed))
         if seed is not None or self._phase == _NEW:
             self._seed_emulator(seed)
         elif self._phase == _LIFE_LOST:
@@ -235,9 +244,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._require_open()
         if self._phase != _PLAYING:
             raise ResetNeededError(f"call reset() before step(): {self._why_not_playing()}")
-        reward = self._repeat(self._actions[self._action_index(action)])
-        life_lost = self.ale.lives() < self._lives
-        self._lives = self.ale.lives()
+        reward, life_lost = self._repeat(self._actions[self._action_index(action)])
         game_over = self.ale.game_over(with_truncation=False)
         truncated = self.ale.game_truncated() and not game_over
         terminated = game_over or (self.training and life_lost)
@@ -311,21 +318,27 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._screens[0] = 0
         self.ale.getScreenRGB(self._screens[1])
 
-    def _repeat(self, action: ale_py.Action) -> float:
-        """Run up to 4 raw frames; leave their pooled screen in `_screens[1]`. Returns the summed reward.
+    def _repeat(self, action: ale_py.Action) -> tuple[float, bool]:
+        """Run up to 4 raw frames; leave their pooled screen in `_screens[1]`.
 
         When the game ends, its last raw screen is not read and the pooled screen keeps what it held: a quirk
         of the published preprocessing that the released models were trained with.
+
+        Returns:
+            The summed reward, and whether a life was lost.
         """
-        reward = 0.0
+        reward, life_lost = 0.0, False
         for frame in range(FRAME_SKIP):
             reward += self.ale.act(action)
+            lives = self.ale.lives()
+            life_lost |= lives < self._lives
+            self._lives = lives
             if self.ale.game_over():
                 break
             if frame >= FRAME_SKIP - 2:
                 self.ale.getScreenRGB(self._screens[frame - (FRAME_SKIP - 2)])
         np.maximum(self._screens[0], self._screens[1], out=self._screens[1])
-        return reward
+        return reward, life_lost
 
     def _observe(self) -> NDArray[np.uint8]:
         resized = cv2.resize(self._screens[1], (SCREEN_SIZE, SCREEN_SIZE), interpolation=cv2.INTER_AREA)

@@ -7,10 +7,14 @@ or of training.
 
 from __future__ import annotations
 
+import multiprocessing
 import operator
+import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -20,9 +24,9 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diamond_gym.atari import AtariEnv
+from diamond_gym.atari import AtariEnv, canonical_game_name
 from diamond_gym.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import DiamondGymError, InvalidInputError
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
@@ -91,12 +95,13 @@ def collect(
     training: bool = True,
     epsilon: float = 0.0,
     progress: bool = True,
+    num_workers: int = 1,
 ) -> CollectReport:
     """Let a policy play for a number of steps.
 
     Episodes go to the dataset as each one ends, so an interrupted collection keeps those that were finished.
     The last episode is cut where the steps run out and stored as unfinished: no end, no truncation, no final
-    observation.
+    observation. Calls with the same arguments give the same episodes in the same order.
 
     Args:
         game: an Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
@@ -108,6 +113,9 @@ def collect(
         training: for a game's name only: end episodes at lost lives.
         epsilon: probability in [0, 1] that a uniformly random action replaces the policy's.
         progress: show a bar with steps per second on stderr.
+        num_workers: processes that play at once, each a share of the steps with its own game and copy of the
+            policy. More than one needs a game's name, a policy that can be pickled and (as processes always
+            do) a main module that can be imported.
 
     Returns:
         Lengths, returns, time, and the episodes if there is no dataset.
@@ -117,45 +125,56 @@ def collect(
             valid action.
         UnknownGameError: ale_py has no such game.
         CacheError: the dataset cannot be written.
+        DiamondGymError: a process that played was killed.
     """
-    _check_arguments(policy, num_steps, seed, epsilon)
-    env = AtariEnv(game, training=training) if isinstance(game, str) else game
-    _check_env(env)
+    _check_arguments(policy, num_steps, seed, epsilon, num_workers)
     report = CollectReport()
     start = time.perf_counter()
-    try:
-        with tqdm(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
-            for episode in _play(env, policy, num_steps, seed, epsilon, bar):
-                report.lengths.append(len(episode))
-                report.returns.append(episode.total_reward)
-                if dataset is None:
-                    report.episodes.append(episode)
-                else:
-                    dataset.append(episode)
-    finally:
-        if isinstance(game, str):
-            env.close()
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=num_steps, unit="step", desc="collect", disable=not progress))
+        if num_workers == 1:
+            env = game
+            if isinstance(env, str):
+                env = stack.enter_context(closing(AtariEnv(env, training=training)))
+            episodes = _play(env, policy, num_steps, seed, epsilon, bar.update)
+        else:
+            shares = _shares(game, policy, num_steps, seed, training, epsilon, num_workers)
+            episodes = _play_in_processes(shares, bar.update)
+        for episode in stack.enter_context(closing(episodes)):
+            report.lengths.append(len(episode))
+            report.returns.append(episode.total_reward)
+            if dataset is None:
+                report.episodes.append(episode)
+            else:
+                dataset.append(episode)
     report.seconds = time.perf_counter() - start
     return report
 
 
 def _play(
-    env: gymnasium.Env[Any, Any], policy: Policy, num_steps: int, seed: int, epsilon: float, bar: tqdm[Any]
-) -> Iterator[Episode]:
+    env: gymnasium.Env[Any, Any],
+    policy: Policy,
+    num_steps: int,
+    seed: int,
+    epsilon: float,
+    on_steps: Callable[[int], object],
+) -> Generator[Episode, None, None]:
     """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
+    _check_env(env)
     rng = np.random.default_rng(seed)
     recorder = _Recorder()
-    obs = _start(env, policy, rng, env_seed=seed)
-    for _ in range(num_steps):
+    obs: Frame | None = None
+    for step in range(num_steps):
+        if obs is None:
+            obs = _start(env, policy, rng, env_seed=seed if step == 0 else None)
         action = _choose(env, policy, obs, rng, epsilon)
         next_obs, reward, terminated, truncated, _ = env.step(action)
         recorder.add(obs, action, float(reward), terminated, truncated)
-        bar.update()
+        on_steps(1)
+        obs = next_obs
         if terminated or truncated:
             yield recorder.episode(final_obs=next_obs)
-            recorder = _Recorder()
-            next_obs = _start(env, policy, rng, env_seed=None)
-        obs = next_obs
+            recorder, obs = _Recorder(), None
     if recorder.obs:
         yield recorder.episode(final_obs=None)
 
@@ -182,7 +201,7 @@ def _choose(
         action = -1
     if not 0 <= action < num_actions:
         raise InvalidInputError(
-            f"the policy must return an integer from 0 to {num_actions - 1}, it returned {choice!r}"
+            f"the policy must return an integer in 0..{num_actions - 1}, it returned {choice!r}"
         )
     if epsilon > 0 and rng.random() < epsilon:
         return int(rng.integers(num_actions))
@@ -200,7 +219,7 @@ class _Recorder:
     trunc: list[bool] = field(default_factory=list)
 
     def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
-        self.obs.append(obs)
+        self.obs.append(obs.copy())  # an environment may draw every frame into the same array
         self.act.append(act)
         self.rew.append(rew)
         self.end.append(end)
@@ -222,13 +241,110 @@ def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
 
 
-def _check_arguments(policy: Callable[[Frame], int], num_steps: int, seed: int, epsilon: float) -> None:
+@dataclass(frozen=True)
+class _Share:
+    """What one process plays."""
+
+    game: str
+    policy: Policy
+    num_steps: int
+    seed: int
+    training: bool
+    epsilon: float
+
+
+def _shares(
+    game: object,
+    policy: Policy,
+    num_steps: int,
+    seed: int,
+    training: bool,
+    epsilon: float,
+    num_workers: int,
+) -> list[_Share]:
+    if not isinstance(game, str):
+        raise InvalidInputError(f"num_workers > 1 needs a game's name, got {type(game).__name__}")
+    name = canonical_game_name(game)
+    try:
+        pickle.dumps(policy)
+    except Exception as error:  # whatever the policy's own pickling raises
+        raise InvalidInputError(f"num_workers > 1 needs a policy that can be pickled: {error}") from error
+    steps = [num_steps // num_workers + (i < num_steps % num_workers) for i in range(num_workers)]
+    seeds = np.random.SeedSequence(seed).generate_state(num_workers).tolist()
+    return [_Share(name, policy, n, s, training, epsilon) for n, s in zip(steps, seeds, strict=True) if n > 0]
+
+
+def _play_in_processes(
+    shares: list[_Share], on_steps: Callable[[int], object]
+) -> Generator[Episode, None, None]:
+    """Yield the episodes of all shares, one of each in turn, so that the order does not depend on timing."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        inboxes: list[Connection] = []
+        for share in shares:
+            inbox, outbox = context.Pipe(duplex=False)
+            worker = context.Process(target=_play_share, args=(share, outbox), daemon=True)
+            worker.start()
+            stack.callback(worker.join)
+            stack.callback(worker.terminate)
+            outbox.close()  # the worker holds the only one now: reading fails when it dies
+            inboxes.append(inbox)
+        while inboxes:
+            for inbox in tuple(inboxes):
+                episode = _receive(inbox)
+                if episode is None:
+                    inboxes.remove(inbox)
+                else:
+                    on_steps(len(episode))
+                    yield episode
+
+
+def _play_share(share: _Share, outbox: Connection) -> None:
+    """In a worker: send every episode as arrays, then None; or the exception that stopped it."""
+    torch.set_num_threads(1)
+    try:
+        env = AtariEnv(share.game, training=share.training)
+        for episode in _play(env, share.policy, share.num_steps, share.seed, share.epsilon, lambda _: None):
+            outbox.send(_to_arrays(episode))
+        outbox.send(None)
+    except Exception as error:
+        outbox.send(error)
+
+
+def _receive(inbox: Connection) -> Episode | None:
+    """The next episode of a worker, None when it has played its share. Raises what the worker raised."""
+    try:
+        message = inbox.recv()
+    except EOFError:
+        raise DiamondGymError("a process that played was killed, perhaps for lack of memory") from None
+    if isinstance(message, Exception):
+        raise message
+    return None if message is None else _from_arrays(message)
+
+
+_TENSORS = ("obs", "act", "rew", "end", "trunc")
+
+
+def _to_arrays(episode: Episode) -> dict[str, NDArray[Any]]:
+    """Plain arrays; tensors would be sent as shared memory, which ends with the sending process."""
+    tensors = {name: getattr(episode, name) for name in _TENSORS} | episode.info
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Episode:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Episode(*(tensors.pop(name) for name in _TENSORS), info=tensors)
+
+
+def _check_arguments(policy: object, num_steps: int, seed: int, epsilon: float, num_workers: int) -> None:
     if not callable(policy):
         raise InvalidInputError(f"policy must be callable, got {type(policy).__name__}")
     if not _is_integer(num_steps) or num_steps <= 0:
         raise InvalidInputError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
     if not _is_integer(seed) or seed < 0:
         raise InvalidInputError(f"seed must be a non-negative integer, got {seed!r}")
+    if not _is_integer(num_workers) or num_workers <= 0:
+        raise InvalidInputError(f"num_workers must be an integer of at least 1, got {num_workers!r}")
     if not 0 <= epsilon <= 1:
         raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
 

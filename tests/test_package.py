@@ -68,7 +68,7 @@ def test_constraints_pin_exactly_what_pyproject_asks_for():
 
 
 def normal_name(requirement: str) -> str:
-    """ "huggingface_hub>=1.0" -> "huggingface-hub"."""
+    """Turns "huggingface_hub>=1.0" into "huggingface-hub"."""
     name = requirement.split(">")[0].split("[")[0].strip()
     return name.lower().replace("_", "-")
 

@@ -1,1 +1,1 @@
-"""Building learned simulators and training agents inside them: everything that `diamond_gym` must never import."""
+"""Building learned simulators and training agents inside them: what `diamond_gym` must never import."""

@@ -171,9 +171,9 @@ def _play(
         next_obs, reward, terminated, truncated, _ = env.step(action)
         recorder.add(obs, action, float(reward), terminated, truncated)
         on_steps(1)
-        obs = next_obs
+        obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
         if terminated or truncated:
-            yield recorder.episode(final_obs=next_obs)
+            yield recorder.episode(final_obs=obs)
             recorder, obs = _Recorder(), None
     if recorder.obs:
         yield recorder.episode(final_obs=None)
@@ -186,7 +186,7 @@ def _start(
     if isinstance(policy, SeededPolicy):
         policy.reset(policy_seed)
     obs, _ = env.reset(seed=env_seed)
-    return obs
+    return np.array(obs)
 
 
 def _choose(
@@ -219,7 +219,7 @@ class _Recorder:
     trunc: list[bool] = field(default_factory=list)
 
     def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
-        self.obs.append(obs.copy())  # an environment may draw every frame into the same array
+        self.obs.append(obs)
         self.act.append(act)
         self.rew.append(rew)
         self.end.append(end)

@@ -1,0 +1,126 @@
+"""What a world model says about itself: sizes, sampler, game, actions, training.
+
+Kept as strict JSON in the metadata of our safetensors files and in `config/world.json` of a run folder. Plain
+data only: reading it never runs anything.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from diamond_gym import disk
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
+from diamond_gym.models import AgentConfig, config_from_dict
+from diamond_gym.sampler import DiffusionSamplerConfig
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WorldDescription:
+    """Everything about a world model but its weights and start contexts.
+
+    Attributes:
+        agent: Sizes of its networks; None when unknown (they can be read off the weights).
+        sampler: How its frames are sampled.
+        game: Name of its Atari game; None when unknown, or when it is no Atari game.
+        action_meanings: Names of its actions in order; None when unknown.
+        training: Whatever its makers want to say about how it was trained.
+    """
+
+    agent: AgentConfig | None
+    sampler: DiffusionSamplerConfig
+    game: str | None
+    action_meanings: list[str] | None
+    training: dict[str, Any] | None = None
+
+    def to_json(self) -> str:
+        """Strict JSON; an infinite number is written as the string "inf"."""
+        fields = {"format_version": FORMAT_VERSION, **asdict(self)}
+        fields["sampler"] = {key: _finite_or_text(value) for key, value in fields["sampler"].items()}
+        return json.dumps(fields, allow_nan=False, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, source: str) -> WorldDescription:
+        """Reads what `to_json` wrote.
+
+        Args:
+            text: JSON.
+            source: Where it comes from, for error messages.
+
+        Raises:
+            CheckpointError: It is not JSON, of a later format, or not a description.
+        """
+        try:
+            fields = json.loads(text)
+            if not isinstance(fields, dict):
+                raise ValueError(f"expected a mapping, got {type(fields).__name__}")
+            version = fields.get("format_version", FORMAT_VERSION)
+            if version != FORMAT_VERSION:
+                raise ValueError(f"it is of format version {version!r}, this program reads {FORMAT_VERSION}")
+            return cls(
+                agent=_optional(AgentConfig, fields.get("agent")),
+                sampler=_sampler(fields.get("sampler")),
+                game=_checked(str, "game", fields.get("game")),
+                action_meanings=_names(fields.get("action_meanings")),
+                training=_checked(dict, "training", fields.get("training")),
+            )
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{source} holds no readable description of a world model: {error}"
+            ) from error
+
+    def save(self, path: Path) -> None:
+        """Writes the description as a JSON file.
+
+        Raises:
+            CacheError: The file cannot be written.
+        """
+        disk.write_file(path, self.to_json().encode())
+
+    @classmethod
+    def load(cls, path: Path) -> WorldDescription:
+        """Reads a JSON file.
+
+        Raises:
+            CheckpointNotFoundError: There is no such file.
+            CheckpointError: It holds no description.
+        """
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise CheckpointNotFoundError(f"there is no file {path}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        return cls.from_json(text, str(path))
+
+
+def _finite_or_text(value: float) -> float | str:
+    return str(value) if isinstance(value, float) and math.isinf(value) else value
+
+
+def _optional(cls: type[AgentConfig], values: dict[str, Any] | None) -> AgentConfig | None:
+    return None if values is None else config_from_dict(cls, values)
+
+
+def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
+    if values is None:
+        return DiffusionSamplerConfig()
+    numbers = {key: float(value) if isinstance(value, str) else value for key, value in values.items()}
+    return config_from_dict(DiffusionSamplerConfig, numbers)
+
+
+def _checked(kind: type, name: str, value: Any) -> Any:
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} must be of type {kind.__name__}, got {value!r}")
+    return value
+
+
+def _names(value: Any) -> list[str] | None:
+    if value is not None and not (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+        raise ValueError(f"action_meanings must be a list of names, got {value!r}")
+    return value

@@ -1,0 +1,181 @@
+"""From a `checkpoint` argument to a world model that is ready to imagine."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from diamond_gym import atari
+from diamond_gym.checkpoints import start_contexts
+from diamond_gym.checkpoints.description import WorldDescription
+from diamond_gym.checkpoints.locate import Location, locate, locate_path
+from diamond_gym.checkpoints.saved_world import read_saved_world
+from diamond_gym.checkpoints.weights import build_agent, read_state_dict
+from diamond_gym.contexts import ContextBank
+from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
+from diamond_gym.models import Agent
+from diamond_gym.registration import game_name
+from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class World:
+    """A world model, where it starts, and what its numbers mean.
+
+    Attributes:
+        world_model: Imagines; placed on its device.
+        contexts: Where games may start.
+        game: Name of the Atari game, None when it is none.
+        action_meanings: Names of the actions in order.
+        agent: All networks that came with it; `agent.actor_critic` is None when no policy did.
+        source: The file its weights came from.
+    """
+
+    world_model: WorldModel
+    contexts: ContextBank
+    game: str | None
+    action_meanings: list[str]
+    agent: Agent
+    source: str
+
+
+def load_world(
+    game: str | None,
+    checkpoint: str = "auto",
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: str | bool = "auto",
+    num_denoising_steps: int | None = None,
+    order: int | None = None,
+    s_churn: float | None = None,
+    contexts: str | None = None,
+) -> World:
+    """Loads a world model.
+
+    Args:
+        game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
+        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", or the path of a
+            `.safetensors`, a `.pt`, a folder of `save_world` or a run folder (its newest agent).
+        device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
+        dtype: "auto", "float32", "bfloat16", on CUDA also "float16".
+        compile: Whether to compile the networks; "auto" where it pays.
+        num_denoising_steps: Instead of the checkpoint's own.
+        order: Instead of the checkpoint's own: 1 for Euler, 2 for Heun.
+        s_churn: Instead of the checkpoint's own, >= 0.
+        contexts: Where games start instead of at the checkpoint's own contexts: path of a bank or a folder of
+            recorded episodes.
+
+    Raises:
+        UnknownGameError: ale-py has no such game.
+        InvalidInputError: An argument is not one of those accepted.
+        DeviceError: The device is not available.
+        CheckpointNotFoundError: There is no such checkpoint.
+        CheckpointError: It is damaged, foreign, for another game or of another architecture.
+    """
+    game = None if game is None else game_name(game)
+    location = locate(game, checkpoint)
+    agent, description = _read(location)
+    game = _agreed_game(game, description, agent, location.weights)
+    sampler = _overridden(description.sampler, num_denoising_steps, order, s_churn)
+    bank = start_contexts.find(location, contexts, game, agent)
+    world_model = _placed(agent, sampler, device, dtype)
+    meanings = description.action_meanings or _action_meanings(game, agent)
+    return World(world_model, bank, game, meanings, agent, str(location.weights))
+
+
+def load_agent(path: str | os.PathLike[str]) -> Agent:
+    """The networks of a checkpoint, on the CPU in float32, in eval mode.
+
+    Args:
+        path: A `.safetensors`, a `.pt`, a folder of `save_world` or a run folder (its newest agent).
+
+    Raises:
+        CheckpointNotFoundError: There is nothing at the path.
+        CheckpointError: It is no checkpoint, or a damaged one.
+    """
+    agent, _ = _read(locate_path(Path(path).expanduser()))
+    return agent
+
+
+def _placed(agent: Agent, sampler: DiffusionSamplerConfig, device: str, dtype: str) -> WorldModel:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    dtypes = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
+    if dtype not in dtypes:
+        raise InvalidInputError(f"dtype must be one of {', '.join(dtypes)}, got {dtype!r}")
+    try:
+        agent.denoiser.to(device, dtypes[dtype])
+        agent.rew_end_model.to(device, dtypes[dtype])
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceError(f"device {device!r} is not available: {error}") from error
+    return WorldModel(agent.denoiser, agent.rew_end_model, sampler)
+
+
+def _read(location: Location) -> tuple[Agent, WorldDescription]:
+    if location.weights.suffix == ".safetensors":
+        agent, description = read_saved_world(location.weights)
+    else:
+        agent, description = _read_state_dict_of_agent(location)
+    meanings, num_actions = description.action_meanings, agent.config.num_actions
+    if meanings is not None and len(meanings) != num_actions:
+        raise CheckpointError(
+            f"{location.weights} has {num_actions} actions, its description names {len(meanings)}: "
+            f"{', '.join(meanings)}"
+        )
+    return agent, description
+
+
+def _read_state_dict_of_agent(location: Location) -> tuple[Agent, WorldDescription]:
+    description = WorldDescription(None, DiffusionSamplerConfig(), None, None)
+    if location.description is not None and location.description.is_file():
+        description = WorldDescription.load(location.description)
+    weights = read_state_dict(location.weights)
+    is_complete = description.agent is not None
+    return build_agent(weights, location.weights, description.agent, is_complete=is_complete), description
+
+
+def _agreed_game(game: str | None, description: WorldDescription, agent: Agent, file: Path) -> str | None:
+    """The game, given or described, once nothing contradicts it."""
+    stored = None if description.game is None else _stored_game(description.game, file)
+    if stored is not None and game is not None and stored != game:
+        raise CheckpointError(
+            f"{file} is a world model of {stored}, not of {game}: give game='{stored}' or another file"
+        )
+    game = game or stored
+    if game is None:
+        return None
+    num_actions = agent.config.num_actions
+    is_unchecked = stored is None or description.action_meanings is None
+    if is_unchecked and num_actions != atari.num_actions(game):
+        raise CheckpointError(
+            f"{file} has {num_actions} actions, {game} has {atari.num_actions(game)} "
+            f"({', '.join(atari.action_meanings(game))}): it is a world model of another game"
+        )
+    return game
+
+
+def _stored_game(name: str, file: Path) -> str:
+    try:
+        return game_name(name)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{file} says that it is of a game that is none of ale-py's: {error}"
+        ) from error
+
+
+def _overridden(
+    sampler: DiffusionSamplerConfig, num_denoising_steps: int | None, order: int | None, s_churn: float | None
+) -> DiffusionSamplerConfig:
+    given = {"num_steps_denoising": num_denoising_steps, "order": order, "s_churn": s_churn}
+    return replace(sampler, **{name: value for name, value in given.items() if value is not None})
+
+
+def _action_meanings(game: str | None, agent: Agent) -> list[str]:
+    num_actions = agent.config.num_actions
+    assert num_actions is not None
+    return [f"ACTION_{i}" for i in range(num_actions)] if game is None else atari.action_meanings(game)

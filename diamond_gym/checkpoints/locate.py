@@ -1,0 +1,115 @@
+"""Which file a `checkpoint` argument means.
+
+Knows where world models are kept: inside the package, in run folders of the trainer (ours or the published
+one), in the folders `save_world` makes, on the Hub. Reads none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from diamond_gym.checkpoints import hub
+from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE, MODEL_FILE, contexts_path
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
+
+EMBEDDED = Path(__file__).parents[1] / "weights"
+"""One folder per game, as `save_world` writes them."""
+
+_AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
+_AGENT_FOLDER = Path("checkpoints", "agent_versions")
+_ACCEPTED = (
+    "checkpoint must be 'auto', 'embedded', 'hub', or the path of a .safetensors file or folder, a .pt file "
+    "or a run "
+    "folder"
+)
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where the parts of a world model are.
+
+    Attributes:
+        weights: File of weights, `.safetensors` or `.pt`.
+        description: JSON file of a run that describes its `.pt`, there or not; None for any other file.
+        contexts: Bank of start contexts that belongs to it, there or not.
+        datasets: Folders of recorded episodes to take start contexts from when there is no bank, best first.
+    """
+
+    weights: Path
+    description: Path | None
+    contexts: Path
+    datasets: tuple[Path, ...] = ()
+
+
+def locate(game: str | None, checkpoint: str) -> Location:
+    """Finds a world model; fetches it when it is only on the Hub.
+
+    Args:
+        game: The game's name, needed unless `checkpoint` is a path.
+        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub" or a path.
+
+    Raises:
+        InvalidInputError: `checkpoint` is not text, or a game is needed and not given.
+        CheckpointNotFoundError: There is none.
+        CheckpointError: The path is neither a checkpoint nor a folder that holds one.
+    """
+    if not isinstance(checkpoint, str) or not checkpoint:
+        raise InvalidInputError(f"{_ACCEPTED}; got {checkpoint!r}")
+    if checkpoint not in ("auto", "embedded", "hub"):
+        return locate_path(Path(checkpoint).expanduser())
+    if game is None:
+        raise InvalidInputError(f"checkpoint={checkpoint!r} needs a game, such as game='Breakout'")
+    embedded = EMBEDDED / game / MODEL_FILE
+    if checkpoint == "embedded" and not embedded.is_file():
+        games = ", ".join(sorted(path.parent.name for path in EMBEDDED.glob(f"*/{MODEL_FILE}"))) or "none"
+        raise CheckpointNotFoundError(f"no embedded world model of {game}; embedded games: {games}")
+    if checkpoint == "hub" or not embedded.is_file():
+        return _loose(hub.fetch(game))
+    return _loose(embedded)
+
+
+def locate_path(path: Path) -> Location:
+    """Finds the parts of a world model: at a file of weights, a folder of `save_world` or a run folder.
+
+    Raises:
+        CheckpointNotFoundError: There is nothing at the path.
+        CheckpointError: It is neither a checkpoint nor a folder that holds one.
+    """
+    if path.is_dir():
+        return _locate_in_folder(path)
+    if not path.exists():
+        raise CheckpointNotFoundError(f"there is no file or folder {path}; {_ACCEPTED}")
+    if path.suffix not in (".safetensors", ".pt"):
+        raise CheckpointError(f"{path} ends in neither .safetensors nor .pt; {_ACCEPTED}")
+    is_in_run = path.suffix == ".pt" and path.absolute().parent.match(str(_AGENT_FOLDER))
+    return _in_run(path.absolute().parents[2], path) if is_in_run else _loose(path)
+
+
+def _locate_in_folder(folder: Path) -> Location:
+    if (folder / MODEL_FILE).is_file():
+        return _loose(folder / MODEL_FILE)
+    versions = {
+        int(match[1]): file
+        for file in (folder / _AGENT_FOLDER).glob("*.pt")
+        if (match := _AGENT_FILE.fullmatch(file.name))
+    }
+    if versions:
+        return _in_run(folder, versions[max(versions)])
+    names = sorted(file.name for file in folder.iterdir())
+    found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+    raise CheckpointError(
+        f"the folder {folder} holds no world model: expected {MODEL_FILE}, or a run's "
+        f"{_AGENT_FOLDER}/agent_epoch_*.pt; "
+        f"found {found}"
+    )
+
+
+def _loose(file: Path) -> Location:
+    return Location(file, None, contexts_path(file))
+
+
+def _in_run(run: Path, file: Path) -> Location:
+    datasets = (run / "dataset" / "test", run / "dataset" / "train")
+    return Location(file, run / "config" / "world.json", run / CONTEXTS_FILE, datasets)

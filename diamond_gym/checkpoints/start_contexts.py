@@ -1,0 +1,172 @@
+"""The start contexts of a checkpoint: given, its own, cut from its run's recordings, or played and cached.
+
+A published checkpoint comes with no frames. At its first use its own policy plays the real game, and the
+contexts cut from that are kept in a cache folder: `$DIAMOND_GYM_CACHE`, or the platform's usual place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from diamond_gym.agent_policy import AgentPolicy
+from diamond_gym.checkpoints.locate import Location
+from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
+from diamond_gym.collect import Policy
+from diamond_gym.contexts import (
+    NUM_CONTEXTS,
+    ContextBank,
+    collect_contexts,
+    contexts_from_episodes,
+    num_windows,
+)
+from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.players import RandomPolicy
+
+_SEED = 0
+_EPSILON = 0.01
+"""Share of random actions when a checkpoint's policy collects, as in its training."""
+_RANDOM_HOLD = 4
+
+
+def find(location: Location, given: str | None, game: str | None, agent: Agent) -> ContextBank:
+    """Where a checkpoint's games may start.
+
+    Args:
+        location: The checkpoint.
+        given: A bank's file or a folder of recorded episodes to take instead; None for the checkpoint's own.
+        game: Name of its game, to play for contexts if there are none; None when unknown.
+        agent: Its networks.
+
+    Raises:
+        InvalidInputError: There are none, and no game to play is known.
+        CheckpointNotFoundError: There is nothing at the given path.
+        CheckpointError: The contexts are corrupt, or not of this checkpoint's kind.
+        DatasetError: The recorded episodes are corrupt.
+    """
+    n = agent.config.denoiser.inner_model.num_steps_conditioning
+    if given is not None:
+        return _fitting(_load(Path(given).expanduser(), n), agent.config, given)
+    if location.contexts.is_file():
+        return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))
+    recorded = [EpisodeDataset(folder) for folder in location.datasets if (folder / "info.pt").is_file()]
+    if recorded:
+        dataset = _first_large_enough(recorded, n)
+        return _fitting(_cut(dataset, n), agent.config, str(dataset.path))
+    if game is None:
+        raise InvalidInputError(
+            f"{location.weights} comes with no start contexts and does not say which game it imagines: give "
+            "game='...' (they are then collected from the real game), or contexts='path of a bank or of "
+            "recorded episodes'"
+        )
+    return _cached(location.weights, game, agent)
+
+
+def cache_folder() -> Path:
+    """Where collected contexts are kept: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
+    if given := os.environ.get("DIAMOND_GYM_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        usual = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        usual = "~/Library/Caches"
+    else:
+        usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(usual).expanduser() / "diamond_gym"
+
+
+def _load(path: Path, n: int) -> ContextBank:
+    if path.is_file():
+        return ContextBank.load(path)
+    if not path.is_dir():
+        raise CheckpointNotFoundError(f"contexts: there is no file or folder {path}")
+    if (path / CONTEXTS_FILE).is_file():
+        return ContextBank.load(path / CONTEXTS_FILE)
+    return _cut(EpisodeDataset(path), n)
+
+
+def _first_large_enough(datasets: list[EpisodeDataset], n: int) -> EpisodeDataset:
+    """The first with windows for a whole bank, else the one with most windows."""
+    sizes = [int(num_windows(dataset, n).sum()) for dataset in datasets]
+    enough = [dataset for dataset, size in zip(datasets, sizes, strict=True) if size >= NUM_CONTEXTS]
+    return enough[0] if enough else datasets[sizes.index(max(sizes))]
+
+
+def _cut(dataset: EpisodeDataset, n: int) -> ContextBank:
+    num_contexts = min(NUM_CONTEXTS, max(1, int(num_windows(dataset, n).sum())))
+    return contexts_from_episodes(dataset, num_contexts=num_contexts, num_steps_conditioning=n, seed=_SEED)
+
+
+def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
+    """Contexts played by this checkpoint's policy, from the cache or played now.
+
+    Two processes at once play the same contexts, since the seed is fixed, and each replaces the whole file.
+    """
+    n = agent.config.denoiser.inner_model.num_steps_conditioning
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    path = cache_folder() / "contexts" / f"{game}-{digest}-{NUM_CONTEXTS}x{n}.safetensors"
+    if path.is_file():
+        try:
+            return _fitting(ContextBank.load(path), agent.config, str(path))
+        except CheckpointError as error:
+            warnings.warn(f"collecting start contexts again: {error}", stacklevel=2)
+    bank = _collect(game, agent, path)
+    try:
+        bank.save(path)
+    except CacheError as error:
+        warnings.warn(
+            f"start contexts are kept in memory only: {error}, or set DIAMOND_GYM_CACHE to one", stacklevel=2
+        )
+    return bank
+
+
+def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
+    num_actions = agent.config.num_actions
+    assert num_actions is not None
+    policy: Policy
+    if agent.actor_critic is None:
+        policy, player = RandomPolicy(num_actions, repeat=_RANDOM_HOLD), "random actions"
+    else:
+        policy, player = AgentPolicy(agent, epsilon=_EPSILON), "the checkpoint's policy"
+    tqdm.write(f"collecting start contexts of {game} with {player}, once, into {path}", file=sys.stderr)
+    return collect_contexts(
+        game,
+        policy,
+        num_contexts=NUM_CONTEXTS,
+        num_steps_conditioning=agent.config.denoiser.inner_model.num_steps_conditioning,
+        seed=_SEED,
+    )
+
+
+def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank:
+    """The bank with as many steps as the model looks back on, once its frames and actions are seen to fit."""
+    inner, rew_end = config.denoiser.inner_model, config.rew_end_model
+    h, w, c = bank.obs.shape[2:]
+    if bank.num_steps_conditioning < inner.num_steps_conditioning:
+        raise CheckpointError(
+            f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
+            "looks back "
+            f"on {inner.num_steps_conditioning}: record or collect new ones"
+        )
+    if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
+        raise CheckpointError(
+            f"start contexts in {source} have frames of shape {(h, w, c)}, this world model expects "
+            f"{(rew_end.img_size, rew_end.img_size, inner.img_channels)}"
+        )
+    assert config.num_actions is not None
+    if bank.act.max() >= config.num_actions:
+        raise CheckpointError(
+            f"start contexts in {source} hold action {bank.act.max()}, this world model has "
+            f"{config.num_actions} "
+            "actions: they are of another game"
+        )
+    return bank.latest(inner.num_steps_conditioning)

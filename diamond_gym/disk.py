@@ -1,0 +1,80 @@
+"""Files that are written as a whole or not at all, and safetensors files that are read with clear errors.
+
+Several processes may write the same file at once: a reader sees one version or another, never a mixture. The
+module does not know what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts `content` at `path`, replacing what is there only once all of it is on the disk.
+
+    Raises:
+        CacheError: The folder cannot be made or written; whatever was at `path` is still there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error}; choose a folder that can be written") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise CacheError(f"cannot write {path}: {error}") from error
+        raise
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a safetensors file.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
+    """
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_file(path, safetensors.torch.save(contiguous, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and metadata of a safetensors file.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: It cannot be read, is truncated, or is no safetensors file.
+    """
+    if not path.is_file():
+        raise CheckpointNotFoundError(f"there is no file {path}")
+    try:
+        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a safetensors file: {error}. It is "
+            "truncated, "
+            "damaged or of another kind: copy, download or save it again"
+        ) from error
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask

@@ -40,6 +40,8 @@ class InnerModelConfig:
         attn_depths: 1 where a level has self-attention, else 0.
         num_actions: Size of the action set; filled in from the game when None.
         patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
+        input_skip: Whether the last convolution also sees the network's input, so that what stands still need
+            not pass through the U-Net (False as published).
     """
 
     img_channels: int = 3
@@ -50,6 +52,7 @@ class InnerModelConfig:
     attn_depths: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     num_actions: int | None = None
     patch_size: int = 1
+    input_skip: bool = False
 
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
@@ -77,17 +80,22 @@ class InnerModel(nn.Module):
         assert config.num_actions is not None
         n, p = config.num_steps_conditioning, config.patch_size
         self.patch_size = p
+        self.input_skip = config.input_skip
+        in_channels = (n + 1) * config.img_channels * p * p
         self.noise_emb = FourierFeatures(config.cond_channels)
-        self.act_emb = nn.Sequential(nn.Embedding(config.num_actions, config.cond_channels // n), nn.Flatten())
+        self.act_emb = nn.Sequential(
+            nn.Embedding(config.num_actions, config.cond_channels // n), nn.Flatten()
+        )
         self.cond_proj = nn.Sequential(
             nn.Linear(config.cond_channels, config.cond_channels),
             nn.SiLU(),
             nn.Linear(config.cond_channels, config.cond_channels),
         )
-        self.conv_in = conv3x3((n + 1) * config.img_channels * p * p, config.channels[0])
+        self.conv_in = conv3x3(in_channels, config.channels[0])
         self.unet = UNet(config.cond_channels, config.depths, config.channels, config.attn_depths)
         self.norm_out = GroupNorm(config.channels[0])
-        self.conv_out = conv3x3(config.channels[0], config.img_channels * p * p)
+        skip_channels = in_channels if config.input_skip else 0
+        self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)
         nn.init.zeros_(self.conv_out.weight)
 
     def forward(
@@ -99,10 +107,11 @@ class InnerModel(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """Runs the network. `obs` holds the n past frames in its channels, oldest first, already scaled."""
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
-        x = torch.cat([obs, noisy_next_obs], dim=1)
-        x = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
-        x = self.unet(x, cond)
-        x = self.conv_out(F.silu(self.norm_out(x)))
+        inputs = torch.cat([obs, noisy_next_obs], dim=1)
+        inputs = F.pixel_unshuffle(inputs, self.patch_size) if self.patch_size > 1 else inputs
+        x = self.unet(self.conv_in(inputs), cond)
+        x = F.silu(self.norm_out(x))
+        x = self.conv_out(torch.cat([x, inputs], dim=1) if self.input_skip else x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
 

@@ -1,0 +1,78 @@
+"""The trainer's losses give the published implementation's numbers on the same weights and random numbers."""
+
+import copy
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from diamond_gym.pixels import to_float
+from tests import parity
+from trainers.diamond.losses import DenoiserNoise, denoiser_loss, motion_weight, rew_end_loss
+from trainers.diamond.replay import SegmentBatch
+
+CASES = ("tiny", "paper")
+
+
+def segments(obs, act, mask, rew=None, end=None, final_obs=None) -> SegmentBatch:
+    b, t = act.shape
+    end = torch.zeros(b, t, dtype=torch.bool) if end is None else end.bool()
+    ended = end.any(dim=1)
+    final = torch.zeros_like(obs[:, 0])
+    if final_obs is not None:
+        final[ended] = final_obs
+    return SegmentBatch(
+        obs=obs,
+        act=act,
+        rew=torch.zeros(b, t) if rew is None else rew,
+        end=end,
+        trunc=torch.zeros_like(end),
+        mask_padding=mask,
+        final_obs=final,
+        has_final=ended,
+    )
+
+
+def gradient_norm(module):
+    return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("num_predictions", [1, 2])
+def test_denoiser_loss(case, num_predictions):
+    d, prefix = parity.numbers(case), f"denoiser_loss_ar{num_predictions}"
+    if f"{prefix}_value" not in d:
+        pytest.skip("not a case of this size")
+    denoiser = copy.deepcopy(parity.agent(case).denoiser)
+    batch = segments(d[f"{prefix}_obs_u8"], d[f"{prefix}_act"], d[f"{prefix}_mask"])
+    noises = [
+        DenoiserNoise(*x) for x in zip(*(d[f"{prefix}_{k}"] for k in ("sigma", "eps", "offset")), strict=True)
+    ]
+    loss, _ = denoiser_loss(denoiser, batch, noises)
+    loss.backward()
+    assert_close(loss.detach(), d[f"{prefix}_value"], rtol=1e-4, atol=1e-6)
+    assert_close(gradient_norm(denoiser), d[f"{prefix}_grad_norm"], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reward_end_loss(case):
+    d = {k.removeprefix("rew_end_loss_"): v for k, v in parity.numbers(case).items()}
+    if "value_rew" not in d:
+        pytest.skip("not a case of this size")
+    batch = segments(d["obs_u8"], d["act"], d["mask"], d["rew"], d["end"], d["final_obs_u8"])
+    loss, metrics = rew_end_loss(parity.agent(case).rew_end_model, batch)
+    assert_close(metrics["loss_rew"], d["value_rew"], rtol=1e-4, atol=1e-6)
+    assert_close(metrics["loss_end"], d["value_end"], rtol=1e-4, atol=1e-6)
+    assert_close(loss.detach(), d["value_rew"] + d["value_end"], rtol=1e-4, atol=1e-6)
+    assert torch.equal(metrics["confusion_rew"], d["cm_rew"])
+    assert torch.equal(metrics["confusion_end"], d["cm_end"])
+
+
+def test_motion_weight_is_one_where_nothing_moves():
+    frames = to_float(torch.full((2, 3, 16, 16), 100, dtype=torch.uint8))
+    moved = frames.clone()
+    moved[1, 0, 8, 8] = 1.0
+    weight = motion_weight(frames, moved, 20.0)
+    assert torch.equal(weight[0], torch.ones(1, 16, 16))
+    assert weight[1, 0, 8, 8] > 1 and weight[1, 0, 6, 6] == weight[1, 0, 8, 8]
+    assert weight[1, 0, 5, 5] == 1

@@ -1,0 +1,159 @@
+"""What each network minimises, as functions of a network, a batch and the random numbers.
+
+Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that reading them is the caller's
+choice. Knows nothing of optimisers or of where batches come from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from diamond_gym.models import Denoiser, RewEndModel
+from diamond_gym.models.rew_end_model import NUM_END_CLASSES, NUM_REWARD_CLASSES
+from trainers.diamond.replay import SegmentBatch
+
+Metrics = dict[str, Tensor]
+
+MOTION_RADIUS = 2
+"""Pixels around a change that still count as moving."""
+
+
+@dataclass
+class SigmaDistributionConfig:
+    """Noise levels seen in training: ln sigma ~ N(loc, scale^2), clipped (Karras et al. 2022, table 1).
+
+    `sigma_min` and `sigma_max` are the clipping bounds; `scale` > 0.
+    """
+
+    loc: float = -0.4
+    scale: float = 1.2
+    sigma_min: float = 2e-3
+    sigma_max: float = 20.0
+
+
+class DenoiserNoise(NamedTuple):
+    """Random numbers of one prediction: noise level, pixel noise, per-channel offset."""
+
+    sigma: Float[Tensor, " b"]
+    eps: Float[Tensor, "b c h w"]
+    offset: Float[Tensor, "b c 1 1"]
+
+
+def draw_denoiser_noise(
+    config: SigmaDistributionConfig, frame_shape: tuple[int, ...], batch_size: int, generator: torch.Generator
+) -> DenoiserNoise:
+    """Draws noise for `batch_size` predictions of frames (c, h, w), on the generator's device."""
+    device = generator.device
+    z = torch.randn(batch_size, generator=generator, device=device)
+    sigma = (config.loc + config.scale * z).exp().clamp(config.sigma_min, config.sigma_max)
+    eps = torch.randn(batch_size, *frame_shape, generator=generator, device=device)
+    offset = torch.randn(batch_size, frame_shape[0], 1, 1, generator=generator, device=device)
+    return DenoiserNoise(sigma, eps, offset)
+
+
+def motion_weight(
+    obs: Float[Tensor, "b c h w"], next_obs: Float[Tensor, "b c h w"], weight: float
+) -> Float[Tensor, "b 1 h w"]:
+    """1 + `weight` x how much the neighbourhood of each pixel changes between two frames, in [0, 1]."""
+    change = (next_obs - obs).abs().amax(dim=1, keepdim=True) / 2
+    size = 2 * MOTION_RADIUS + 1
+    return 1 + weight * F.max_pool2d(change, size, stride=1, padding=MOTION_RADIUS)
+
+
+def denoiser_loss(
+    denoiser: Denoiser, batch: SegmentBatch, noises: list[DenoiserNoise], *, moving_pixels_weight: float = 0.0
+) -> tuple[Tensor, Metrics]:
+    """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
+
+    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real frames, as
+    at play. Padded predictions do not count.
+
+    Args:
+        denoiser: The network.
+        batch: Segments of n + len(noises) steps.
+        noises: Random numbers of each prediction.
+        moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves; 0 as published.
+
+    Returns:
+        The loss and {"loss": ...}.
+    """
+    n = denoiser.config.inner_model.num_steps_conditioning
+    frames = batch.frames()
+    history = list(frames[:, :n].unbind(1))
+    losses = []
+    for i, noise in enumerate(noises):
+        obs = torch.cat(history[i : i + n], dim=1)
+        next_obs, mask = frames[:, n + i], batch.mask_padding[:, n + i]
+        c = denoiser.conditioners(noise.sigma)
+        noisy = (
+            next_obs
+            + denoiser.config.sigma_offset_noise * noise.offset
+            + noise.sigma[:, None, None, None] * noise.eps
+        )
+        output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
+        target = (next_obs - c.c_skip * noisy) / c.c_out
+        error = (output - target).square()
+        if moving_pixels_weight > 0:
+            error = error * motion_weight(frames[:, n + i - 1], next_obs, moving_pixels_weight)
+        losses.append(masked_mean(error.mean(dim=(1, 2, 3)), mask))
+        if i + 1 < len(noises):
+            history.append(denoiser.wrap_model_output(noisy, output.detach(), c))
+    loss = torch.stack(losses).mean()
+    return loss, {"loss": loss.detach()}
+
+
+def masked_mean(values: Float[Tensor, " b"], mask: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
+    """Mean over the entries where `mask` holds; 0 if there are none."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def confusion_matrix(
+    logits: Float[Tensor, "b t k"], target: Int64[Tensor, "b t"], mask: Bool[Tensor, "b t"]
+) -> Int64[Tensor, "k k"]:
+    """Counts of (true class, most likely class) where `mask` holds."""
+    k = logits.shape[-1]
+    index = torch.where(mask, target * k + logits.argmax(dim=-1), k * k)
+    return torch.bincount(index.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)
+
+
+def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Float[Tensor, "b m c h w"]:
+    """The frame after each step but the last; where the episode is over, its final observation."""
+    following = frames[:, 1:].clone()
+    done = (batch.end | batch.trunc)[:, :-1] & batch.has_final[:, None]
+    final = batch.final_obs.float().div(255).mul(2).sub(1)
+    return torch.where(done[:, :, None, None, None], final[:, None], following)
+
+
+def rew_end_loss(model: RewEndModel, batch: SegmentBatch) -> tuple[Tensor, Metrics]:
+    """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
+
+    Returns:
+        The loss, and {"loss_rew", "loss_end", "confusion_rew" (3, 3), "confusion_end" (2, 2)}.
+    """
+    frames = batch.frames()
+    act, mask = batch.act[:, :-1], batch.mask_padding[:, :-1]
+    logits_rew, logits_end, _ = model.predict_rew_end(frames[:, :-1], act, next_frames(batch, frames))
+    target_rew, target_end = batch.rew[:, :-1].sign().long() + 1, batch.end[:, :-1].long()
+    loss_rew = masked_cross_entropy(logits_rew.float(), target_rew, mask, NUM_REWARD_CLASSES)
+    loss_end = masked_cross_entropy(logits_end.float(), target_end, mask, NUM_END_CLASSES)
+    return loss_rew + loss_end, {
+        "loss_rew": loss_rew.detach(),
+        "loss_end": loss_end.detach(),
+        "confusion_rew": confusion_matrix(logits_rew, target_rew, mask),
+        "confusion_end": confusion_matrix(logits_end, target_end, mask),
+    }
+
+
+def masked_cross_entropy(
+    logits: Float[Tensor, "b t k"], target: Int64[Tensor, "b t"], mask: Bool[Tensor, "b t"], num_classes: int
+) -> Float[Tensor, ""]:
+    """Cross-entropy averaged where `mask` holds."""
+    assert logits.shape[-1] == num_classes
+    values = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
+    return masked_mean(values, mask.flatten())

@@ -1,0 +1,194 @@
+"""Episodes in memory as uint8, and the segments that training draws from them.
+
+Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees the
+batches it would have seen. Knows nothing of networks, losses or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diamond_gym.episodes import Episode
+from diamond_gym.errors import DatasetError
+from diamond_gym.pixels import to_float
+
+PADDING_LEVEL = 0.0
+"""Padding frames in [-1, 1] space: mid grey."""
+
+
+@dataclass(frozen=True)
+class SegmentBatch:
+    """b segments of l steps.
+
+    Attributes:
+        obs: Frames; anything where `mask_padding` is False.
+        act: Actions, 0 where padded.
+        rew: Raw rewards, 0 where padded.
+        end: Whether the episode terminated at the step.
+        trunc: Whether it was cut short at the step.
+        mask_padding: True where the segment holds a step of the episode.
+        final_obs: The frame after each segment's last step of the episode, where the segment reaches it
+            (`has_final`); else anything.
+        has_final: Whether `final_obs` is known and the segment holds the episode's last step.
+    """
+
+    obs: UInt8[Tensor, "b l c h w"]
+    act: Int64[Tensor, "b l"]
+    rew: Float[Tensor, "b l"]
+    end: Bool[Tensor, "b l"]
+    trunc: Bool[Tensor, "b l"]
+    mask_padding: Bool[Tensor, "b l"]
+    final_obs: UInt8[Tensor, "b c h w"]
+    has_final: Bool[Tensor, " b"]
+
+    def frames(self) -> Float[Tensor, "b l c h w"]:
+        """Frames in [-1, 1], mid grey where padded."""
+        return to_float(self.obs).masked_fill_(~self.mask_padding[:, :, None, None, None], PADDING_LEVEL)
+
+    def to(self, device: torch.device | str) -> SegmentBatch:
+        """The same batch on a device (frames travel as uint8)."""
+        return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
+
+
+class Replay:
+    """All steps of a set of episodes in flat arrays: one byte a pixel, one copy.
+
+    Args:
+        episodes: At least one, all with frames of the same shape.
+
+    Raises:
+        DatasetError: There are no episodes, or their frames differ in shape.
+    """
+
+    def __init__(self, episodes: Iterable[Episode], num_steps: int | None = None) -> None:
+        self.lengths: NDArray[np.int64] = np.zeros(0, np.int64)
+        self.num_steps = 0
+        self._obs = self._final_obs = np.zeros((0, 0, 0, 0), np.uint8)
+        self._act = np.zeros(0, np.int64)
+        self._rew = np.zeros(0, np.float32)
+        self._end = self._trunc = np.zeros(0, bool)
+        self._has_final = np.zeros(0, bool)
+        for episode in episodes:
+            self._add(episode, num_steps)
+        if not len(self.lengths):
+            raise DatasetError("there are no episodes to train on")
+
+    def _add(self, episode: Episode, num_steps: int | None) -> None:
+        shape = tuple(episode.obs.shape[1:])
+        if len(self.lengths) and shape != self._obs.shape[1:]:
+            raise DatasetError(
+                f"episodes have frames of {self._obs.shape[1:]} and of {shape}; they must agree"
+            )
+        first, last = self.num_steps, self.num_steps + len(episode)
+        if last > len(self._act):
+            self._reserve(max(last, num_steps or 0, 3 * len(self._act) // 2), shape)
+        e = len(self.lengths)
+        if e >= len(self._has_final):
+            self._final_obs = _grown(self._final_obs, max(64, 2 * e), shape)
+            self._has_final = _grown(self._has_final, max(64, 2 * e))
+        self._obs[first:last] = episode.obs.numpy()
+        self._act[first:last] = episode.act.numpy()
+        self._rew[first:last] = episode.rew.numpy()
+        self._end[first:last] = episode.end.numpy()
+        self._trunc[first:last] = episode.trunc.numpy()
+        final_obs = episode.final_observation
+        if final_obs is not None:
+            self._final_obs[e] = final_obs.numpy()
+            self._has_final[e] = True
+        self.lengths = np.append(self.lengths, len(episode))
+        self.num_steps = last
+
+    def add(self, episode: Episode) -> None:
+        """Appends an episode."""
+        self._add(episode, None)
+
+    def _reserve(self, capacity: int, shape: tuple[int, ...]) -> None:
+        self._obs = _grown(self._obs, capacity, shape)
+        self._act, self._rew = _grown(self._act, capacity), _grown(self._rew, capacity)
+        self._end, self._trunc = _grown(self._end, capacity), _grown(self._trunc, capacity)
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape (c, h, w) of a frame."""
+        return self._obs.shape[1:]
+
+    def reward_sign_counts(self) -> dict[int, int]:
+        """How many steps carry a reward of each sign."""
+        signs = np.sign(self._rew[: self.num_steps])
+        return {sign: int((signs == sign).sum()) for sign in (-1, 0, 1)}
+
+    def segments(self, episode: NDArray[np.int64], start: NDArray[np.int64], length: int) -> SegmentBatch:
+        """Cuts segments `start .. start + length` out of episodes; what lies outside of an episode is padding."""
+        lengths, firsts = self.lengths[episode], (self.lengths.cumsum() - self.lengths)[episode]
+        time = start[:, None] + np.arange(length)
+        mask = (time >= 0) & (time < lengths[:, None])
+        index = firsts[:, None] + time.clip(0, lengths[:, None] - 1)
+        return SegmentBatch(
+            obs=torch.from_numpy(self._obs[index]),
+            act=torch.from_numpy(np.where(mask, self._act[index], 0)),
+            rew=torch.from_numpy(np.where(mask, self._rew[index], np.float32(0))),
+            end=torch.from_numpy(self._end[index] & mask),
+            trunc=torch.from_numpy(self._trunc[index] & mask),
+            mask_padding=torch.from_numpy(mask),
+            final_obs=torch.from_numpy(self._final_obs[episode]),
+            has_final=torch.from_numpy(self._has_final[episode] & (start + length >= lengths)),
+        )
+
+    def episode_probabilities(self, sample_weights: list[float] | None) -> NDArray[np.float64]:
+        """Probability of drawing each episode.
+
+        Args:
+            sample_weights: Weight of each part of the episodes by age, oldest first (equal within a part); None,
+                or fewer episodes than parts: by length.
+        """
+        if sample_weights is None or len(self.lengths) < len(sample_weights):
+            return self.lengths / self.num_steps
+        size = len(self.lengths) // len(sample_weights)
+        sizes = [size] * (len(sample_weights) - 1)
+        sizes.append(len(self.lengths) - sum(sizes))
+        p = np.concatenate([np.full(s, w / s) for w, s in zip(sample_weights, sizes, strict=True)])
+        return p / p.sum()
+
+    def draw(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        length: int,
+        *,
+        sample_weights: list[float] | None,
+        pad_after: bool,
+    ) -> SegmentBatch:
+        """Draws segments around uniformly drawn steps of drawn episodes.
+
+        Args:
+            rng: Source of all randomness.
+            batch_size: Number of segments.
+            length: Steps of each.
+            sample_weights: See `episode_probabilities`.
+            pad_after: False: a segment ends within its episode, so only its beginning can be padding (denoiser,
+                actor-critic). True: it starts within its episode's reach and may run past the end (reward/end).
+        """
+        p = self.episode_probabilities(sample_weights)
+        episode = rng.choice(len(p), batch_size, p=p)
+        time = rng.integers(self.lengths[episode])
+        jitter = rng.integers(length, size=batch_size)
+        if pad_after:
+            start = time - jitter
+        else:
+            start = np.minimum(self.lengths[episode], time + 1 + jitter) - length
+        return self.segments(episode, start, length)
+
+
+def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:
+    """A longer copy; what is new is zero (and costs no memory before it is written)."""
+    grown = np.zeros((capacity, *(array.shape[1:] if shape is None else shape)), array.dtype)
+    if len(array):
+        grown[: len(array)] = array
+    return grown

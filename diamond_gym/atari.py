@@ -166,7 +166,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     With `training=True` an episode also ends (`terminated`) when a life is lost. The game itself is not
     reset then: `reset()` goes on with it and returns the frame the last episode ended on, without no-ops.
     With `training=False` episodes run to game over. ALE truncates a game after 108 000 raw frames in both
-    cases.
+    cases. The loss of a bonus life ends an episode like any other; the published code overlooks it.
 
     Args:
         game: any single-player game of ale_py, in any spelling that `canonical_game_name` understands.

@@ -14,6 +14,7 @@ segments.
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import zipfile
@@ -378,15 +379,19 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
 
 def _write(path: Path, content: object) -> None:
     """Write `content` beside `path`, flush it to the disk, then move it there in one step."""
+    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
+    torch.save(content, buffer)
     temporary = path.with_name(f"{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
+        if temporary.is_file():
+            temporary.unlink()
         raise CacheError(f"cannot write {path}: {error}") from error
 
 

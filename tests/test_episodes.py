@@ -209,6 +209,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_a_full_disk_leaves_nothing_half_written(tmp_path):
+    resource = pytest.importorskip("resource", reason="file size limits are Unix's")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    dataset = fill(tmp_path, 2)
+    files = sorted(tmp_path.rglob("*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as if the disk were full after 4 kB
+    try:
+        with pytest.raises(CacheError, match="cannot write"):
+            dataset.append(make_episode(length=50))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    dataset.check()
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.is_file()] == [
+        f for f in files if f.is_file()
+    ]
+    assert dataset.append(make_episode(length=50)) == 2
+
+
 def test_a_lost_index_is_rebuilt_from_the_episodes(tmp_path):
     lengths = fill(tmp_path, 12).lengths
     (tmp_path / "info.pt").unlink()

@@ -119,8 +119,8 @@ def _blob(fill: NDArray[np.float32], reach_y: int = 2, reach_x: int = 2) -> Poin
     core = _windows_sum(fill, 3, 3)
     whole = _windows_sum(fill, 2 * reach_y + 1, 2 * reach_x + 1)
     core = np.where(whole < _MAX_BALL, core, 0)
-    b, _, w = fill.shape
-    best = core.reshape(b, -1).argmax(1)
+    b, h, w = fill.shape
+    best = core.reshape(b, h * w).argmax(1)
     row, column = best // w, best % w
     padded = np.pad(fill, ((0, 0), (reach_y, reach_y), (reach_x, reach_x)))
     dy, dx = np.arange(-reach_y, reach_y + 1), np.arange(-reach_x, reach_x + 1)
@@ -129,7 +129,7 @@ def _blob(fill: NDArray[np.float32], reach_y: int = 2, reach_x: int = 2) -> Poin
         index, (row[:, None] + dy + reach_y)[:, :, None], (column[:, None] + dx + reach_x)[:, None, :]
     ]
     mass = patch.sum((1, 2))
-    seen = core.reshape(b, -1).max(1) > _MIN_BALL
+    seen = core.reshape(b, h * w).max(1) > _MIN_BALL
     safe = np.where(seen, mass, 1)
     x = column + (patch * dx[None, None, :]).sum((1, 2)) / safe
     y = row + (patch * dy[None, :, None]).sum((1, 2)) / safe

@@ -1,0 +1,202 @@
+"""One imagined game as a `gymnasium.Env`, thin over `WorldModel`.
+
+Knows Gymnasium's conventions; nothing of networks, nor of where weights and start contexts come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import logger
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diamond_gym import imagination, rendering
+from diamond_gym.checkpoints import load_world
+from diamond_gym.errors import ResetNeededError
+from diamond_gym.imagination import ImaginedState
+from diamond_gym.world_model import WorldModelState
+
+
+class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """One imagined game.
+
+    Observations are uint8 (64, 64, 3), actions indices into the game's minimal action set, rewards -1.0, 0.0
+    or 1.0. `terminated` is the predicted end of the episode: a lost life, as in training. `truncated` is
+    always False: the imagination horizon is Gymnasium's TimeLimit, which `gymnasium.make` applies.
+
+    `reset(seed=s)` fixes everything that follows. It draws a start context, n real frames and the actions
+    taken at them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act":
+    integers (n,) or (n - 1,)}}`. `info["context"]` returns it, with n actions; the last one, which the
+    recorded player took after the last frame (0 when not given), does not influence the game.
+
+    Args:
+        game: Name of an Atari game; may be None when the checkpoint says it.
+        checkpoint: "auto" (embedded, else cached, else from the Hub), "embedded", "hub", or a path to a
+            `.safetensors`, a `.pt` or a run folder.
+        device: "auto", "cpu", "cuda", ...
+        dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
+        compile: True, False, or "auto" to compile the networks where it pays.
+        num_denoising_steps: Denoising steps per frame; None as the checkpoint says, like the next three.
+        order: 1 for Euler, 2 for Heun.
+        s_churn: Amount of noise added back while denoising, >= 0.
+        contexts: Where start contexts come from, a path.
+        render_mode: None, "rgb_array" (512x512 pictures) or "human" (a pygame window).
+
+    Raises:
+        DiamondGymError: A keyword argument cannot be met; the subclass says how.
+    """
+
+    metadata: dict[str, Any] = rendering.METADATA
+
+    def __init__(
+        self,
+        game: str | None = None,
+        *,
+        checkpoint: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        compile: bool | Literal["auto"] = "auto",
+        num_denoising_steps: int | None = None,
+        order: int | None = None,
+        s_churn: float | None = None,
+        contexts: str | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        self.render_mode = render_mode
+        self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None
+        self.world = load_world(
+            game,
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            num_denoising_steps=num_denoising_steps,
+            order=order,
+            s_churn=s_churn,
+            contexts=contexts,
+        )
+        self.observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
+        self.action_space = Discrete(len(self.world.action_meanings))
+        self._state: WorldModelState | None = None
+        self._over = False
+        self._closed = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Starts a game.
+
+        Args:
+            seed: An integer >= 0 fixes all that follows; None goes on with the present random numbers.
+            options: None or {"context": ...}, see the class.
+
+        Returns:
+            The last frame of the start context, and {"context": {"obs", "act"}}.
+
+        Raises:
+            InvalidInputError: Bad seed, option or context; the environment has not changed.
+        """
+        imagination.require_open(self._closed)
+        seed = imagination.check_seed(seed)
+        options = dict(imagination.check_options(options, ["context"]))
+        given = imagination.check_context(self.world, options.get("context"))
+        super().reset(seed=seed)
+        self._state, contexts = imagination.start_games(self.world, [self.np_random], given)
+        self._over = False
+        self._show()
+        return self._observe(), {"context": {"obs": contexts.obs[0], "act": contexts.act[0]}}
+
+    def step(
+        self, action: int | np.integer | NDArray[np.integer] | Tensor
+    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Imagines one step (four raw frames of the console).
+
+        Args:
+            action: An integer, or a 0-d integer array or tensor.
+
+        Returns:
+            Frame, reward in {-1.0, 0.0, 1.0}, predicted end, False, {}.
+
+        Raises:
+            InvalidInputError: Not an action; the game has not moved.
+            ResetNeededError: No game has been started, or it is over.
+        """
+        state = imagination.require_started(self._closed, self._state, "step")
+        if self._over:
+            raise ResetNeededError("the episode is over (terminated was True): call reset() before step()")
+        act = imagination.check_action(action, self.world.action_meanings)
+        self._state, step = self.world.world_model.step(state, torch.tensor([act], device=state.act.device))
+        self._over = bool(step.end)
+        self._show()
+        return self._observe(), float(step.rew), self._over, False, {}
+
+    def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.
+
+        Raises:
+            ResetNeededError: No game has been started.
+        """
+        imagination.require_started(self._closed, self._state, "render")
+        if self.render_mode is None:
+            logger.warn('render() does nothing without a render mode: pass render_mode="rgb_array"')
+        if self.render_mode == "rgb_array":
+            return rendering.enlarge(self._observe())
+        self._show()
+        return None
+
+    def close(self) -> None:
+        """Closes the window and forbids further use. Closing twice is harmless."""
+        self._closed = True
+        self._state = None
+        if self._window is not None:
+            self._window.close()
+
+    def clone_state(self) -> ImaginedState:
+        """This moment of the game, random numbers included; later steps do not change it.
+
+        A TimeLimit around the environment counts on its own.
+
+        Raises:
+            ResetNeededError: No game has been started.
+        """
+        state = imagination.require_started(self._closed, self._state, "clone_state")
+        return imagination.clone_state(self.world, state, torch.tensor([self._over]), [self.np_random])
+
+    def restore_state(self, state: ImaginedState) -> NDArray[np.uint8]:
+        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+
+        The same actions then give the same future. No `reset` is needed before.
+
+        Returns:
+            The observation of that moment.
+
+        Raises:
+            InvalidInputError: Not a state of this world with one game; the environment has not changed.
+        """
+        imagination.require_open(self._closed)
+        self._state, over = imagination.check_state(self.world, state, 1)
+        self._over = bool(over)
+        imagination.restore_rngs([self.np_random], state)
+        return self._observe()
+
+    def get_action_meanings(self) -> list[str]:
+        """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        return list(self.world.action_meanings)
+
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """Keys to hold for each action, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
+        return imagination.keys_to_action(self.world.action_meanings)
+
+    def _observe(self) -> NDArray[np.uint8]:
+        assert self._state is not None
+        return np.ascontiguousarray(imagination.latest_frames(self._state)[0].cpu().numpy())
+
+    def _show(self) -> None:
+        if self._window is not None:
+            self._window.show(rendering.enlarge(self._observe()))

@@ -1,0 +1,120 @@
+"""Pictures of frames: enlarged, tiled, and shown in a pygame window.
+
+Knows nothing of environments. pygame is imported when a window is first wanted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from diamond_gym.errors import DisplayError, MissingDependencyError
+
+if TYPE_CHECKING:
+    import pygame
+
+SCALE = 8
+"""A 64x64 frame is rendered at 512x512."""
+
+RENDER_FPS = 15
+"""The models see every fourth frame of a 60 Hz console."""
+
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}
+
+_MAX_TILES_SIDE = 1024
+_UNSEEN_DRIVERS = ("dummy", "offscreen")
+
+
+def enlarge(frame: UInt8[np.ndarray, "h w 3"], scale: int = SCALE) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Each pixel becomes a square of `scale` pixels."""
+    return frame.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def tile(frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Frames in a nearly square grid, black where there is none, at most 1024 pixels wide if they fit."""
+    b, h, w, c = frames.shape
+    columns = math.ceil(math.sqrt(b))
+    rows = math.ceil(b / columns)
+    grid = np.zeros((rows * columns, h, w, c), np.uint8)
+    grid[:b] = frames
+    picture = grid.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+    return enlarge(picture, min(SCALE, max(1, _MAX_TILES_SIDE // (columns * w))))
+
+
+class Window:
+    """A window on the screen. It opens with the first picture, in its size.
+
+    Only one pygame window can be open in a process: the latest to show a picture has it.
+
+    Args:
+        title: Text of the title bar.
+        fps: Pictures per second; `show` waits so as not to be faster.
+
+    Raises:
+        MissingDependencyError: pygame is not installed.
+        DisplayError: There is no display to open a window on.
+    """
+
+    def __init__(self, title: str, fps: int = RENDER_FPS) -> None:
+        self._pygame = _import_pygame()
+        self._title = title
+        self._fps = fps
+        self._surface: pygame.Surface | None = None
+        self._clock = self._pygame.time.Clock()
+        self._init_display()
+
+    def show(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Shows a picture, keeps the window responsive, and waits for the frame's turn."""
+        surface = self._surface_for(picture.shape[1], picture.shape[0])
+        self._pygame.surfarray.blit_array(surface, picture.swapaxes(0, 1))
+        self._pygame.event.pump()
+        self._pygame.display.flip()
+        self._clock.tick(self._fps)
+
+    def close(self) -> None:
+        """Closes the window if it is this one's. Closing twice is harmless."""
+        if self._surface is not None and self._pygame.display.get_surface() is self._surface:
+            self._pygame.display.quit()
+        self._surface = None
+
+    def _surface_for(self, width: int, height: int) -> pygame.Surface:
+        size = (width, height)
+        on_screen = self._pygame.display.get_init() and self._pygame.display.get_surface()
+        if self._surface is None or on_screen is not self._surface or self._surface.get_size() != size:
+            self._init_display()
+            surface = self._surface = self._pygame.display.set_mode(size)
+            self._pygame.display.set_caption(self._title)
+            return surface
+        return self._surface
+
+    def _init_display(self) -> None:
+        """Starts pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""
+        try:
+            self._pygame.display.init()
+        except self._pygame.error as error:
+            raise DisplayError(f"no window can be opened ({error}). {_ADVICE}") from error
+        driver = self._pygame.display.get_driver()
+        if driver in _UNSEEN_DRIVERS and os.environ.get("SDL_VIDEODRIVER") != driver:
+            self._pygame.display.quit()
+            raise DisplayError(f"no window can be opened: there is no display. {_ADVICE}")
+
+
+_ADVICE = (
+    'Use render_mode="rgb_array", run under a desktop or `xvfb-run`, '
+    "or set SDL_VIDEODRIVER=dummy to draw without a screen"
+)
+
+
+def _import_pygame() -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    try:
+        return importlib.import_module("pygame")
+    except ImportError as error:
+        raise MissingDependencyError(
+            'render_mode="human" needs pygame: pip install "diamond-gym[play]"'
+        ) from error

@@ -1,0 +1,83 @@
+"""Tiny world models with random weights, saved as real ones are: for tests of what is around networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from diamond_gym.checkpoints import save_world
+from diamond_gym.contexts import ContextBank
+from diamond_gym.models import (
+    ActorCriticConfig,
+    Agent,
+    AgentConfig,
+    DenoiserConfig,
+    InnerModelConfig,
+    RewEndModelConfig,
+)
+from diamond_gym.sampler import DiffusionSamplerConfig
+
+GAME = "Breakout"
+ACTION_MEANINGS = ["NOOP", "FIRE", "RIGHT", "LEFT"]
+NUM_STEPS_CONDITIONING = 4
+NUM_CONTEXTS = 5
+PLAIN = {"device": "cpu", "dtype": "float32", "compile": False}
+"""Keyword arguments of the environments under which numbers do not depend on the machine's accelerators."""
+
+
+def tiny_agent(*, seed: int = 0, num_actions: int = 4, lstm_dim: int = 16, end_bias: float = -2.2) -> Agent:
+    """An agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends a step."""
+    torch.manual_seed(seed)
+    levels = {
+        "channels": [16, 16],
+        "depths": [1, 1],
+        "attn_depths": [0, 0],
+        "cond_channels": 32,
+        "patch_size": 4,
+    }
+    agent = Agent(
+        AgentConfig(
+            denoiser=DenoiserConfig(
+                InnerModelConfig(num_steps_conditioning=NUM_STEPS_CONDITIONING, **levels)
+            ),
+            rew_end_model=RewEndModelConfig(lstm_dim=lstm_dim, **levels),
+            actor_critic=ActorCriticConfig(lstm_dim=lstm_dim, channels=[8, 8], down=[1, 1]),
+            num_actions=num_actions,
+        )
+    )
+    with torch.no_grad():
+        for parameter in agent.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+        hidden, _, logits = (dict(layer.named_parameters()) for layer in agent.rew_end_model.head)
+        hidden["bias"][0] = 4.0
+        logits["weight"][3:, 0] = torch.tensor([0.0, end_bias / 4])
+    return agent.eval()
+
+
+def contexts(
+    *, seed: int = 0, num_contexts: int = NUM_CONTEXTS, num_steps: int = NUM_STEPS_CONDITIONING
+) -> ContextBank:
+    """Noisy frames across which a bright square moves, a different one in each context."""
+    rng = np.random.default_rng(seed)
+    obs = rng.integers(0, 60, (num_contexts, num_steps, 64, 64, 3), np.uint8)
+    for k in range(num_contexts):
+        for i in range(num_steps):
+            left = 8 * k + 3 * i
+            obs[k, i, 20:28, left : left + 8] = (250, 200 - 20 * k, 30 * k)
+    return ContextBank(obs, rng.integers(0, 4, (num_contexts, num_steps)))
+
+
+def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) -> str:
+    """Saves a tiny world model into a folder, for `checkpoint=`."""
+    save_world(
+        folder,
+        tiny_agent(**agent),  # pyright: ignore[reportArgumentType]
+        game=game,
+        action_meanings=ACTION_MEANINGS if game == GAME else None,
+        sampler=DiffusionSamplerConfig(num_steps_denoising=2),
+        contexts=contexts(),
+    )
+    return str(folder)

@@ -1,0 +1,71 @@
+"""AdamW as DIAMOND uses it, and the moving average of weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainers.diamond.config import OptimizerConfig
+
+_DECAYED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.LSTMCell)
+
+
+def weight_decay_groups(module: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the parameters with and without weight decay: biases, norms and embeddings have none."""
+    decay = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, owner in module.named_modules()
+        if isinstance(owner, _DECAYED)
+        for name, _ in owner.named_parameters(recurse=False)
+        if "weight" in name
+    }
+    names = [name for name, _ in module.named_parameters()]
+    return sorted(decay), sorted(set(names) - decay)
+
+
+def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """AdamW with the two groups of `weight_decay_groups`."""
+    decay, no_decay = weight_decay_groups(module)
+    parameters = dict(module.named_parameters())
+    groups = [
+        {"params": [parameters[name] for name in decay], "weight_decay": config.weight_decay},
+        {"params": [parameters[name] for name in no_decay], "weight_decay": 0.0},
+    ]
+    # the step count stays on the device: nothing waits for the GPU
+    return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, foreach=True)
+
+
+@dataclass
+class ExponentialMovingAverage:
+    """Moving average of a module's parameters, with a warm-up: the decay is at most (1 + k) / (10 + k) at step k."""
+
+    decay: float
+    num_updates: int
+    values: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, module: nn.Module, decay: float) -> ExponentialMovingAverage:
+        """Starts at the module's present weights."""
+        return cls(decay, 0, {name: p.detach().clone() for name, p in module.named_parameters()})
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Moves towards the module's weights."""
+        self.num_updates += 1
+        decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
+        parameters = dict(module.named_parameters())
+        torch._foreach_lerp_(
+            list(self.values.values()), [parameters[name].data for name in self.values], 1 - decay
+        )
+
+    def state_dict(self) -> dict[str, object]:
+        """What `load_state_dict` needs to go on."""
+        return {"num_updates": self.num_updates, "values": self.values}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on from a saved average."""
+        self.num_updates = state["num_updates"]
+        for name, value in state["values"].items():
+            self.values[name].copy_(value)

@@ -1,0 +1,116 @@
+"""A run on disk, laid out as published: checkpoints, config, datasets, metrics. Knows nothing of what is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths inside a run folder, and how its files are written."""
+
+    path: Path
+
+    @classmethod
+    def new(cls, outputs: Path) -> RunFolder:
+        """Makes `outputs/YYYY-MM-DD/hh-mm-ss`."""
+        path = outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise CacheError(f"cannot make the run folder {path}: {error}") from error
+        return cls(path)
+
+    @classmethod
+    def existing(cls, path: Path) -> RunFolder:
+        """An earlier run.
+
+        Raises:
+            CheckpointNotFoundError: The folder is not that of a run.
+        """
+        run = cls(path.expanduser())
+        if not run.config_file.is_file():
+            raise CheckpointNotFoundError(f"{path} is not a run folder: it has no config/trainer.yaml")
+        return run
+
+    @property
+    def config_file(self) -> Path:
+        """The run's whole configuration."""
+        return self.path / "config" / "trainer.yaml"
+
+    @property
+    def world_file(self) -> Path:
+        """What `diamond_gym` needs to know to play the run's world model."""
+        return self.path / "config" / "world.json"
+
+    @property
+    def contexts_file(self) -> Path:
+        """Start contexts of the run's world model."""
+        return self.path / "contexts.safetensors"
+
+    @property
+    def state_file(self) -> Path:
+        """Everything needed to go on."""
+        return self.path / "checkpoints" / "state.pt"
+
+    def dataset(self, split: str) -> Path:
+        """Folder of the "train" or "test" episodes."""
+        return self.path / "dataset" / split
+
+    def agent_file(self, epoch: int) -> Path:
+        """Weights after an epoch."""
+        return self.path / "checkpoints" / "agent_versions" / f"agent_epoch_{epoch:05d}.pt"
+
+    def save_state(self, state: dict[str, Any]) -> None:
+        """Replaces the state as a whole."""
+        save_tensors(self.state_file, state)
+
+    def load_state(self) -> dict[str, Any]:
+        """Reads the state.
+
+        Raises:
+            CheckpointNotFoundError: No epoch of the run was finished.
+            CheckpointError: The file is damaged.
+        """
+        if not self.state_file.is_file():
+            raise CheckpointNotFoundError(f"{self.path} has no checkpoints/state.pt: no epoch was finished")
+        try:
+            return torch.load(self.state_file, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many kinds for a damaged file
+            raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
+
+    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int) -> None:
+        """Writes the weights of an epoch and deletes all but the newest `num_to_keep`."""
+        save_tensors(self.agent_file(epoch), weights)
+        versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
+        for old in versions[:-num_to_keep]:
+            old.unlink()
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(metrics) + "\n")
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """`torch.save` to a temporary name, flushed and renamed: a killed process leaves the old file."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error}") from error

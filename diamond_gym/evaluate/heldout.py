@@ -1,0 +1,160 @@
+"""Held-out real episodes, and the moments in them where imagination starts. Knows nothing of world models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from diamond_gym.atari import AtariEnv
+from diamond_gym.episodes import Episode
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.players import RandomPolicy, ScriptedBreakout
+
+HELD_OUT_SEED = 2**40
+"""Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""
+
+_SEEDS_PER_RUN = 10_000
+_MAX_STEPS = 27_000
+"""Of one episode; ALE itself stops a game after 108 000 raw frames."""
+
+
+@dataclass(frozen=True)
+class Starts:
+    """Moments of real episodes and what followed, one row each.
+
+    Attributes:
+        obs: the last n real frames, oldest first.
+        act: the actions taken at them; the last one is the first of `future_act`.
+        future_act: the actions taken from the start on; 0 after the episode's end.
+        future_obs: the frame after each of these actions; black after the end.
+        future_rew: the sign of the reward of each; 0 after the end.
+        future_end: whether the episode ended with it.
+        valid: whether the episode still went on when the action was taken.
+    """
+
+    obs: UInt8[Tensor, "b n c h w"]
+    act: Int64[Tensor, "b n"]
+    future_act: Int64[Tensor, "b t"]
+    future_obs: UInt8[Tensor, "b t c h w"]
+    future_rew: Float[Tensor, "b t"]
+    future_end: Bool[Tensor, "b t"]
+    valid: Bool[Tensor, "b t"]
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+
+def play(game: str, policy: RandomPolicy | ScriptedBreakout, num_episodes: int, seed: int) -> list[Episode]:
+    """Real episodes from seeds apart from those of training; an episode ends with a lost life.
+
+    A game is played until it is over, then the next one starts from its own seed.
+
+    Args:
+        game: the game's name.
+        policy: who plays; reset with a seed of its own at every episode.
+        num_episodes: how many.
+        seed: counts from 0; different seeds share no game.
+
+    Returns:
+        Finished episodes, each with its final observation.
+    """
+    env = AtariEnv(game, training=True)
+    episodes: list[Episode] = []
+    game_seed = HELD_OUT_SEED + _SEEDS_PER_RUN * seed
+    try:
+        obs, _ = env.reset(seed=game_seed)
+        while len(episodes) < num_episodes:
+            policy.reset(HELD_OUT_SEED + _SEEDS_PER_RUN * seed + len(episodes))
+            episode, game_over = _play_episode(env, policy, obs)
+            episodes.append(episode)
+            game_seed += game_over
+            obs, _ = env.reset(seed=game_seed if game_over else None)
+    finally:
+        env.close()
+    return episodes
+
+
+def _play_episode(
+    env: AtariEnv, policy: RandomPolicy | ScriptedBreakout, obs: np.ndarray
+) -> tuple[Episode, bool]:
+    """One episode, and whether the game is over with it."""
+    frames, acts, rewards = [obs], [], []
+    while True:
+        act = policy(frames[-1])
+        obs, reward, terminated, truncated, info = env.step(act)
+        frames.append(obs)
+        acts.append(act)
+        rewards.append(reward)
+        truncated |= len(acts) >= _MAX_STEPS and not terminated
+        if terminated or truncated:
+            break
+    stack = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).copy())
+    ends = torch.zeros(2, len(acts), dtype=torch.uint8)
+    ends[:, -1] = torch.tensor([terminated, truncated])
+    episode = Episode(
+        obs=stack[:-1],
+        act=torch.tensor(acts),
+        rew=torch.tensor(rewards, dtype=torch.float32),
+        end=ends[0],
+        trunc=ends[1],
+        info={"final_observation": stack[-1]},
+    )
+    return episode, truncated or bool(info["game_over"])
+
+
+def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:
+    """The frames of a finished episode, its final observation included."""
+    assert episode.final_observation is not None
+    return torch.cat([episode.obs, episode.final_observation[None]])
+
+
+def choose_starts(
+    episodes: Sequence[Episode], num_starts: int, num_conditioning: int, horizon: int
+) -> Starts:
+    """Starts spread evenly over every episode.
+
+    Every episode gives equally many, fewer if it is too short; the earliest has a full context, the latest
+    one step to go. What lies behind an episode's end is marked in `valid`.
+
+    Args:
+        episodes: finished episodes.
+        num_starts: how many at least, if the episodes are long enough.
+        num_conditioning: frames of context (n).
+        horizon: steps that follow.
+
+    Raises:
+        InvalidInputError: every episode is shorter than the context.
+    """
+    per_episode = math.ceil(num_starts / len(episodes))
+    rows = []
+    for episode in episodes:
+        first, last = num_conditioning - 1, len(episode) - 1
+        if last >= first:
+            times = np.unique(np.linspace(first, last, per_episode).round().astype(int))
+            rows += [_start(episode, int(time), num_conditioning, horizon) for time in times]
+    if not rows:
+        raise InvalidInputError(
+            f"all {len(episodes)} episodes are shorter than the {num_conditioning} frames of a context; "
+            "play more episodes"
+        )
+    return Starts(*(torch.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _start(episode: Episode, time: int, n: int, horizon: int) -> tuple[Tensor, ...]:
+    frames = all_frames(episode)
+    now, context = slice(time, time + horizon), slice(time - n + 1, time + 1)
+    act, rew, end = episode.act[now], episode.rew[now].sign(), episode.end[now].bool()
+    obs = frames[time + 1 : time + 1 + horizon]
+    valid = torch.ones(len(act), dtype=torch.bool)
+    future = tuple(_pad(x, horizon) for x in (act, obs, rew, end, valid))
+    return (episode.obs[context], episode.act[context], *future)
+
+
+def _pad(x: Tensor, length: int) -> Tensor:
+    return torch.cat([x, x.new_zeros(length - len(x), *x.shape[1:])])

@@ -1,0 +1,290 @@
+import json
+import math
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from diamond_gym.episodes import Episode
+from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.evaluate import heldout, imagination, metrics, report
+from diamond_gym.evaluate.__main__ import main
+from diamond_gym.evaluate.settings import Settings, parse, usage
+from diamond_gym.players import ScriptedBreakout
+from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world_model import WorldModel
+from tests import worlds
+
+
+@pytest.fixture(scope="module")
+def world_model():
+    agent = worlds.tiny_agent()
+    return WorldModel(agent.denoiser, agent.rew_end_model, DiffusionSamplerConfig(num_steps_denoising=1))
+
+
+def episode(length, seed=0):
+    rng = torch.Generator().manual_seed(seed)
+    end = torch.zeros(length, dtype=torch.uint8)
+    end[-1] = 1
+    frames = torch.randint(0, 256, (length + 1, 3, 64, 64), dtype=torch.uint8, generator=rng)
+    return Episode(
+        obs=frames[:-1],
+        act=torch.randint(0, 4, (length,), generator=rng),
+        rew=torch.randint(-7, 8, (length,), generator=rng).float(),
+        end=end,
+        trunc=torch.zeros_like(end),
+        info={"final_observation": frames[-1]},
+    )
+
+
+# --- metrics against numbers worked out by hand
+
+
+def test_mean_squared_error_and_psnr():
+    a = np.zeros((2, 3, 4, 4), np.uint8)
+    b = a.copy()
+    b[0] = 255
+    b[1, 0] = 10  # a third of the channels, 100 each
+    mse = metrics.mean_squared_error(a, b)
+    np.testing.assert_allclose(mse, [65025, 100 / 3])
+    np.testing.assert_allclose(metrics.psnr(mse), [0, 20 * math.log10(255) - 10 * math.log10(100 / 3)])
+    assert metrics.psnr(np.array(0.0)) == metrics.PSNR_CAP
+    assert metrics.psnr(np.array(1.0)) == pytest.approx(48.1308)
+
+
+def test_mean_where():
+    values = np.array([[1.0, 5.0, np.nan], [3.0, 7.0, 2.0]])
+    mask = np.array([[True, False, False], [True, True, False]])
+    np.testing.assert_array_equal(metrics.mean_where(values, mask), [2, 7, np.nan])
+
+
+def test_hits():
+    real = np.array([[10.0, 10.0], [10, 10], [10, 10], [np.nan, np.nan]])
+    found = np.array([[11.2, 11.6], [11.5, 11.5], [np.nan, np.nan], [10, 10]])
+    np.testing.assert_array_equal(metrics.hits(found, real, 2), [True, False, False, False])
+
+
+def test_confusion_and_scores():
+    real = np.array([1, 1, 1, 2, 2, 0])
+    predicted = np.array([1, 2, 1, 2, 1, 2])
+    matrix = metrics.confusion(real, predicted, 3)
+    np.testing.assert_array_equal(matrix, [[0, 0, 1], [0, 2, 1], [0, 1, 1]])
+    found = metrics.scores(matrix, nothing=1)  # 3 events happened, 3 were predicted, 1 of them rightly
+    assert (found.precision, found.recall, found.f1) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
+
+
+def test_scores_of_nothing_are_nan():
+    found = metrics.scores(np.array([[5, 0], [0, 0]]), nothing=0)
+    assert np.isnan([found.precision, found.recall, found.f1]).all()
+    missed = metrics.scores(np.array([[5, 0], [2, 0]]), nothing=0)
+    assert np.isnan(missed.precision)
+    assert (missed.recall, missed.f1) == (0, 0)
+
+
+def test_returns_stop_with_the_first_end_and_at_the_real_one():
+    rew = np.array([[1.0, 1, 1, 1], [1, 1, 1, 1], [0, -1, 1, 1]])
+    end = np.array([[0, 1, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]], bool)
+    valid = np.array([[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]], bool)
+    np.testing.assert_array_equal(metrics.returns(rew, end, valid), [2, 4, -1])
+
+
+# --- the command line
+
+
+def test_parse():
+    assert parse([]) == Settings()
+    settings = parse(["game=Pong", "horizon=30", "checkpoint=a=b.pt", "num_denoising_steps=1"])
+    assert (settings.game, settings.horizon, settings.checkpoint) == ("Pong", 30, "a=b.pt")
+    assert settings.num_denoising_steps == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["horzon=3"], "unknown option 'horzon': did you mean 'horizon'?"),
+        (["--seed=3"], "unknown option '--seed': did you mean 'seed'?"),
+        (["xyzzy"], "unknown option 'xyzzy': known: game, checkpoint"),
+        (["horizon"], "options are written key=value, got 'horizon'"),
+        (["horizon=many"], "horizon must be an integer, got 'many'"),
+        (["horizon=0"], "horizon must be at least 1, got 0"),
+        (["seed=-1"], "seed must be at least 0"),
+        (["seed=1", "seed=2"], "option 'seed' is given twice"),
+        (["out="], "option 'out' needs a value"),
+        (["policy=expert", "out=unused"], "unknown player 'expert'; known: random, scripted"),
+        (["game=Pong", "out=unused"], "no scripted player for 'Pong'"),
+    ],
+)
+def test_wrong_arguments_give_one_line_and_code_2(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_help(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.strip() == usage()
+    assert "num_denoising_steps=" in usage()
+
+
+def test_failures_give_one_line_and_code_1(capsys, tmp_path):
+    assert main([f"checkpoint={tmp_path / 'none.pt'}", f"out={tmp_path / 'out'}"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+    (tmp_path / "file").touch()
+    assert main([f"out={tmp_path / 'file' / 'out'}"]) == 1
+    assert "cannot write to the folder" in capsys.readouterr().err
+
+
+# --- held-out episodes and starts
+
+
+def test_play_is_seeded_and_gives_whole_lives():
+    first = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0)
+    again = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0)
+    other = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=1, seed=1)
+    assert len(first) == 6
+    for a, b in zip(first, again, strict=True):
+        assert a.is_finished
+        assert a.final_observation is not None
+        assert torch.equal(a.obs, b.obs)
+        assert torch.equal(a.act, b.act)
+    assert torch.equal(first[1].obs[0], first[0].final_observation)  # the second life of the same game
+    assert not torch.equal(first[5].obs[0], first[4].final_observation)  # a new game after five lives
+    assert other[0].act.tolist() != first[0].act.tolist()
+
+
+def test_starts_are_spread_evenly_and_stop_at_the_end():
+    episodes = [episode(13), episode(3), episode(40, seed=1)]
+    starts = heldout.choose_starts(episodes, num_starts=9, num_conditioning=4, horizon=10)
+    assert len(starts) == 6  # three each of two episodes; the one of three steps has no context
+    # in the first episode they are at times 3, 8 (7.5 rounded to even) and 12
+    for row, time in enumerate((3, 8, 12)):
+        left = min(13 - time, 10)
+        frames = heldout.all_frames(episodes[0])
+        assert torch.equal(starts.obs[row], frames[time - 3 : time + 1])
+        assert torch.equal(starts.act[row], episodes[0].act[time - 3 : time + 1])
+        assert starts.act[row, -1] == starts.future_act[row, 0]
+        assert starts.valid[row].tolist() == [True] * left + [False] * (10 - left)
+        assert torch.equal(starts.future_obs[row, :left], frames[time + 1 : time + 1 + left])
+        assert torch.equal(starts.future_rew[row, :left], episodes[0].rew[time : time + left].sign())
+        assert starts.future_end[row].sum() == (time + 10 >= 13)
+    assert starts.valid[3].all()
+    assert starts.future_end[5].tolist() == [True] + [False] * 9
+
+
+def test_starts_need_a_long_enough_episode():
+    with pytest.raises(InvalidInputError, match="all 2 episodes are shorter than the 4 frames"):
+        heldout.choose_starts([episode(2), episode(3)], 5, 4, 5)
+
+
+# --- imagination
+
+
+def test_imagination_does_not_depend_on_the_batch_size(world_model):
+    starts = heldout.choose_starts([episode(12)], num_starts=3, num_conditioning=4, horizon=2)
+    one = imagination.imagine(world_model, starts, seed=1, batch_size=3, progress=False)
+    two = imagination.imagine(world_model, starts, seed=1, batch_size=2, progress=False)
+    other = imagination.imagine(world_model, starts, seed=2, batch_size=3, progress=False)
+    assert one.obs.shape == (3, 2, 3, 64, 64)
+    assert one.rew.shape == one.end.shape == (3, 2)
+    assert (one.obs.int() - two.obs.int()).abs().max() <= 2
+    assert not torch.equal(one.obs, other.obs)
+
+
+def test_imagination_takes_the_real_actions(world_model):
+    starts = heldout.choose_starts([episode(12)], num_starts=2, num_conditioning=4, horizon=2)
+    imagined = imagination.imagine(world_model, starts, seed=0, batch_size=2, progress=False)
+    state = world_model.start(starts.obs, starts.act, torch.arange(2))
+    state, first = world_model.step(state, starts.future_act[:, 0])
+    _, second = world_model.step(state, starts.future_act[:, 1])
+    assert torch.equal(imagined.obs, torch.stack([first.obs, second.obs], 1))
+    assert torch.equal(imagined.rew, torch.stack([first.rew, second.rew], 1))
+
+
+def test_transitions_run_the_lstm_through_the_whole_episode(world_model, monkeypatch):
+    episodes = [episode(30), episode(9, seed=1)]
+    whole = imagination.predict_transitions(world_model, episodes)
+    monkeypatch.setattr(imagination, "_CHUNK", 7)
+    chunked = imagination.predict_transitions(world_model, episodes)
+    assert len(whole.rew) == 30 + 9 - 2 * 3  # the first n - 1 = 3 of each warm up
+    assert torch.equal(whole.rew, torch.cat([e.rew[3:] for e in episodes]).sign().long() + 1)
+    assert whole.end.tolist() == [0] * 26 + [1] + [0] * 5 + [1]
+    assert torch.equal(whole.predicted_rew, chunked.predicted_rew)
+    assert torch.equal(whole.predicted_end, chunked.predicted_end)
+
+
+# --- the report
+
+
+@pytest.fixture(scope="module")
+def real_starts():
+    episodes = heldout.play("Breakout", ScriptedBreakout(noise=0.5), num_episodes=2, seed=0)
+    return heldout.choose_starts(episodes, num_starts=12, num_conditioning=4, horizon=6)
+
+
+def test_a_perfect_imagination_scores_full_marks(real_starts):
+    perfect = imagination.Imagined(real_starts.future_obs, real_starts.future_rew, real_starts.future_end)
+    result = report.measure("Breakout", real_starts, perfect)
+    assert [row["step"] for row in result["steps"]] == [1, 2, 3, 4, 5, 6]
+    for row in result["steps"]:
+        assert row["psnr"] == row["psnr_of_mean_mse"] == metrics.PSNR_CAP
+        assert row["paddle_within"] == row["ball_within"] == 1
+        assert row["psnr_repeat"] < metrics.PSNR_CAP
+        assert row["ball_frames"] <= row["frames"]
+    assert result["returns"]["real"].tolist() == result["returns"]["imagined"].tolist()
+
+
+def test_a_black_imagination_shows_no_objects(real_starts):
+    obs = torch.zeros_like(real_starts.future_obs)
+    black = imagination.Imagined(obs, real_starts.future_rew * 0, real_starts.future_end)
+    result = report.measure("Breakout", real_starts, black)
+    for step, row in enumerate(result["steps"]):
+        valid = real_starts.valid[:, step]
+        squares = real_starts.future_obs[valid, step].double().square().mean((1, 2, 3))
+        assert row["paddle_within"] == row["ball_within"] == 0
+        assert row["psnr"] == pytest.approx((10 * torch.log10(255**2 / squares)).mean().item(), abs=1e-3)
+        assert row["psnr_of_mean_mse"] == pytest.approx(10 * math.log10(255**2 / squares.mean()), abs=1e-3)
+
+
+def test_other_games_have_no_objects(real_starts):
+    perfect = imagination.Imagined(real_starts.future_obs, real_starts.future_rew, real_starts.future_end)
+    row = report.measure("Asterix", real_starts, perfect)["steps"][0]
+    assert list(row) == ["step", "frames", "psnr", "psnr_of_mean_mse", "psnr_repeat"]
+
+
+def test_shown_steps():
+    assert report.shown_steps(15) == [1, 3, 5, 15]
+    assert report.shown_steps(20) == [1, 3, 5, 15, 20]
+    assert report.shown_steps(50) == [1, 3, 5, 15, 30, 50]
+
+
+def test_json_has_null_for_nan(tmp_path):
+    report.write_json({"a": np.nan, "b": [np.float32(0.5), np.int64(3)], "c": np.eye(2)}, tmp_path / "x.json")
+    assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [0.5, 3], "c": [[1, 0], [0, 1]]}
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot write to the folder"):
+        report.prepare_folder(tmp_path / "file")
+
+
+def test_the_whole_command(tmp_path, capsys):
+    checkpoint = worlds.save_tiny_world(tmp_path / "world")
+    out = tmp_path / "out"
+    arguments = [f"checkpoint={checkpoint}", f"out={out}", "policy=random", "episodes=2", "starts=4"]
+    assert main([*arguments, "horizon=3", "device=cpu", "num_denoising_steps=1"]) == 0
+    result = json.loads((out / "fidelity.json").read_text())
+    assert result["num_starts"] == 4
+    assert result["num_denoising_steps"] == 1
+    assert [row["frames"] for row in result["steps"]] == [4, 2, 2]
+    assert np.sum(result["reward"]["confusion"]) == np.sum(result["end"]["confusion"])
+    assert np.sum(result["end"]["confusion"]) == result["num_real_steps"] - 2 * 3
+    assert len(result["returns"]["imagined"]) == 4
+    text = capsys.readouterr().out
+    assert f"{result['steps'][2]['psnr']:.2f}" in text
+    for picture in ("curves.png", "film.png"):
+        assert cv2.imread(str(out / picture)).std() > 0
+    assert sorted(file.name for file in out.iterdir()) == ["curves.png", "fidelity.json", "film.png"]

@@ -35,7 +35,7 @@ _ROWS_FIRST = (2, 0, 1, 3, 4)
 """(k n h w c) -> (h k n w c): the same row of all frames lies together, which compresses twice as well."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ContextBank:
     """k moments of real games, each given by its last n frames and actions.
 

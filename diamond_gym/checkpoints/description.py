@@ -63,8 +63,8 @@ class WorldDescription:
             if version != FORMAT_VERSION:
                 raise ValueError(f"it is of format version {version!r}, this program reads {FORMAT_VERSION}")
             return cls(
-                agent=_optional(AgentConfig, fields.get("agent")),
-                sampler=_sampler(fields.get("sampler")),
+                agent=_agent(_checked(dict, "agent", fields.get("agent"))),
+                sampler=_sampler(_checked(dict, "sampler", fields.get("sampler"))),
                 game=_checked(str, "game", fields.get("game")),
                 action_meanings=_names(fields.get("action_meanings")),
                 training=_checked(dict, "training", fields.get("training")),
@@ -103,8 +103,8 @@ def _finite_or_text(value: float) -> float | str:
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
-def _optional(cls: type[AgentConfig], values: dict[str, Any] | None) -> AgentConfig | None:
-    return None if values is None else config_from_dict(cls, values)
+def _agent(values: dict[str, Any] | None) -> AgentConfig | None:
+    return None if values is None else config_from_dict(AgentConfig, values)
 
 
 def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:

@@ -109,6 +109,8 @@ def _placed(agent: Agent, sampler: DiffusionSamplerConfig, device: str, dtype: s
     if dtype not in dtypes:
         raise InvalidInputError(f"dtype must be one of {', '.join(dtypes)}, got {dtype!r}")
     try:
+        if torch.device(device).type == "meta":
+            raise RuntimeError("it holds no numbers")
         agent.denoiser.to(device, dtypes[dtype])
         agent.rew_end_model.to(device, dtypes[dtype])
     except (RuntimeError, AssertionError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -33,7 +34,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointNotFoundError(f"there is no file {path}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's doubts about files that are refused anyway
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(_refusal(path, error)) from error
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -77,7 +80,8 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     names: list[str] = []
     with contextlib.suppress(Exception):  # a damaged file, or torch's older format, cannot be listed
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    if not names and "GLOBAL" not in str(error):
+    is_pickle = "GLOBAL" in str(error) or path.read_bytes()[:1] == pickle.PROTO
+    if not names and not is_pickle:
         return f"{path} is damaged, or no PyTorch file: {_first_line(error)}"
     what = f"it refers to {', '.join(names)}" if names else "it is pickled Python"
     return (

@@ -1,4 +1,4 @@
-"""Where the ball and the paddle are in 64x64 frames of Breakout.
+"""Where the ball and the paddles are in 64x64 frames of Breakout and Pong.
 
 Works from pixels alone, on real frames and on slightly imperfect imagined ones: each pixel becomes a *fill*
 (the fraction of it covered by something of the ball's colour), walls and bricks are taken away, and the ball
@@ -23,7 +23,8 @@ FRAME_SHAPE = (64, 64, 3)
 _RAW_HEIGHT, _RAW_WIDTH = 210, 160
 
 _MIN_BALL = 0.35
-"""A blob needs this area in pixels; the sharp ball has 0.98, in motion up to twice that."""
+"""A blob needs this area in pixels; the sharp ball (2 x 4 raw pixels) has 0.98, in motion up to twice
+that."""
 _MAX_BALL = 3.0
 """A larger blob is something else, such as a brick that fades."""
 _FAINT = 0.08
@@ -185,7 +186,7 @@ def _breakout_paddle(frames: Frames) -> Points:
     weight = np.where(near, fill[:, 0], 0)
     mass = weight.sum(1)
     x = (weight * np.arange(weight.shape[1])).sum(1) / np.where(mass > 0, mass, 1) + _LEFT
-    return np.where(window.max(1) > 1.0, x, np.nan)
+    return np.where((window.max(1) > 1) & (mass > 0.6 * fill[:, 0].sum(1)), x, np.nan)
 
 
 def breakout_paddle(frames: Frames) -> Points:
@@ -201,3 +202,78 @@ def breakout_paddle(frames: Frames) -> Points:
         InvalidInputError: the frames have another shape or dtype.
     """
     return _in_chunks(_breakout_paddle, _checked(frames))
+
+
+# Pong, in raw pixels: the field is rows 34 to 194; the paddles (16 high, 4 wide) are at columns 16 and 140;
+# the ball (4 high, 2 wide) is as white as the walls above and below.
+_PONG_BACKGROUND = np.array((144, 72, 17), np.float32)
+_PONG_COLOURS = np.array(((236, 236, 236), (213, 130, 74), (92, 186, 92)), np.float32)  # ball, left, right
+_PONG_UNMIX = np.linalg.inv(_PONG_COLOURS - _PONG_BACKGROUND).astype(np.float32)
+_PONG_TOP, _PONG_BOTTOM = 11, 59
+_PONG_PADDLES = {1: slice(5, 9), 2: slice(55, 59)}
+_MIN_PONG_PADDLE = 2.5
+"""A third of the area, in pixels, of a paddle."""
+
+
+def _pong_fill(frames: Frames, thing: int) -> NDArray[np.float32]:
+    """The fraction of every pixel of the field covered by one of `_PONG_COLOURS`, (b, 48, 64)."""
+    field = frames[:, _PONG_TOP:_PONG_BOTTOM].astype(np.float32)
+    return np.asarray((field - _PONG_BACKGROUND) @ _PONG_UNMIX[:, thing], np.float32)
+
+
+def _pong_ball(frames: Frames) -> Points:
+    return _blob(_pong_fill(frames, 0)) + np.array([0, _PONG_TOP])
+
+
+def pong_ball(frames: Frames) -> Points:
+    """The ball's centre in frames of Pong.
+
+    Args:
+        frames: uint8 (b, 64, 64, 3).
+
+    Returns:
+        float64 (b, 2): x and y in pixels, NaN where no ball is visible; as for Breakout, a faint one is not.
+
+    Raises:
+        InvalidInputError: the frames have another shape or dtype.
+    """
+    return _in_chunks(_pong_ball, _checked(frames))
+
+
+def _pong_paddle(frames: Frames, thing: int) -> Points:
+    fill = _pong_fill(frames, thing)[:, :, _PONG_PADDLES[thing]]
+    weight = np.where(fill > _FAINT, fill, 0).sum(2)
+    mass = weight.sum(1)
+    seen = mass > _MIN_PONG_PADDLE
+    y = (weight * np.arange(_PONG_TOP, _PONG_BOTTOM)).sum(1) / np.where(seen, mass, 1)
+    return np.where(seen, y, np.nan)
+
+
+def pong_left_paddle(frames: Frames) -> Points:
+    """The height of the opponent's paddle in frames of Pong.
+
+    Args:
+        frames: uint8 (b, 64, 64, 3).
+
+    Returns:
+        float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
+
+    Raises:
+        InvalidInputError: the frames have another shape or dtype.
+    """
+    return _in_chunks(lambda part: _pong_paddle(part, 1), _checked(frames))
+
+
+def pong_right_paddle(frames: Frames) -> Points:
+    """The height of the player's own paddle in frames of Pong.
+
+    Args:
+        frames: uint8 (b, 64, 64, 3).
+
+    Returns:
+        float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
+
+    Raises:
+        InvalidInputError: the frames have another shape or dtype.
+    """
+    return _in_chunks(lambda part: _pong_paddle(part, 2), _checked(frames))

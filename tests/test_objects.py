@@ -4,8 +4,14 @@ import pytest
 
 from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.objects import breakout_ball, breakout_paddle
-from diamond_gym.players import ScriptedBreakout
+from diamond_gym.objects import (
+    breakout_ball,
+    breakout_paddle,
+    pong_ball,
+    pong_left_paddle,
+    pong_right_paddle,
+)
+from diamond_gym.players import RandomPolicy, ScriptedBreakout
 
 COLOURS = [(200, 72, 72), (198, 108, 58), (180, 122, 48), (162, 162, 42), (72, 160, 72), (66, 72, 200)]
 
@@ -115,6 +121,42 @@ def test_against_the_memory_of_the_real_game():
     paddle_error = np.abs(paddle - ((paddle_x - 47 + 8) * 0.4 - 0.5))[shown]
     assert np.median(paddle_error) < 0.3
     assert paddle_error.max() < 2.6  # its position in RAM runs a raw frame ahead of the screen
+
+
+def test_an_even_picture_shows_no_paddle():
+    assert np.isnan(breakout_paddle(np.full((1, 64, 64, 3), 120, np.uint8)))[0]
+
+
+def test_pong_against_the_memory_of_the_real_game():
+    """RAM holds the ball (49, 54) and the paddles' heights (50, 51)."""
+    env = AtariEnv("Pong", training=False)
+    player = RandomPolicy(6, seed=1, repeat=4)
+    obs, _ = env.reset(seed=1)
+    frames, ram = [], []
+    for _ in range(500):
+        obs, *_ = env.step(player(obs))
+        frames.append(obs)
+        ram.append(env.ale.getRAM()[[49, 54, 50, 51]].astype(int))
+    ball_x, ball_y, left_y, right_y = np.array(ram).T
+    frames = np.stack(frames)
+    playing = (ball_y > 51) & (ball_y < 200) & (ball_x > 53) & (ball_x < 200)
+    assert playing.sum() > 200
+    error = np.linalg.norm(pong_ball(frames) - np.stack(centre(ball_x - 49, ball_y - 14), 1), axis=1)[playing]
+    assert not np.isnan(error).any()
+    assert np.median(error) < 0.5
+    assert error.max() < 1.5
+    assert np.isnan(pong_ball(frames)[(ball_x == 0) & (ball_y == 0)]).all()
+    left, right = (centre(0, y - off, height=16)[1] for y, off in ((left_y, 15), (right_y, 13)))
+    assert np.median(np.abs(pong_left_paddle(frames) - left)[playing]) < 0.5
+    whole = playing & (right_y > 47) & (right_y < 191)
+    assert np.abs(pong_right_paddle(frames) - right)[whole].max() < 3  # RAM runs a raw frame ahead
+
+
+def test_pong_without_anything():
+    empty = np.full((1, 64, 64, 3), (144, 72, 17), np.uint8)
+    assert np.isnan(pong_ball(empty)).all()
+    assert np.isnan(pong_left_paddle(empty)).all()
+    assert np.isnan(pong_right_paddle(empty)).all()
 
 
 def test_many_frames_agree_with_single_ones():

@@ -19,7 +19,7 @@ from diamond_gym.errors import CacheError, MissingDependencyError
 from diamond_gym.evaluate import metrics
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
-from diamond_gym.objects import breakout_ball, breakout_paddle
+from diamond_gym.objects import breakout_ball, breakout_paddle, pong_ball, pong_left_paddle, pong_right_paddle
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -29,7 +29,10 @@ RADIUS = 2.0
 SHOWN_STEPS = (1, 3, 5, 15, 30, 50)
 
 Detector = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-OBJECTS: dict[str, dict[str, Detector]] = {"Breakout": {"paddle": breakout_paddle, "ball": breakout_ball}}
+OBJECTS: dict[str, dict[str, Detector]] = {
+    "Breakout": {"paddle": breakout_paddle, "ball": breakout_ball},
+    "Pong": {"paddle": pong_right_paddle, "opponent": pong_left_paddle, "ball": pong_ball},
+}
 """What can be found in frames of each game; other games are judged by PSNR, rewards and ends alone."""
 
 DEFINITIONS = {
@@ -134,7 +137,7 @@ def film(starts: Starts, imagined: Imagined, num_starts: int = 4, num_frames: in
     rows = complete if len(complete) else np.arange(len(starts))
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, num_starts).round().astype(int))]
     steps = np.unique(np.geomspace(1, starts.valid.shape[1], num_frames).round().astype(int))
-    figure = Figure(figsize=(1.1 * len(steps) + 0.9, 3.4 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(1.28 * len(steps) + 1.4, 4.2 * len(rows)), layout="constrained")
     for axis, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         real = starts.future_obs[row].numpy()[steps - 1]
         dreamt = imagined.obs[row].numpy()[steps - 1]

@@ -187,7 +187,7 @@ def write_json(result: dict[str, Any], path: Path) -> None:
 def write_figure(figure: Figure, path: Path) -> None:
     """Write a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100)
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
     write_file(path, buffer.getvalue())
 
 

@@ -1,7 +1,7 @@
 """What each network minimises, as functions of a network, a batch and the random numbers.
 
-Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that reading them is the caller's
-choice. Knows nothing of optimisers or of where batches come from.
+Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that reading them is the
+caller's choice. Knows nothing of optimisers or of where batches come from.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ def denoiser_loss(
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
 
-    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real frames, as
-    at play. Padded predictions do not count.
+    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real frames,
+    as at play. Padded predictions do not count.
 
     Args:
         denoiser: The network.

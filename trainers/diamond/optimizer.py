@@ -39,7 +39,7 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
 
 @dataclass
 class ExponentialMovingAverage:
-    """Moving average of a module's parameters, with a warm-up: the decay is at most (1 + k) / (10 + k) at step k."""
+    """Moving average of a module's parameters; the decay is at most (1 + k) / (10 + k) at update k."""
 
     decay: float
     num_updates: int

@@ -1,7 +1,7 @@
 """Episodes in memory as uint8, and the segments that training draws from them.
 
-Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees the
-batches it would have seen. Knows nothing of networks, losses or files.
+Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees
+the batches it would have seen. Knows nothing of networks, losses or files.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Replay:
         return {sign: int((signs == sign).sum()) for sign in (-1, 0, 1)}
 
     def segments(self, episode: NDArray[np.int64], start: NDArray[np.int64], length: int) -> SegmentBatch:
-        """Cuts segments `start .. start + length` out of episodes; what lies outside of an episode is padding."""
+        """Cuts segments `start .. start + length` out of episodes; what lies outside is padding."""
         lengths, firsts = self.lengths[episode], (self.lengths.cumsum() - self.lengths)[episode]
         time = start[:, None] + np.arange(length)
         mask = (time >= 0) & (time < lengths[:, None])
@@ -145,8 +145,8 @@ class Replay:
         """Probability of drawing each episode.
 
         Args:
-            sample_weights: Weight of each part of the episodes by age, oldest first (equal within a part); None,
-                or fewer episodes than parts: by length.
+            sample_weights: Weight of each part of the episodes by age, oldest first (equal within a part);
+                None, or fewer episodes than parts: by length.
         """
         if sample_weights is None or len(self.lengths) < len(sample_weights):
             return self.lengths / self.num_steps
@@ -172,17 +172,15 @@ class Replay:
             batch_size: Number of segments.
             length: Steps of each.
             sample_weights: See `episode_probabilities`.
-            pad_after: False: a segment ends within its episode, so only its beginning can be padding (denoiser,
-                actor-critic). True: it starts within its episode's reach and may run past the end (reward/end).
+            pad_after: False: a segment ends within its episode, so only its beginning can be padding
+                (denoiser, actor-critic). True: it may also run past the end (reward/end).
         """
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
         time = rng.integers(self.lengths[episode])
         jitter = rng.integers(length, size=batch_size)
-        if pad_after:
-            start = time - jitter
-        else:
-            start = np.minimum(self.lengths[episode], time + 1 + jitter) - length
+        stop_inside = np.minimum(self.lengths[episode], time + 1 + jitter)
+        start = time - jitter if pad_after else stop_inside - length
         return self.segments(episode, start, length)
 
 

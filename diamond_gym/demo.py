@@ -1,0 +1,216 @@
+"""`python -m diamond_gym.demo`: Breakout, real above imagined, from the same start under the same actions.
+
+A scripted player plays the real game. Every 50 steps, and whenever the real or the imagined episode ends,
+imagination is forked anew from the real game's last frames; in between it sees nothing but the actions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+import diamond_gym
+from diamond_gym import rendering
+from diamond_gym.atari import AtariEnv
+from diamond_gym.collect import Policy
+from diamond_gym.env import DiamondEnv
+from diamond_gym.players import RandomPolicy, scripted_player
+from diamond_gym.registration import env_id
+
+Frame = NDArray[np.uint8]
+
+HORIZON = 50
+STRIP_STEPS = (1, 5, 10, 15, 20, 30, 40, 50)
+SCALE = 6
+_LABEL_HEIGHT = 24
+_WHITE, _BLACK = (255, 255, 255), 0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One step of both worlds.
+
+    Attributes:
+        real: The real frame, uint8 (64, 64, 3).
+        imagined: The imagined frame, uint8 (64, 64, 3).
+        age: Steps since imagination last saw the real game, >= 1.
+        reward: Real and imagined reward of the step.
+        seconds: Time the imagined step took.
+    """
+
+    real: Frame
+    imagined: Frame
+    age: int
+    reward: tuple[float, float]
+    seconds: float
+
+
+class RealGame:
+    """The real game under a player, with the last n frames and actions at hand."""
+
+    def __init__(self, game: str, player: Policy, num_steps_conditioning: int, seed: int) -> None:
+        self.env = AtariEnv(game, training=True)
+        self.player = player
+        self.frames: deque[Frame] = deque(maxlen=num_steps_conditioning)
+        self.actions: deque[int] = deque(maxlen=num_steps_conditioning)
+        self._begin(seed)
+
+    def _begin(self, seed: int | None) -> None:
+        obs, _ = self.env.reset(seed=seed)
+        self.frames.clear()
+        self.actions.clear()
+        self.frames.append(obs)
+        while len(self.frames) < (self.frames.maxlen or 0):
+            self.step()
+
+    def step(self) -> tuple[int, float, bool]:
+        """The player moves; returns its action, the sign of the reward and whether the episode ended."""
+        action = self.player(self.frames[-1])
+        obs, reward, terminated, truncated, _ = self.env.step(action)
+        self.frames.append(obs)
+        self.actions.append(action)
+        return action, float(np.sign(reward)), terminated or truncated
+
+    def restart(self) -> None:
+        """Goes on after an episode's end."""
+        self._begin(None)
+
+    def context(self) -> dict[str, NDArray]:
+        """The latest frames and the actions between them, as `reset(options={"context": ...})` takes them."""
+        acts = list(self.actions)[-(len(self.frames) - 1) :]
+        return {"obs": np.stack(self.frames), "act": np.array(acts, np.int64)}
+
+
+def play_both(env: gymnasium.Env, real: RealGame, num_steps: int, seed: int) -> Iterator[Moment]:
+    """Plays the real game and its imagination side by side."""
+    age, over = HORIZON, True
+    env.reset(seed=seed)
+    for _ in range(num_steps):
+        if over or age == HORIZON:
+            env.reset(options={"context": real.context()})
+            age = 0
+        action, reward, real_end = real.step()
+        start = time.perf_counter()
+        obs, imagined_reward, terminated, truncated, _ = env.step(action)
+        seconds = time.perf_counter() - start
+        age += 1
+        yield Moment(real.frames[-1], obs, age, (reward, float(imagined_reward)), seconds)
+        over = terminated or truncated or real_end
+        if real_end:
+            real.restart()
+
+
+def picture(moment: Moment) -> Frame:
+    """Real above imagined, each with a label: what a frame of the video shows."""
+    return np.concatenate(
+        [
+            _label("real", 64 * SCALE),
+            rendering.enlarge(moment.real, SCALE),
+            _label(f"imagined, step {moment.age}", 64 * SCALE),
+            rendering.enlarge(moment.imagined, SCALE),
+        ]
+    )
+
+
+def film_strip(moments: list[Moment]) -> Frame:
+    """Real above imagined at growing distance from the start, in columns."""
+    columns = [
+        np.concatenate(
+            [_label(f"step {m.age}", 128), rendering.enlarge(m.real, 2), rendering.enlarge(m.imagined, 2)]
+        )
+        for m in moments
+    ]
+    rows = np.concatenate([_label("", 76), _label("real", 76, 128), _label("imagined", 76, 128)])
+    return np.concatenate([rows, *columns], axis=1)
+
+
+def _label(text: str, width: int, height: int = _LABEL_HEIGHT) -> Frame:
+    image = np.full((height, width, 3), _BLACK, np.uint8)
+    position = (6, height // 2 + 5)
+    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, _WHITE, 1, cv2.LINE_AA)
+    return image
+
+
+def longest_run(moments: list[Moment]) -> list[Moment]:
+    """The longest stretch without a fork."""
+    starts = [i for i, m in enumerate(moments) if m.age == 1] + [len(moments)]
+    runs = [moments[a:b] for a, b in itertools.pairwise(starts)]
+    return max(runs, key=len)
+
+
+def write_video(path: Path, moments: list[Moment]) -> None:
+    """Writes the side-by-side video (H.264)."""
+    import imageio.v2 as imageio
+
+    with imageio.get_writer(path, fps=rendering.RENDER_FPS, macro_block_size=8) as writer:
+        for moment in moments:
+            writer.append_data(picture(moment))  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def write_strip(path: Path, moments: list[Moment]) -> None:
+    """Writes the film strip (PNG)."""
+    chosen = [m for m in longest_run(moments) if m.age in STRIP_STEPS]
+    cv2.imwrite(str(path), cv2.cvtColor(film_strip(chosen), cv2.COLOR_RGB2BGR))
+
+
+def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m diamond_gym.demo", description=__doc__)
+    parser.add_argument("--game", default="Breakout", help="default: Breakout")
+    parser.add_argument("--checkpoint", default="auto", help='as in gymnasium.make; default: "auto"')
+    parser.add_argument("--player", choices=["scripted", "random"], default="scripted")
+    parser.add_argument("--steps", type=int, default=200, help="imagined steps, at least 1; default: 200")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for demo.mp4 and demo.png")
+    parsed = parser.parse_args(arguments)
+    if parsed.steps < 1:
+        parser.error(f"--steps must be at least 1, got {parsed.steps}")
+    if not parsed.out.is_dir():
+        parser.error(f"--out must be an existing folder, got {parsed.out}")
+    return parsed
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Plays, prints, writes the files."""
+    args = parse_arguments(arguments)
+    env = gymnasium.make(env_id(args.game), checkpoint=args.checkpoint, max_episode_steps=HORIZON + 1)
+    assert isinstance(env.unwrapped, DiamondEnv)
+    world = env.unwrapped.world
+    num_actions = len(world.action_meanings)
+    player = (
+        scripted_player(args.game, args.seed)
+        if args.player == "scripted"
+        else RandomPolicy(num_actions, args.seed, repeat=4)
+    )
+    real = RealGame(args.game, player, world.world_model.num_steps_conditioning, args.seed)
+    moments = list(tqdm(play_both(env, real, args.steps, args.seed), total=args.steps, unit="step"))
+    env.close()
+    write_video(args.out / "demo.mp4", moments)
+    write_strip(args.out / "demo.png", moments)
+    report(moments, args.out)
+
+
+def report(moments: list[Moment], out: Path) -> None:
+    """Prints speed, rewards and where the files are."""
+    seconds = np.median([m.seconds for m in moments])
+    rewards = np.sum([m.reward for m in moments], axis=0)
+    print(f"diamond_gym {diamond_gym.__version__}: {len(moments)} steps imagined")
+    print(f"speed: {1 / seconds:.1f} steps/s (median; {1e3 * seconds:.1f} ms a step)")
+    print(f"reward: {rewards[0]:.0f} real, {rewards[1]:.0f} imagined")
+    print(f"video: {(out / 'demo.mp4').resolve()}")
+    print(f"film strip: {(out / 'demo.png').resolve()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@ module does not know what the tensors mean.
 
 from __future__ import annotations
 
+import contextlib
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -24,23 +25,19 @@ def write_file(path: Path, content: bytes) -> None:
     Raises:
         CacheError: The folder cannot be made or written; whatever was at `path` is still there.
     """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    except OSError as error:
-        raise CacheError(f"cannot write {path}: {error}; choose a folder that can be written") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files that only their owner can read
         os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CacheError(f"cannot write {path}: {error}") from error
-        raise
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error}; choose a folder that can be written") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # gone already, unless something failed
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -72,9 +69,3 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             "truncated, "
             "damaged or of another kind: copy, download or save it again"
         ) from error
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask

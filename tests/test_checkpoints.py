@@ -275,7 +275,7 @@ def test_saving_and_loading_keeps_everything(saved, agent, bank):
 
 
 def test_the_file_itself_and_no_game_will_do(saved):
-    world = load_world(None, str(saved / "model.safetensors"))
+    world = load_world(None, saved / "model.safetensors")
     assert world.game == "Breakout" and len(world.contexts) == 6
 
 

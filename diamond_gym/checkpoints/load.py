@@ -45,7 +45,7 @@ class World:
 
 def load_world(
     game: str | None,
-    checkpoint: str = "auto",
+    checkpoint: str | os.PathLike[str] = "auto",
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -53,7 +53,7 @@ def load_world(
     num_denoising_steps: int | None = None,
     order: int | None = None,
     s_churn: float | None = None,
-    contexts: str | None = None,
+    contexts: str | os.PathLike[str] | None = None,
 ) -> World:
     """Loads a world model.
 

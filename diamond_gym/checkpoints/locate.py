@@ -6,6 +6,7 @@ one), in the folders `save_world` makes, on the Hub. Reads none of them.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Location:
     datasets: tuple[Path, ...] = ()
 
 
-def locate(game: str | None, checkpoint: str) -> Location:
+def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
     """Finds a world model; fetches it when it is only on the Hub.
 
     Args:
@@ -55,6 +56,8 @@ def locate(game: str | None, checkpoint: str) -> Location:
         CheckpointNotFoundError: There is none.
         CheckpointError: The path is neither a checkpoint nor a folder that holds one.
     """
+    if isinstance(checkpoint, os.PathLike):
+        return locate_path(Path(checkpoint).expanduser())
     if not isinstance(checkpoint, str) or not checkpoint:
         raise InvalidInputError(f"{_ACCEPTED}; got {checkpoint!r}")
     if checkpoint not in ("auto", "embedded", "hub"):

@@ -37,7 +37,9 @@ _EPSILON = 0.01
 _RANDOM_HOLD = 4
 
 
-def find(location: Location, given: str | None, game: str | None, agent: Agent) -> ContextBank:
+def find(
+    location: Location, given: str | os.PathLike[str] | None, game: str | None, agent: Agent
+) -> ContextBank:
     """Where a checkpoint's games may start.
 
     Args:
@@ -54,7 +56,7 @@ def find(location: Location, given: str | None, game: str | None, agent: Agent) 
     """
     n = agent.config.denoiser.inner_model.num_steps_conditioning
     if given is not None:
-        return _fitting(_load(Path(given).expanduser(), n), agent.config, given)
+        return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
     if location.contexts.is_file():
         return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))
     recorded = [EpisodeDataset(folder) for folder in location.datasets if (folder / "info.pt").is_file()]

@@ -71,8 +71,8 @@ def denoiser_loss(
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
 
-    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real frames,
-    as at play. Padded predictions do not count.
+    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real
+    frames, as at play. Padded predictions do not count.
 
     Args:
         denoiser: The network.

@@ -1,6 +1,6 @@
 """Every knob of the trainer, under the published names; the single source of defaults (the paper's).
 
-Hydra and the command line live in `cli.py`: here are plain dataclasses, validated when they are made.
+Hydra lives in `settings.py`: here are plain dataclasses, validated when they are made.
 """
 
 from __future__ import annotations
@@ -29,12 +29,20 @@ class CommonConfig:
     device: str = "auto"
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**31, f"common.seed must be at least 0 and below 2^31, got {self.seed}")
+
 
 @dataclass
 class PlayerConfig:
-    """A player that collects `num_steps` steps: "random", or "scripted" with `noise` in [0, 1] where a game has one.
+    """A player that collects `num_steps` steps.
 
-    The random player holds each action for up to `repeat` steps.
+    Attributes:
+        name: "random", "scripted" (some games have one), or "auto": scripted where the game has one, else
+            random.
+        num_steps: How many steps it plays.
+        noise: In [0, 1], how badly the scripted player plays.
+        repeat: The random player holds each action for up to so many steps.
     """
 
     name: str = "random"
@@ -43,8 +51,13 @@ class PlayerConfig:
     repeat: int = 1
 
     def __post_init__(self) -> None:
-        require(self.name in ("random", "scripted"), f"player {self.name!r}: accepted are random, scripted")
-        require(self.num_steps >= 1, f"player {self.name}: num_steps must be at least 1, got {self.num_steps}")
+        accepted = ("auto", "random", "scripted")
+        require(self.name in accepted, f"player {self.name!r}: accepted are {', '.join(accepted)}")
+        require(
+            self.num_steps >= 1, f"player {self.name}: num_steps must be at least 1, got {self.num_steps}"
+        )
+        require(0 <= self.noise <= 1, f"player {self.name}: noise must be in [0, 1], got {self.noise}")
+        require(self.repeat >= 1, f"player {self.name}: repeat must be at least 1, got {self.repeat}")
 
 
 @dataclass
@@ -52,6 +65,9 @@ class CollectionSplitConfig:
     """Who plays to fill a dataset, one after the other."""
 
     players: list[PlayerConfig] = field(default_factory=lambda: [PlayerConfig()])
+
+    def __post_init__(self) -> None:
+        require(bool(self.players), "collection needs at least one player")
 
 
 @dataclass
@@ -114,11 +130,15 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         require(
-            bool(self.parts) and set(self.parts) <= set(PARTS),
+            bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts),
             f"training.parts={list(self.parts)}: accepted are {', '.join(PARTS)}",
         )
         require(self.num_epochs >= 1, f"training.num_epochs must be at least 1, got {self.num_epochs}")
         require(self.autocast in (None, "bfloat16"), f"training.autocast={self.autocast!r}: bfloat16 or null")
+        require(
+            self.num_threads is None or self.num_threads >= 1,
+            f"training.num_threads must be at least 1, or null, got {self.num_threads}",
+        )
 
 
 @dataclass
@@ -128,6 +148,11 @@ class OptimizerConfig:
     lr: float = 1e-4
     weight_decay: float = 1e-2
     eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        require(self.lr > 0, f"lr must be above 0, got {self.lr}")
+        require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
+        require(self.eps > 0, f"eps must be above 0, got {self.eps}")
 
 
 @dataclass
@@ -142,7 +167,8 @@ class PartTrainingConfig:
         lr_warmup_steps: Steps of linear warm-up.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.
         max_grad_norm: Gradients are clipped to this norm.
-        ema_decay: Decay of the moving average of the weights that is saved and played; 0 for none (as published).
+        ema_decay: Decay of the moving average of the weights that is saved and played; 0 for none (as
+            published).
     """
 
     steps_first_epoch: int = 10_000
@@ -155,7 +181,14 @@ class PartTrainingConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        require(self.batch_size >= 1, f"batch_size must be at least 1, got {self.batch_size}")
+        for name in ("batch_size", "steps_first_epoch", "steps_per_epoch"):
+            require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        weights = self.sample_weights
+        require(
+            weights is None or (bool(weights) and min(weights) >= 0 and sum(weights) > 0),
+            f"sample_weights must not be negative, with one above 0, or null; got {weights}",
+        )
+        require(self.max_grad_norm > 0, f"max_grad_norm must be above 0, got {self.max_grad_norm}")
         require(
             self.lr_schedule in ("constant", "cosine"),
             f"lr_schedule={self.lr_schedule!r}: accepted are constant, cosine",
@@ -176,7 +209,7 @@ class PartTrainingConfig:
 
 @dataclass
 class DenoiserTrainingConfig(PartTrainingConfig):
-    """As `PartTrainingConfig`, and for the denoiser:
+    """As `PartTrainingConfig`, and what only the denoiser has.
 
     Attributes:
         num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones.
@@ -188,6 +221,11 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("num_autoregressive_steps", "autoregressive_from_step", "moving_pixels_weight"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+
 
 @dataclass
 class RewEndTrainingConfig(PartTrainingConfig):
@@ -195,6 +233,10 @@ class RewEndTrainingConfig(PartTrainingConfig):
 
     seq_length: int = 19
     max_grad_norm: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.seq_length >= 2, f"seq_length must be at least 2, got {self.seq_length}")
 
 
 @dataclass
@@ -224,7 +266,10 @@ class WorldModelEnvConfig:
 
 @dataclass
 class TrainerConfig:
-    """The whole run. `game` names any Atari game of ale-py; null when a static dataset says what is learned."""
+    """The whole run.
+
+    `game` names any Atari game of ale-py; null when a static dataset says what is learned.
+    """
 
     game: str | None = None
     common: CommonConfig = field(default_factory=CommonConfig)

@@ -1,9 +1,15 @@
-"""A run on disk, laid out as published: checkpoints, config, datasets, metrics. Knows nothing of what is trained."""
+"""A run on disk, laid out as published: checkpoints, config, datasets, metrics.
+
+Knows nothing of what is trained.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diamond_gym.disk import write_file
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+from trainers.diamond.errors import RunInUseError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing keeps two processes apart there
+    fcntl = None
+
+_AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 
 
 @dataclass(frozen=True)
@@ -23,8 +38,16 @@ class RunFolder:
 
     @classmethod
     def new(cls, outputs: Path) -> RunFolder:
-        """Makes `outputs/YYYY-MM-DD/hh-mm-ss`."""
-        path = outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+        """Makes `outputs/YYYY-MM-DD/hh-mm-ss`, with `-2`, `-3`, ... where another run took that second.
+
+        Raises:
+            CacheError: It cannot be made.
+        """
+        usual = outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
+        path, i = usual, 1
+        while path.is_dir():
+            i += 1
+            path = usual.with_name(f"{usual.name}-{i}")
         try:
             path.mkdir(parents=True)
         except OSError as error:
@@ -42,6 +65,28 @@ class RunFolder:
         if not run.config_file.is_file():
             raise CheckpointNotFoundError(f"{path} is not a run folder: it has no config/trainer.yaml")
         return run
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes from working on the run; the system releases a killed process's lock.
+
+        Raises:
+            RunInUseError: Another process works on it.
+            CacheError: The folder cannot be written.
+        """
+        try:
+            file = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise CacheError(f"cannot write {self.path}: {error}") from error
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError as error:
+                    raise RunInUseError(
+                        f"another process is working on the run {self.path}: let it finish, or stop it"
+                    ) from error
+            yield
 
     @property
     def config_file(self) -> Path:
@@ -71,6 +116,20 @@ class RunFolder:
         """Weights after an epoch."""
         return self.path / "checkpoints" / "agent_versions" / f"agent_epoch_{epoch:05d}.pt"
 
+    def newest_epoch(self) -> int:
+        """The last epoch whose weights are kept.
+
+        Raises:
+            CheckpointNotFoundError: There are none.
+        """
+        names = [_AGENT_FILE.fullmatch(file.name) for file in self.agent_file(0).parent.glob("*.pt")]
+        epochs = [int(match[1]) for match in names if match is not None]
+        if not epochs:
+            raise CheckpointNotFoundError(
+                f"{self.path} has no checkpoints/agent_versions/agent_epoch_*.pt yet"
+            )
+        return max(epochs)
+
     def save_state(self, state: dict[str, Any]) -> None:
         """Replaces the state as a whole."""
         save_tensors(self.state_file, state)
@@ -96,14 +155,40 @@ class RunFolder:
         for old in versions[:-num_to_keep]:
             old.unlink()
 
+    @property
+    def metrics_file(self) -> Path:
+        """A line of JSON per epoch."""
+        return self.path / "metrics.jsonl"
+
     def log(self, metrics: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+        """Appends a line to metrics.jsonl.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        try:
+            with self.metrics_file.open("a") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise CacheError(f"cannot write {self.metrics_file}: {error}") from error
+
+    def forget_metrics_after(self, num_epochs: int) -> None:
+        """Drops what a killed process logged of later epochs, which will be trained again.
+
+        Raises:
+            CacheError: The file cannot be written.
+        """
+        if self.metrics_file.is_file():
+            lines = self.metrics_file.read_bytes().splitlines(keepends=True)
+            write_file(self.metrics_file, b"".join(lines[:num_epochs]))
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save` to a temporary name, flushed and renamed: a killed process leaves the old file."""
+    """`torch.save` to a temporary name, flushed and renamed: a killed process leaves the old file.
+
+    Raises:
+        CacheError: It cannot be written; the old file is still there.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,5 +197,6 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise CacheError(f"cannot write {path}: {error}") from error
+    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
+        temporary.unlink(missing_ok=True)
+        raise CacheError(f"cannot write {path}: {str(error).partition(chr(10))[0]}") from error

@@ -1,7 +1,7 @@
 """Trains the parts of a world model, epoch by epoch, and saves after each one.
 
-Batches and noise are functions of (seed, part, step), so the saved weights, optimisers and step counts are all that
-a resumed run needs to go on exactly. Knows nothing of the command line or of how data was collected.
+Batches and noise are functions of (seed, part, step), so the saved weights, optimisers and step counts are
+all that a resumed run needs to go on exactly. Knows nothing of the command line or of how data was collected.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from tqdm import tqdm
 from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
 from trainers.diamond.config import PARTS, PartTrainingConfig, TrainerConfig
+from trainers.diamond.errors import DivergedError
 from trainers.diamond.losses import Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
 from trainers.diamond.optimizer import ExponentialMovingAverage, make_optimizer
 from trainers.diamond.replay import Replay, SegmentBatch
@@ -83,6 +84,11 @@ class Trainer:
         agent: The networks, on their device.
         train: Episodes to learn from.
         test: Episodes to measure the losses on.
+
+    Attributes:
+        epoch: Epochs finished.
+        stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise
+            `KeyboardInterrupt`.
     """
 
     def __init__(
@@ -91,6 +97,7 @@ class Trainer:
         self.config, self.run, self.agent = config, run, agent
         self.train, self.test = train, test
         self.epoch = 0
+        self.stop_requested = False
         self.device = next(agent.parameters()).device
         self.parts = [self._part(name) for name in config.training.parts]
 
@@ -105,23 +112,45 @@ class Trainer:
         return Part(name, module, part.training, make_optimizer(module, part.optimizer), ema, loss)
 
     def fit(self, *, progress: bool = True) -> None:
-        """Trains to the last epoch, saving state and weights after each."""
+        """Trains to the last epoch, saving state and weights after each.
+
+        Raises:
+            DivergedError: A loss or gradient is not finite; what was saved before is kept.
+            CacheError: The run folder cannot be written.
+            KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
+        """
         while self.epoch < self.config.training.num_epochs:
             metrics: dict[str, Any] = {"epoch": self.epoch + 1}
             for part in self.parts:
                 metrics |= {f"{part.name}/{k}": v for k, v in self._train_part(part, progress).items()}
                 metrics |= {f"{part.name}/test_{k}": v for k, v in self._test_part(part).items()}
             self.epoch += 1
+            if progress:
+                tqdm.write(one_line(metrics))
             self.run.log(metrics)
             self.save()
 
     def save(self) -> None:
         """Writes the state, and the weights where this epoch's are kept."""
-        state = {"epoch": self.epoch, "parts": {part.name: part.state_dict() for part in self.parts}}
         keeping = self.config.checkpointing
         if self.epoch % keeping.save_agent_every == 0 or self.epoch == self.config.training.num_epochs:
             self.run.save_agent(self.epoch, self.weights(), keeping.num_to_keep)
-        self.run.save_state(state)
+        self.save_state()
+
+    def save_state(self) -> None:
+        """Writes all that `resume` needs."""
+        trained = [part.name for part in self.parts]
+        self.run.save_state(
+            {
+                "epoch": self.epoch,
+                "parts": {part.name: part.state_dict() for part in self.parts},
+                "untrained": {
+                    name: module.state_dict()
+                    for name, module in self.agent.named_children()
+                    if name not in trained
+                },
+            }
+        )
 
     def weights(self) -> dict[str, Tensor]:
         """State dict of the agent, averaged where averages are kept."""
@@ -140,27 +169,35 @@ class Trainer:
         try:
             for part in self.parts:
                 part.load_state_dict(state["parts"][part.name])
-        except (KeyError, RuntimeError, ValueError) as error:
+            for name, weights in state.get("untrained", {}).items():
+                getattr(self.agent, name).load_state_dict(weights)
+            self.epoch = state["epoch"]
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
-        self.epoch = state["epoch"]
+        self.run.forget_metrics_after(self.epoch)
 
     def _train_part(self, part: Part, progress: bool) -> dict[str, Any]:
-        steps = part.training.steps_first_epoch if self.epoch == 0 else part.training.steps_per_epoch
-        total = part.training.num_steps(self.config.training.num_epochs)
+        """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
+        training = part.training
+        total = training.num_steps(self.config.training.num_epochs)
+        steps = training.num_steps(self.epoch + 1) - part.num_steps
         sums: Metrics = {}
         start = time.perf_counter()
         part.module.train()
-        for _ in tqdm(range(steps), desc=f"epoch {self.epoch + 1} {part.name}", disable=not progress):
-            metrics = self._step(part, part.training.lr_factor(part.num_steps, total))
+        for i in tqdm(range(steps), desc=f"epoch {self.epoch + 1} {part.name}", disable=not progress):
+            metrics = self._step(part, training.lr_factor(part.num_steps, total))
             sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
+            if self.stop_requested:
+                check_finite(part, summary(sums, i + 1))
+                self.save_state()
+                raise KeyboardInterrupt
         part.module.eval()
-        result = summary(sums, steps)
-        if not math.isfinite(result["loss"]):
-            raise FloatingPointError(
-                f"{part.name}: the loss is {result['loss']} at step {part.num_steps}; "
-                "the state of the last good epoch is kept: lower the learning rate and resume"
-            )
-        return result | {"num_steps": part.num_steps, "steps_per_s": steps / (time.perf_counter() - start)}
+        result: dict[str, Any] = {"num_steps": part.num_steps}
+        if steps > 0:
+            result |= summary(sums, steps)
+            check_finite(part, result)
+            result["steps_per_s"] = steps / (time.perf_counter() - start)
+        return result
 
     def _step(self, part: Part, lr_factor: float) -> Metrics:
         base_lr = {"denoiser": self.config.denoiser, "rew_end_model": self.config.rew_end_model}[part.name]
@@ -189,19 +226,24 @@ class Trainer:
             metrics = metrics | {"loss": loss}
             sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
         part.module.load_state_dict(trained)
-        return summary(sums, num_batches)
+        result = summary(sums, num_batches)
+        check_finite(part, result)
+        return result
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.training.autocast is not None
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def _draw(
-        self, replay: Replay, rng: np.random.Generator, training: PartTrainingConfig, length: int, pad_after: bool
+        self,
+        replay: Replay,
+        rng: np.random.Generator,
+        training: PartTrainingConfig,
+        length: int,
+        pad_after: bool,
     ) -> SegmentBatch:
         weights = None if self.config.static_dataset.path is not None else training.sample_weights
-        batch = replay.draw(
-            rng, training.batch_size, length, sample_weights=weights, pad_after=pad_after
-        )
+        batch = replay.draw(rng, training.batch_size, length, sample_weights=weights, pad_after=pad_after)
         return batch.to(self.device)
 
     def _denoiser_loss(self, replay: Replay, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
@@ -230,6 +272,25 @@ class Trainer:
         batch = self._draw(replay, rng, training, training.seq_length, pad_after=True)
         with self._autocast():
             return rew_end_loss(self.agent.rew_end_model, batch)
+
+
+def check_finite(part: Part, metrics: dict[str, Any]) -> None:
+    """Raises `DivergedError` if the loss or the gradient norm is not finite."""
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            raise DivergedError(
+                f"{part.name}: the mean {name} is {metrics[name]} at step {part.num_steps}; the last good "
+                "epoch is kept. To go on from its weights, start a run with initialization.path_to_ckpt=RUN "
+                f"and a lower {part.name}.optimizer.lr"
+            )
+
+
+def one_line(metrics: dict[str, Any]) -> str:
+    """An epoch's losses, to be shown."""
+    losses = [
+        f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(("/loss", "/test_loss"))
+    ]
+    return f"epoch {metrics['epoch']}: {', '.join(losses)}"
 
 
 def summary(sums: Metrics, count: int) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""`python -m trainers.diamond`: reads the command line, says what went wrong in one line, sets the exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong argument, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+
+_HELP = ("-h", "--help", "help")
+
+USAGE = """\
+usage: python -m trainers.diamond COMMAND [key=value ...]
+
+commands (COMMAND --help tells more):
+  train    train a world model:         train game=Breakout preset=small
+  resume   go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
+  export   write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout"""
+
+TRAIN_USAGE = """\
+usage: python -m trainers.diamond train [key=value ...]
+
+Collects episodes of a game, trains the parts of a world model on them, and leaves everything in
+outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to go on.
+
+  train game=Breakout preset=small
+  train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
+  train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes)
+  train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
+
+preset= is one of {presets} (default: {default}). env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
+A list is written [a,b]; nothing is written null. What every key is for: trainers/diamond/config.py.
+
+keys, with {preset}'s values:
+{keys}"""
+
+RESUME_USAGE = """\
+usage: python -m trainers.diamond resume run=PATH
+
+Goes on with a stopped or killed run, exactly as if it had not been stopped.
+
+  run   the run folder"""
+
+EXPORT_USAGE = """\
+usage: python -m trainers.diamond export run=PATH out=FOLDER [key=value ...]
+
+Writes model.safetensors and contexts.safetensors, for gymnasium.make("Diamond<Game>-v0", checkpoint=FOLDER).
+
+  run                 the run folder; its newest agent is taken
+  out                 the folder to write
+  rew_end_model_run   run folder whose reward/end model is taken instead (default: none)
+  dtype               float16 or float32 (default: float16)
+  num_contexts        moments of real games to start from (default: 64)
+  max_mb              refuse to write more than so many MB (default: 4)"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit code."""
+    commands = {"train": _train, "resume": _resume, "export": _export}
+    try:
+        if not arguments or arguments[0] in _HELP:
+            print(USAGE)
+            return 0 if arguments else 2
+        if arguments[0] not in commands:
+            raise InvalidInputError(f"unknown command {arguments[0]}: accepted are {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except (InvalidInputError, UnknownGameError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> None:
+    from trainers.diamond import launch, settings
+
+    given = [argument for argument in arguments if argument not in _HELP]
+    config = settings.parse(given)
+    if len(given) < len(arguments):
+        named = [argument.partition("=")[2] for argument in given if argument.startswith("preset=")]
+        default = settings.DEFAULT_PRESET
+        values = settings.flat(config).items()
+        keys = "\n".join(f"  {key}={_text(value)}" for key, value in values)
+        presets = ", ".join(settings.PRESETS)
+        preset = named[0] if named else default
+        print(TRAIN_USAGE.format(presets=presets, default=default, preset=preset, keys=keys))
+        return
+    command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
+    launch.train(config, outputs=Path("outputs"), command=command)
+
+
+def _resume(arguments: Sequence[str]) -> None:
+    if _wants_help(arguments, RESUME_USAGE):
+        return
+    from trainers.diamond import launch
+
+    launch.resume(Path(_options(arguments, {"run": str}, required=["run"])["run"]))
+
+
+def _export(arguments: Sequence[str]) -> None:
+    if _wants_help(arguments, EXPORT_USAGE):
+        return
+    from trainers.diamond.export import ExportOptions, export
+
+    types = {f.name: str for f in fields(ExportOptions)} | {"num_contexts": int, "max_mb": float}
+    options = ExportOptions(**_options(arguments, types, required=["run", "out"]))
+    sizes = export(options)
+    for name, size in sizes.items():
+        print(f"{options.out}/{name}  {size / 1e6:.2f} MB")
+    print(f"{sum(sizes.values()) / 1e6:.2f} MB in all")
+
+
+def _wants_help(arguments: Sequence[str], text: str) -> bool:
+    wanted = any(argument in _HELP for argument in arguments)
+    if wanted:
+        print(text)
+    return wanted
+
+
+def _options(arguments: Sequence[str], types: dict[str, type], required: list[str]) -> dict:
+    from trainers.diamond.settings import nearest, split
+
+    values = {}
+    for argument in arguments:
+        key, text = split(argument)
+        if key not in types:
+            raise InvalidInputError(f"unknown key {key}: {nearest(key, list(types))}")
+        if key in values:
+            raise InvalidInputError(f"{argument}: {key} is given twice")
+        try:
+            values[key] = types[key](text)
+        except ValueError:
+            raise InvalidInputError(f"{argument}: {key} is of type {types[key].__name__}") from None
+    missing = [f"{key}=..." for key in required if not values.get(key)]
+    if missing:
+        raise InvalidInputError(f"missing: {' '.join(missing)}")
+    return values
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, list):
+        return f"[{','.join(map(str, value))}]"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,191 @@
+"""The episodes a run learns from: collected from the real game into its folder, or recorded earlier.
+
+Knows nothing of networks or of how they are trained.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from diamond_gym.atari import num_actions as num_actions_of
+from diamond_gym.collect import collect
+from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
+from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym.players import SCRIPTED_GAMES, player
+from trainers.diamond.config import PlayerConfig, TrainerConfig
+from trainers.diamond.replay import Replay
+from trainers.diamond.run_folder import RunFolder
+
+_FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
+_SEEDS_PER_RUN = 2_000
+_HELD_OUT = 10
+"""Without test episodes, one in so many is held out of training."""
+
+
+def check_static_dataset(path: Path) -> None:
+    """Makes sure that there are episodes to train on.
+
+    Raises:
+        DatasetError: There are none, or the index is corrupt.
+    """
+    train = path / "train"
+    if not train.is_dir():
+        raise DatasetError(f"static_dataset.path={path}: there is no folder {train} of episodes")
+    if EpisodeDataset(train).num_steps == 0:
+        raise DatasetError(f"static_dataset.path={path}: {train} holds no episodes")
+
+
+def count_actions(path: Path) -> int:
+    """Actions that occur in a static dataset: the largest one, and 1."""
+    return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(path / "train"))
+
+
+def player_name(config: PlayerConfig, game: str) -> str:
+    """The player that "auto" means in a game."""
+    if config.name != "auto":
+        return config.name
+    return "scripted" if game in SCRIPTED_GAMES else "random"
+
+
+def check_players(config: TrainerConfig, game: str) -> None:
+    """Makes sure that every player can play the game.
+
+    Raises:
+        InvalidInputError: One cannot.
+    """
+    for split in (config.collection.train, config.collection.test):
+        for p in split.players:
+            player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
+
+
+def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:
+    """Fills the run's datasets from the real game; a split that is complete is left alone.
+
+    A split appears as a whole once all of its players are done. The same seed gives the same episodes.
+
+    Raises:
+        CacheError: The run folder cannot be written.
+    """
+    assert config.game is not None
+    base = _SEEDS_PER_RUN * config.common.seed
+    splits = {
+        "train": (config.collection.train.players, base + _FIRST_TRAIN_SEED, 1),
+        "test": (config.collection.test.players, base + _FIRST_TEST_SEED, -1),
+    }
+    for split, (players, first_seed, step) in splits.items():
+        folder = run.dataset(split)
+        if not folder.is_dir():
+            seeds = range(first_seed, first_seed + step * len(players), step)
+            _collect_split(folder, config.game, list(zip(players, seeds, strict=True)), progress)
+
+
+def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, int]], progress: bool) -> None:
+    partial = folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    dataset = EpisodeDataset(partial, create=True)
+    for config, seed in players:
+        name = player_name(config, game)
+        if progress:
+            print(f"{folder.name}: {config.num_steps} steps of {game} by the {name} player", flush=True)
+        policy = player(name, game, num_actions_of(game), noise=config.noise, repeat=config.repeat)
+        collect(game, policy, num_steps=config.num_steps, seed=seed, dataset=dataset, progress=progress)
+    try:
+        os.replace(partial, folder)
+    except OSError as error:
+        raise CacheError(f"cannot move {partial} to {folder}: {error}") from error
+
+
+def dataset_folders(config: TrainerConfig, run: RunFolder) -> tuple[Path, Path]:
+    """Folders of the train and test episodes; the latter may not exist."""
+    if config.static_dataset.path is None:
+        return run.dataset("train"), run.dataset("test")
+    path = Path(config.static_dataset.path)
+    return path / "train", path / "test"
+
+
+def load_replays(
+    config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
+) -> tuple[Replay, Replay]:
+    """Train and test episodes in memory.
+
+    Where there are no test episodes, every tenth training episode (at least one) is held out.
+
+    Raises:
+        DatasetError: Episodes are missing, corrupt, too few, or do not fit the networks.
+    """
+    train_folder, test_folder = dataset_folders(config, run)
+    train = EpisodeDataset(train_folder)
+    inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
+    fits = _Fits((inner.img_channels, size, size), num_actions)
+    if (test_folder / "info.pt").is_file():
+        test = EpisodeDataset(test_folder)
+        return _replay(train, range(len(train)), fits), _replay(test, range(len(test)), fits)
+    if len(train) < 2:
+        raise DatasetError(f"{train_folder} has one episode and there is no {test_folder}: record more")
+    held_out = range(min(_HELD_OUT, len(train)) - 1, len(train), _HELD_OUT)
+    if progress:
+        print(f"no {test_folder}: {len(held_out)} of {len(train)} training episodes are held out")
+    kept = [i for i in range(len(train)) if i not in held_out]
+    return _replay(train, kept, fits), _replay(train, held_out, fits)
+
+
+class _Fits:
+    """Checks that episodes are what the networks take."""
+
+    def __init__(self, frame_shape: tuple[int, ...], num_actions: int) -> None:
+        self.frame_shape, self.num_actions = frame_shape, num_actions
+
+    def check(self, episode: Episode, path: Path) -> None:
+        shape = tuple(episode.obs.shape[1:])
+        if shape != self.frame_shape:
+            raise DatasetError(
+                f"{path} has frames of shape {shape}, the networks take {self.frame_shape} "
+                "(agent.denoiser.inner_model.img_channels, agent.rew_end_model.img_size)"
+            )
+        low, high = int(episode.act.min()), int(episode.act.max())
+        if low < 0 or high >= self.num_actions:
+            wrong = low if low < 0 else high
+            raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
+
+
+def _replay(dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits) -> Replay:
+    ids = list(episode_ids)
+
+    def episodes() -> Iterator[Episode]:
+        for i in ids:
+            episode = dataset.load(i)
+            fits.check(episode, dataset.episode_path(i))
+            yield episode
+
+    return Replay(episodes(), int(dataset.lengths[ids].sum()))
+
+
+def choose_contexts(config: TrainerConfig, run: RunFolder, *, num_contexts: int | None = None) -> ContextBank:
+    """Start contexts out of the run's data: of the test episodes if they are enough, else of the others.
+
+    Args:
+        config: The run's configuration.
+        run: The run.
+        num_contexts: How many, at least 1; None takes the usual number, or as many as there are.
+
+    Raises:
+        DatasetError: There are not so many.
+    """
+    n = config.agent.denoiser.inner_model.num_steps_conditioning
+    train_folder, test_folder = dataset_folders(config, run)
+    wanted = NUM_CONTEXTS if num_contexts is None else num_contexts
+    dataset = EpisodeDataset(train_folder)
+    if (test_folder / "info.pt").is_file():
+        test = EpisodeDataset(test_folder)
+        dataset = test if num_windows(test, n).sum() >= wanted else dataset
+    if num_contexts is None:
+        wanted = int(np.clip(num_windows(dataset, n).sum(), 1, NUM_CONTEXTS))
+    return contexts_from_episodes(
+        dataset, num_contexts=wanted, num_steps_conditioning=n, seed=config.common.seed
+    )

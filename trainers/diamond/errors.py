@@ -1,0 +1,13 @@
+"""Errors that only a training run can meet."""
+
+from __future__ import annotations
+
+from diamond_gym.errors import DiamondGymError
+
+
+class DivergedError(DiamondGymError, FloatingPointError):
+    """A loss or gradient is no longer a finite number."""
+
+
+class RunInUseError(DiamondGymError, RuntimeError):
+    """Another process is working on the run folder."""

@@ -1,0 +1,214 @@
+"""From a configuration to a trained run, and from an unfinished run to its end.
+
+Builds the parts (networks, data) and hands them to the trainer. Every step can be repeated: what an earlier,
+killed process has finished is found in the run folder and left alone.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from diamond_gym import atari
+from diamond_gym.checkpoints import WorldDescription, load_agent
+from diamond_gym.disk import write_file
+from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
+from diamond_gym.memory import keep_freed_memory
+from diamond_gym.models import Agent
+from diamond_gym.registration import env_id
+from trainers.diamond import data, settings
+from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.trainer import Trainer
+
+
+def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool = True) -> Path:
+    """Trains from an empty run folder to the last epoch.
+
+    Everything that can be wrong with the configuration is found before the folder is made.
+
+    Args:
+        config: The run.
+        outputs: Where `YYYY-MM-DD/hh-mm-ss` is made.
+        command: The command line, for the record.
+        progress: Show what happens.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        InvalidInputError: No game and no data are given, or a player cannot play the game.
+        DatasetError: The static dataset has no episodes, or they do not fit.
+        DeviceError: The device is not available.
+        CheckpointError: The initial weights cannot be read or do not fit.
+        CacheError: The run folder cannot be written.
+        DivergedError: A loss is no longer finite; the last good epoch is kept.
+        KeyboardInterrupt: It was interrupted; the run can be resumed.
+    """
+    device = find_device(config.common.device)
+    description = describe(config, command)
+    agent = new_agent(config, description)
+    initialize(agent, config)
+    run = RunFolder.new(outputs.absolute())
+    with run.locked():
+        description.save(run.world_file)
+        write_file(run.config_file, settings.to_yaml(config).encode())
+        _fit(config, run, agent, device, progress)
+    return run.path
+
+
+def resume(path: Path, *, progress: bool = True) -> Path:
+    """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
+
+    Returns:
+        The run folder. A run that is finished is left alone.
+
+    Raises:
+        CheckpointNotFoundError: The folder is not that of a run.
+        RunInUseError: Another process is training it.
+    """
+    run = RunFolder.existing(path.absolute())
+    with run.locked():
+        config = settings.from_yaml(run.config_file)
+        num_epochs = config.training.num_epochs
+        if run.state_file.is_file() and run.load_state()["epoch"] >= num_epochs:
+            print(f"{run.path} is finished: all {num_epochs} epochs are trained")
+            return run.path
+        agent = new_agent(config, WorldDescription.load(run.world_file))
+        if not run.state_file.is_file():
+            initialize(agent, config)
+        _fit(config, run, agent, find_device(config.common.device), progress)
+    return run.path
+
+
+def find_device(name: str) -> torch.device:
+    """The device of a name; "auto" is CUDA where available.
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
+    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+        raise DeviceError(f"common.device={name} is not available: {reason}") from error
+    return device
+
+
+def describe(config: TrainerConfig, command: str) -> WorldDescription:
+    """What the run's world model will be.
+
+    Raises:
+        InvalidInputError: No game and no data are given, or a player cannot play the game.
+        UnknownGameError: ale-py has no such game.
+        DatasetError: The static dataset has no episodes.
+    """
+    path = config.static_dataset.path
+    if path is not None:
+        data.check_static_dataset(Path(path))
+    if config.game is not None:
+        meanings = atari.action_meanings(config.game)
+        num_actions = len(meanings)
+        if path is None:
+            data.check_players(config, config.game)
+    elif path is not None:
+        meanings = None
+        num_actions = config.agent.num_actions or data.count_actions(Path(path))
+    else:
+        raise InvalidInputError("what to learn? give game=Breakout, or static_dataset.path=FOLDER")
+    return WorldDescription(
+        agent=config.agent.with_num_actions(num_actions),
+        sampler=config.world_model_env.diffusion_sampler,
+        game=config.game,
+        action_meanings=meanings,
+        training={"command": command},
+    )
+
+
+def new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
+    """Networks with fresh weights, fixed by the seed, on the CPU."""
+    if description.agent is None:
+        raise CheckpointError("config/world.json does not say how large the networks are")
+    torch.manual_seed(config.common.seed)
+    return Agent(description.agent, with_actor_critic=False)
+
+
+def initialize(agent: Agent, config: TrainerConfig) -> None:
+    """Takes the weights of the parts that `initialization` names from its checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: There is no checkpoint.
+        CheckpointError: It is damaged, or its networks are of other sizes.
+    """
+    initialization = config.initialization
+    if initialization.path_to_ckpt is None:
+        return
+    given = load_agent(initialization.path_to_ckpt)
+    for name in PARTS:
+        if not getattr(initialization, f"load_{name}"):
+            continue
+        ours, theirs = getattr(agent.config, name), getattr(given.config, name)
+        if ours != theirs:
+            raise CheckpointError(
+                f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, "
+                f"the run's is {ours}. Set agent.{name} accordingly, or initialization.load_{name}=false"
+            )
+        getattr(agent, name).load_state_dict(getattr(given, name).state_dict())
+
+
+def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool) -> None:
+    """Everything that a resumed run repeats."""
+    keep_freed_memory()
+    if config.training.num_threads is not None:
+        torch.set_num_threads(config.training.num_threads)
+    try:
+        if config.static_dataset.path is None:
+            data.collect_datasets(config, run, progress=progress)
+        assert agent.config.num_actions is not None
+        train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
+        data.choose_contexts(config, run).save(run.contexts_file)
+        agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        trainer = Trainer(config, run, agent, train, test)
+        if run.state_file.is_file():
+            trainer.resume()
+        with _stopped_by_interrupt(trainer):
+            trainer.fit(progress=progress)
+    except KeyboardInterrupt:
+        print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
+        raise
+    if progress:
+        _say_how_to_use(run, config)
+
+
+@contextmanager
+def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
+    """The first Ctrl-C lets the trainer finish its step and save; a second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        trainer.stop_requested = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _say_how_to_use(run: RunFolder, config: TrainerConfig) -> None:
+    if config.game is None:
+        use = f'diamond_gym.register_world_model("My-v0", {str(run.path)!r})'
+    else:
+        use = f'gymnasium.make("{env_id(config.game)}", checkpoint={str(run.path)!r})'
+    print(f"finished: {run.path}\nto play in it: {use}")

@@ -5,7 +5,10 @@ import math
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -44,6 +47,7 @@ from diamond_gym.models import (
 from diamond_gym.sampler import DiffusionSamplerConfig
 from tests import parity
 
+ROOT = Path(__file__).parents[1]
 MEANINGS = ["NOOP", "FIRE", "RIGHT", "LEFT"]
 SAMPLER = DiffusionSamplerConfig(num_steps_denoising=2, sigma_max=4.0, s_tmin=0.1)
 
@@ -259,6 +263,16 @@ def test_loading_draws_no_random_numbers(saved, pt):
     load_agent(saved)
     load_agent(pt)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_loading_does_not_import_the_compiler(pt):
+    """Which would take seconds."""
+    program = (
+        "import sys; from diamond_gym.checkpoints import load_agent; load_agent(sys.argv[1]); "
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, pt], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 # Our own files

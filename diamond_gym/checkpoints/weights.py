@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
@@ -68,12 +69,23 @@ def build_agent(
         raise CheckpointError(f"{source} cannot be used: {error}; {_EXPECTED}") from error
     if known is not None and is_complete:
         _check_same_sizes(config, known, source)
-    with torch.device("meta"):  # no memory, and no random numbers drawn, for weights about to be replaced
+    # no memory, time or random numbers for weights that are about to be replaced
+    with torch.device("meta"), _WithoutNormalInit():
         agent = Agent(config, with_actor_critic=has_actor_critic_weights(weights))
     _check_same_tensors(weights, agent.state_dict(), source)
     full_precision = {key: value.float() for key, value in weights.items()}
     agent.load_state_dict(full_precision, strict=True, assign=True)
     return agent.eval()
+
+
+class _WithoutNormalInit(TorchFunctionMode):
+    """Skips an initialisation that would, on the meta device, first import torch's compiler (seconds)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _refusal(path: Path, error: pickle.UnpicklingError) -> str:

@@ -6,16 +6,15 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from diamond_gym import atari
+from diamond_gym.acceleration import build_world_model
 from diamond_gym.checkpoints import start_contexts
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
 from diamond_gym.checkpoints.weights import build_agent, read_state_dict
 from diamond_gym.contexts import ContextBank
-from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
+from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
 from diamond_gym.registration import game_name
 from diamond_gym.sampler import DiffusionSamplerConfig
@@ -83,7 +82,7 @@ def load_world(
     game = _agreed_game(game, description, agent, location.weights)
     sampler = _overridden(description.sampler, num_denoising_steps, order, s_churn)
     bank = start_contexts.find(location, contexts, game, agent)
-    world_model = _placed(agent, sampler, device, dtype)
+    world_model = build_world_model(agent, sampler, device=device, dtype=dtype, compile=compile)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))
 
@@ -100,22 +99,6 @@ def load_agent(path: str | os.PathLike[str]) -> Agent:
     """
     agent, _ = _read(locate_path(Path(path).expanduser()))
     return agent
-
-
-def _placed(agent: Agent, sampler: DiffusionSamplerConfig, device: str, dtype: str) -> WorldModel:
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    dtypes = {"auto": torch.float32, "float32": torch.float32, "bfloat16": torch.bfloat16}
-    if dtype not in dtypes:
-        raise InvalidInputError(f"dtype must be one of {', '.join(dtypes)}, got {dtype!r}")
-    try:
-        if torch.device(device).type == "meta":
-            raise RuntimeError("it holds no numbers")
-        agent.denoiser.to(device, dtypes[dtype])
-        agent.rew_end_model.to(device, dtypes[dtype])
-    except (RuntimeError, AssertionError) as error:
-        raise DeviceError(f"device {device!r} is not available: {error}") from error
-    return WorldModel(agent.denoiser, agent.rew_end_model, sampler)
 
 
 def _read(location: Location) -> tuple[Agent, WorldDescription]:

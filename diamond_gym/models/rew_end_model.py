@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.models.blocks import Downsample, ResBlocks, conv3x3, init_lstm, level_channels
 from diamond_gym.models.denoiser import check_levels
 
@@ -37,6 +38,10 @@ class RewEndModelConfig:
 
     def __post_init__(self) -> None:
         check_levels("rew_end_model", self.depths, self.channels, self.attn_depths)
+        if self.patch_size < 1 or self.img_size % self.patch_size:
+            raise InvalidInputError(
+                f"rew_end_model: patch_size must divide img_size={self.img_size}, got {self.patch_size}"
+            )
 
     @property
     def features(self) -> int:
@@ -121,6 +126,6 @@ class RewEndModel(nn.Module):
         x = torch.cat([obs, next_obs], dim=2).flatten(0, 1).to(self.encoder.conv_in.weight.dtype)
         # (c h w) order, whatever the memory format: the LSTM's input weights depend on it
         x = self.encoder(x, self.act_emb(act.flatten())).flatten(1).reshape(b, t, -1)
-        x, hx_cx = self.lstm(x, hx_cx)
+        x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
         logits_rew, logits_end = self.head(x).split([NUM_REWARD_CLASSES, NUM_END_CLASSES], dim=-1)
         return logits_rew, logits_end, hx_cx

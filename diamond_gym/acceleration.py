@@ -1,0 +1,156 @@
+"""Places a world model on a device so that it imagines fast: device, precision, memory layout, compilation.
+
+Knows what measured well on which hardware; nothing of files, games or Gymnasium. Whatever is chosen here, the
+same game is imagined, up to rounding.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from diamond_gym.errors import DeviceError, InvalidInputError
+from diamond_gym.memory import keep_freed_memory
+from diamond_gym.models import Agent
+from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world_model import WorldModel
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_CPU_DTYPES = ("float32", "bfloat16")
+_WORTH_A_MESSAGE_SECONDS = 1.0
+
+
+def build_world_model(
+    agent: Agent,
+    config: DiffusionSamplerConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    compile: bool | str = "auto",
+) -> WorldModel:
+    """The world model of an agent, ready to imagine.
+
+    The agent's denoiser and reward/end model are moved and converted in place; its actor-critic stays as is.
+
+    Args:
+        agent: The networks.
+        config: How frames are sampled.
+        device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
+        dtype: Precision of the networks: "float32", "bfloat16", on accelerators also "float16"; "auto" is
+            float32. Noise, sampler, LSTM and frames are in float32 whatever is chosen.
+        compile: True compiles the networks when they meet their first batch, which takes up to a minute and
+            is told on standard error; without a C++ compiler it warns and does not. "auto" is False.
+
+    Raises:
+        InvalidInputError: An argument is not one of those accepted.
+        DeviceError: The device is not available.
+    """
+    place = pick_device(device)
+    precision = pick_dtype(dtype, place)
+    compiles = _is_compilation_wanted(compile) and _can_compile(place)
+    keep_freed_memory()
+    for network in (agent.denoiser, agent.rew_end_model):
+        network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    agent.denoiser.to(precision)
+    agent.rew_end_model.encoder.to(precision)
+    agent.rew_end_model.act_emb.to(precision)
+    if compiles:
+        _compile(agent.denoiser.inner_model)
+        _compile(agent.rew_end_model.encoder)
+    return WorldModel(agent.denoiser, agent.rew_end_model, config)
+
+
+def available_devices() -> list[str]:
+    """Names of the devices this machine has, "cpu" first."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if accelerator is None:
+        return ["cpu"]
+    return ["cpu", *(f"{accelerator.type}:{i}" for i in range(torch.accelerator.device_count()))]
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of a `device` argument.
+
+    Raises:
+        InvalidInputError: Not the name of a device.
+        DeviceError: The device is not available.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = re.fullmatch(r"([a-z]+)(?::(\d+))?", device) if isinstance(device, str) else None
+    if name is None:
+        raise InvalidInputError(f'device is "auto", "cpu", "cuda", "cuda:1", ..., got {device!r}')
+    kind, index = name[1], int(name[2] or 0)
+    available = available_devices()
+    if f"{kind}:{index}" not in [*available, "cpu:0"]:
+        raise DeviceError(f"device {device!r} is not available: this machine has {', '.join(available)}")
+    return torch.device("cpu") if kind == "cpu" else torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The precision of a `dtype` argument on a device.
+
+    Raises:
+        InvalidInputError: Not one of those accepted there.
+    """
+    accepted = _CPU_DTYPES if device.type == "cpu" else tuple(_DTYPES)
+    if dtype == "auto":
+        return torch.float32
+    if dtype not in accepted:
+        raise InvalidInputError(
+            f"dtype on {device.type} is one of {', '.join(('auto', *accepted))}, got {dtype!r}"
+        )
+    return _DTYPES[dtype]
+
+
+def _is_compilation_wanted(compile: bool | str) -> bool:
+    if compile != "auto" and not isinstance(compile, bool):
+        raise InvalidInputError(f'compile is True, False or "auto", got {compile!r}')
+    return compile is True
+
+
+def _can_compile(device: torch.device) -> bool:
+    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
+    if device.type != "cpu" or shutil.which(compiler):
+        return True
+    warnings.warn(
+        f"compile=True needs a C++ compiler and {compiler} is not installed: going on uncompiled",
+        stacklevel=3,
+    )
+    return False
+
+
+def _compile(network: nn.Module) -> None:
+    """Replaces a network's forward pass by a compiled one; its state dict stays as it is."""
+    network.forward = _CompiledForward(network)
+
+
+class _CompiledForward:
+    """A compiled forward pass that tells how long compilation took.
+
+    PyTorch compiles for the first batch size, then once more for any; 1 is always apart.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.name = type(network).__name__
+        self.forward = torch.compile(network.forward)
+        self.batch_sizes: set[int] = set()
+
+    def __call__(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
+        if len(x) in self.batch_sizes:
+            return self.forward(x, *args)
+        self.batch_sizes.add(len(x))
+        start = time.perf_counter()
+        y = self.forward(x, *args)
+        seconds = time.perf_counter() - start
+        if seconds > _WORTH_A_MESSAGE_SECONDS:
+            print(f"compiled {self.name} for batches of {len(x)} in {seconds:.0f} s", file=sys.stderr)
+        return y

@@ -1,7 +1,7 @@
 """The learned simulator as batched torch: contexts in, frames, rewards and ends out.
 
-`WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data: keep one,
-and the same future can be played again from it. Knows nothing of Gymnasium, files or training.
+`WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data:
+keep one, and the same future can be played again from it. Knows nothing of Gymnasium, files or training.
 """
 
 from __future__ import annotations
@@ -149,7 +149,9 @@ class WorldModel:
         return hx_cx
 
     @torch.no_grad()
-    def step(self, state: WorldModelState, act: Int64[Tensor, " b"]) -> tuple[WorldModelState, WorldModelStep]:
+    def step(
+        self, state: WorldModelState, act: Int64[Tensor, " b"]
+    ) -> tuple[WorldModelState, WorldModelStep]:
         """Takes one action in each game.
 
         Args:

@@ -15,9 +15,9 @@ from diamond_gym.models.rew_end_model import LSTMState
 
 @dataclass
 class ActorCriticConfig:
-    """Sizes of the actor-critic. Defaults are the published ones; `num_actions` is filled in from the game.
+    """Sizes of the actor-critic. Defaults are the published ones.
 
-    `down[i]` is 1 where stage i ends with 2x2 max-pooling.
+    `num_actions` is filled in from the game when None; `down[i]` is 1 where stage i ends with 2x2 max-pooling.
     """
 
     lstm_dim: int = 512

@@ -1,4 +1,7 @@
-"""The layers the three networks are made of. Attribute names are the state-dict interface of released checkpoints."""
+"""The layers the three networks are made of.
+
+Attribute names are the state-dict interface of released checkpoints.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3
+from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3, level_channels, num_groups
 from diamond_gym.pixels import quantize
 
 
@@ -25,6 +25,17 @@ def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths
             f"{owner}: depths, channels and attn_depths need one entry per level, "
             f"got {depths}, {channels} and {attn_depths}"
         )
+
+
+def check_group_norms(channels: list[int]) -> None:
+    """Raises `InvalidInputError` where a U-Net of these channels has a group norm that does not divide evenly."""
+    for c1, c2 in level_channels(channels):
+        for width in (c1, c2, 2 * c2, c1 + c2):
+            if width % num_groups(width):
+                raise InvalidInputError(
+                    f"denoiser.inner_model: channels={channels} need a norm of {num_groups(width)} groups over "
+                    f"{width} channels; use multiples of 32, or channels below 32"
+                )
 
 
 @dataclass
@@ -56,6 +67,11 @@ class InnerModelConfig:
 
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
+        check_group_norms(self.channels)
+        if self.patch_size < 1:
+            raise InvalidInputError(
+                f"denoiser.inner_model: patch_size must be at least 1, got {self.patch_size}"
+            )
         if self.cond_channels % self.num_steps_conditioning or self.cond_channels % 2:
             raise InvalidInputError(
                 f"denoiser.inner_model: cond_channels={self.cond_channels} must be even and divisible by "

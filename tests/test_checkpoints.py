@@ -779,9 +779,22 @@ def test_unavailable_devices(saved, device):
         load_world("Breakout", str(saved), device=device)
 
 
-def test_unknown_dtype(saved):
-    with pytest.raises(InvalidInputError, match="int8"):
-        load_world("Breakout", str(saved), dtype="int8")
+@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"compile": "maybe"}, {"device": ""}])
+def test_other_arguments_that_are_refused(saved, wrong):
+    with pytest.raises(InvalidInputError, match=repr(*wrong.values())):
+        load_world("Breakout", str(saved), **wrong)
+
+
+def test_wrong_arguments_are_refused_before_anything_is_collected(pt, cache):
+    with pytest.raises(InvalidInputError):
+        load_world("Breakout", str(pt), dtype="int8")
+    assert not list(cache.iterdir())
+
+
+def test_the_policy_stays_as_it_was_saved(saved):
+    world = load_world("Breakout", str(saved), device="cpu", dtype="bfloat16")
+    assert world.world_model.denoiser.inner_model.conv_in.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in world.agent.actor_critic.parameters()} == {torch.float32}
 
 
 def test_every_game_can_be_described(agent):

@@ -61,8 +61,8 @@ def load_world(
         checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", or the path of a
             `.safetensors`, a `.pt`, a folder of `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
-        dtype: "auto", "float32", "bfloat16", on CUDA also "float16".
-        compile: Whether to compile the networks; "auto" where it pays.
+        dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
+        compile: Whether to compile the networks: True, False or "auto".
         num_denoising_steps: Instead of the checkpoint's own.
         order: Instead of the checkpoint's own: 1 for Euler, 2 for Heun.
         s_churn: Instead of the checkpoint's own, >= 0.
@@ -81,8 +81,8 @@ def load_world(
     agent, description = _read(location)
     game = _agreed_game(game, description, agent, location.weights)
     sampler = _overridden(description.sampler, num_denoising_steps, order, s_churn)
-    bank = start_contexts.find(location, contexts, game, agent)
     world_model = build_world_model(agent, sampler, device=device, dtype=dtype, compile=compile)
+    bank = start_contexts.find(location, contexts, game, agent)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))
 

@@ -37,7 +37,11 @@ def check_static_dataset(path: Path) -> None:
     train = path / "train"
     if not train.is_dir():
         raise DatasetError(f"static_dataset.path={path}: there is no folder {train} of episodes")
-    if EpisodeDataset(train).num_steps == 0:
+    try:
+        num_episodes = len(EpisodeDataset(train))
+    except DatasetError as error:
+        raise DatasetError(f"static_dataset.path={path}: {error}") from error
+    if num_episodes == 0:
         raise DatasetError(f"static_dataset.path={path}: {train} holds no episodes")
 
 

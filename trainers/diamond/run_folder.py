@@ -125,9 +125,7 @@ class RunFolder:
         names = [_AGENT_FILE.fullmatch(file.name) for file in self.agent_file(0).parent.glob("*.pt")]
         epochs = [int(match[1]) for match in names if match is not None]
         if not epochs:
-            raise CheckpointNotFoundError(
-                f"{self.path} has no checkpoints/agent_versions/agent_epoch_*.pt yet"
-            )
+            raise CheckpointNotFoundError(f"{self.path} holds no weights yet: there is no agent_epoch_*.pt")
         return max(epochs)
 
     def save_state(self, state: dict[str, Any]) -> None:

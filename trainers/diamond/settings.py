@@ -41,11 +41,12 @@ ConfigStore.instance().store("trainer", TrainerConfig)
 def parse(arguments: Sequence[str]) -> TrainerConfig:
     """The configuration that arguments such as `["game=Breakout", "preset=small"]` describe.
 
-    Games are returned in their own spelling, paths absolute.
+    Of a key that is given twice, the last value counts. Games are returned in their own spelling, paths are
+    made absolute.
 
     Raises:
-        InvalidInputError: A key is unknown or given twice, or a value is not of its type or range; the
-            message is one line that names it.
+        InvalidInputError: A key is unknown, or a value is not of its type or range; the message is one
+            line that names it.
         UnknownGameError: ale-py has no such game.
     """
     preset, overrides = _read(arguments)
@@ -105,15 +106,12 @@ def split(argument: str) -> tuple[str, str]:
 
 def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The preset, and overrides for Hydra."""
-    preset, overrides, seen = DEFAULT_PRESET, [], set()
+    preset, overrides = DEFAULT_PRESET, []
     known = ["preset", _GAME_ALIAS, *flat(TrainerConfig())]
     for argument in arguments:
         key, value = split(argument)
         _check_key(key, known)
         key = "game" if key == _GAME_ALIAS else key
-        if key in seen:
-            raise InvalidInputError(f"{argument}: {key} is given twice")
-        seen.add(key)
         if key == "preset":
             if value not in PRESETS:
                 raise InvalidInputError(f"preset={value}: {nearest(value, PRESETS)}")

@@ -1,0 +1,172 @@
+"""Segments are drawn and padded as published, out of one uint8 copy of the episodes."""
+
+import itertools
+import tracemalloc
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from numpy.testing import assert_allclose
+
+from diamond_gym.errors import DatasetError
+from diamond_gym.pixels import to_float
+from tests.recordings import episode
+from trainers.diamond.losses import next_frames
+from trainers.diamond.replay import Replay
+
+PUBLISHED_WEIGHTS = [0.1, 0.1, 0.1, 0.7]
+
+
+def replay(*lengths, size=4, **kwargs):
+    return Replay(episode(length, number=i, size=size, **kwargs) for i, length in enumerate(lengths))
+
+
+def draw(replay, batch_size, length, *, pad_after, seed=0, sample_weights=None):
+    rng = np.random.default_rng(seed)
+    return replay.draw(rng, batch_size, length, sample_weights=sample_weights, pad_after=pad_after)
+
+
+def first_real_steps(batch):
+    """Of each segment: the position of its first real step, the time of that step, the number of real steps.
+
+    Times are read off the frames, which hold them.
+    """
+    first = batch.mask_padding.int().argmax(dim=1)
+    time = batch.obs[torch.arange(len(first)), first, 0, 0, 0]
+    return zip(first.tolist(), time.tolist(), batch.mask_padding.sum(dim=1).tolist(), strict=True)
+
+
+def expected_segments(num_steps, length, start_of):
+    """Probability of every (start, real steps) when step and jitter are uniform."""
+    counts = Counter()
+    for time, jitter in itertools.product(range(num_steps), range(length)):
+        start = start_of(time, jitter)
+        counts[start, min(start + length, num_steps) - max(start, 0)] += 1 / (num_steps * length)
+    return counts
+
+
+@pytest.mark.parametrize(
+    "pad_after, start_of",
+    [
+        (False, lambda time, jitter: min(7, time + 1 + jitter) - 5),
+        (True, lambda time, jitter: time - jitter),
+    ],
+    ids=["denoiser", "rew_end_model"],
+)
+def test_segments_start_where_the_rule_says_as_often_as_it_says(pad_after, start_of):
+    num_draws = 20_000
+    batch = draw(replay(7), num_draws, 5, pad_after=pad_after)
+    drawn = Counter((time - first, count) for first, time, count in first_real_steps(batch))
+    expected = expected_segments(7, 5, start_of)
+    assert set(drawn) == set(expected)
+    frequencies = [drawn[segment] / num_draws for segment in expected]
+    assert_allclose(frequencies, list(expected.values()), atol=0.012)
+
+
+@pytest.mark.parametrize("pad_after", [False, True])
+def test_a_segment_holds_the_steps_of_one_episode_and_padding_around_them(pad_after):
+    episodes = [episode(length, number=i, size=4) for i, length in enumerate((3, 9, 6))]
+    batch = draw(Replay(episodes), 200, 5, pad_after=pad_after)
+    frames = batch.frames()
+    assert frames.dtype == torch.float32 and batch.obs.dtype == torch.uint8
+    seen = Counter()
+    for i in range(200):
+        real = batch.mask_padding[i].nonzero().flatten()
+        assert (real.diff() == 1).all(), "real steps lie together"
+        assert pad_after or real[-1] == 4, "padding comes only before"
+        padding = ~batch.mask_padding[i]
+        assert (frames[i, padding] == 0).all(), "mid grey"
+        for name in ("act", "rew", "end", "trunc"):
+            assert not getattr(batch, name)[i, padding].any()
+        level = int(batch.obs[i, real[0], 0, 0, 0])
+        source, start = episodes[level // 10], level % 10
+        seen[level // 10] += 1
+        stop = start + len(real)
+        assert torch.equal(frames[i, real], to_float(source.obs[start:stop]))
+        for name in ("act", "rew"):
+            assert torch.equal(getattr(batch, name)[i, real], getattr(source, name)[start:stop])
+        assert torch.equal(batch.end[i, real], source.end[start:stop].bool())
+        assert batch.has_final[i] == (stop == len(source))
+        if batch.has_final[i]:
+            assert torch.equal(batch.final_obs[i], source.final_observation)
+    assert set(seen) == {0, 1, 2}
+
+
+def test_targets_of_a_transition_are_those_of_its_step():
+    """At an end the next frame is the episode's final observation; elsewhere it is the frame that follows."""
+    source = episode(4, size=4)
+    batch = Replay([source]).segments(np.array([0]), np.array([-1]), 7)
+    following = next_frames(batch, batch.frames())[0]
+    expected = to_float(torch.cat([source.obs[1:], source.final_observation[None]]))
+    assert torch.equal(following[1:5], expected)
+    assert batch.mask_padding[0].tolist() == [False, True, True, True, True, False, False]
+    assert batch.rew[0, 1:5].tolist() == source.rew.tolist()
+    assert batch.end[0].tolist() == [False, False, False, False, True, False, False]
+
+
+def test_an_unfinished_episode_has_no_final_frame():
+    batch = draw(replay(5, finished=False), 50, 4, pad_after=True)
+    assert not batch.has_final.any() and not batch.end.any()
+
+
+@pytest.mark.parametrize(
+    "num_episodes, parts", [(4, [1, 1, 1, 1]), (8, [2, 2, 2, 2]), (11, [2, 2, 2, 5]), (103, [25, 25, 25, 28])]
+)
+def test_newer_episodes_are_drawn_more_often(num_episodes, parts):
+    p = replay(*[3] * num_episodes).episode_probabilities(PUBLISHED_WEIGHTS)
+    stops = np.cumsum(parts)
+    sums = [p[stop - size : stop].sum() for stop, size in zip(stops, parts, strict=True)]
+    assert_allclose(sums, PUBLISHED_WEIGHTS)
+    assert_allclose(p, np.repeat(np.array(PUBLISHED_WEIGHTS) / parts, parts))
+
+
+@pytest.mark.parametrize("weights", [PUBLISHED_WEIGHTS, None])
+def test_few_or_static_episodes_are_drawn_by_length(weights):
+    assert_allclose(replay(2, 5, 3).episode_probabilities(weights), [0.2, 0.5, 0.3])
+
+
+def test_episodes_are_drawn_with_their_probabilities():
+    source = replay(*[3] * 4)
+    batch = draw(source, 20_000, 1, pad_after=True, sample_weights=PUBLISHED_WEIGHTS)
+    drawn = np.bincount(batch.obs[:, 0, 0, 0, 0].numpy() // 10, minlength=4) / 20_000
+    assert_allclose(drawn, PUBLISHED_WEIGHTS, atol=0.015)
+
+
+def test_a_batch_is_a_function_of_its_generator():
+    source = replay(9, 8, 7)
+    one, same, other = (draw(source, 16, 4, pad_after=True, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(x, y) for x, y in zip(vars(one).values(), vars(same).values(), strict=True))
+    assert not torch.equal(one.obs, other.obs)
+
+
+def test_added_episodes_are_found():
+    source = replay(5)
+    source.add(episode(7, number=3, size=4))
+    assert source.lengths.tolist() == [5, 7] and source.num_steps == 12
+    batch = source.segments(np.array([1, 0]), np.array([0, 0]), 5)
+    assert batch.obs[:, :, 0, 0, 0].tolist() == [[30, 31, 32, 33, 34], [0, 1, 2, 3, 4]]
+
+
+def test_rewards_are_counted_by_sign():
+    assert replay(7).reward_sign_counts() == {-1: 3, 0: 2, 1: 2}
+
+
+def test_frames_take_one_byte_a_pixel_and_one_copy():
+    num_frames, size = 2_000, 32
+    tracemalloc.start()
+    try:
+        source = Replay((episode(100, size=size) for _ in range(num_frames // 100)), num_frames)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    num_bytes = num_frames * 3 * size * size
+    assert source.num_steps == num_frames
+    assert num_bytes <= peak < 1.1 * num_bytes
+
+
+def test_there_must_be_episodes_and_they_must_agree():
+    with pytest.raises(DatasetError, match="no episodes"):
+        Replay([])
+    with pytest.raises(DatasetError, match=r"\(3, 4, 4\).*\(3, 8, 8\)"):
+        Replay([episode(3, size=4), episode(3, size=8)])

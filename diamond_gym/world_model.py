@@ -89,7 +89,7 @@ def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[T
 class WorldModel:
     """Imagines games with a denoiser and a reward/end model.
 
-    Both networks must be in eval mode on the same device and of the same dtype; frames are sampled in float32.
+    Both networks must be in eval mode and on the same device; frames are sampled in float32.
     """
 
     def __init__(
@@ -195,10 +195,10 @@ class WorldModel:
     ) -> list[Float[Tensor, "b c h w"]]:
         """The denoising trajectory of the next frame, from noise to the frame itself, in [-1, 1]."""
         shape = tuple(past.shape[2:])
-        obs = past.flatten(1, 2)
+        folded = self.denoiser.fold_past(past.flatten(1, 2))
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoiser.denoise(x, sigma, obs, act_history)
+            return self.denoiser.denoise_given(x, sigma, folded, act_history)
 
         def churn_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, shape)

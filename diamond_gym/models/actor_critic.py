@@ -17,7 +17,7 @@ from diamond_gym.models.rew_end_model import LSTMState
 class ActorCriticConfig:
     """Sizes of the actor-critic. Defaults are the published ones.
 
-    `num_actions` is filled in from the game when None; `down[i]` is 1 where stage i ends with 2x2 max-pooling.
+    `num_actions` is filled in from the game when None; `down[i]` is 1 where stage i ends in 2x2 max-pooling.
     """
 
     lstm_dim: int = 512
@@ -30,7 +30,8 @@ class ActorCriticConfig:
     def __post_init__(self) -> None:
         if not self.channels or len(self.channels) != len(self.down):
             raise InvalidInputError(
-                f"actor_critic: channels and down need one entry per stage, got {self.channels} and {self.down}"
+                f"actor_critic: channels and down need one entry per stage, got {self.channels} and "
+                f"{self.down}"
             )
 
     @property

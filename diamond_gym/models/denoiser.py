@@ -28,13 +28,13 @@ def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths
 
 
 def check_group_norms(channels: list[int]) -> None:
-    """Raises `InvalidInputError` where a U-Net of these channels has a group norm that does not divide evenly."""
+    """Raises `InvalidInputError` where a group norm of the U-Net would not divide its channels evenly."""
     for c1, c2 in level_channels(channels):
         for width in (c1, c2, 2 * c2, c1 + c2):
             if width % num_groups(width):
                 raise InvalidInputError(
-                    f"denoiser.inner_model: channels={channels} need a norm of {num_groups(width)} groups over "
-                    f"{width} channels; use multiples of 32, or channels below 32"
+                    f"denoiser.inner_model: channels={channels} need a norm of {num_groups(width)} groups "
+                    f"over {width} channels; use multiples of 32, or channels below 32"
                 )
 
 
@@ -81,7 +81,7 @@ class InnerModelConfig:
 
 @dataclass
 class DenoiserConfig:
-    """Preconditioning constants and the network they wrap (Karras et al. 2022; offset noise: see `Denoiser`)."""
+    """Preconditioning constants (Karras et al. 2022, and offset noise) and the network they wrap."""
 
     inner_model: InnerModelConfig = field(default_factory=InnerModelConfig)
     sigma_data: float = 0.5
@@ -114,19 +114,29 @@ class InnerModel(nn.Module):
         self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)
         nn.init.zeros_(self.conv_out.weight)
 
+    def fold(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        """Images as the first convolution takes them: patches in channels, its weights' memory layout."""
+        images = F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
+        if self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            return images.contiguous(memory_format=torch.channels_last)
+        return images
+
     def forward(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
         c_noise: Float[Tensor, " b"],
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """Runs the network. `obs` holds the n past frames in its channels, oldest first, already scaled."""
+    ) -> Float[Tensor, "b c2 h2 w2"]:
+        """Runs the network on images from `fold`.
+
+        `obs` holds the n past frames in its channels, oldest first, already scaled; the steps that denoise a
+        frame share its fold.
+        """
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
-        inputs = F.pixel_unshuffle(inputs, self.patch_size) if self.patch_size > 1 else inputs
         x = self.unet(self.conv_in(inputs), cond)
-        x = F.silu(self.norm_out(x))
+        x = F.silu(self.norm_out(x), inplace=True)
         x = self.conv_out(torch.cat([x, inputs], dim=1) if self.input_skip else x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
@@ -152,6 +162,11 @@ class Denoiser(nn.Module):
         self.config = config
         self.inner_model = InnerModel(config.inner_model)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the inner network."""
+        return self.inner_model.conv_in.weight.dtype
+
     def conditioners(self, sigma: Float[Tensor, " b"]) -> Conditioners:
         """Coefficients at noise level `sigma` (per image, > 0)."""
         sigma_data = self.config.sigma_data
@@ -171,10 +186,22 @@ class Denoiser(nn.Module):
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
         """Output of the inner network on inputs scaled to unit variance."""
-        dtype = self.inner_model.conv_in.weight.dtype
-        rescaled_obs = (obs / self.config.sigma_data).to(dtype)
-        rescaled_noise = (noisy_next_obs * c.c_in).to(dtype)
-        return self.inner_model(rescaled_noise, c.c_noise.to(dtype), rescaled_obs, act)
+        return self.model_output_given(noisy_next_obs, c, self.fold_past(obs), act)
+
+    def fold_past(self, obs: Float[Tensor, "b nc h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
+        """What the inner network sees of the past frames; the same at every noise level."""
+        return self.inner_model.fold((obs / self.config.sigma_data).to(self.dtype))
+
+    def model_output_given(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        c: Conditioners,
+        past: Float[Tensor, "b nc2 h2 w2"],
+        act: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """As `model_output`, given `fold_past` of the past frames."""
+        rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
+        return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
     def wrap_model_output(
         self,
@@ -200,5 +227,16 @@ class Denoiser(nn.Module):
             obs: The n past frames in [-1, 1], stacked in channels, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
+        return self.denoise_given(noisy_next_obs, sigma, self.fold_past(obs), act)
+
+    def denoise_given(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        sigma: Float[Tensor, " b"],
+        past: Float[Tensor, "b nc2 h2 w2"],
+        act: Int64[Tensor, "b n"],
+    ) -> Float[Tensor, "b c h w"]:
+        """As `denoise`, given `fold_past` of the past frames, which the denoising steps of a frame share."""
         c = self.conditioners(sigma)
-        return self.wrap_model_output(noisy_next_obs, self.model_output(noisy_next_obs, c, obs, act), c)
+        output = self.model_output_given(noisy_next_obs, c, past, act)
+        return self.wrap_model_output(noisy_next_obs, output, c)

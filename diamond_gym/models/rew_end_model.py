@@ -82,7 +82,7 @@ class RewEndEncoder(nn.Module):
 
 
 class RewEndModel(nn.Module):
-    """Logits of the reward's sign {-1, 0, +1} and of the episode's end, from frames before and after an action."""
+    """Logits of the reward's sign {-1, 0, +1} and of the end, from frames before and after an action."""
 
     def __init__(self, config: RewEndModelConfig) -> None:
         super().__init__()

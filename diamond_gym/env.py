@@ -70,6 +70,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.render_mode = render_mode
         self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None
+        imagination.survive_fork()
         self.world = load_world(
             game,
             checkpoint,
@@ -131,7 +132,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         if self._over:
             raise ResetNeededError("the episode is over (terminated was True): call reset() before step()")
         act = imagination.check_action(action, self.world.action_meanings)
-        self._state, step = self.world.world_model.step(state, torch.tensor([act], device=state.act.device))
+        self._state, step = imagination.advance_games(
+            self.world, state, torch.tensor([act], device=state.act.device)
+        )
         self._over = bool(step.end)
         self._show()
         return self._observe(), float(step.rew), self._over, False, {}
@@ -144,7 +147,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """
         imagination.require_started(self._closed, self._state, "render")
         if self.render_mode is None:
-            logger.warn('render() does nothing without a render mode: pass render_mode="rgb_array"')
+            logger.warn(
+                'render() does nothing without a render mode: pass render_mode="rgb_array"', stacklevel=2
+            )
         if self.render_mode == "rgb_array":
             return rendering.enlarge(self._observe())
         self._show()

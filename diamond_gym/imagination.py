@@ -19,7 +19,7 @@ from torch import Tensor
 
 from diamond_gym.checkpoints import World
 from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError
-from diamond_gym.world_model import WorldModelState
+from diamond_gym.world_model import WorldModelState, WorldModelStep
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
 _NOOP_KEY = "e"
@@ -75,6 +75,18 @@ class ImaginedState:
         return replace(self, world=self.world.select(index), over=self.over[index], rng=rng)
 
 
+def survive_fork() -> None:
+    """Keeps a forked process, as AsyncVectorEnv's workers are, to one thread.
+
+    It inherits the state of OpenMP's threads but not the threads, and would wait for them forever. To be
+    called before any computation.
+    """
+    global _IMPORTING_PROCESS
+    if os.getpid() != _IMPORTING_PROCESS:
+        torch.set_num_threads(1)
+        _IMPORTING_PROCESS = os.getpid()
+
+
 def start_games(
     world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
 ) -> tuple[WorldModelState, Contexts]:
@@ -88,7 +100,7 @@ def start_games(
     if contexts is None:
         indices = [index for index, _ in draws]
         contexts = Contexts(bank.obs[indices], bank.act[indices])
-    _survive_fork()
+    survive_fork()
     state = world.world_model.start(
         torch.from_numpy(contexts.obs).permute(0, 1, 4, 2, 3).contiguous(),
         torch.from_numpy(contexts.act),
@@ -97,12 +109,12 @@ def start_games(
     return state, contexts
 
 
-def _survive_fork() -> None:
-    """Keeps a forked process to one thread: it has OpenMP's locks but not its threads, and would hang."""
-    global _IMPORTING_PROCESS
-    if os.getpid() != _IMPORTING_PROCESS:
-        torch.set_num_threads(1)
-        _IMPORTING_PROCESS = os.getpid()
+def advance_games(
+    world: World, state: WorldModelState, act: Int64[Tensor, " b"]
+) -> tuple[WorldModelState, WorldModelStep]:
+    """Takes one action in each game; the given state is not modified."""
+    survive_fork()
+    return world.world_model.step(state, act)
 
 
 def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -49,7 +49,7 @@ def tile(frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
 class Window:
     """A window on the screen. It opens with the first picture, in its size.
 
-    Only one pygame window can be open in a process: the latest to show a picture has it.
+    pygame has one window per process: the latest `Window` to show a picture has it.
 
     Args:
         title: Text of the title bar.
@@ -60,11 +60,12 @@ class Window:
         DisplayError: There is no display to open a window on.
     """
 
+    _on_screen: ClassVar[Window | None] = None
+
     def __init__(self, title: str, fps: int = RENDER_FPS) -> None:
         self._pygame = _import_pygame()
         self._title = title
         self._fps = fps
-        self._surface: pygame.Surface | None = None
         self._clock = self._pygame.time.Clock()
         self._init_display()
 
@@ -78,19 +79,20 @@ class Window:
 
     def close(self) -> None:
         """Closes the window if it is this one's. Closing twice is harmless."""
-        if self._surface is not None and self._pygame.display.get_surface() is self._surface:
+        if Window._on_screen is self:
             self._pygame.display.quit()
-        self._surface = None
+            Window._on_screen = None
 
     def _surface_for(self, width: int, height: int) -> pygame.Surface:
-        size = (width, height)
-        on_screen = self._pygame.display.get_init() and self._pygame.display.get_surface()
-        if self._surface is None or on_screen is not self._surface or self._surface.get_size() != size:
-            self._init_display()
-            surface = self._surface = self._pygame.display.set_mode(size)
-            self._pygame.display.set_caption(self._title)
+        """The screen, if this window has it in that size; else a new one."""
+        surface = self._pygame.display.get_surface() if self._pygame.display.get_init() else None
+        if Window._on_screen is self and surface is not None and surface.get_size() == (width, height):
             return surface
-        return self._surface
+        self._init_display()
+        surface = self._pygame.display.set_mode((width, height))
+        self._pygame.display.set_caption(self._title)
+        Window._on_screen = self
+        return surface
 
     def _init_display(self) -> None:
         """Starts pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""

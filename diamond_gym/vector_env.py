@@ -90,6 +90,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         self.output = output
         self.render_mode = render_mode
         self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None
+        imagination.survive_fork()
         self.world = load_world(
             game,
             checkpoint,
@@ -176,7 +177,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
                 f"games {np.flatnonzero(over).tolist()} are over: "
                 'call reset(options={"reset_mask": terminated | truncated}) before step()'
             )
-        state, step = self.world.world_model.step(state, act)
+        state, step = imagination.advance_games(self.world, state, act)
         self._state = state
         rewards, terminated, truncated = step.rew, step.end, self._at_horizon(state)
         infos: dict[str, Any] = {}
@@ -198,7 +199,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         """
         imagination.require_started(self.closed, self._state, "render")
         if self.render_mode is None:
-            logger.warn('render() does nothing without a render mode: pass render_mode="rgb_array"')
+            logger.warn(
+                'render() does nothing without a render mode: pass render_mode="rgb_array"', stacklevel=2
+            )
         if self.render_mode == "rgb_array":
             return tuple(rendering.enlarge(frame) for frame in self._frames())
         self._show()

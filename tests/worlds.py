@@ -77,7 +77,7 @@ def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) ->
         tiny_agent(**agent),  # pyright: ignore[reportArgumentType]
         game=game,
         action_meanings=ACTION_MEANINGS if game == GAME else None,
-        sampler=DiffusionSamplerConfig(num_steps_denoising=2),
+        sampler=DiffusionSamplerConfig(num_steps_denoising=1),
         contexts=contexts(),
     )
     return str(folder)

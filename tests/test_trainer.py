@@ -9,9 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 
+import diamond_gym
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, DatasetError
@@ -253,6 +256,19 @@ def test_training_changes_weights_and_measures(finished):
     assert [m["denoiser/num_steps"] for m in metrics] == [3, 5]
     assert len(metrics[-1]["rew_end_model/test_f1_rew"]) == 3
     assert metrics[-1]["denoiser/loss"] > 0
+
+
+def test_a_simulator_of_anything_recorded_can_be_registered_and_played(finished):
+    diamond_gym.register_world_model("Recorded-v0", finished.path)
+    try:
+        env = gymnasium.make("Recorded-v0", device="cpu")
+        assert env.action_space == Discrete(NUM_ACTIONS)
+        env.reset(seed=0)
+        obs, *_ = env.step(2)
+        assert env.observation_space.contains(obs)
+        env.close()
+    finally:
+        del gymnasium.registry["Recorded-v0"]
 
 
 def test_two_processes_do_not_share_a_run(finished):

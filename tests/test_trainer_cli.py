@@ -201,6 +201,17 @@ def test_help_of_train_shows_a_presets_values(capsys):
             2,
             "no scripted player for 'Alien'",
         ),
+        (
+            ["train", "game=Pong", "agent.denoiser.inner_model.patch_size=3"],
+            2,
+            "agent.* do not work",
+        ),
+        (["train", "game=Pong", "agent.rew_end_model.img_size=32"], 2, "img_size=32: real games have"),
+        (
+            ["train", "denoiser.optimizer.lr=0", "training.num_epochs=0"],
+            2,
+            "denoiser.optimizer.lr=0: lr must",
+        ),
         (["train", "common.seed=-1"], 2, "common.seed must be at least 0"),
         (["train", "game=Breakout", "common.device=tpu"], 1, "common.device=tpu is not available"),
         (["train", "game=Breakout", "static_dataset.path=nowhere"], 1, "there is no folder"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from diamond_gym.atari import num_actions as num_actions_of
 from diamond_gym.collect import collect
@@ -129,14 +130,14 @@ def load_replays(
     fits = _Fits((inner.img_channels, size, size), num_actions)
     if (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder)
-        return _replay(train, range(len(train)), fits), _replay(test, range(len(test)), fits)
+        return _replay(train, range(len(train)), fits, progress), _replay(test, range(len(test)), fits, False)
     if len(train) < 2:
         raise DatasetError(f"{train_folder} has one episode and there is no {test_folder}: record more")
     held_out = range(min(_HELD_OUT, len(train)) - 1, len(train), _HELD_OUT)
     if progress:
         print(f"no {test_folder}: {len(held_out)} of {len(train)} training episodes are held out")
     kept = [i for i in range(len(train)) if i not in held_out]
-    return _replay(train, kept, fits), _replay(train, held_out, fits)
+    return _replay(train, kept, fits, progress), _replay(train, held_out, fits, False)
 
 
 class _Fits:
@@ -158,11 +159,11 @@ class _Fits:
             raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
 
 
-def _replay(dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits) -> Replay:
+def _replay(dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits, progress: bool) -> Replay:
     ids = list(episode_ids)
 
     def episodes() -> Iterator[Episode]:
-        for i in ids:
+        for i in tqdm(ids, desc="load", unit="episode", disable=not progress):
             episode = dataset.load(i)
             fits.check(episode, dataset.episode_path(i))
             yield episode

@@ -112,6 +112,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
         DatasetError: The static dataset has no episodes.
     """
     path = config.static_dataset.path
+    _check_frames(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
@@ -134,11 +135,22 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
 
 
 def new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
-    """Networks with fresh weights, fixed by the seed, on the CPU."""
+    """Networks with fresh weights, fixed by the seed, on the CPU.
+
+    Raises:
+        InvalidInputError: Networks of these sizes cannot be built, or cannot run.
+        CheckpointError: The description lacks the sizes.
+    """
     if description.agent is None:
         raise CheckpointError("config/world.json does not say how large the networks are")
     torch.manual_seed(config.common.seed)
-    return Agent(description.agent, with_actor_critic=False)
+    try:
+        agent = Agent(description.agent, with_actor_critic=False)
+        _try_out(agent)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInputError(f"networks of the sizes in agent.* do not work: {reason}") from error
+    return agent
 
 
 def initialize(agent: Agent, config: TrainerConfig) -> None:
@@ -162,6 +174,32 @@ def initialize(agent: Agent, config: TrainerConfig) -> None:
                 f"the run's is {ours}. Set agent.{name} accordingly, or initialization.load_{name}=false"
             )
         getattr(agent, name).load_state_dict(getattr(given, name).state_dict())
+
+
+def _check_frames(config: TrainerConfig) -> None:
+    """The networks must take the same frames, and those of the real game where it is played."""
+    denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
+    if denoiser.img_channels != rew_end.img_channels:
+        raise InvalidInputError(
+            f"agent.denoiser.inner_model.img_channels={denoiser.img_channels} and "
+            f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
+        )
+    given = (rew_end.img_channels, rew_end.img_size)
+    if config.static_dataset.path is None and given != (3, atari.SCREEN_SIZE):
+        raise InvalidInputError(
+            f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
+            f"{atari.SCREEN_SIZE}x{atari.SCREEN_SIZE} pixels"
+        )
+
+
+@torch.no_grad()
+def _try_out(agent: Agent) -> None:
+    """Runs the networks once, so that sizes that do not go together are found before any work is done."""
+    inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
+    n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
+    act = torch.zeros(1, n, dtype=torch.int64)
+    agent.denoiser.denoise(frame[:, 0], torch.ones(1), frame.expand(1, n, -1, -1, -1).flatten(1, 2), act)
+    agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
 
 
 def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool) -> None:

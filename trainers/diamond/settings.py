@@ -31,6 +31,7 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 PRESETS = tuple(sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml")))
 DEFAULT_PRESET = "paper"
 
+_COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError)
 _GAME_ALIAS = "env.train.id"
 _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
 """Keys whose values are taken as they are: a path may hold characters that mean something to Hydra."""
@@ -52,10 +53,8 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
     preset, overrides = _read(arguments)
     try:
         config = _compose(preset, overrides)
-    except (HydraException, OmegaConfBaseException, InvalidInputError) as error:
-        culprit = _culprit(preset, overrides)
-        prefix = f"{culprit}: " if culprit else ""
-        raise InvalidInputError(prefix + _reason(error)) from error
+    except _COMPOSITION_ERRORS as error:
+        raise InvalidInputError(_explain(preset, overrides, error)) from error
     if config.game is not None:
         config.game = game_name(config.game)
     config.static_dataset.path = _absolute(config.static_dataset.path)
@@ -147,14 +146,23 @@ def _compose(preset: str, overrides: Sequence[str]) -> TrainerConfig:
     return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
 
 
-def _culprit(preset: str, overrides: list[str]) -> str | None:
-    """The override without which the others compose; None if there is no such one."""
+def _explain(preset: str, overrides: list[str], error: Exception) -> str:
+    """Names the override without which the others compose, else the first that does not compose alone."""
     for i, override in enumerate(overrides):
-        try:
-            _compose(preset, overrides[:i] + overrides[i + 1 :])
-        except (HydraException, OmegaConfBaseException, InvalidInputError):
-            continue
-        return override
+        if _problem(preset, overrides[:i] + overrides[i + 1 :]) is None:
+            return f"{override}: {_reason(error)}"
+    for override in overrides:
+        problem = _problem(preset, [override])
+        if problem is not None:
+            return f"{override}: {_reason(problem)}"
+    return _reason(error)
+
+
+def _problem(preset: str, overrides: list[str]) -> Exception | None:
+    try:
+        _compose(preset, overrides)
+    except _COMPOSITION_ERRORS as error:
+        return error
     return None
 
 

@@ -54,7 +54,7 @@ class AdaGroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
         scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
-        return torch.addcmul(shift, x, 1 + scale)
+        return (x * (1 + scale)).add_(shift)  # rounds as the published code does; addcmul would not
 
 
 class SelfAttention2d(nn.Module):

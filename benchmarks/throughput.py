@@ -1,0 +1,452 @@
+"""Steps per second and latency of imagined games, of what is around them, and of the real game beside them.
+
+    python benchmarks/throughput.py --num-envs 1 8 32 --json rows.jsonl
+
+What is compared is measured in turns, so that whatever else the machine does disturbs all of it alike. Ratios
+are those of medians; an overhead is what the fastest step takes longer than the fastest passes through the
+networks. The plain baseline is the same weights in eager float32 PyTorch in its default memory layout; the
+paper-size model has random weights, which cost the same. Resets of the single environments are not timed,
+those of vector environments are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from ale_py import AtariVectorEnv, roms
+from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, RecordEpisodeStatistics, TimeLimit
+from gymnasium.wrappers import vector as vector_wrappers
+
+from diamond_gym.acceleration import build_world_model
+from diamond_gym.atari import AtariEnv, canonical_game_name
+from diamond_gym.checkpoints import load_world
+from diamond_gym.env import DiamondEnv
+from diamond_gym.errors import DiamondGymError
+from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.vector_env import DiamondVectorEnv
+from diamond_gym.world_model import WorldModel
+
+HORIZON = 50
+MIN_REPEATS = 3
+IMAGE_SHAPE = (3, 64, 64)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something that can be stepped again and again.
+
+    Attributes:
+        model: Which weights, or "the real game".
+        name: What is stepped.
+        num_envs: Games per step.
+        step: Makes one step of all games.
+        prepare: Called before each step, not timed.
+        device: Where it runs.
+        dtype: Precision of its networks; "" when it has none.
+        compile: Whether its networks are compiled.
+    """
+
+    model: str
+    name: str
+    num_envs: int
+    step: Callable[[], Any]
+    prepare: Callable[[], Any] = lambda: None
+    device: str = "cpu"
+    dtype: str = ""
+    compile: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured of a case: a line of the table and of the JSON file.
+
+    `overhead_ms` is the fastest step less the fastest passes through the networks alone, `speedup` the
+    baseline's median by this one.
+    """
+
+    model: str
+    name: str
+    num_envs: int
+    device: str
+    dtype: str
+    compile: bool
+    env_steps_per_second: float
+    p50_ms: float
+    p95_ms: float
+    repeats: int
+    overhead_ms: float | None = None
+    speedup: float | None = None
+
+
+def measure(cases: Sequence[Case], seconds: float) -> list[Row]:
+    """Steps the cases in turns, after one step each that does not count.
+
+    Args:
+        cases: What is compared; "networks" and "baseline" among their names give overheads and speedups.
+        seconds: Time for each case; at least `MIN_REPEATS` steps are made.
+    """
+    for case in cases:
+        timed_step(case)
+    latencies: list[list[float]] = [[] for _ in cases]
+    unfinished = list(zip(cases, latencies, strict=True))
+    while unfinished:
+        for case, times in unfinished:
+            times.append(timed_step(case))
+        unfinished = [(c, ts) for c, ts in unfinished if len(ts) < MIN_REPEATS or sum(ts) < seconds]
+    by_name = {case.name: times for case, times in zip(cases, latencies, strict=True)}
+    return [make_row(case, by_name) for case in cases]
+
+
+def timed_step(case: Case) -> float:
+    """Seconds one step takes."""
+    case.prepare()
+    synchronize(case.device)
+    start = time.perf_counter()
+    case.step()
+    synchronize(case.device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: str) -> None:
+    """Waits until an accelerator has done what it was given."""
+    if device != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def make_row(case: Case, seconds: dict[str, list[float]]) -> Row:
+    """The row of one case; `seconds` are the latencies of all cases measured in the same turns, by name."""
+    times = seconds[case.name]
+    median, p95 = (float(x) for x in np.percentile(times, [50, 95]))
+    has_overhead = "networks" in seconds and case.name not in ("networks", "baseline")
+    has_speedup = "baseline" in seconds and case.name == "WorldModel"
+    return Row(
+        model=case.model,
+        name=case.name,
+        num_envs=case.num_envs,
+        device=case.device,
+        dtype=case.dtype,
+        compile=case.compile,
+        env_steps_per_second=case.num_envs / median,
+        p50_ms=1e3 * median,
+        p95_ms=1e3 * p95,
+        repeats=len(times),
+        overhead_ms=1e3 * (min(times) - min(seconds["networks"])) if has_overhead else None,
+        speedup=float(np.median(seconds["baseline"])) / median if has_speedup else None,
+    )
+
+
+def env_case(model: str, name: str, env: gymnasium.Env[Any, Any], **about: Any) -> Case:
+    """A single environment under random actions; it is reset where an episode is over."""
+    rng = np.random.default_rng(0)
+    num_actions = env.action_space.n  # pyright: ignore[reportAttributeAccessIssue]
+    env.reset(seed=0)
+    over = False
+
+    def prepare() -> None:
+        if over:
+            env.reset()
+
+    def step() -> None:
+        nonlocal over
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(num_actions)))
+        over = bool(terminated or truncated)
+
+    return Case(model, name, 1, step, prepare, **about)
+
+
+def vector_case(model: str, name: str, envs: gymnasium.vector.VectorEnv[Any, Any, Any], **about: Any) -> Case:
+    """A vector environment under random actions."""
+    rng = np.random.default_rng(0)
+    num_actions = envs.single_action_space.n  # pyright: ignore[reportAttributeAccessIssue]
+    envs.reset(seed=0)
+    return Case(
+        model,
+        name,
+        envs.num_envs,
+        lambda: envs.step(rng.integers(num_actions, size=envs.num_envs)),
+        **about,
+    )
+
+
+def wrapped(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
+    """An environment under the wrappers agents commonly put on it."""
+    env = RecordEpisodeStatistics(TimeLimit(env, HORIZON))
+    return FrameStackObservation(GrayscaleObservation(env), 4)
+
+
+def wrapped_vector(
+    envs: gymnasium.vector.VectorEnv[Any, Any, Any],
+) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+    """A vector environment under the wrappers agents commonly put on it."""
+    return vector_wrappers.GrayscaleObservation(vector_wrappers.RecordEpisodeStatistics(envs))
+
+
+def world_model_case(model: str, name: str, world_model: WorldModel, num_envs: int, **about: Any) -> Case:
+    """A world model alone: one step from the same random state again and again."""
+    state = random_state(world_model, num_envs)
+    act = state.act[:, -1]
+    return Case(model, name, num_envs, lambda: world_model.step(state, act), **about)
+
+
+def networks_case(model: str, world_model: WorldModel, num_envs: int, **about: Any) -> Case:
+    """Only the passes through the networks that one step needs."""
+    state = random_state(world_model, num_envs)
+    denoiser, rew_end_model, config = world_model.denoiser, world_model.rew_end_model, world_model.config
+    frame = torch.zeros(num_envs, *IMAGE_SHAPE, device=world_model.device)
+    past = denoiser.fold_past(frame.repeat(1, world_model.num_steps_conditioning, 1, 1))
+    noisy = denoiser.inner_model.fold(frame.to(denoiser.dtype))
+    c_noise = torch.zeros(num_envs, device=world_model.device, dtype=denoiser.dtype)
+    num_passes = config.num_steps_denoising * config.order - (config.order - 1)
+
+    @torch.no_grad()
+    def step() -> None:
+        for _ in range(num_passes):
+            denoiser.inner_model(noisy, c_noise, past, state.act)
+        rew_end_model.predict_rew_end(
+            frame[:, None], state.act[:, -1:], frame[:, None], (state.hx[None], state.cx[None])
+        )
+
+    return Case(model, "networks", num_envs, step, **about)
+
+
+def random_state(world_model: WorldModel, num_envs: int) -> Any:
+    """A state with random frames."""
+    n = world_model.num_steps_conditioning
+    frames = torch.randint(0, 256, (num_envs, n, *IMAGE_SHAPE), generator=torch.Generator().manual_seed(0))
+    act = torch.zeros(num_envs, n, dtype=torch.int64)
+    return world_model.start(frames.to(torch.uint8), act, torch.arange(num_envs))
+
+
+def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torch.device) -> WorldModel:
+    """The baseline: the same weights in eager float32 PyTorch, in its default memory layout."""
+    agent = copy.deepcopy(agent).eval().float().to(device)
+    for weight in agent.parameters():
+        weight.data = weight.data.contiguous()
+    return WorldModel(agent.denoiser, agent.rew_end_model, config)
+
+
+def describe(world_model: WorldModel, compile: bool) -> dict[str, Any]:
+    """The columns of a case that say how its networks run."""
+    dtype = str(world_model.denoiser.dtype).removeprefix("torch.")
+    return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
+
+
+def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
+    """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
+    options = {
+        "checkpoint": args.checkpoint,
+        "device": args.device,
+        "dtype": args.dtype,
+        "compile": args.compile,
+        "num_denoising_steps": args.num_denoising_steps,
+    }
+    world_model = load_world(args.game, **options).world_model
+    about = describe(world_model, args.compile is True)
+    cases = [
+        networks_case(args.checkpoint, world_model, num_envs, **about),
+        world_model_case(args.checkpoint, "WorldModel", world_model, num_envs, **about),
+    ]
+    if num_envs == 1:
+        env = DiamondEnv(args.game, **options)
+        cases.append(env_case(args.checkpoint, "DiamondEnv", env, **about))
+        env = wrapped(DiamondEnv(args.game, **options))
+        cases.append(env_case(args.checkpoint, "DiamondEnv + wrappers", env, **about))
+    envs = DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options)
+    cases.append(vector_case(args.checkpoint, "DiamondVectorEnv", envs, **about))
+    envs = wrapped_vector(DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options))
+    cases.append(vector_case(args.checkpoint, "DiamondVectorEnv + wrappers", envs, **about))
+    if args.baseline:
+        agent = load_world(args.game, **{**options, "dtype": "float32", "compile": False}).agent
+        plain = plain_world_model(agent, world_model.config, world_model.device)
+        cases.append(
+            world_model_case(args.checkpoint, "baseline", plain, num_envs, **describe(plain, compile=False))
+        )
+    return cases
+
+
+def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
+    """The paper-size model with random weights, beside the plain baseline."""
+    torch.manual_seed(0)
+    config = DiffusionSamplerConfig(num_steps_denoising=args.num_denoising_steps or 3)
+    agent = Agent(AgentConfig(num_actions=4), with_actor_critic=False)
+    plain_agent = copy.deepcopy(agent)
+    world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, compile=args.compile)
+    plain = plain_world_model(plain_agent, config, world_model.device)
+    about = describe(world_model, args.compile is True)
+    return [
+        networks_case("paper size", world_model, num_envs, **about),
+        world_model_case("paper size", "WorldModel", world_model, num_envs, **about),
+        world_model_case("paper size", "baseline", plain, num_envs, **describe(plain, compile=False)),
+    ]
+
+
+def real_cases(game: str, num_envs: int) -> list[Case]:
+    """The real game, as its world models saw it and as ale_py steps it fastest."""
+    game = canonical_game_name(game)
+    rom_id = next(rom for rom in roms.get_all_rom_ids() if rom.title().replace("_", "") == game)
+    cases = [vector_case("the real game", "AtariVectorEnv", AtariVectorEnv(rom_id, num_envs))]
+    if num_envs == 1:
+        cases.append(env_case("the real game", "AtariEnv", AtariEnv(game, training=True)))
+    return cases
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers depend on besides the code, and which code it was."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+    )
+    return {
+        "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
+        "commit": commit.stdout.strip() or None,
+        "cpu": cpu_name(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def print_header(about: dict[str, Any]) -> None:
+    """Prints the machine and the column names."""
+    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
+    print(
+        f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<7} "
+        f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
+    )
+
+
+def print_row(row: Row) -> None:
+    """Prints a line of the table."""
+    overhead = "" if row.overhead_ms is None else f"{row.overhead_ms:.2f} ms"
+    speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
+    compiled = "" if not row.dtype else "yes" if row.compile else "no"
+    print(
+        f"{Path(row.model).name[:14]:<14} {row.name:<28} {row.num_envs:>5} {row.device:<7} {row.dtype:<9} "
+        f"{compiled:<7} {row.env_steps_per_second:>9.1f} {row.p50_ms:>8.2f} {row.p95_ms:>8.2f} "
+        f"{overhead:>9} {speedup:>8}",
+        flush=True,
+    )
+
+
+def write_rows(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
+    """Writes one JSON object a line, whole or not at all."""
+    partial = file.with_name(file.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        for row in rows:
+            stream.write(json.dumps(asdict(row) | about) + "\n")
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(file)
+
+
+def positive_int(text: str) -> int:
+    """An integer >= 1 from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """A finite number > 0 from the command line."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
+    return value
+
+
+def compile_choice(text: str) -> bool | str:
+    """The `compile` argument from the command line."""
+    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
+    if text.lower() not in choices:
+        raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
+    return choices[text.lower()]
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    flag = argparse.BooleanOptionalAction
+    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
+    parser.add_argument("--checkpoint", default="auto", help="as in gymnasium.make (default: auto)")
+    parser.add_argument("--num-envs", type=positive_int, nargs="+", default=[1, 8, 32], metavar="N")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
+    parser.add_argument("--compile", type=compile_choice, default="auto", help="auto, true or false")
+    parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
+    parser.add_argument("--seconds", type=positive_float, default=3.0, help="for each row (default: 3)")
+    parser.add_argument(
+        "--threads", type=positive_int, help="CPU threads of PyTorch (default: its own choice)"
+    )
+    parser.add_argument("--baseline", action=flag, default=True, help="the checkpoint in plain PyTorch too")
+    parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows here, one JSON object a line"
+    )
+    args = parser.parse_args(argv)
+    if args.json is not None and not args.json.parent.is_dir():
+        parser.error(f"--json: there is no folder {args.json.parent}")
+    return args
+
+
+def run(args: argparse.Namespace) -> list[Row]:
+    """Measures and prints everything asked for."""
+    rows: list[Row] = []
+    for num_envs in args.num_envs:
+        groups = [checkpoint_cases(args, num_envs), real_cases(args.game, num_envs)]
+        if args.paper:
+            groups.append(paper_cases(args, num_envs))
+        for cases in groups:
+            measured = measure(cases, args.seconds)
+            for row in measured:
+                print_row(row)
+            rows += measured
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    args = parse_args(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    about = machine()
+    print_header(about)
+    try:
+        rows = run(args)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json is not None:
+        write_rows(args.json, rows, about)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

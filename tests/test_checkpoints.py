@@ -145,6 +145,7 @@ ARCHITECTURES = {
     "attention on one level": replace(
         CONFIG, denoiser=inner(depths=[1, 2, 1], channels=[8, 16, 8], attn_depths=[0, 1, 0])
     ),
+    "as embedded": replace(CONFIG, denoiser=inner(input_skip=True, cond_out_channels=4)),
     "grey": AgentConfig(
         inner(img_channels=1),
         replace(CONFIG.rew_end_model, img_channels=1),
@@ -207,6 +208,8 @@ def test_a_missing_tensor_is_named(agent, missing):
         ("denoiser.inner_model.conv_in.weight", (8, 48, 3, 3)),
         ("denoiser.inner_model.conv_out.weight", (5, 8, 3, 3)),
         ("denoiser.inner_model.cond_proj.0.weight", (17, 17)),
+        ("denoiser.inner_model.cond_proj.2.weight", (4,)),
+        ("denoiser.inner_model.conv_out.weight", (48,)),
         ("denoiser.inner_model.act_emb.0.weight", (4,)),
         ("rew_end_model.encoder.conv_in.weight", (8, 95, 3, 3)),
         ("rew_end_model.lstm.weight_ih_l0", (32, 11)),

@@ -49,6 +49,12 @@ def test_patches_and_input_skip_keep_the_frame_size(patch_size, input_skip):
     assert frames.abs().max() <= 1
 
 
+def test_the_norms_may_see_a_narrower_condition():
+    denoiser = denoise(cond_out_channels=4)
+    assert denoiser.inner_model.cond_proj[2].out_features == 4
+    assert call(denoiser, (16, 16)).shape == (2, 3, 16, 16)
+
+
 @pytest.mark.parametrize(
     ("build", "words"),
     [
@@ -57,6 +63,9 @@ def test_patches_and_input_skip_keep_the_frame_size(patch_size, input_skip):
         (lambda: InnerModelConfig(cond_channels=30), "divisible"),
         (lambda: InnerModelConfig(channels=[48, 64, 64, 64]), "channels"),
         (lambda: InnerModelConfig(patch_size=0), "patch_size"),
+        (lambda: InnerModelConfig(num_steps_conditioning=0), "num_steps_conditioning"),
+        (lambda: InnerModelConfig(cond_channels=0), "cond_channels"),
+        (lambda: InnerModelConfig(cond_out_channels=0), "cond_out_channels"),
         (lambda: RewEndModelConfig(channels=[32]), "one entry per level"),
         (lambda: RewEndModelConfig(patch_size=3), "patch_size"),
         (lambda: ActorCriticConfig(down=[1]), "one entry per stage"),

@@ -133,6 +133,36 @@ def test_episodes_are_drawn_with_their_probabilities():
     assert_allclose(drawn, PUBLISHED_WEIGHTS, atol=0.015)
 
 
+def quiet_episode(length, *, number=0, finished, reward_at=None):
+    quiet = episode(length, number=number, finished=finished, size=4)
+    quiet.rew.zero_()
+    if reward_at is not None:
+        quiet.rew[reward_at] = 1.0
+    return quiet
+
+
+@pytest.mark.parametrize("pad_after", [False, True])
+def test_segments_around_events_hold_one(pad_after):
+    source = Replay(
+        quiet_episode(length, number=i, finished=True, reward_at=7) for i, length in enumerate((40, 30, 50))
+    )
+    rng = np.random.default_rng(0)
+    batch = source.draw(rng, 200, 5, sample_weights=None, pad_after=pad_after, event_fraction=1.0)
+    assert (batch.end | (batch.rew != 0)).any(dim=1).all()
+    rng = np.random.default_rng(0)
+    batch = source.draw(rng, 2000, 5, sample_weights=None, pad_after=pad_after, event_fraction=0.5)
+    share = (batch.end | (batch.rew != 0)).any(dim=1).float().mean()
+    assert 0.5 < share < 0.8
+
+
+def test_without_events_segments_are_drawn_as_ever():
+    source = Replay([quiet_episode(40, finished=False)])
+    batch = source.draw(
+        np.random.default_rng(0), 50, 5, sample_weights=None, pad_after=True, event_fraction=1.0
+    )
+    assert batch.mask_padding.any(dim=1).all()
+
+
 def test_a_batch_is_a_function_of_its_generator():
     source = replay(9, 8, 7)
     one, same, other = (draw(source, 16, 4, pad_after=True, seed=seed) for seed in (1, 1, 2))

@@ -118,15 +118,19 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
     num_actions = shapes.of(f"{prefix}.act_emb.0.weight", 2)[0]
     num_levels = shapes.count(prefix + ".unet.d_blocks.{}.resblocks.0.conv1.weight")
     depths, channels, attn_depths = shapes.levels(f"{prefix}.unet.d_blocks", num_levels)
+    cond_channels = shapes.of(f"{prefix}.cond_proj.0.weight", 2)[0]
+    cond_out_channels = shapes.of(f"{prefix}.cond_proj.2.weight", 2)[0]
     inner_model = InnerModelConfig(
         img_channels=img_channels,
         num_steps_conditioning=num_images - 1,
-        cond_channels=shapes.of(f"{prefix}.cond_proj.0.weight", 2)[0],
+        cond_channels=cond_channels,
         depths=depths,
         channels=channels,
         attn_depths=attn_depths,
         num_actions=num_actions,
         patch_size=patch_size,
+        input_skip=shapes.of(f"{prefix}.conv_out.weight", 4)[1] == channels[0] + in_channels,
+        cond_out_channels=None if cond_out_channels == cond_channels else cond_out_channels,
     )
     return replace(known, inner_model=inner_model)
 

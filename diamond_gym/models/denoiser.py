@@ -53,6 +53,8 @@ class InnerModelConfig:
         patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
         input_skip: Whether the last convolution also sees the network's input, so that what stands still need
             not pass through the U-Net (False as published).
+        cond_out_channels: Width of the conditioning vector that the norms see, after its projection; None for
+            `cond_channels`, as published. A third of a small U-Net's weights read it.
     """
 
     img_channels: int = 3
@@ -64,14 +66,20 @@ class InnerModelConfig:
     num_actions: int | None = None
     patch_size: int = 1
     input_skip: bool = False
+    cond_out_channels: int | None = None
 
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
         check_group_norms(self.channels)
-        if self.patch_size < 1:
-            raise InvalidInputError(
-                f"denoiser.inner_model: patch_size must be at least 1, got {self.patch_size}"
-            )
+        positive = {
+            "num_steps_conditioning": self.num_steps_conditioning,
+            "cond_channels": self.cond_channels,
+            "cond_out_channels": 1 if self.cond_out_channels is None else self.cond_out_channels,
+            "patch_size": self.patch_size,
+        }
+        for name, value in positive.items():
+            if value < 1:
+                raise InvalidInputError(f"denoiser.inner_model: {name} must be at least 1, got {value}")
         if self.cond_channels % self.num_steps_conditioning or self.cond_channels % 2:
             raise InvalidInputError(
                 f"denoiser.inner_model: cond_channels={self.cond_channels} must be even and divisible by "
@@ -95,6 +103,7 @@ class InnerModel(nn.Module):
         super().__init__()
         assert config.num_actions is not None
         n, p = config.num_steps_conditioning, config.patch_size
+        cond_out_channels = config.cond_out_channels or config.cond_channels
         self.patch_size = p
         self.input_skip = config.input_skip
         in_channels = (n + 1) * config.img_channels * p * p
@@ -105,10 +114,10 @@ class InnerModel(nn.Module):
         self.cond_proj = nn.Sequential(
             nn.Linear(config.cond_channels, config.cond_channels),
             nn.SiLU(),
-            nn.Linear(config.cond_channels, config.cond_channels),
+            nn.Linear(config.cond_channels, cond_out_channels),
         )
         self.conv_in = conv3x3(in_channels, config.channels[0])
-        self.unet = UNet(config.cond_channels, config.depths, config.channels, config.attn_depths)
+        self.unet = UNet(cond_out_channels, config.depths, config.channels, config.attn_depths)
         self.norm_out = GroupNorm(config.channels[0])
         skip_channels = in_channels if config.input_skip else 0
         self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)

@@ -167,6 +167,7 @@ class PartTrainingConfig:
         lr_warmup_steps: Steps of linear warm-up.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.
         max_grad_norm: Gradients are clipped to this norm.
+        event_fraction: Share of the segments drawn around a step with a reward or an end (0 as published).
         ema_decay: Decay of the moving average of the weights that is saved and played; 0 for none (as
             published).
     """
@@ -178,6 +179,7 @@ class PartTrainingConfig:
     lr_warmup_steps: int = 100
     lr_schedule: str = "constant"
     max_grad_norm: float = 1.0
+    event_fraction: float = 0.0
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -229,9 +231,16 @@ class DenoiserTrainingConfig(PartTrainingConfig):
 
 @dataclass
 class RewEndTrainingConfig(PartTrainingConfig):
-    """As `PartTrainingConfig`; `seq_length` is the number of steps of a segment."""
+    """As `PartTrainingConfig`, and for the reward/end model.
+
+    Attributes:
+        seq_length: Steps of a segment.
+        difference_init: Whether half of the first convolution's channels start as detectors of change, which
+            finds rare and small events much sooner (False as published).
+    """
 
     seq_length: int = 19
+    difference_init: bool = False
     max_grad_norm: float = 100.0
 
     def __post_init__(self) -> None:

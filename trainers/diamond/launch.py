@@ -24,6 +24,7 @@ from diamond_gym.models import Agent
 from diamond_gym.registration import env_id
 from trainers.diamond import data, settings
 from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
 
@@ -146,6 +147,8 @@ def new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
     torch.manual_seed(config.common.seed)
     try:
         agent = Agent(description.agent, with_actor_critic=False)
+        if config.rew_end_model.training.difference_init:
+            start_with_differences(agent.rew_end_model)
         _try_out(agent)
     except (RuntimeError, ValueError) as error:
         reason = str(error).partition("\n")[0]

@@ -164,6 +164,7 @@ class Replay:
         *,
         sample_weights: list[float] | None,
         pad_after: bool,
+        event_fraction: float = 0.0,
     ) -> SegmentBatch:
         """Draws segments around uniformly drawn steps of drawn episodes.
 
@@ -174,14 +175,31 @@ class Replay:
             sample_weights: See `episode_probabilities`.
             pad_after: False: a segment ends within its episode, so only its beginning can be padding
                 (denoiser, actor-critic). True: it may also run past the end (reward/end).
+            event_fraction: Share of the segments drawn around a step with a reward or an end instead.
         """
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
         time = rng.integers(self.lengths[episode])
+        if event_fraction > 0:
+            around_event = rng.random(batch_size) < event_fraction
+            event_episode, event_time = self._draw_events(rng, batch_size)
+            episode = np.where(around_event, event_episode, episode)
+            time = np.where(around_event, event_time, time)
         jitter = rng.integers(length, size=batch_size)
         stop_inside = np.minimum(self.lengths[episode], time + 1 + jitter)
         start = time - jitter if pad_after else stop_inside - length
         return self.segments(episode, start, length)
+
+    def _draw_events(
+        self, rng: np.random.Generator, count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episodes and times of steps with a reward or an end; of any steps if there are none."""
+        n = self.num_steps
+        events = np.flatnonzero((self._rew[:n] != 0) | self._end[:n])
+        index = rng.choice(events if len(events) else n, count)
+        stops = self.lengths.cumsum()
+        episode = np.searchsorted(stops, index, side="right")
+        return episode, index - (stops - self.lengths)[episode]
 
 
 def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:

@@ -243,7 +243,14 @@ class Trainer:
         pad_after: bool,
     ) -> SegmentBatch:
         weights = None if self.config.static_dataset.path is not None else training.sample_weights
-        batch = replay.draw(rng, training.batch_size, length, sample_weights=weights, pad_after=pad_after)
+        batch = replay.draw(
+            rng,
+            training.batch_size,
+            length,
+            sample_weights=weights,
+            pad_after=pad_after,
+            event_fraction=training.event_fraction if replay is self.train else 0.0,
+        )
         return batch.to(self.device)
 
     def _denoiser_loss(self, replay: Replay, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:

@@ -1,7 +1,8 @@
 """The exceptions a user can meet.
 
-Every error this package raises about something the user gave is a `DiamondGymError`, so one `except` catches them
-all. Each class also derives from the built-in (or Gymnasium) exception that fits it, so existing handlers keep working.
+Every error this package raises about something the user gave is a `DiamondGymError`, so one `except` catches
+them all. Each class also derives from the built-in (or Gymnasium) exception that fits it, so existing
+handlers keep working.
 """
 
 from __future__ import annotations

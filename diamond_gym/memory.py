@@ -1,6 +1,7 @@
 """Makes glibc keep freed memory, because networks on the CPU ask for the same large blocks again and again.
 
-By default every large block is mapped afresh and faulted in page by page, which can take a third of a training step.
+By default every large block is mapped afresh and faulted in page by page, which can take a third of a
+training step.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ def to_float(frames: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -
 
 
 def to_uint8(frames: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:
-    """Maps already quantised frames in [-1, 1] to their uint8 level (nearest, so that it inverts `to_float`)."""
+    """Maps already quantised frames in [-1, 1] to their uint8 level (nearest: inverts `to_float`)."""
     return frames.float().add(1).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 

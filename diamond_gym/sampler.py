@@ -5,6 +5,7 @@ Knows nothing of networks, frames or conditioning; randomness is an argument.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def sample(
     x = init_noise
     trajectory = [x]
     batch = x.new_ones(x.shape[0])
-    for i, (sigma, next_sigma) in enumerate(zip(sigmas[:-1], sigmas[1:], strict=True)):
+    for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         gamma = churn_gamma(config, sigma)
         sigma_hat = sigma * (gamma + 1)
         if gamma > 0:

@@ -74,7 +74,7 @@ def test_sampler(agent, d, order, steps):
         config,
     )
     assert len(trajectory) == steps + 1
-    # Heun divides the last denoised frame by sigma_min: one pixel a level off comes out ten and more levels off
+    # Heun divides a denoised frame by sigma_min: a pixel one level off comes out ten and more levels off
     tolerance = {"share": 0.999, "levels": 3} if order == 1 else {"share": 0.99, "levels": 20}
     assert_quantised_close(trajectory[-1], d[f"{prefix}_out"], **tolerance)
 

@@ -100,7 +100,7 @@ class RewEndModel(nn.Module):
 
     def initial_state(self, batch_size: int) -> LSTMState:
         """The zero LSTM state: two tensors of shape (1, batch_size, lstm_dim)."""
-        weight = self.lstm.weight_hh_l0
+        weight = self.lstm.get_parameter("weight_hh_l0")
         zeros = torch.zeros(1, batch_size, self.config.lstm_dim, device=weight.device, dtype=weight.dtype)
         return zeros, zeros.clone()
 
@@ -128,4 +128,5 @@ class RewEndModel(nn.Module):
         x = self.encoder(x, self.act_emb(act.flatten())).flatten(1).reshape(b, t, -1)
         x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
         logits_rew, logits_end = self.head(x).split([NUM_REWARD_CLASSES, NUM_END_CLASSES], dim=-1)
+        assert hx_cx is not None
         return logits_rew, logits_end, hx_cx

@@ -8,7 +8,13 @@ from torch.testing import assert_close
 
 from diamond_gym.pixels import to_float
 from tests import parity
-from trainers.diamond.losses import DenoiserNoise, denoiser_loss, motion_weight, rew_end_loss
+from trainers.diamond.losses import (
+    DenoiserNoise,
+    denoiser_loss,
+    motion_weight,
+    rew_end_loss,
+    weighted_cross_entropy,
+)
 from trainers.diamond.replay import SegmentBatch
 
 CASES = ("tiny", "paper")
@@ -76,3 +82,14 @@ def test_motion_weight_is_one_where_nothing_moves():
     assert torch.equal(weight[0], torch.ones(1, 16, 16))
     assert weight[1, 0, 8, 8] > 1 and weight[1, 0, 6, 6] == weight[1, 0, 8, 8]
     assert weight[1, 0, 5, 5] == 1
+
+
+def test_events_weigh_what_they_are_told_to():
+    logits = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([[1, 0, 1], [2, 1, 1]])
+    nll = -logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
+    weight = torch.where(target != 1, 5.0, 1.0)
+    weight[1, 2] = 0
+    expected = (nll * weight).sum() / weight.sum()
+    assert_close(weighted_cross_entropy(logits, target, weight), expected)
+    assert weighted_cross_entropy(logits, target, torch.zeros(2, 3)) == 0

@@ -237,14 +237,17 @@ class RewEndTrainingConfig(PartTrainingConfig):
         seq_length: Steps of a segment.
         difference_init: Whether half of the first convolution's channels start as detectors of change, which
             finds rare and small events much sooner (False as published).
+        event_weight: Weight in the loss of transitions with a reward, and of ends (1 as published).
     """
 
     seq_length: int = 19
     difference_init: bool = False
+    event_weight: float = 1.0
     max_grad_norm: float = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.event_weight > 0, f"event_weight must be above 0, got {self.event_weight}")
         require(self.seq_length >= 2, f"seq_length must be at least 2, got {self.seq_length}")
 
 

@@ -15,7 +15,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from diamond_gym.models import Denoiser, RewEndModel
-from diamond_gym.models.rew_end_model import NUM_END_CLASSES, NUM_REWARD_CLASSES
 from trainers.diamond.replay import SegmentBatch
 
 Metrics = dict[str, Tensor]
@@ -130,8 +129,15 @@ def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Floa
     return torch.where(done[:, :, None, None, None], final[:, None], following)
 
 
-def rew_end_loss(model: RewEndModel, batch: SegmentBatch) -> tuple[Tensor, Metrics]:
+def rew_end_loss(
+    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0
+) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
+
+    Args:
+        model: The network.
+        batch: Segments.
+        event_weight: Weight of transitions with a reward, and of ends, in their averages; 1 as published.
 
     Returns:
         The loss, and {"loss_rew", "loss_end", "confusion_rew" (3, 3), "confusion_end" (2, 2)}.
@@ -140,8 +146,12 @@ def rew_end_loss(model: RewEndModel, batch: SegmentBatch) -> tuple[Tensor, Metri
     act, mask = batch.act[:, :-1], batch.mask_padding[:, :-1]
     logits_rew, logits_end, _ = model.predict_rew_end(frames[:, :-1], act, next_frames(batch, frames))
     target_rew, target_end = batch.rew[:, :-1].sign().long() + 1, batch.end[:, :-1].long()
-    loss_rew = masked_cross_entropy(logits_rew.float(), target_rew, mask, NUM_REWARD_CLASSES)
-    loss_end = masked_cross_entropy(logits_end.float(), target_end, mask, NUM_END_CLASSES)
+    loss_rew = weighted_cross_entropy(
+        logits_rew.float(), target_rew, torch.where(target_rew != 1, event_weight, 1.0) * mask
+    )
+    loss_end = weighted_cross_entropy(
+        logits_end.float(), target_end, torch.where(target_end != 0, event_weight, 1.0) * mask
+    )
     return loss_rew + loss_end, {
         "loss_rew": loss_rew.detach(),
         "loss_end": loss_end.detach(),
@@ -150,10 +160,9 @@ def rew_end_loss(model: RewEndModel, batch: SegmentBatch) -> tuple[Tensor, Metri
     }
 
 
-def masked_cross_entropy(
-    logits: Float[Tensor, "b t k"], target: Int64[Tensor, "b t"], mask: Bool[Tensor, "b t"], num_classes: int
+def weighted_cross_entropy(
+    logits: Float[Tensor, "b t k"], target: Int64[Tensor, "b t"], weight: Float[Tensor, "b t"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy averaged where `mask` holds."""
-    assert logits.shape[-1] == num_classes
+    """Cross-entropy averaged with weights >= 0; 0 if all are 0."""
     values = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return masked_mean(values, mask.flatten())
+    return (values * weight.flatten()).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)

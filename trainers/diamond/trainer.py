@@ -278,7 +278,7 @@ class Trainer:
         training = self.config.rew_end_model.training
         batch = self._draw(replay, rng, training, training.seq_length, pad_after=True)
         with self._autocast():
-            return rew_end_loss(self.agent.rew_end_model, batch)
+            return rew_end_loss(self.agent.rew_end_model, batch, event_weight=training.event_weight)
 
 
 def check_finite(part: Part, metrics: dict[str, Any]) -> None:

@@ -235,7 +235,7 @@ class RewEndTrainingConfig(PartTrainingConfig):
 
     Attributes:
         seq_length: Steps of a segment.
-        difference_init: Whether half of the first convolution's channels start as detectors of change, which
+        difference_init: Whether the first convolution starts as a detector of change, which
             finds rare and small events much sooner (False as published).
         event_weight: Weight in the loss of transitions with a reward, and of ends (1 as published).
     """

@@ -19,8 +19,11 @@ no two (key, step, draw) share a block, and an element's value does not depend o
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int64
 from torch import Tensor
@@ -30,6 +33,9 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 _NUM_ROUNDS = 10
 _WORDS_PER_BLOCK = 4
 _LOW_32_BITS = 0xFFFFFFFF
+
+_Words = tuple[Int64[Tensor, "2 b blocks"], Int64[Tensor, "2 b blocks"]]
+"""Words (0, 2) and words (1, 3) of blocks, each in [0, 2**32)."""
 
 
 class Draw(IntEnum):
@@ -64,12 +70,8 @@ def normal(
     Returns:
         float32 of shape (b, *shape), on the device of `key`.
     """
-    count = math.prod(shape)
-    even, odd = _philox_words(key, step, draw, count)
-    real = _widest_float(key.device)
-    radius = even.to(real).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
-    angle = odd.to(real).mul_(2.0 * math.pi * 2.0**-32)
-    return _arrange(angle.cos().mul_(radius), angle.sin_().mul_(radius), shape, count)
+    (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
+    return _normal(words, shape)
 
 
 def uniform(
@@ -86,25 +88,60 @@ def uniform(
     Returns:
         float32 of shape (b, *shape), on the device of `key`.
     """
-    count = math.prod(shape)
-    words = _philox_words(key, step, draw, count)
-    even, odd = (w.bitwise_right_shift_(8).to(torch.float32).mul_(2.0**-24) for w in words)
-    return _arrange(even, odd, shape, count)
+    (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
+    return _uniform(words, shape)
+
+
+def normal_and_uniform(
+    key: Int64[Tensor, " b"],
+    step: Int64[Tensor, " b"],
+    normal_draw: int,
+    normal_shape: tuple[int, ...],
+    uniform_draw: int,
+    uniform_shape: tuple[int, ...],
+) -> tuple[Float32[Tensor, "b *normal_shape"], Float32[Tensor, "b *uniform_shape"]]:
+    """The numbers of `normal` and of `uniform` in one run of the generator: it costs as much as one."""
+    draws = [(normal_draw, math.prod(normal_shape)), (uniform_draw, math.prod(uniform_shape))]
+    normal_words, uniform_words = _philox_words(key, step, draws)
+    return _normal(normal_words, normal_shape), _uniform(uniform_words, uniform_shape)
+
+
+def _normal(words: _Words, shape: tuple[int, ...]) -> Float32[Tensor, "b *shape"]:
+    even, odd = words
+    real = _widest_float(even.device)
+    radius = even.to(real).add_(0.5).mul_(2.0**-32).log_().mul_(-2.0).sqrt_()
+    angle = odd.to(real).mul_(2.0 * math.pi * 2.0**-32)
+    return _arrange(angle.cos().mul_(radius), angle.sin_().mul_(radius), shape)
+
+
+def _uniform(words: _Words, shape: tuple[int, ...]) -> Float32[Tensor, "b *shape"]:
+    even, odd = (w.bitwise_right_shift(8).to(torch.float32).mul_(2.0**-24) for w in words)
+    return _arrange(even, odd, shape)
 
 
 def _philox_words(
-    key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, count: int
-) -> tuple[Int64[Tensor, "2 b blocks"], Int64[Tensor, "2 b blocks"]]:
-    """Runs the blocks that hold `count` elements of every game; returns words (0, 2) and words (1, 3)."""
-    assert 0 <= draw <= _LOW_32_BITS, f"draw {draw} does not fit in 32 bits"
-    batch, blocks = key.shape[0], -(-count // _WORDS_PER_BLOCK)
-    even = torch.empty(2, batch, blocks, dtype=torch.int64, device=key.device)
+    key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draws: list[tuple[int, int]]
+) -> list[_Words]:
+    """Runs the blocks that hold `count` elements of every game for each (draw, count).
+
+    Returns:
+        Words (0, 2) and words (1, 3) of each draw's blocks.
+    """
+    for draw, _ in draws:
+        assert 0 <= draw <= _LOW_32_BITS, f"draw {draw} does not fit in 32 bits"
+    sizes = [-(-count // _WORDS_PER_BLOCK) for _, count in draws]
+    device, shape = key.device, (2, key.shape[0], sum(sizes))
+    even = torch.empty(shape, dtype=torch.int64, device=device)
     odd = torch.empty_like(even)
-    even[0] = torch.arange(blocks, device=key.device)
-    odd[0] = draw
+    column = 0
+    for (draw, _), size in zip(draws, sizes, strict=True):
+        even[0, :, column : column + size] = torch.arange(size, device=device)
+        odd[0, :, column : column + size] = draw
+        column += size
     even[1] = (step & _LOW_32_BITS).unsqueeze(-1)
     odd[1] = (step >> 32).unsqueeze(-1)
-    return philox4x32(even, odd, key)
+    even, odd = philox4x32(even, odd, key)
+    return list(zip(even.split(sizes, dim=-1), odd.split(sizes, dim=-1), strict=True))
 
 
 def philox4x32(
@@ -123,29 +160,40 @@ def philox4x32(
     Returns:
         Output words (0, 2) and (1, 3), each in [0, 2**32).
     """
-    word_0, word_2 = even.unbind(0)
-    product = torch.empty_like(even)
-    halves, odd_halves = product.unbind(0), odd.unbind(0)
-    for round_key in _round_keys(key):
-        torch.mul(word_2, _MULTIPLIERS[1], out=halves[0])
-        torch.mul(word_0, _MULTIPLIERS[0], out=halves[1])
-        torch.bitwise_right_shift(product, 32, out=even)
-        even.bitwise_xor_(odd).bitwise_xor_(round_key).bitwise_and_(_LOW_32_BITS)
-        odd, product, odd_halves, halves = product, odd, halves, odd_halves
+    keys = _round_keys(key)
+    if even.device.type == "cpu" and not torch.compiler.is_compiling():
+        # the same operations on the same memory: NumPy calls them in half the time
+        words = _philox_rounds(even.numpy(), odd.numpy(), [k.numpy() for k in keys], np)
+        even, odd = (torch.from_numpy(w) for w in words)
+    else:
+        even, odd = _philox_rounds(even, odd, keys, torch)
     return even, odd.bitwise_and_(_LOW_32_BITS)
+
+
+def _philox_rounds(even: Any, odd: Any, round_keys: Sequence[Any], library: Any) -> tuple[Any, Any]:
+    """The rounds on arrays of torch or of NumPy; the odd words are left with stray high bits."""
+    product = library.empty_like(even)
+    for round_key in round_keys:
+        library.multiply(even[1], _MULTIPLIERS[1], out=product[0])
+        library.multiply(even[0], _MULTIPLIERS[0], out=product[1])
+        even = product >> 32
+        even ^= odd
+        even ^= round_key
+        even &= _LOW_32_BITS
+        odd, product = product, odd
+    return even, odd
 
 
 def _round_keys(key: Int64[Tensor, " b"]) -> tuple[Int64[Tensor, "2 b 1"], ...]:
     """Returns each round's two key words (Weyl sequences), with stray bits above the 32nd."""
-    keys = torch.empty(_NUM_ROUNDS, 2, key.shape[0], 1, dtype=torch.int64, device=key.device)
+    words = torch.stack([key & _LOW_32_BITS, key >> 32]).unsqueeze(-1)
     rounds = torch.arange(_NUM_ROUNDS, device=key.device).view(-1, 1, 1)
-    for i, (word, increment) in enumerate(zip((key & _LOW_32_BITS, key >> 32), _KEY_INCREMENTS, strict=True)):
-        keys[:, i] = rounds * increment + word.unsqueeze(-1)
-    return keys.unbind(0)
+    increments = torch.stack([rounds * increment for increment in _KEY_INCREMENTS], dim=1)
+    return (increments + words).unbind(0)
 
 
 def _arrange(
-    even: Float[Tensor, "2 b blocks"], odd: Float[Tensor, "2 b blocks"], shape: tuple[int, ...], count: int
+    even: Float[Tensor, "2 b blocks"], odd: Float[Tensor, "2 b blocks"], shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
     """Puts values that stand at words (0, 2) and (1, 3) in order of elements; drops those not asked for."""
     _, batch, blocks = even.shape
@@ -153,7 +201,7 @@ def _arrange(
     by_word = values.permute(2, 0, 1, 3)
     by_word[..., 0] = even
     by_word[..., 1] = odd
-    return values.view(batch, blocks * _WORDS_PER_BLOCK)[:, :count].reshape(batch, *shape)
+    return values.view(batch, blocks * _WORDS_PER_BLOCK)[:, : math.prod(shape)].reshape(batch, *shape)
 
 
 def _widest_float(device: torch.device) -> torch.dtype:

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError
 
-Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(noisy (b c h w), sigma (b,)) -> denoised (b c h w)."""
+Denoise = Callable[[Tensor, float], Tensor]
+"""(noisy (b c h w), their noise level) -> denoised (b c h w)."""
 
 ChurnNoise = Callable[[int], Tensor]
 """Denoising step -> unit normal noise (b c h w)."""
@@ -102,21 +102,20 @@ def sample(
     """
     x = init_noise
     trajectory = [x]
-    batch = x.new_ones(x.shape[0])
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         gamma = churn_gamma(config, sigma)
         sigma_hat = sigma * (gamma + 1)
         if gamma > 0:
             assert churn_noise is not None
             x = x + config.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * churn_noise(i)
-        denoised = denoise(x, batch * sigma_hat)
+        denoised = denoise(x, sigma_hat)
         if next_sigma == 0:
             x = denoised  # the Euler step to noise level 0 ends exactly on the denoised image
         else:
             d = (x - denoised) / sigma_hat
             x_next = x + d * (next_sigma - sigma_hat)
             if config.order == 2:
-                d_next = (x_next - denoise(x_next, batch * next_sigma)) / next_sigma
+                d_next = (x_next - denoise(x_next, next_sigma)) / next_sigma
                 x_next = x + (d + d_next) / 2 * (next_sigma - sigma_hat)
             x = x_next
         trajectory.append(x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diamond_gym import noise, sampler
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.models import Denoiser, LSTMState, RewEndModel
+from diamond_gym.models import Conditioners, Denoiser, LSTMState, RewEndModel
 from diamond_gym.pixels import to_float, to_uint8
 from diamond_gym.sampler import DiffusionSamplerConfig
 
@@ -99,6 +99,7 @@ class WorldModel:
         self.rew_end_model = rew_end_model
         self.config = config or DiffusionSamplerConfig()
         self.sigmas: list[float] = sampler.build_sigmas(self.config).tolist()
+        self._conditioners: dict[float, Conditioners] = {}
 
     @property
     def num_steps_conditioning(self) -> int:
@@ -162,13 +163,14 @@ class WorldModel:
             The next state, and the frame, reward and end.
         """
         act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
-        past = to_float(state.obs)
-        next_obs = self.sample_trajectory(state, past, act_history)[-1]
+        init_noise, u = noise.normal_and_uniform(
+            state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]), noise.Draw.REW_END, (2,)
+        )
+        next_obs = self._sample(state, act_history, init_noise)[-1]
         frame = to_uint8(next_obs)
         logits_rew, logits_end, (hx, cx) = self.rew_end_model.predict_rew_end(
-            past[:, -1:], act[:, None], next_obs[:, None], (state.hx[None], state.cx[None])
+            to_float(state.obs[:, -1:]), act[:, None], next_obs[:, None], (state.hx[None], state.cx[None])
         )
-        u = noise.uniform(state.key, state.time, noise.Draw.REW_END, (2,))
         step = WorldModelStep(
             obs=frame,
             rew=(draw_class(logits_rew[:, 0], u[:, :1]) - 1).float(),
@@ -188,20 +190,28 @@ class WorldModel:
 
     @torch.no_grad()
     def sample_trajectory(
-        self,
-        state: WorldModelState,
-        past: Float[Tensor, "b n c h w"],
-        act_history: Int64[Tensor, "b n"],
+        self, state: WorldModelState, act: Int64[Tensor, " b"]
     ) -> list[Float[Tensor, "b c h w"]]:
-        """The denoising trajectory of the next frame, from noise to the frame itself, in [-1, 1]."""
-        shape = tuple(past.shape[2:])
-        folded = self.denoiser.fold_past(past.flatten(1, 2))
+        """The denoising trajectory of the frame that `step` would give, from noise to it, in [-1, 1]."""
+        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
+        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]))
+        return self._sample(state, act_history, init_noise)
 
-        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            return self.denoiser.denoise_given(x, sigma, folded, act_history)
+    def _sample(
+        self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
+    ) -> list[Float[Tensor, "b c h w"]]:
+        past = self.denoiser.fold_frames(state.obs)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return self.denoiser.denoise_given(x, self._conditioners_at(sigma), past, act_history)
 
         def churn_noise(i: int) -> Tensor:
-            return noise.normal(state.key, state.time, noise.Draw.CHURN + i, shape)
+            return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))
 
-        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, shape)
         return sampler.sample(denoise, init_noise, self.sigmas, self.config, churn_noise)
+
+    def _conditioners_at(self, sigma: float) -> Conditioners:
+        """Preconditioning at one of the few noise levels that sampling visits, computed once."""
+        if sigma not in self._conditioners:
+            self._conditioners[sigma] = self.denoiser.conditioners(torch.tensor([sigma], device=self.device))
+        return self._conditioners[sigma]

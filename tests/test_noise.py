@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from diamond_gym.noise import Draw, normal, philox4x32, uniform
+from diamond_gym.noise import Draw, normal, normal_and_uniform, philox4x32, uniform
 
 FRAME_SHAPE = (3, 64, 64)
 LARGEST_KEY = 2**63 - 1
@@ -132,6 +132,13 @@ def test_threads_do_not_change_numbers(function):
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(one, two)
+
+
+def test_two_draws_at_once_are_the_draws():
+    key, step = int64(3, 2**40 + 1), int64(0, 7)
+    z, u = normal_and_uniform(key, step, Draw.FRAME, (3, 5), Draw.REW_END, (2,))
+    assert torch.equal(z, normal(key, step, Draw.FRAME, (3, 5)))
+    assert torch.equal(u, uniform(key, step, Draw.REW_END, (2,)))
 
 
 def test_arguments_and_the_global_generator_are_left_alone():

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3, level_channels, num_groups
-from diamond_gym.pixels import quantize
+from diamond_gym.pixels import quantize, to_float
 
 
 def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
@@ -123,24 +123,32 @@ class InnerModel(nn.Module):
         self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)
         nn.init.zeros_(self.conv_out.weight)
 
-    def fold(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
-        """Images as the first convolution takes them: patches in channels, its weights' memory layout."""
-        images = F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
-        if self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+    def fold(self, images: Tensor) -> Tensor:
+        """Images (b c h w) as the first convolution takes them: patches in channels, its memory layout.
+
+        Returns:
+            Shape (b, c * p * p, h / p, w / p) for patches of p by p pixels.
+        """
+        if not self.conv_in.weight.is_contiguous(memory_format=torch.channels_last):
+            return F.pixel_unshuffle(images, self.patch_size) if self.patch_size > 1 else images
+        if self.patch_size == 1:
             return images.contiguous(memory_format=torch.channels_last)
-        return images
+        b, c, h, w = images.shape
+        p = self.patch_size
+        patches = images.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
+        return patches.reshape(b, h // p, w // p, c * p * p).permute(0, 3, 1, 2)  # one copy does both
 
     def forward(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
-        c_noise: Float[Tensor, " b"],
+        c_noise: Float[Tensor, "#b"],
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """Runs the network on images from `fold`.
 
         `obs` holds the n past frames in its channels, oldest first, already scaled; the steps that denoise a
-        frame share its fold.
+        frame share its fold. `c_noise` may have one entry for all images.
         """
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
@@ -151,7 +159,10 @@ class InnerModel(nn.Module):
 
 
 class Conditioners(NamedTuple):
-    """Karras preconditioning coefficients; the first three broadcast over images, `c_noise` is a vector."""
+    """Karras preconditioning coefficients; the first three broadcast over images, `c_noise` is a vector.
+
+    b is the batch size, or 1 for one noise level of all images.
+    """
 
     c_in: Float[Tensor, "b 1 1 1"]
     c_out: Float[Tensor, "b 1 1 1"]
@@ -201,6 +212,11 @@ class Denoiser(nn.Module):
         """What the inner network sees of the past frames; the same at every noise level."""
         return self.inner_model.fold((obs / self.config.sigma_data).to(self.dtype))
 
+    def fold_frames(self, frames: UInt8[Tensor, "b n c h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
+        """`fold_past` of past frames as they are kept: bytes are moved, not floats."""
+        folded = to_float(self.inner_model.fold(frames.flatten(1, 2)))
+        return (folded / self.config.sigma_data).to(self.dtype)
+
     def model_output_given(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
@@ -236,16 +252,16 @@ class Denoiser(nn.Module):
             obs: The n past frames in [-1, 1], stacked in channels, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
-        return self.denoise_given(noisy_next_obs, sigma, self.fold_past(obs), act)
+        c = self.conditioners(sigma)
+        return self.denoise_given(noisy_next_obs, c, self.fold_past(obs), act)
 
     def denoise_given(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
-        sigma: Float[Tensor, " b"],
+        c: Conditioners,
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """As `denoise`, given `fold_past` of the past frames, which the denoising steps of a frame share."""
-        c = self.conditioners(sigma)
+        """As `denoise`, given `conditioners` of the noise level and `fold_past` of the past frames."""
         output = self.model_output_given(noisy_next_obs, c, past, act)
         return self.wrap_model_output(noisy_next_obs, output, c)

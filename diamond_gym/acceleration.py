@@ -20,6 +20,7 @@ from torch import nn
 from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
+from diamond_gym.models.blocks import Upsample
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 
@@ -60,6 +61,9 @@ def build_world_model(
     keep_freed_memory()
     for network in (agent.denoiser, agent.rew_end_model):
         network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for module in agent.denoiser.modules():
+        if isinstance(module, Upsample):
+            module.merges_copies = place.type == "cpu"
     agent.denoiser.to(precision)
     agent.rew_end_model.encoder.to(precision)
     agent.rew_end_model.act_emb.to(precision)

@@ -16,6 +16,8 @@ from diamond_gym.models import (
     RewEndModelConfig,
     config_from_dict,
 )
+from diamond_gym.models.blocks import Upsample
+from diamond_gym.models.denoiser import rows_as_numbers
 
 SMALL = {"cond_channels": 16, "depths": [1, 1, 1], "channels": [8, 8, 16], "attn_depths": [0, 1, 0]}
 
@@ -85,3 +87,33 @@ def test_config_survives_plain_data():
 def test_unknown_field_is_named():
     with pytest.raises(InvalidInputError, match=r"DenoiserConfig.*sigma_dat'"):
         config_from_dict(AgentConfig, {"denoiser": {"sigma_dat": 1}})
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 4)])
+def test_upsampling_with_merged_copies_is_the_same(size):
+    torch.manual_seed(0)
+    upsample, x = Upsample(5), torch.randn(2, 5, *size)
+    plain = upsample(x)
+    upsample.merges_copies = True
+    torch.testing.assert_close(upsample(x), plain)
+    assert plain.shape == (2, 5, 2 * size[0], 2 * size[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("patch_size", [2, 3, 4])
+def test_folding_in_channels_last_is_pixel_unshuffle(dtype, patch_size):
+    model = denoise(patch_size=patch_size).inner_model.to(memory_format=torch.channels_last)
+    images = (255 * torch.rand(2, 6, 12, 24)).to(dtype)
+    every_second = images.repeat_interleave(2, dim=1)[:, ::2]
+    for given in (images, every_second):
+        folded = model.fold(given)
+        assert torch.equal(folded, torch.nn.functional.pixel_unshuffle(images, patch_size))
+        assert folded.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_folding_passes_gradients_on():
+    images = torch.randn(1, 3, 4, 4, requires_grad=True)
+    assert rows_as_numbers(images, 2) is images
+    model = denoise(patch_size=2).inner_model.to(memory_format=torch.channels_last)
+    model.fold(images).sum().backward()
+    assert torch.equal(images.grad, torch.ones(1, 3, 4, 4))

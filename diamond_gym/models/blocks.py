@@ -54,7 +54,8 @@ class AdaGroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
         scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
-        return (x * (1 + scale)).add_(shift)  # rounds as the published code does; addcmul would not
+        x = x * (1 + scale) if torch.is_grad_enabled() else x.mul_(1 + scale)
+        return x.add_(shift)  # rounds as the published code does; addcmul would not
 
 
 class SelfAttention2d(nn.Module):
@@ -105,15 +106,34 @@ class Downsample(nn.Module):
         return self.conv(x)
 
 
+_SUMS_OF_ROW = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+_SUMS_OF_COPIES = torch.kron(_SUMS_OF_ROW, _SUMS_OF_ROW).T.contiguous()
+"""From the 3x3 weights to the 4x4 ones of the transposed convolution that `Upsample` can be."""
+
+
 class Upsample(nn.Module):
-    """Doubles the image (nearest), then a 3x3 convolution."""
+    """Doubles the image (nearest), then a 3x3 convolution.
+
+    Of the nine pixels that the convolution sees, several are copies of one. With their weights summed it is a
+    transposed convolution of the small image, with 4 products for every 9: twice as fast on CPUs, and equal
+    up to rounding.
+
+    Attributes:
+        merges_copies: Whether to compute it so.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv3x3(channels, channels)
+        self.merges_copies = False
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if not self.merges_copies:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        c = self.conv.in_channels
+        sums = _SUMS_OF_COPIES.to(self.conv.weight)
+        weight = (self.conv.weight.reshape(c * c, 9) @ sums).reshape(c, c, 4, 4).transpose(0, 1)
+        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
 
 
 class ResBlock(nn.Module):
@@ -133,7 +153,7 @@ class ResBlock(nn.Module):
         r = self.proj(x)
         x = self.conv1(F.silu(self.norm1(x, cond), inplace=True))
         x = self.conv2(F.silu(self.norm2(x, cond), inplace=True))
-        return self.attn(x + r)
+        return self.attn(x.add_(r))
 
 
 class ResBlocks(nn.Module):

@@ -96,6 +96,15 @@ class DenoiserConfig:
     sigma_offset_noise: float = 0.3
 
 
+def rows_as_numbers(images: Tensor, p: int) -> Tensor:
+    """Images whose every p neighbours in a row are one wide number, to be moved; else unchanged.
+
+    Moving them as one is up to six times as fast. Images that need a gradient stay as they are.
+    """
+    dtype = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(p * images.element_size())
+    return images if dtype is None or images.requires_grad else images.contiguous().view(dtype)
+
+
 class InnerModel(nn.Module):
     """The raw network F of the preconditioned denoiser."""
 
@@ -135,8 +144,11 @@ class InnerModel(nn.Module):
             return images.contiguous(memory_format=torch.channels_last)
         b, c, h, w = images.shape
         p = self.patch_size
-        patches = images.reshape(b, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5)
-        return patches.reshape(b, h // p, w // p, c * p * p).permute(0, 3, 1, 2)  # one copy does both
+        rows = rows_as_numbers(images, p)
+        patches = rows.reshape(b, c, h // p, p, w // p, -1).permute(0, 2, 4, 1, 3, 5)
+        folded = patches.reshape(b, h // p, w // p, -1)  # one copy does both
+        folded = folded if rows is images else folded.view(images.dtype)
+        return folded.permute(0, 3, 1, 2)
 
     def forward(
         self,

@@ -24,9 +24,10 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diamond_gym.atari import AtariEnv, canonical_game_name
+from diamond_gym.atari import AtariEnv
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.registration import game_name
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
@@ -264,7 +265,7 @@ def _shares(
 ) -> list[_Share]:
     if not isinstance(game, str):
         raise InvalidInputError(f"num_workers > 1 needs a game's name, got {type(game).__name__}")
-    name = canonical_game_name(game)
+    name = game_name(game)
     try:
         pickle.dumps(policy)
     except Exception as error:  # whatever the policy's own pickling raises

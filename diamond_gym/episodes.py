@@ -14,7 +14,6 @@ segments.
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import zipfile
@@ -30,8 +29,8 @@ from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diamond_gym import pixels
-from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym import disk, pixels
+from diamond_gym.errors import DatasetError
 
 _FINAL = "final_observation"
 _INDEX_KEYS = {"is_static", "num_episodes", "num_steps", "start_idx", "lengths", "counter_rew", "counter_end"}
@@ -126,7 +125,7 @@ class Episode:
         fields = {
             name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
         }
-        _write(Path(path), {**fields, "info": info})
+        disk.write_torch(Path(path), {**fields, "info": info})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Episode:
@@ -256,7 +255,7 @@ class EpisodeDataset:
             CacheError: the folder cannot be written.
         """
         old = self.load(episode_id)
-        _write(self._stale_mark, {})
+        disk.write_torch(self._stale_mark, {})
         episode.save(self.episode_path(episode_id))
         self._counter_rew.subtract(_reward_signs(old))
         self._counter_end.subtract(old.end.tolist())
@@ -350,7 +349,7 @@ class EpisodeDataset:
             "counter_rew": self._counter_rew,
             "counter_end": self._counter_end,
         }
-        _write(self._index_path, index)
+        disk.write_torch(self._index_path, index)
 
     def _nothing_here(self) -> str:
         inner = sorted(path.parent.name for path in self.path.glob("*/info.pt"))
@@ -375,24 +374,6 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
         raise DatasetError(
             f"{name} must be {dtype} with {num_dims} dimension(s), got {value.dtype} {_shape(value)}"
         )
-
-
-def _write(path: Path, content: object) -> None:
-    """Write `content` beside `path`, flush it to the disk, then move it there in one step."""
-    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
-    torch.save(content, buffer)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
-        raise CacheError(f"cannot write {path}: {error}") from error
 
 
 def _read(path: Path, safe_globals: list[Any]) -> Any:

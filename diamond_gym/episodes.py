@@ -42,6 +42,7 @@ _ARRAY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.int64)),
+    bytes,  # the contents of an empty array
 ]
 
 
@@ -384,7 +385,7 @@ def _read(path: Path, safe_globals: list[Any]) -> Any:
         with torch.serialization.safe_globals(safe_globals):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(" This file can still be loaded")[0]
         raise DatasetError(f"{path} is corrupt, or holds more than plain data: {reason}") from error
 
 

@@ -161,6 +161,15 @@ def test_a_dataset_of_the_published_code_is_read_and_continued(tmp_path, numpy_c
     EpisodeDataset(tmp_path).check()
 
 
+def test_an_empty_dataset_is_read_again(tmp_path):
+    EpisodeDataset(tmp_path, create=True).extend([])
+    dataset = EpisodeDataset(tmp_path)
+    assert (dataset.num_episodes, dataset.num_steps, list(dataset)) == (0, 0, [])
+    dataset.check()
+    assert dataset.append(make_episode()) == 0
+    EpisodeDataset(tmp_path).check()
+
+
 def test_an_episode_that_went_on_is_replaced(tmp_path):
     dataset = fill(tmp_path, 4)
     longer = make_episode(length=20, seed=50)

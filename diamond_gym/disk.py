@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +20,20 @@ import torch
 from torch import Tensor
 
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+
+
+def prepare_folder(folder: Path) -> None:
+    """Makes a folder and checks that files can be put there, before hours go into what is to be written.
+
+    Raises:
+        CacheError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CacheError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
 
 
 @contextlib.contextmanager

@@ -77,3 +77,11 @@ def test_a_file_in_the_way_of_the_folder(write, tmp_path):
     with pytest.raises(CacheError, match="choose a folder that can be written"):
         write(tmp_path / "file" / "inner", 40)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_is_checked_before_there_is_anything_to_write(tmp_path):
+    disk.prepare_folder(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot write to the folder"):
+        disk.prepare_folder(tmp_path / "file")

@@ -37,6 +37,7 @@ def main(arguments: Sequence[str]) -> int:
 def _evaluate(settings: Settings) -> None:
     import torch
 
+    from diamond_gym import disk
     from diamond_gym.atari import num_actions
     from diamond_gym.checkpoints import load_world
     from diamond_gym.evaluate import heldout, report
@@ -47,7 +48,7 @@ def _evaluate(settings: Settings) -> None:
     begin = time.perf_counter()
     out = Path(settings.out)
     report.require_matplotlib()
-    report.prepare_folder(out)
+    disk.prepare_folder(out)
     game = game_name(settings.game)
     policy = player(settings.policy, game, num_actions(game))
     world = load_world(

@@ -762,6 +762,9 @@ def test_paths_that_are_no_checkpoints(tmp_path):
         load_agent(tmp_path)
     with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.pt"):
         load_agent(tmp_path / "notes.txt")
+    for impossible in ("x" * 300, "~nobody-of-that-name/x.pt"):
+        with pytest.raises(CheckpointNotFoundError, match=r"cannot open .*'auto'"):
+            load_world("Breakout", impossible)
     for wrong in ("", None, 3):
         with pytest.raises(InvalidInputError, match="checkpoint must be"):
             load_world("Breakout", wrong)

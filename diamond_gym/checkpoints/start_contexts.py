@@ -49,13 +49,17 @@ def find(
         agent: Its networks.
 
     Raises:
-        InvalidInputError: There are none, and no game to play is known.
+        InvalidInputError: `given` is no path; or there are none, and no game to play is known.
         CheckpointNotFoundError: There is nothing at the given path.
         CheckpointError: The contexts are corrupt, or not of this checkpoint's kind.
         DatasetError: The recorded episodes are corrupt.
     """
     n = agent.config.denoiser.inner_model.num_steps_conditioning
     if given is not None:
+        if not isinstance(given, str | os.PathLike) or not given:
+            raise InvalidInputError(
+                f"contexts must be the path of a bank or of recorded episodes, got {given!r}"
+            )
         return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
     if location.contexts.is_file():
         return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))

@@ -104,7 +104,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
 
 
 def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """What was read from a file, once it is seen to be tensors under an agent's names.
+    """What was read from a file, once it is seen to be tensors of numbers under an agent's names.
 
     Raises:
         CheckpointError: It is something else.
@@ -119,10 +119,16 @@ def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
     if foreign or not content:
         raise CheckpointError(
             f"{path} is not the checkpoint of an agent: it holds {_some(foreign)}; {_EXPECTED}. In a run "
-            "folder "
-            "those files are checkpoints/agent_versions/*.pt"
+            "folder those files are checkpoints/agent_versions/*.pt"
         )
+    unusable = [str(key) for key, value in content.items() if not _holds_numbers(value)]
+    if unusable:
+        raise CheckpointError(f"{path}: {_some(unusable)} should be dense tensors of floating-point numbers")
     return dict(content)
+
+
+def _holds_numbers(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.layout == torch.strided and not weight.is_meta
 
 
 def _check_same_sizes(found: AgentConfig, stated: AgentConfig, source: Path) -> None:

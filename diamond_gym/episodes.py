@@ -2,9 +2,10 @@
 
 A dataset is a folder:
 
-    info.pt                 the index: number of episodes and steps, lengths, start indices, counts of
-    rewards and ends 000/00/0/0.pt           one file per episode, in sub-folders by hundreds, tens and units
-    of its number 200/30/4/1234.pt
+    info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
+                        and ends
+    000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
+    200/30/4/1234.pt
 
 Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
 whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. One

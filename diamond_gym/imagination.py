@@ -261,7 +261,9 @@ def check_seeds(seed: Any, num_games: int) -> list[int | None]:
     Raises:
         InvalidInputError: A seed is not valid, or there are not as many as games.
     """
-    if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
+    if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes)) or (
+        isinstance(seed, np.ndarray) and seed.ndim == 1
+    ):
         if len(seed) != num_games:
             raise InvalidInputError(f"a list of seeds has one per game, {num_games}, got {len(seed)}")
         return [check_seed(s) for s in seed]

@@ -160,8 +160,7 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
     if bank.num_steps_conditioning < inner.num_steps_conditioning:
         raise CheckpointError(
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
-            "looks back "
-            f"on {inner.num_steps_conditioning}: record or collect new ones"
+            f"looks back on {inner.num_steps_conditioning}: record or collect new ones"
         )
     if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
         raise CheckpointError(
@@ -172,7 +171,6 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
     if bank.act.max() >= config.num_actions:
         raise CheckpointError(
             f"start contexts in {source} hold action {bank.act.max()}, this world model has "
-            f"{config.num_actions} "
-            "actions: they are of another game"
+            f"{config.num_actions} actions: they are of another game"
         )
     return bank.latest(inner.num_steps_conditioning)

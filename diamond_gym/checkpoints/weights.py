@@ -43,8 +43,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file: {_first_line(error)}. "
-            "It is "
-            "truncated, damaged or of another kind: copy or download it again"
+            "It is truncated, damaged or of another kind: copy or download it again"
         ) from error
     return checked_weights(path, content)
 
@@ -98,8 +97,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     what = f"it refers to {', '.join(names)}" if names else "it is pickled Python"
     return (
         f"{path} holds more than tensors ({what}): loading it could run code, so it was not loaded and "
-        "nothing "
-        f"in it was run; {_EXPECTED}. Save the agent's state_dict() alone"
+        f"nothing in it was run; {_EXPECTED}. Save the agent's state_dict() alone"
     )
 
 

@@ -323,8 +323,9 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         }
 
     def _action_index(self, action: Any) -> int:
+        is_odd = isinstance(action, bool) or getattr(action, "ndim", 0) > 0  # though Python takes either
         try:
-            index = operator.index(action)
+            index = -1 if is_odd else operator.index(action)
         except TypeError:
             index = -1
         if not 0 <= index < len(self._actions):

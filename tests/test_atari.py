@@ -9,6 +9,7 @@ import cv2
 import gymnasium
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 
 from diamond_gym import atari, registration
@@ -254,7 +255,7 @@ def test_what_is_no_single_player_game_is_refused(name):
         AtariEnv(name, training=True)
 
 
-@pytest.mark.parametrize("action", [-1, 4, 1.0, "1", None, np.array([1, 2])])
+@pytest.mark.parametrize("action", [-1, 4, 1.0, "1", None, True, np.array([1, 2]), torch.tensor([1])])
 def test_a_bad_action_is_refused_and_the_game_stands_still(action):
     env = AtariEnv("Breakout", training=True)
     _, info = env.reset(seed=0)

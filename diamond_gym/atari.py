@@ -11,10 +11,8 @@ models, of torch, or of how episodes are stored.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import operator
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +24,7 @@ from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
 from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError, UnknownGameError
+from diamond_gym.registration import game_name
 
 if TYPE_CHECKING:
     import ale_py
@@ -36,48 +35,8 @@ MAX_NOOPS = 30
 MAX_RAW_FRAMES = 108_000
 """Raw frames after which ALE truncates a game: 30 minutes at 60 Hz."""
 
-_TWO_PLAYERS_ONLY = frozenset({"combat", "joust", "maze_craze", "warlords"})
-_GAME_ID = re.compile(r"(?:ALE/)?(?P<name>.+?)(?:NoFrameskip)?(?:-v\d+)?")
-
-
-@functools.cache
-def _rom_ids() -> dict[str, str]:
-    """Every single-player game of ale_py: CamelCase name -> ROM id, in alphabetical order."""
-    from ale_py import roms
-
-    rom_ids = sorted(set(roms.get_all_rom_ids()) - _TWO_PLAYERS_ONLY)
-    return {rom_id.title().replace("_", ""): rom_id for rom_id in rom_ids}
-
-
-def known_games() -> list[str]:
-    """Names of all games ale_py can play alone, sorted, e.g. `["Adventure", "AirRaid", ...]`."""
-    return list(_rom_ids())
-
-
-def canonical_game_name(name: str) -> str:
-    """The CamelCase name of a game.
-
-    Args:
-        name: "MsPacman", "ms_pacman", "mspacman", "ALE/MsPacman-v5" and "MsPacmanNoFrameskip-v4" all mean
-            MsPacman.
-
-    Raises:
-        UnknownGameError: ale_py has no such game; the message suggests the nearest names.
-    """
-    match = _GAME_ID.fullmatch(name) if isinstance(name, str) else None
-    if match is None:
-        raise UnknownGameError(f"a game is named by a string such as 'Breakout', got {name!r}")
-    key = _squash(match["name"])
-    names = {_squash(known): known for known in known_games()}
-    if key in names:
-        return names[key]
-    nearest = [names[near] for near in difflib.get_close_matches(key, names, n=3)]
-    hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"known games: {', '.join(known_games())}"
-    raise UnknownGameError(f"unknown game {name!r}: {hint}")
-
-
-def _squash(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+canonical_game_name = game_name
+"""The CamelCase name of a game in any spelling; kept under this name too, for code that has it from here."""
 
 
 def action_meanings(game: str) -> list[str]:
@@ -86,7 +45,7 @@ def action_meanings(game: str) -> list[str]:
     Raises:
         UnknownGameError: ale_py has no such game.
     """
-    return list(_action_meanings(canonical_game_name(game)))
+    return list(_action_meanings(game_name(game)))
 
 
 def num_actions(game: str) -> int:
@@ -95,7 +54,7 @@ def num_actions(game: str) -> int:
     Raises:
         UnknownGameError: ale_py has no such game.
     """
-    return len(_action_meanings(canonical_game_name(game)))
+    return len(_action_meanings(game_name(game)))
 
 
 @functools.cache
@@ -125,9 +84,19 @@ def _new_ale() -> ale_py.ALEInterface:
 def _load_rom(ale: ale_py.ALEInterface, game: str) -> None:
     from ale_py import roms
 
+    if game not in _rom_ids():
+        raise UnknownGameError(f"the installed ale-py has no ROM of {game}: pip install --upgrade ale-py")
     path = roms.get_rom_path(_rom_ids()[game])
     assert path is not None, "every listed game has a ROM"
     ale.loadROM(path)
+
+
+@functools.cache
+def _rom_ids() -> dict[str, str]:
+    """CamelCase name -> ROM id, such as MsPacman -> ms_pacman."""
+    from ale_py import roms
+
+    return {rom_id.title().replace("_", ""): rom_id for rom_id in roms.get_all_rom_ids()}
 
 
 @dataclass(frozen=True)
@@ -169,7 +138,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     cases. The loss of a bonus life ends an episode like any other; the published code overlooks it.
 
     Args:
-        game: any single-player game of ale_py, in any spelling that `canonical_game_name` understands.
+        game: any single-player game of ale_py, in any spelling that `game_name` understands.
         training: whether a lost life ends the episode.
         render_mode: None, or "rgb_array": `render()` returns the raw screen, 210x160 pixels for most games.
 
@@ -183,7 +152,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def __init__(self, game: str, *, training: bool, render_mode: str | None = None) -> None:
         if render_mode not in (None, "rgb_array"):
             raise InvalidInputError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
-        self.game = canonical_game_name(game)
+        self.game = game_name(game)
         self.training = training
         self.render_mode = render_mode
         self.ale = _new_ale()
@@ -354,8 +323,9 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         }
 
     def _action_index(self, action: Any) -> int:
+        is_odd = isinstance(action, bool) or getattr(action, "ndim", 0) > 0  # though Python takes either
         try:
-            index = operator.index(action)
+            index = -1 if is_odd else operator.index(action)
         except TypeError:
             index = -1
         if not 0 <= index < len(self._actions):

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium
@@ -24,9 +25,10 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diamond_gym.atari import AtariEnv, canonical_game_name
+from diamond_gym.atari import AtariEnv
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.registration import game_name
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
@@ -127,7 +129,7 @@ def collect(
         CacheError: the dataset cannot be written.
         DiamondGymError: a process that played was killed.
     """
-    _check_arguments(policy, num_steps, seed, epsilon, num_workers)
+    _check_arguments(policy, num_steps, seed, dataset, epsilon, num_workers)
     report = CollectReport()
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -264,7 +266,7 @@ def _shares(
 ) -> list[_Share]:
     if not isinstance(game, str):
         raise InvalidInputError(f"num_workers > 1 needs a game's name, got {type(game).__name__}")
-    name = canonical_game_name(game)
+    name = game_name(game)
     try:
         pickle.dumps(policy)
     except Exception as error:  # whatever the policy's own pickling raises
@@ -336,7 +338,9 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Episode:
     return Episode(*(tensors.pop(name) for name in _TENSORS), info=tensors)
 
 
-def _check_arguments(policy: object, num_steps: int, seed: int, epsilon: float, num_workers: int) -> None:
+def _check_arguments(
+    policy: object, num_steps: int, seed: int, dataset: object, epsilon: float, num_workers: int
+) -> None:
     if not callable(policy):
         raise InvalidInputError(f"policy must be callable, got {type(policy).__name__}")
     if not _is_integer(num_steps) or num_steps <= 0:
@@ -345,7 +349,9 @@ def _check_arguments(policy: object, num_steps: int, seed: int, epsilon: float, 
         raise InvalidInputError(f"seed must be a non-negative integer, got {seed!r}")
     if not _is_integer(num_workers) or num_workers <= 0:
         raise InvalidInputError(f"num_workers must be an integer of at least 1, got {num_workers!r}")
-    if not 0 <= epsilon <= 1:
+    if dataset is not None and not isinstance(dataset, EpisodeDataset):
+        raise InvalidInputError(f"dataset must be an EpisodeDataset or None, got {dataset!r}")
+    if not isinstance(epsilon, Real) or not 0 <= epsilon <= 1:
         raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
 
 

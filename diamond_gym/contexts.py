@@ -153,8 +153,7 @@ def contexts_from_episodes(
     if total < num_contexts:
         raise DatasetError(
             f"{len(last)} episode(s) have {total} windows of {n} steps, {num_contexts} contexts were asked "
-            "for: "
-            "record more, or ask for fewer"
+            "for: record more, or ask for fewer"
         )
     edges = np.arange(num_contexts + 1) * total // num_contexts
     draws = np.random.default_rng(seed).integers(edges[:-1], edges[1:])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym import rendering
+from diamond_gym import disk, rendering
 from diamond_gym.atari import AtariEnv
 from diamond_gym.collect import Policy
 from diamond_gym.env import DiamondEnv
-from diamond_gym.players import RandomPolicy, scripted_player
-from diamond_gym.registration import env_id
+from diamond_gym.errors import DiamondGymError
+from diamond_gym.players import PLAYER_NAMES, SCRIPTED_GAMES, player
+from diamond_gym.registration import env_id, game_name
 
 Frame = NDArray[np.uint8]
 
@@ -150,18 +152,30 @@ def longest_run(moments: list[Moment]) -> list[Moment]:
 
 
 def write_video(path: Path, moments: list[Moment]) -> None:
-    """Writes the side-by-side video (H.264)."""
+    """Writes the side-by-side video (H.264).
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
     import imageio.v2 as imageio
 
-    with imageio.get_writer(path, fps=rendering.RENDER_FPS, macro_block_size=8) as writer:
+    with (
+        disk.replacing(path) as file,
+        imageio.get_writer(file, format="mp4", fps=rendering.RENDER_FPS, macro_block_size=8) as writer,  # pyright: ignore[reportArgumentType]
+    ):
         for moment in moments:
             writer.append_data(picture(moment))  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def write_strip(path: Path, moments: list[Moment]) -> None:
-    """Writes the film strip (PNG)."""
+    """Writes the film strip (PNG).
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
     chosen = [m for m in longest_run(moments) if m.age in STRIP_STEPS]
-    cv2.imwrite(str(path), cv2.cvtColor(film_strip(chosen), cv2.COLOR_RGB2BGR))
+    _, png = cv2.imencode(".png", cv2.cvtColor(film_strip(chosen), cv2.COLOR_RGB2BGR))
+    disk.write_file(path, png.tobytes())
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
@@ -169,36 +183,47 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m diamond_gym.demo", description=__doc__)
     parser.add_argument("--game", default="Breakout", help="default: Breakout")
     parser.add_argument("--checkpoint", default="auto", help='as in gymnasium.make; default: "auto"')
-    parser.add_argument("--player", choices=["scripted", "random"], default="scripted")
+    parser.add_argument(
+        "--player", choices=PLAYER_NAMES, help="default: scripted where the game has such a player"
+    )
     parser.add_argument("--steps", type=int, default=200, help="imagined steps, at least 1; default: 200")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="at least 0; default: 0")
     parser.add_argument("--out", type=Path, default=Path(), help="folder for demo.mp4 and demo.png")
     parsed = parser.parse_args(arguments)
     if parsed.steps < 1:
         parser.error(f"--steps must be at least 1, got {parsed.steps}")
-    if not parsed.out.is_dir():
-        parser.error(f"--out must be an existing folder, got {parsed.out}")
+    if parsed.seed < 0:
+        parser.error(f"--seed must be at least 0, got {parsed.seed}")
     return parsed
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Plays, prints, writes the files."""
+def main(arguments: list[str] | None = None) -> int:
+    """Plays, writes the files, prints; the exit code is 0, 1 for a failure, 2 for a wrong argument."""
     args = parse_arguments(arguments)
-    env = gymnasium.make(env_id(args.game), checkpoint=args.checkpoint, max_episode_steps=HORIZON + 1)
+    try:
+        disk.prepare_folder(args.out)
+        moments = play(args.game, args.checkpoint, args.player, args.steps, args.seed)
+        write_video(args.out / "demo.mp4", moments)
+        write_strip(args.out / "demo.png", moments)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    report(moments, args.out)
+    return 0
+
+
+def play(game: str, checkpoint: str, player_name: str | None, num_steps: int, seed: int) -> list[Moment]:
+    """Plays both worlds; without a name the player is the scripted one if the game has it, else random."""
+    game = game_name(game)
+    env = gymnasium.make(env_id(game), checkpoint=checkpoint, max_episode_steps=HORIZON + 1)
     assert isinstance(env.unwrapped, DiamondEnv)
     world = env.unwrapped.world
-    num_actions = len(world.action_meanings)
-    player = (
-        scripted_player(args.game, args.seed)
-        if args.player == "scripted"
-        else RandomPolicy(num_actions, args.seed, repeat=4)
-    )
-    real = RealGame(args.game, player, world.world_model.num_steps_conditioning, args.seed)
-    moments = list(tqdm(play_both(env, real, args.steps, args.seed), total=args.steps, unit="step"))
+    name = player_name or ("scripted" if game in SCRIPTED_GAMES else "random")
+    policy = player(name, game, len(world.action_meanings), seed, repeat=4)
+    real = RealGame(game, policy, world.world_model.num_steps_conditioning, seed)
+    moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))
     env.close()
-    write_video(args.out / "demo.mp4", moments)
-    write_strip(args.out / "demo.png", moments)
-    report(moments, args.out)
+    return moments
 
 
 def report(moments: list[Moment], out: Path) -> None:
@@ -213,4 +238,4 @@ def report(moments: list[Moment], out: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

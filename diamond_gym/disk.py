@@ -9,27 +9,47 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`, replacing what is there only once all of it is on the disk.
+def prepare_folder(folder: Path) -> None:
+    """Makes a folder and checks that files can be put there, before hours go into what is to be written.
 
     Raises:
-        CacheError: The folder cannot be made or written; whatever was at `path` is still there.
+        CacheError: It cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CacheError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` once all of it is on the disk.
+
+    When the block fails, or the disk does, nothing is left of it and whatever was at `path` is still there.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -38,6 +58,29 @@ def write_file(path: Path, content: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()  # gone already, unless something failed
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Puts `content` at `path`, see `replacing`.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
+    """
+    with replacing(path) as file:
+        file.write(content)
+
+
+def write_torch(path: Path, content: object) -> None:
+    """Writes what `torch.load` reads.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
+    """
+    with replacing(path) as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # torch hides the disk's error behind one of its own
+            raise OSError(str(error.__context__ or error).partition("\n")[0]) from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -66,6 +109,5 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except (safetensors.SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a safetensors file: {error}. It is "
-            "truncated, "
-            "damaged or of another kind: copy, download or save it again"
+            "truncated, damaged or of another kind: copy, download or save it again"
         ) from error

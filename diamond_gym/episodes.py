@@ -2,9 +2,10 @@
 
 A dataset is a folder:
 
-    info.pt                 the index: number of episodes and steps, lengths, start indices, counts of
-    rewards and ends 000/00/0/0.pt           one file per episode, in sub-folders by hundreds, tens and units
-    of its number 200/30/4/1234.pt
+    info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
+                        and ends
+    000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
+    200/30/4/1234.pt
 
 Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
 whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. One
@@ -14,7 +15,6 @@ segments.
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import zipfile
@@ -30,8 +30,8 @@ from jaxtyping import Float32, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diamond_gym import pixels
-from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym import disk, pixels
+from diamond_gym.errors import DatasetError
 
 _FINAL = "final_observation"
 _INDEX_KEYS = {"is_static", "num_episodes", "num_steps", "start_idx", "lengths", "counter_rew", "counter_end"}
@@ -43,6 +43,7 @@ _ARRAY_GLOBALS: list[Any] = [
     np.ndarray,
     np.dtype,
     type(np.dtype(np.int64)),
+    bytes,  # the contents of an empty array
 ]
 
 
@@ -126,7 +127,7 @@ class Episode:
         fields = {
             name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
         }
-        _write(Path(path), {**fields, "info": info})
+        disk.write_torch(Path(path), {**fields, "info": info})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Episode:
@@ -256,7 +257,7 @@ class EpisodeDataset:
             CacheError: the folder cannot be written.
         """
         old = self.load(episode_id)
-        _write(self._stale_mark, {})
+        disk.write_torch(self._stale_mark, {})
         episode.save(self.episode_path(episode_id))
         self._counter_rew.subtract(_reward_signs(old))
         self._counter_end.subtract(old.end.tolist())
@@ -350,7 +351,7 @@ class EpisodeDataset:
             "counter_rew": self._counter_rew,
             "counter_end": self._counter_end,
         }
-        _write(self._index_path, index)
+        disk.write_torch(self._index_path, index)
 
     def _nothing_here(self) -> str:
         inner = sorted(path.parent.name for path in self.path.glob("*/info.pt"))
@@ -377,24 +378,6 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
         )
 
 
-def _write(path: Path, content: object) -> None:
-    """Write `content` beside `path`, flush it to the disk, then move it there in one step."""
-    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
-    torch.save(content, buffer)
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary.is_file():
-            temporary.unlink()
-        raise CacheError(f"cannot write {path}: {error}") from error
-
-
 def _read(path: Path, safe_globals: list[Any]) -> Any:
     """Read plain data and tensors; a file that holds anything else is refused."""
     if not path.is_file():
@@ -403,7 +386,7 @@ def _read(path: Path, safe_globals: list[Any]) -> Any:
         with torch.serialization.safe_globals(safe_globals):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0].partition(" This file can still be loaded")[0]
         raise DatasetError(f"{path} is corrupt, or holds more than plain data: {reason}") from error
 
 

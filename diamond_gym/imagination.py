@@ -45,7 +45,7 @@ class Contexts:
         return Contexts(self.obs[index], self.act[index])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ImaginedState:
     """A moment of b imagined games, from `clone_state`: plain data that can be pickled.
 
@@ -69,8 +69,19 @@ class ImaginedState:
 
         So `vector_env.restore_state(env.clone_state().select([0] * n))` tries n continuations of one game at
         once. Copies share their noise: they differ only where their actions do.
+
+        Raises:
+            InvalidInputError: Not a sequence of games' numbers.
         """
-        index = torch.as_tensor(games, dtype=torch.int64, device=self.over.device)
+        given = _as_array(games)
+        if (
+            given is None
+            or given.ndim != 1
+            or not (_has_integer_dtype(given) or given.size == 0)
+            or not all(0 <= game < len(self) for game in given)
+        ):
+            raise InvalidInputError(f"games are a list of integers in 0..{len(self) - 1}, got {games!r}")
+        index = torch.tensor(given, dtype=torch.int64, device=self.over.device)
         rng = tuple(self.rng[i] for i in index.tolist())
         return replace(self, world=self.world.select(index), over=self.over[index], rng=rng)
 
@@ -102,8 +113,8 @@ def start_games(
         contexts = Contexts(bank.obs[indices], bank.act[indices])
     survive_fork()
     state = world.world_model.start(
-        torch.from_numpy(contexts.obs).permute(0, 1, 4, 2, 3).contiguous(),
-        torch.from_numpy(contexts.act),
+        torch.tensor(contexts.obs).permute(0, 1, 4, 2, 3).contiguous(),
+        torch.tensor(contexts.act),  # a copy: the caller gets these contexts, and may write into them
         torch.tensor([key for _, key in draws], dtype=torch.int64),
     )
     return state, contexts
@@ -250,7 +261,9 @@ def check_seeds(seed: Any, num_games: int) -> list[int | None]:
     Raises:
         InvalidInputError: A seed is not valid, or there are not as many as games.
     """
-    if isinstance(seed, list | tuple) or (isinstance(seed, np.ndarray) and seed.ndim == 1):
+    if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes)) or (
+        isinstance(seed, np.ndarray) and seed.ndim == 1
+    ):
         if len(seed) != num_games:
             raise InvalidInputError(f"a list of seeds has one per game, {num_games}, got {len(seed)}")
         return [check_seed(s) for s in seed]
@@ -332,7 +345,7 @@ def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> 
 
 def check_choice(name: str, value: Any, accepted: Sequence[str | None]) -> None:
     """Raises `InvalidInputError` unless a keyword argument has one of the accepted values."""
-    if value not in accepted:
+    if not (value is None or isinstance(value, str)) or value not in accepted:
         raise InvalidInputError(f"{name} is one of {list(accepted)}, got {value!r}")
 
 
@@ -371,12 +384,10 @@ def _has_integer_dtype(x: np.ndarray | Tensor) -> bool:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """The value as an array, or None when it is none (ragged, None, a string, ...)."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().numpy()
-    if not isinstance(value, np.ndarray | list | tuple):
-        return None
+    """The value as an array, or None when it is none (ragged, None, a string, a dtype NumPy lacks, ...)."""
     try:
-        return np.asarray(value)
-    except ValueError:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().numpy()
+        return np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else None
+    except (TypeError, ValueError, RuntimeError):
         return None

@@ -51,7 +51,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         max_episode_steps: Steps after which a game is truncated; None or -1 for never.
         autoreset_mode: One of Gymnasium's AutoresetMode, its name or its value: "NEXT_STEP" resets a finished
             game in the step that follows (which ignores its action), "SAME_STEP" at once, "DISABLED" leaves
-            it to the caller.
+            it to the caller. A text keeps the environment's EnvSpec expressible in JSON.
         output: "numpy" or "torch".
         render_mode: None, "rgb_array" (a tuple of 512x512 pictures) or "human" (a window with all games).
 
@@ -104,12 +104,12 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         )
         self.single_observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
         self.single_action_space = Discrete(len(self.world.action_meanings))
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        self._rngs: list[np.random.Generator | None] = [None] * num_envs
-        self._seeds: list[int | None] = [None] * num_envs
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        self._rngs: list[np.random.Generator | None] = [None] * self.num_envs
+        self._seeds: list[int | None] = [None] * self.num_envs
         self._state: WorldModelState | None = None
-        self._over = torch.zeros(num_envs, dtype=torch.bool, device=self.world.world_model.device)
+        self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.world.world_model.device)
 
     @property
     def np_random(self) -> tuple[np.random.Generator, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -309,7 +309,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     def _games_to_reset(self, mask: Any) -> NDArray[np.intp]:
         if mask is None:
             return np.arange(self.num_envs)
-        given = mask.cpu().numpy() if isinstance(mask, Tensor) else mask
+        given = mask.cpu().numpy() if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
         if not isinstance(given, np.ndarray) or given.dtype != np.bool_ or given.shape != (self.num_envs,):
             got = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(mask)
             raise InvalidInputError(f'options["reset_mask"] is a boolean array ({self.num_envs},), got {got}')
@@ -360,8 +360,9 @@ def _check_count(name: str, value: Any) -> int:
 
 
 def _check_autoreset_mode(value: Any) -> AutoresetMode:
-    for mode in AutoresetMode:
-        if value in (mode, mode.name, mode.value):
-            return mode
+    if isinstance(value, AutoresetMode | str):
+        for mode in AutoresetMode:
+            if value in (mode, mode.name, mode.value):
+                return mode
     accepted = ", ".join(f'"{mode.name}"' for mode in AutoresetMode)
     raise InvalidInputError(f"autoreset_mode is one of {accepted}, got {value!r}")

@@ -75,6 +75,14 @@ SINGLE: dict[str, Row] = {
         "3, 64, 64",
     ),
     "context no frames": (lambda env: env.reset(options=context(None)), "NoneType"),
+    "context frames of a dtype NumPy lacks": (
+        lambda env: env.reset(options=context(torch.zeros(OBS[0].shape, dtype=torch.bfloat16))),
+        "got Tensor",
+    ),
+    "context act of a dtype NumPy lacks": (
+        lambda env: env.reset(options=context(act=torch.zeros(4, dtype=torch.bfloat16))),
+        "got Tensor",
+    ),
     "context ragged": (lambda env: env.reset(options=context([[1, 2], [3]])), "list"),
     "context act too long": (
         lambda env: env.reset(options=context(act=[0] * 5)),
@@ -86,6 +94,9 @@ SINGLE: dict[str, Row] = {
         r"0\.\.3, got 0\.\.9",
     ),
     "state of another type": (lambda env: env.restore_state("state"), "clone_state.*str"),
+    "state of no such game": (lambda env: env.clone_state().select([9]), r"integers in 0\.\..*, got \[9\]"),
+    "state of half a game": (lambda env: env.clone_state().select([0.5]), r"got \[0\.5\]"),
+    "state of games by name": (lambda env: env.clone_state().select("0"), "got '0'"),
 }
 
 VECTOR: dict[str, Row] = {
@@ -113,6 +124,10 @@ VECTOR: dict[str, Row] = {
         r"\(3,\), got bool \(2,\)",
     ),
     "mask empty": (lambda env: env.reset(options={"reset_mask": np.zeros(3, bool)}), "at least one"),
+    "mask of a dtype NumPy lacks": (
+        lambda env: env.reset(options={"reset_mask": torch.ones(3, dtype=torch.bfloat16)}),
+        "boolean array.*bfloat16",
+    ),
     "mask list": (lambda env: env.reset(options={"reset_mask": [True] * 3}), "boolean array"),
     "contexts too few": (lambda env: env.reset(options=context(OBS[:2], ACT[:2])), r"\(3, 4, 64, 64, 3\)"),
     "contexts and one act": (
@@ -206,6 +221,10 @@ MAKING: dict[str, Row] = {
         lambda checkpoint: make(checkpoint, render_mode="ascii"),
         "'rgb_array', 'human'.*'ascii'",
     ),
+    "render_mode array": (lambda checkpoint: make(checkpoint, render_mode=np.zeros(2)), r"got array"),
+    "contexts": (lambda checkpoint: make(checkpoint, contexts=3), "contexts must be the path.*got 3"),
+    "contexts empty": (lambda checkpoint: make(checkpoint, contexts=""), "contexts must be the path"),
+    "s_churn": (lambda checkpoint: make(checkpoint, s_churn="much"), "s_churn must be a number.*'much'"),
     "vector render_mode": (lambda checkpoint: make_vec(checkpoint, render_mode="ascii"), "'ascii'"),
     "num_envs 0": (lambda checkpoint: make_vec(checkpoint, 0), "num_envs is an integer >= 1, got 0"),
     "num_envs float": (lambda checkpoint: make_vec(checkpoint, 2.0), "got 2.0"),
@@ -217,6 +236,10 @@ MAKING: dict[str, Row] = {
     "autoreset_mode": (
         lambda checkpoint: make_vec(checkpoint, autoreset_mode="never"),
         "\"DISABLED\", got 'never'",
+    ),
+    "autoreset_mode array": (
+        lambda checkpoint: make_vec(checkpoint, autoreset_mode=np.zeros(2)),
+        "autoreset_mode is one of.*got array",
     ),
     "output": (lambda checkpoint: make_vec(checkpoint, output="jax"), r"\['numpy', 'torch'\], got 'jax'"),
 }

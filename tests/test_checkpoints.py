@@ -619,6 +619,19 @@ def odd_shape(agent, path):
     torch.save(agent.state_dict() | {"denoiser.inner_model.conv_in.bias": torch.zeros(9)}, path)
 
 
+def integers(agent, path):
+    torch.save({name: weight.long() for name, weight in agent.state_dict().items()}, path)
+
+
+def sparse(agent, path):
+    name = "rew_end_model.act_emb.weight"
+    torch.save(agent.state_dict() | {name: agent.state_dict()[name].to_sparse()}, path)
+
+
+def shapes_only(agent, path):
+    torch.save({name: weight.to("meta") for name, weight in agent.state_dict().items()}, path)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -636,6 +649,9 @@ def odd_shape(agent, path):
         (missing_layer, r"norm_out.norm.weight \(missing\)"),
         (surplus_layer, r"upsampler.weight \(not known\)"),
         (odd_shape, r"conv_in.bias \[9\] instead of \[8\]"),
+        (integers, "dense tensors of floating-point"),
+        (sparse, "rew_end_model.act_emb.weight should be dense"),
+        (shapes_only, "dense tensors of floating-point"),
     ],
 )
 def test_unusable_pt_files(agent, tmp_path, make, message):
@@ -762,6 +778,9 @@ def test_paths_that_are_no_checkpoints(tmp_path):
         load_agent(tmp_path)
     with pytest.raises(CheckpointError, match=r"neither \.safetensors nor \.pt"):
         load_agent(tmp_path / "notes.txt")
+    for impossible in ("x" * 300, "~nobody-of-that-name/x.pt"):
+        with pytest.raises(CheckpointNotFoundError, match=r"cannot open .*'auto'"):
+            load_world("Breakout", impossible)
     for wrong in ("", None, 3):
         with pytest.raises(InvalidInputError, match="checkpoint must be"):
             load_world("Breakout", wrong)

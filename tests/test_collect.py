@@ -236,6 +236,8 @@ def test_any_integer_is_an_action(choice):
         ({"seed": -1}, "seed"),
         ({"seed": None}, "seed"),
         ({"epsilon": 1.5}, "epsilon"),
+        ({"epsilon": "often"}, "epsilon"),
+        ({"dataset": "folder"}, "dataset must be an EpisodeDataset or None, got 'folder'"),
         ({"epsilon": float("nan")}, "epsilon"),
         ({"num_workers": 0}, "num_workers"),
         ({"policy": 3}, "policy must be callable"),

@@ -122,6 +122,7 @@ def test_observations_are_the_callers_own(endless_checkpoint: str):
     twin.reset(seed=0)
     obs[:] = 0
     info["context"]["obs"][:] = 0
+    info["context"]["act"][:] = 3 - info["context"]["act"]
     for _ in range(3):
         obs = env.step(1)[0]
         assert np.array_equal(obs, twin.step(1)[0])
@@ -193,6 +194,13 @@ def test_restored_state_replays_the_same_future(checkpoint: str):
     other = make(checkpoint)
     np.testing.assert_array_equal(other.restore_state(pickle.loads(pickle.dumps(state))), obs)
     assert play(other, 40) == future
+
+
+def test_states_are_told_apart_by_identity(checkpoint: str):
+    env = make(checkpoint)
+    env.reset(seed=0)
+    first, second = env.clone_state(), env.clone_state()
+    assert first == first and first != second and len({first, second}) == 2
 
 
 def test_a_game_that_is_over_is_over_when_restored(checkpoint: str):

@@ -204,8 +204,9 @@ def test_reset_mask_leaves_the_others_alone(checkpoint: str):
 def test_seeds(checkpoint: str):
     env = make(checkpoint)
     obs, _ = env.reset(seed=10)
-    same, _ = env.reset(seed=[10, 11, 12])
-    np.testing.assert_array_equal(obs, same)
+    for seeds in ([10, 11, 12], (10, 11, 12), range(10, 13), np.arange(10, 13)):
+        same, _ = env.reset(seed=seeds)
+        np.testing.assert_array_equal(obs, same)
     env.reset(seed=10)
     unseeded, _ = env.reset()
     env.reset(seed=10)

@@ -81,3 +81,16 @@ def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) ->
         contexts=contexts(),
     )
     return str(folder)
+
+
+def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
+    """Saves a tiny world model of another game."""
+    bank = contexts()
+    save_world(
+        folder,
+        tiny_agent(num_actions=len(action_meanings)),
+        game=game,
+        action_meanings=action_meanings,
+        sampler=DiffusionSamplerConfig(num_steps_denoising=1),
+        contexts=ContextBank(bank.obs, bank.act % len(action_meanings)),
+    )

@@ -31,8 +31,7 @@ def fetch(game: str) -> Path:
     if game not in ATARI_100K:
         raise CheckpointNotFoundError(
             f"no world model of {game}: none is embedded, and {REPOSITORY} on the Hugging Face Hub has the "
-            "26 "
-            f"games of Atari 100k only. {_how_to_train(game)}"
+            f"26 games of Atari 100k only. {_how_to_train(game)}"
         )
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -66,8 +65,7 @@ def _how_to_get(game: str, error: Exception) -> str:
     return (
         f"no world model of {game}: none is embedded or cached, and {file} of {REPOSITORY} cannot be fetched "
         f"from the Hugging Face Hub ({reason}). With a network: `hf download {REPOSITORY} {file}`. Without: "
-        "copy "
-        f"the Hub's cache from a machine that has it (HF_HOME), or the file itself and give "
+        f"copy the Hub's cache from a machine that has it (HF_HOME), or the file itself and give "
         f"checkpoint='path/to/{game}.pt'. {_how_to_train(game)}"
     )
 

@@ -214,8 +214,7 @@ def _infer_actor_critic(shapes: _Shapes, img_size: int, known_down: list[int]) -
     elif 0 < num_poolings < len(channels):
         warnings.warn(
             f"{num_poolings} of the actor-critic's {len(channels)} stages pool, and shapes do not tell "
-            "which: "
-            "taking the first. Give its configuration, or use a .safetensors file, which holds it",
+            "which: taking the first. Give its configuration, or use a .safetensors file, which holds it",
             stacklevel=2,
         )
     return ActorCriticConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 
 from diamond_gym import atari
@@ -14,7 +15,7 @@ from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
 from diamond_gym.checkpoints.weights import build_agent, read_state_dict
 from diamond_gym.contexts import ContextBank
-from diamond_gym.errors import CheckpointError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.models import Agent
 from diamond_gym.registration import game_name
 from diamond_gym.sampler import DiffusionSamplerConfig
@@ -97,7 +98,7 @@ def load_agent(path: str | os.PathLike[str]) -> Agent:
         CheckpointNotFoundError: There is nothing at the path.
         CheckpointError: It is no checkpoint, or a damaged one.
     """
-    agent, _ = _read(locate_path(Path(path).expanduser()))
+    agent, _ = _read(locate_path(Path(path)))
     return agent
 
 
@@ -156,6 +157,8 @@ def _stored_game(name: str, file: Path) -> str:
 def _overridden(
     sampler: DiffusionSamplerConfig, num_denoising_steps: int | None, order: int | None, s_churn: float | None
 ) -> DiffusionSamplerConfig:
+    if s_churn is not None and not isinstance(s_churn, Real):
+        raise InvalidInputError(f"s_churn must be a number >= 0, got {s_churn!r}")
     given = {"num_steps_denoising": num_denoising_steps, "order": order, "s_churn": s_churn}
     return replace(sampler, **{name: value for name, value in given.items() if value is not None})
 

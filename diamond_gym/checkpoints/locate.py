@@ -13,7 +13,7 @@ from pathlib import Path
 
 from diamond_gym.checkpoints import hub
 from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE, MODEL_FILE, contexts_path
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DiamondGymError, InvalidInputError
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
 """One folder per game, as `save_world` writes them."""
@@ -22,8 +22,7 @@ _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 _AGENT_FOLDER = Path("checkpoints", "agent_versions")
 _ACCEPTED = (
     "checkpoint must be 'auto', 'embedded', 'hub', or the path of a .safetensors file or folder, a .pt file "
-    "or a run "
-    "folder"
+    "or a run folder"
 )
 
 
@@ -56,12 +55,10 @@ def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
         CheckpointNotFoundError: There is none.
         CheckpointError: The path is neither a checkpoint nor a folder that holds one.
     """
-    if isinstance(checkpoint, os.PathLike):
-        return locate_path(Path(checkpoint).expanduser())
-    if not isinstance(checkpoint, str) or not checkpoint:
+    if not isinstance(checkpoint, str | os.PathLike) or not checkpoint:
         raise InvalidInputError(f"{_ACCEPTED}; got {checkpoint!r}")
     if checkpoint not in ("auto", "embedded", "hub"):
-        return locate_path(Path(checkpoint).expanduser())
+        return locate_path(Path(checkpoint))
     if game is None:
         raise InvalidInputError(f"checkpoint={checkpoint!r} needs a game, such as game='Breakout'")
     embedded = EMBEDDED / game / MODEL_FILE
@@ -80,6 +77,15 @@ def locate_path(path: Path) -> Location:
         CheckpointNotFoundError: There is nothing at the path.
         CheckpointError: It is neither a checkpoint nor a folder that holds one.
     """
+    try:
+        return _locate_existing(path.expanduser())
+    except DiamondGymError:
+        raise
+    except (OSError, RuntimeError) as error:  # no access, a name too long, the home folder of nobody
+        raise CheckpointNotFoundError(f"cannot open {path}: {error}; {_ACCEPTED}") from error
+
+
+def _locate_existing(path: Path) -> Location:
     if path.is_dir():
         return _locate_in_folder(path)
     if not path.exists():

@@ -49,13 +49,17 @@ def find(
         agent: Its networks.
 
     Raises:
-        InvalidInputError: There are none, and no game to play is known.
+        InvalidInputError: `given` is no path; or there are none, and no game to play is known.
         CheckpointNotFoundError: There is nothing at the given path.
         CheckpointError: The contexts are corrupt, or not of this checkpoint's kind.
         DatasetError: The recorded episodes are corrupt.
     """
     n = agent.config.denoiser.inner_model.num_steps_conditioning
     if given is not None:
+        if not isinstance(given, str | os.PathLike) or not given:
+            raise InvalidInputError(
+                f"contexts must be the path of a bank or of recorded episodes, got {given!r}"
+            )
         return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
     if location.contexts.is_file():
         return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))
@@ -156,8 +160,7 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
     if bank.num_steps_conditioning < inner.num_steps_conditioning:
         raise CheckpointError(
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
-            "looks back "
-            f"on {inner.num_steps_conditioning}: record or collect new ones"
+            f"looks back on {inner.num_steps_conditioning}: record or collect new ones"
         )
     if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
         raise CheckpointError(
@@ -168,7 +171,6 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
     if bank.act.max() >= config.num_actions:
         raise CheckpointError(
             f"start contexts in {source} hold action {bank.act.max()}, this world model has "
-            f"{config.num_actions} "
-            "actions: they are of another game"
+            f"{config.num_actions} actions: they are of another game"
         )
     return bank.latest(inner.num_steps_conditioning)

@@ -43,8 +43,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file: {_first_line(error)}. "
-            "It is "
-            "truncated, damaged or of another kind: copy or download it again"
+            "It is truncated, damaged or of another kind: copy or download it again"
         ) from error
     return checked_weights(path, content)
 
@@ -98,13 +97,12 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
     what = f"it refers to {', '.join(names)}" if names else "it is pickled Python"
     return (
         f"{path} holds more than tensors ({what}): loading it could run code, so it was not loaded and "
-        "nothing "
-        f"in it was run; {_EXPECTED}. Save the agent's state_dict() alone"
+        f"nothing in it was run; {_EXPECTED}. Save the agent's state_dict() alone"
     )
 
 
 def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """What was read from a file, once it is seen to be tensors under an agent's names.
+    """What was read from a file, once it is seen to be tensors of numbers under an agent's names.
 
     Raises:
         CheckpointError: It is something else.
@@ -119,10 +117,16 @@ def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
     if foreign or not content:
         raise CheckpointError(
             f"{path} is not the checkpoint of an agent: it holds {_some(foreign)}; {_EXPECTED}. In a run "
-            "folder "
-            "those files are checkpoints/agent_versions/*.pt"
+            "folder those files are checkpoints/agent_versions/*.pt"
         )
+    unusable = [str(key) for key, value in content.items() if not _holds_numbers(value)]
+    if unusable:
+        raise CheckpointError(f"{path}: {_some(unusable)} should be dense tensors of floating-point numbers")
     return dict(content)
+
+
+def _holds_numbers(weight: Tensor) -> bool:
+    return weight.is_floating_point() and weight.layout == torch.strided and not weight.is_meta
 
 
 def _check_same_sizes(found: AgentConfig, stated: AgentConfig, source: Path) -> None:

@@ -37,17 +37,19 @@ def main(arguments: Sequence[str]) -> int:
 def _evaluate(settings: Settings) -> None:
     import torch
 
-    from diamond_gym.atari import canonical_game_name, num_actions
+    from diamond_gym import disk
+    from diamond_gym.atari import num_actions
     from diamond_gym.checkpoints import load_world
     from diamond_gym.evaluate import heldout, report
     from diamond_gym.evaluate.imagination import imagine, predict_transitions
     from diamond_gym.players import player
+    from diamond_gym.registration import game_name
 
     begin = time.perf_counter()
     out = Path(settings.out)
     report.require_matplotlib()
-    report.prepare_folder(out)
-    game = canonical_game_name(settings.game)
+    disk.prepare_folder(out)
+    game = game_name(settings.game)
     policy = player(settings.policy, game, num_actions(game))
     world = load_world(
         game,

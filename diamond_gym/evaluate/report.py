@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diamond_gym.disk import write_file
-from diamond_gym.errors import CacheError, MissingDependencyError
+from diamond_gym.errors import MissingDependencyError
 from diamond_gym.evaluate import metrics
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
@@ -163,20 +162,6 @@ def require_matplotlib() -> None:
         raise MissingDependencyError(
             "the pictures need matplotlib: pip install 'diamond-gym[evaluate]'"
         ) from None
-
-
-def prepare_folder(folder: Path) -> None:
-    """Make the output folder and check that files can be put there.
-
-    Raises:
-        CacheError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise CacheError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
 
 
 def write_json(result: dict[str, Any], path: Path) -> None:

@@ -6,7 +6,6 @@ Knows nothing of what is trained.
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diamond_gym.disk import write_file
+from diamond_gym.disk import write_file, write_torch
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
 from trainers.diamond.errors import RunInUseError
 
@@ -86,6 +85,8 @@ class RunFolder:
                     raise RunInUseError(
                         f"another process is working on the run {self.path}: let it finish, or stop it"
                     ) from error
+            for leftover in self.path.glob("checkpoints/**/.*.tmp"):  # of a killed process
+                leftover.unlink(missing_ok=True)
             yield
 
     @property
@@ -130,7 +131,7 @@ class RunFolder:
 
     def save_state(self, state: dict[str, Any]) -> None:
         """Replaces the state as a whole."""
-        save_tensors(self.state_file, state)
+        write_torch(self.state_file, state)
 
     def load_state(self) -> dict[str, Any]:
         """Reads the state.
@@ -148,7 +149,7 @@ class RunFolder:
 
     def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int) -> None:
         """Writes the weights of an epoch and deletes all but the newest `num_to_keep`."""
-        save_tensors(self.agent_file(epoch), weights)
+        write_torch(self.agent_file(epoch), weights)
         versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
         for old in versions[:-num_to_keep]:
             old.unlink()
@@ -179,22 +180,3 @@ class RunFolder:
         if self.metrics_file.is_file():
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)
             write_file(self.metrics_file, b"".join(lines[:num_epochs]))
-
-
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """`torch.save` to a temporary name, flushed and renamed: a killed process leaves the old file.
-
-    Raises:
-        CacheError: It cannot be written; the old file is still there.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
-        temporary.unlink(missing_ok=True)
-        raise CacheError(f"cannot write {path}: {str(error).partition(chr(10))[0]}") from error

@@ -32,7 +32,7 @@ from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, Reco
 from gymnasium.wrappers import vector as vector_wrappers
 
 from diamond_gym.acceleration import build_world_model
-from diamond_gym.atari import AtariEnv, canonical_game_name
+from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
@@ -297,7 +297,7 @@ def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
 
 def real_cases(game: str, num_envs: int) -> list[Case]:
     """The real game, as its world models saw it and as ale_py steps it fastest."""
-    game = canonical_game_name(game)
+    game = game_name(game)
     rom_id = next(rom for rom in roms.get_all_rom_ids() if rom.title().replace("_", "") == game)
     cases = [vector_case("the real game", "AtariVectorEnv", AtariVectorEnv(rom_id, num_envs))]
     if num_envs == 1:

@@ -35,9 +35,6 @@ MAX_NOOPS = 30
 MAX_RAW_FRAMES = 108_000
 """Raw frames after which ALE truncates a game: 30 minutes at 60 Hz."""
 
-canonical_game_name = game_name
-"""The CamelCase name of a game in any spelling; kept under this name too, for code that has it from here."""
-
 
 def action_meanings(game: str) -> list[str]:
     """Names of a game's minimal actions in order, e.g. `["NOOP", "FIRE", "RIGHT", "LEFT"]` for Breakout.

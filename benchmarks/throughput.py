@@ -37,6 +37,7 @@ from diamond_gym.checkpoints import load_world
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.registration import game_name
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.vector_env import DiamondVectorEnv
 from diamond_gym.world_model import WorldModel

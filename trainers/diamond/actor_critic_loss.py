@@ -1,4 +1,4 @@
-"""What the actor-critic minimises: REINFORCE with a value baseline on lambda-returns (Sutton and Barto, 2018).
+"""The actor-critic's loss: REINFORCE with a value baseline on lambda-returns (Sutton and Barto, 2018).
 
 Functions of tensors only. Knows nothing of where the steps came from, imagination or the real game.
 """

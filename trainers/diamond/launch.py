@@ -217,6 +217,8 @@ def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.devi
         train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
         data.choose_contexts(config, run).save(run.contexts_file)
         agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if config.training.compile:
+            agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
         trainer = Trainer(config, run, agent, train, test)
         if run.state_file.is_file():
             trainer.resume()

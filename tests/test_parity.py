@@ -74,8 +74,8 @@ def test_sampler(agent, d, order, steps):
         config,
     )
     assert len(trajectory) == steps + 1
-    # Heun divides a denoised frame by sigma_min: a pixel that rounds to another level, as one in ten does where
-    # another instruction set or float64 adds in another order, comes out ten and more levels off
+    # Heun divides a denoised frame by sigma_min: a pixel that rounds to another level, as one in ten does
+    # where another instruction set or float64 adds in another order, comes out ten and more levels off
     tolerance = {"share": 0.999, "levels": 3} if order == 1 else {"share": 0.9, "levels": 20}
     assert_quantised_close(trajectory[-1], d[f"{prefix}_out"], **tolerance)
 

@@ -20,6 +20,7 @@ SHORT = [
     "training.num_epochs=1",
     "denoiser.training.steps_first_epoch=3",
     "rew_end_model.training.steps_first_epoch=3",
+    "actor_critic.training.steps_first_epoch=2",
 ]
 GAME = ["env.train.id=BreakoutNoFrameskip-v4", *SHORT]
 
@@ -75,12 +76,14 @@ def test_train_leaves_a_run_and_nothing_else(trained):
         assert (trained / name).is_file()
     train, test = (EpisodeDataset(trained / "dataset" / split) for split in ("train", "test"))
     train.check()
-    assert (train.num_steps, test.num_steps) == (800, 300)
+    assert (train.num_steps, test.num_steps) == (850, 300), "800 of the players, 50 of the policy"
     description = WorldDescription.load(trained / "config" / "world.json")
     assert description.game == "Breakout"
     assert description.action_meanings == ["NOOP", "FIRE", "RIGHT", "LEFT"]
-    metrics = json.loads((trained / "metrics.jsonl").read_text())
+    metrics, final = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
     assert metrics["epoch"] == 1 and metrics["denoiser/num_steps"] == 3
+    assert metrics["collect/dataset_steps"] == 850 and metrics["actor_critic/num_steps"] == 2
+    assert final["epoch"] == 1 and final["final/num_episodes"] == 2
 
 
 def test_a_run_can_be_played(trained):
@@ -111,7 +114,7 @@ def test_export(trained, tmp_path, capsys):
     assert str(weights["denoiser.inner_model.conv_in.weight"].dtype) == "torch.float16"
     training = WorldDescription.from_json(metadata["diamond_gym.world"], "test").training
     assert training is not None
-    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 800
+    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 850
     assert training["denoiser"]["command"].startswith(
         "python -m trainers.diamond train env.train.id=Breakout"
     )

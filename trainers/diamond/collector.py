@@ -1,7 +1,7 @@
 """The actor-critic plays the real game: episodes for the datasets, and returns.
 
-A collector that is stopped after any step, saved and loaded goes on exactly: games, memory and random numbers
-are part of its state; the steps of episodes that are not over yet are on disk, in the dataset.
+A collector that is stopped after any step, saved and loaded goes on exactly: games, memory, random numbers
+and the steps that are not in the dataset yet are part of its state.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from trainers.diamond.rollout import PlayerState, begin, sample
 
 @dataclass
 class _Recording:
-    """The steps of an episode so far, and its number in the dataset once it is there."""
+    """The steps of an episode so far; its number and how much of it is stored, once it is in the dataset."""
 
     keeps_frames: bool
     number: int | None = None
+    num_stored: int = 0
     obs: list[Tensor] = field(default_factory=list)
     act: list[int] = field(default_factory=list)
     rew: list[float] = field(default_factory=list)
@@ -60,9 +61,24 @@ class _Recording:
             info={} if final_obs is None else {"final_observation": final_obs},
         )
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where its stored steps are, and the others."""
+        first = self.num_stored
+        frames = torch.stack(self.obs[first:]) if self.obs[first:] else None
+        return {"number": self.number, "obs": frames, "act": self.act[first:], "rew": self.rew[first:]}
+
     @classmethod
-    def of(cls, episode: Episode, number: int) -> _Recording:
-        return cls(True, number, list(episode.obs), episode.act.tolist(), episode.rew.tolist())
+    def from_state_dict(cls, state: dict[str, Any], dataset: EpisodeDataset) -> _Recording:
+        """What `state_dict` returned, with the stored steps out of the dataset."""
+        recording = cls(True, state["number"])
+        if recording.number is not None:
+            stored = dataset.load(recording.number)
+            recording.obs, recording.num_stored = list(stored.obs), len(stored)
+            recording.act, recording.rew = stored.act.tolist(), stored.rew.tolist()
+        recording.obs += [] if state["obs"] is None else list(state["obs"])
+        recording.act += state["act"]
+        recording.rew += state["rew"]
+        return recording
 
 
 @dataclass
@@ -135,7 +151,7 @@ class Collector:
         bar: tqdm,
         should_stop: Callable[[], bool],
     ) -> PlayReport:
-        """Plays, and stores every step, those of unfinished episodes too.
+        """Plays, and stores every step, those of unfinished episodes too unless it is stopped before.
 
         Args:
             dataset: Where episodes go.
@@ -153,11 +169,17 @@ class Collector:
                 _store(recording, episode, dataset, replay)
             report.num_steps += len(self.games)
             bar.update(len(self.games))
-        for recording in self._recordings:
-            if len(recording):
-                _store(recording, recording.episode(), dataset, replay)
+        if report.num_steps >= num_steps:  # else their numbers would depend on when it was stopped
+            for recording in self._recordings:
+                if len(recording):
+                    _store(recording, recording.episode(), dataset, replay)
         report.seconds = time.perf_counter() - start
         return report
+
+    @property
+    def num_pending(self) -> int:
+        """Steps played that are not in the dataset yet; some only after an interruption."""
+        return sum(len(recording) - recording.num_stored for recording in self._recordings)
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, _Recording, Episode | None]]:
@@ -200,12 +222,12 @@ class Collector:
         self._state.cx = self._state.cx.index_copy(0, over, fresh.cx)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on; all steps must have been stored."""
+        """What `load_state_dict` needs to go on."""
         return {
             "games": self.games.state_dict(),
             "player": self._state.state_dict(),
             "generator": self._generator.get_state(),
-            "episodes": [recording.number for recording in self._recordings],
+            "recordings": [recording.state_dict() for recording in self._recordings],
         }
 
     def load_state_dict(self, state: dict[str, Any], dataset: EpisodeDataset) -> None:
@@ -218,10 +240,7 @@ class Collector:
         self.games.load_state_dict(state["games"])
         self._state = PlayerState.from_state_dict(state["player"], self._device)
         self._generator.set_state(state["generator"])
-        self._recordings = [
-            _Recording(self.keeps_frames) if number is None else _Recording.of(dataset.load(number), number)
-            for number in state["episodes"]
-        ]
+        self._recordings = [_Recording.from_state_dict(x, dataset) for x in state["recordings"]]
 
 
 def _store(recording: _Recording, episode: Episode, dataset: EpisodeDataset, replay: Replay) -> None:
@@ -232,6 +251,7 @@ def _store(recording: _Recording, episode: Episode, dataset: EpisodeDataset, rep
     elif len(episode) > replay.lengths[recording.number]:
         dataset.replace(recording.number, episode)
         replay.go_on(recording.number, episode)
+    recording.num_stored = len(episode)
 
 
 def play_whole_games(

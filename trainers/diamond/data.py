@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from diamond_gym.atari import num_actions as num_actions_of
 from diamond_gym.collect import collect
 from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym.errors import CacheError, CheckpointError, DatasetError
 from diamond_gym.players import SCRIPTED_GAMES, player
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 from trainers.diamond.replay import Replay
@@ -163,10 +164,24 @@ class _Fits:
             raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
 
 
-def load_test_replay(config: TrainerConfig, run: RunFolder) -> Replay:
+def load_test_replay(run: RunFolder) -> Replay:
     """The test episodes that lie in the run folder now."""
     dataset = EpisodeDataset(run.dataset("test"))
     return Replay(dataset, dataset.num_steps)
+
+
+def cut_back_to(run: RunFolder, state: dict[str, Any]) -> None:
+    """The run's training dataset as it was when the state was saved.
+
+    Raises:
+        CheckpointError: The state is of a run that did not collect.
+        DatasetError: Episodes are missing, or shorter than they were.
+        CacheError: The folder cannot be written.
+    """
+    lengths = state.get("episode_lengths")
+    if lengths is None:
+        raise CheckpointError(f"{run.state_file} is of a run that did not collect its own episodes")
+    cut_back(EpisodeDataset(run.dataset("train"), create=True), lengths)
 
 
 def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:

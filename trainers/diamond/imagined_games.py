@@ -28,6 +28,7 @@ class ImaginedGames:
     Args:
         world_model: Imagines them.
         draw: Draws as many replay segments of n steps as asked for.
+        num_games: Number of games (b), at least 1.
         horizon: Steps after which a game is cut short, at least 1.
         seed: Fixes where games start and what happens in them, two numbers >= 0.
 
@@ -39,17 +40,18 @@ class ImaginedGames:
         self,
         world_model: WorldModel,
         draw: Callable[[np.random.Generator, int], SegmentBatch],
+        num_games: int,
         horizon: int,
         seed: tuple[int, int],
     ) -> None:
-        self.world_model, self.horizon, self.seed = world_model, horizon, seed
+        self.world_model, self.num_games, self.horizon, self.seed = world_model, num_games, horizon, seed
         self._draw = draw
         self._state: WorldModelState | None = None
         self.num_starts = 0
 
-    def start(self, num_games: int) -> UInt8[Tensor, "b n c h w"]:
+    def start(self) -> UInt8[Tensor, "b n c h w"]:
         """Starts all games; returns the frames up to where they start."""
-        self._state = self._start(num_games)
+        self._state = self._start(self.num_games)
         return self._state.obs
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:

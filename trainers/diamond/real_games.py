@@ -42,6 +42,10 @@ class RealGames:
     def __len__(self) -> int:
         return len(self.envs)
 
+    def start(self) -> UInt8[Tensor, "b 1 c h w"]:
+        """The frames the games are at: they have begun already."""
+        return self.obs[:, None]
+
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
         """Takes one action in each game; those that are over wait for `restart`."""
         steps = [env.step(a) for env, a in zip(self.envs, act.tolist(), strict=True)]
@@ -72,10 +76,35 @@ class RealGames:
         """
         if len(state["envs"]) != len(self.envs):
             raise ValueError(f"it holds {len(state['envs'])} games, {len(self.envs)} are played")
-        frames = [
-            env.restore_state(_from_plain(s)) for env, s in zip(self.envs, state["envs"], strict=True)
-        ]
+        frames = [env.restore_state(_from_plain(s)) for env, s in zip(self.envs, state["envs"], strict=True)]
         self.obs = torch.stack([_channels_first(frame) for frame in frames])
+
+
+class GamesOnDevice:
+    """Real games for a player on another device."""
+
+    def __init__(self, games: RealGames, device: torch.device) -> None:
+        self.games, self.device = games, device
+
+    def start(self) -> UInt8[Tensor, "b 1 c h w"]:
+        """See `RealGames`."""
+        return self.games.start().to(self.device)
+
+    def step(self, act: Int64[Tensor, " b"]) -> Outcome:
+        """See `RealGames`."""
+        return Outcome(*(x.to(self.device) for x in self.games.step(act.cpu())))
+
+    def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k 1 c h w"]:
+        """See `RealGames`."""
+        return self.games.restart(index.cpu()).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `RealGames`."""
+        return self.games.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `RealGames`."""
+        self.games.load_state_dict(state)
 
 
 def _channels_first(frame: np.ndarray) -> UInt8[Tensor, "c h w"]:

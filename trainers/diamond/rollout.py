@@ -39,6 +39,22 @@ class Games(Protocol):
         ...
 
 
+class SavedGames(Games, Protocol):
+    """Games whose every moment can be saved and gone back to."""
+
+    def start(self) -> UInt8[Tensor, "b n c h w"]:
+        """Starts all games; the last of the frames is where they start, the others came before it."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """This moment, as plain data and tensors."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes to a saved moment."""
+        ...
+
+
 @dataclass
 class PlayerState:
     """Where b games stand for the one who plays them: the frame to act at, and the LSTM's memory."""
@@ -105,9 +121,7 @@ def play(
         with torch.set_grad_enabled(t + 1 < num_steps):
             next_logits, next_val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
         bootstrap = next_val.detach().float().index_copy(0, over, final_val)
-        steps.append(
-            (logits.float(), act, outcome.rew, outcome.end, outcome.trunc, val.float(), bootstrap)
-        )
+        steps.append((logits.float(), act, outcome.rew, outcome.end, outcome.trunc, val.float(), bootstrap))
         logits, val = next_logits, next_val
     played = PlayedSteps(*(torch.stack(x, dim=1) for x in zip(*steps, strict=True)))
     return PlayerState(obs, hx_cx[0].detach(), hx_cx[1].detach()), played

@@ -146,12 +146,18 @@ class RunFolder:
         except Exception as error:  # torch raises many kinds for a damaged file
             raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
 
-    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int) -> None:
-        """Writes the weights of an epoch and deletes all but the newest `num_to_keep`."""
+    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int | None) -> None:
+        """Writes the weights of an epoch and deletes all but the newest `num_to_keep` (None: keeps all)."""
         save_tensors(self.agent_file(epoch), weights)
         versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
-        for old in versions[:-num_to_keep]:
+        for old in versions[:-num_to_keep] if num_to_keep is not None else []:
             old.unlink()
+
+    def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
+        """Keeps what made a loss or gradient infinite; returns the file."""
+        path = self.path / "diverged" / f"{part}_step_{step:06d}.pt"
+        save_tensors(path, content)
+        return path
 
     @property
     def metrics_file(self) -> Path:
@@ -178,7 +184,17 @@ class RunFolder:
         """
         if self.metrics_file.is_file():
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)
-            write_file(self.metrics_file, b"".join(lines[:num_epochs]))
+            kept = [line for line in lines if _is_of_epoch(line, num_epochs)]
+            write_file(self.metrics_file, b"".join(kept))
+
+
+def _is_of_epoch(line: bytes, last: int) -> bool:
+    """Whether a line of metrics is whole, and of an epoch up to `last`; evaluations after it do not count."""
+    try:
+        metrics = json.loads(line)
+        return metrics["epoch"] <= last and not any(name.startswith("final/") for name in metrics)
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def save_tensors(path: Path, content: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""How long a run lasts and when it collects how much: arithmetic on the configuration and on what was counted.
+"""How long a run lasts and when it collects how much: arithmetic on the configuration and on counts.
 
 Every answer follows from the run's saved state, so that a resumed run asks and goes on.
 """

@@ -14,7 +14,7 @@ from typing import Any
 
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError
 from diamond_gym.registration import game_name
-from trainers.diamond.config import TrainerConfig
+from trainers.diamond.config import PlayerConfig, TrainerConfig
 
 try:
     from hydra import compose, initialize_config_dir
@@ -106,7 +106,7 @@ def split(argument: str) -> tuple[str, str]:
 def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The preset, and overrides for Hydra."""
     preset, overrides = DEFAULT_PRESET, []
-    known = ["preset", _GAME_ALIAS, *flat(TrainerConfig())]
+    known = ["preset", _GAME_ALIAS, *flat(_with_players())]
     for argument in arguments:
         key, value = split(argument)
         _check_key(key, known)
@@ -118,6 +118,13 @@ def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
         else:
             overrides.append(f"{key}={_quoted(value) if key in _PATHS else value}")
     return preset, overrides
+
+
+def _with_players() -> TrainerConfig:
+    """A configuration in which every key occurs."""
+    config = TrainerConfig()
+    config.collection.train.players, config.collection.test.players = [PlayerConfig()], [PlayerConfig()]
+    return config
 
 
 def _check_key(key: str, known: list[str]) -> None:

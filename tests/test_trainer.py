@@ -112,7 +112,26 @@ def test_defaults_are_the_papers():
     assert (denoiser.num_autoregressive_steps, denoiser.autoregressive_from_step) == (1, 0)
     assert denoiser.moving_pixels_weight == 0
     assert config.rew_end_model.training.seq_length == 15 + 4
+    player, learning = config.agent.actor_critic, config.actor_critic
+    assert (player.channels, player.down, player.lstm_dim) == ([32, 32, 64, 64], [1] * 4, 512)
+    assert (learning.training.steps_first_epoch, learning.training.steps_per_epoch) == (5_000, 400)
+    assert (learning.training.batch_size, learning.training.max_grad_norm) == (32, 100)
+    assert (learning.training.lr_warmup_steps, learning.training.ema_decay) == (100, 0)
+    assert (learning.optimizer.lr, learning.optimizer.weight_decay, learning.optimizer.eps) == (1e-4, 0, 1e-8)
+    loss = learning.actor_critic_loss
+    assert (loss.gamma, loss.lambda_, loss.backup_every) == (0.985, 0.95, None)
+    assert (loss.weight_value_loss, loss.weight_entropy_loss) == (1.0, 0.001)
+    train, test, first = config.collection.train, config.collection.test, config.collection.train.first_epoch
+    assert (train.num_envs, train.epsilon, train.temperature, train.players) == (1, 0.01, 1.0, None)
+    assert (train.num_steps_total, train.steps_per_epoch) == (100_000, 100)
+    assert (first.min, first.max, first.threshold_rew) == (5_000, 10_000, 10)
+    assert (test.num_envs, test.num_episodes, test.num_final_episodes, test.epsilon) == (4, 4, 100, 0)
+    assert (config.evaluation.should, config.evaluation.every) == (True, 10)
+    training = config.training
+    assert training.parts == list(PARTS) and not training.model_free and training.should
+    assert (training.num_epochs, training.num_final_epochs, training.autocast) == (None, 50, None)
     sampler = config.world_model_env.diffusion_sampler
+    assert (sampler.sigma_min, sampler.sigma_max, sampler.rho) == (2e-3, 5, 7)
     assert (sampler.num_steps_denoising, sampler.order, sampler.s_churn) == (3, 1, 0)
     assert config.world_model_env.horizon == 15
     assert config == settings.parse([]) == settings.parse(["preset=paper"])
@@ -276,6 +295,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_pa
 
 
 def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path):
+    torch.set_num_threads(1)  # as in the other run
     run = RunFolder(tmp_path / "run")
     config = settings.from_yaml(finished.config_file)
 

@@ -172,6 +172,16 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "preset=smal"], 2, "preset=smal: did you mean small?"),
         (["train", "denoiser.trainig.batch_size=3"], 2, "did you mean denoiser.training.batch_size?"),
         (["train", "+extra=3"], 2, "unknown key +extra"),
+        (
+            ["train", "training.cache_in_ram=true"],
+            2,
+            "has no meaning here: episodes are always",
+        ),
+        (["train", "common.devices=[0,1]"], 2, "common.devices=[0,1]: accepted are all, cpu, or the number"),
+        (["train", "wandb.mode=of"], 2, "wandb.mode='of': accepted are disabled, online, offline"),
+        (["train", "training.autocast=float16"], 2, "accepted are auto, bfloat16, null"),
+        (["train", "game=Pong", "training.parts=[actor_critic]"], 2, "denoiser and rew_end_model would stay"),
+        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "what to play? give game="),
         (["train", "batch_size=3"], 2, "did you mean denoiser.training.batch_size or rew_end_model."),
         (
             ["train", "collection.train.players.0.steps=3"],

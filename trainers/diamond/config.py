@@ -172,9 +172,15 @@ class CollectionConfig:
 
 @dataclass
 class StaticDatasetConfig:
-    """`path`: a folder with `train` and `test` datasets to train on instead of collecting."""
+    """Recorded episodes to train on instead of collecting.
+
+    Attributes:
+        path: A folder with `train` and, optionally, `test` datasets.
+        ignore_sample_weights: Whether all steps are equally likely, instead of the newer ones likelier.
+    """
 
     path: str | None = None
+    ignore_sample_weights: bool = True
 
 
 @dataclass

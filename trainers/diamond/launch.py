@@ -7,9 +7,10 @@ killed process has finished is found in the run folder and left alone.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -27,6 +28,7 @@ from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.run_log import RunLog, check_dependencies
 from trainers.diamond.trainer import Progress, Trainer
 
 
@@ -54,6 +56,7 @@ def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool 
         KeyboardInterrupt: It was interrupted; the run can be resumed.
     """
     device = find_device(config.common.device)
+    check_dependencies(config.wandb)
     description = describe(config, command)
     agent = new_agent(config, description)
     initialize(agent, config)
@@ -61,6 +64,7 @@ def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool 
     with run.locked():
         description.save(run.world_file)
         write_file(run.config_file, settings.to_yaml(config).encode())
+        run.write_resume_script(sys.executable)
         _fit(config, run, agent, device, progress)
     return run.path
 
@@ -261,10 +265,12 @@ def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.devi
         if config.training.compile:
             agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
         dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
-        trainer = Trainer(config, run, agent, train, test, dataset)
+        log = RunLog(run, config)
+        trainer = Trainer(config, run, agent, train, test, dataset, log)
         if run.state_file.is_file():
             trainer.resume()
-        with _stopped_by_interrupt(trainer):
+        with closing(log), _stopped_by_interrupt(trainer):
+            log.open(trainer.epoch + 1)
             trainer.fit(progress=progress)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)

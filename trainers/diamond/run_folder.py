@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,14 @@ try:
 except ImportError:  # not a POSIX system: nothing keeps two processes apart there
     fcntl = None
 
+_RESUME_SCRIPT = """\
+#!/usr/bin/env bash
+# Goes on with this run; from any folder.
+set -euo pipefail
+run="$(cd "$(dirname "${{BASH_SOURCE[0]}}")/.." && pwd)"
+python={python}
+exec "${{PYTHON:-$python}}" -m trainers.diamond resume run="$run" "$@"
+"""
 _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 
 
@@ -107,6 +116,27 @@ class RunFolder:
     def state_file(self) -> Path:
         """Everything needed to go on."""
         return self.path / "checkpoints" / "state.pt"
+
+    @property
+    def resume_script(self) -> Path:
+        """Goes on with the run."""
+        return self.path / "scripts" / "resume.sh"
+
+    def write_resume_script(self, python: str) -> None:
+        """Writes a script that works from any folder, and after the run folder was moved.
+
+        Args:
+            python: The interpreter that has this package; the environment's PYTHON takes its place.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        write_file(self.resume_script, _RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
+        self.resume_script.chmod(0o755)
+
+    def video_file(self, name: str, epoch: int) -> Path:
+        """A moving picture made after an epoch."""
+        return self.path / "videos" / f"{name}_epoch_{epoch:05d}.gif"
 
     def dataset(self, split: str) -> Path:
         """Folder of the "train" or "test" episodes."""

@@ -22,9 +22,15 @@ from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
 from diamond_gym.world_model import WorldModel
-from trainers.diamond import data, schedule
+from trainers.diamond import data, open_loop, schedule
 from trainers.diamond.collector import Collector, PlayReport, play_whole_games
-from trainers.diamond.config import PARTS, PartTrainingConfig, SamplingConfig, TrainerConfig
+from trainers.diamond.config import (
+    PARTS,
+    WORLD_MODEL_PARTS,
+    PartTrainingConfig,
+    SamplingConfig,
+    TrainerConfig,
+)
 from trainers.diamond.imagined_games import ImaginedGames
 from trainers.diamond.losses import Metrics
 from trainers.diamond.metrics import add, one_line, summary
@@ -34,8 +40,10 @@ from trainers.diamond.real_games import GamesOnDevice, RealGames
 from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.rollout import SavedGames
 from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.run_log import VIDEO_FPS, RunLog
 
 _TEST_BATCHES = 8
+_VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
 
@@ -78,6 +86,7 @@ class Trainer:
         train: Episodes to learn from; grows where the run collects.
         test: Episodes to measure the losses on.
         dataset: The training episodes on disk where the run collects.
+        log: Where its numbers go; None for metrics.jsonl alone.
 
     Attributes:
         progress: Where the run stands.
@@ -93,7 +102,9 @@ class Trainer:
         train: Replay,
         test: Replay,
         dataset: EpisodeDataset | None = None,
+        log: RunLog | None = None,
     ) -> None:
+        self.log = log or RunLog(run, config)
         self.config, self.run, self.agent = config, run, agent
         self.train, self.test, self.dataset = train, test, dataset
         self.progress = Progress()
@@ -166,7 +177,7 @@ class Trainer:
     def _log(self, metrics: dict[str, Any]) -> None:
         if self._shows_progress:
             tqdm.write(one_line(metrics))
-        self.run.log(metrics)
+        self.log.log(metrics)
 
     # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
 
@@ -228,7 +239,10 @@ class Trainer:
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        """Plays whole games."""
+        """Plays whole games, and imagines."""
+        return self._test_games(epoch) | self._imagine(epoch)
+
+    def _test_games(self, epoch: int) -> dict[str, Any]:
         if not self._plays_test_games:
             return {}
         replaces = self.config.collects and self.config.collection.test.players is None
@@ -238,6 +252,23 @@ class Trainer:
             data.replace_test_dataset(self.run, episodes)
             self.test = data.load_test_replay(self.run)
         return _prefixed("test", report.metrics())
+
+    def _imagine(self, epoch: int) -> dict[str, Any]:
+        """Imagines real games under their actions, in a video."""
+        replay = self.test if len(self.test) else self.train
+        n, horizon = self.world_model.num_steps_conditioning, self.config.world_model_env.horizon
+        starts = open_loop.draw_starts(replay, _VIDEO_GAMES, n + horizon, seed=0)
+        if starts is None:
+            return {}
+        with self._as_played(*WORLD_MODEL_PARTS), self._autocast():
+            imagined = open_loop.imagine(self.world_model, starts)
+        self._stop_if_requested()
+        real = starts.obs[:, n:]
+        frames = open_loop.side_by_side(real, imagined)
+        gif = open_loop.to_gif(frames, VIDEO_FPS)
+        self.log.video(epoch, "imagination", gif, (frames.shape[1], frames.shape[2]))
+        quality = open_loop.psnr(real, imagined).tolist()
+        return {"imagination/psnr_first": quality[0], "imagination/psnr_last": quality[-1]}
 
     @torch.no_grad()
     def _measure(self, part: Part) -> dict[str, Any]:
@@ -372,7 +403,9 @@ class Trainer:
         return Part.of(name, getattr(self.agent, name), config.training, config.optimizer, objective)
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
-        return Draw(training, self.config.static_dataset.path is None, self.device)
+        static = self.config.static_dataset
+        by_age = static.path is None or not static.ignore_sample_weights
+        return Draw(training, by_age, self.device)
 
     def _actor_critic_objective(self, draw: Draw) -> ActorCriticObjective:
         assert self.agent.actor_critic is not None

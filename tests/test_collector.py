@@ -26,9 +26,15 @@ def actor_critic():
     return network
 
 
-def collector(actor_critic, num_envs=2, training=True, seed=0, keeps_frames=True, **sampling):
-    games = RealGames(GAME, num_envs, training=training, seed=seed)
-    return Collector(actor_critic, games, SamplingConfig(**sampling), seed=seed, keeps_frames=keeps_frames)
+def collector(actor_critic, num_envs=2, training=True, seed=0, keeps_frames=True, limit=None, **sampling):
+    return Collector(
+        actor_critic,
+        RealGames(GAME, num_envs, training=training, seed=seed),
+        SamplingConfig(**sampling),
+        seed=seed,
+        keeps_frames=keeps_frames,
+        max_episode_steps=limit,
+    )
 
 
 def collect(collector, dataset, replay, num_steps, should_stop=lambda: False):
@@ -107,3 +113,14 @@ def test_whole_games_are_shared_out(actor_critic, keeps_frames):
     metrics = report.metrics()
     assert metrics["num_episodes"] == 3 and metrics["return"] == sum(report.returns) / 3
     assert [episode.total_reward for episode in episodes] == report.returns[: len(episodes)]
+
+
+def test_a_game_that_never_ends_is_cut_short(actor_critic):
+    episodes = []
+    player = collector(actor_critic, training=False, limit=40)
+    report = play_whole_games(
+        player, 4, bar=tqdm(disable=True), should_stop=lambda: False, on_episode=episodes.append
+    )
+    assert report.lengths == [40] * 4
+    assert all(episode.trunc[-1] and not episode.end.any() for episode in episodes)
+    assert not torch.equal(player.games.obs[0], episodes[-2].final_observation), "a new game has begun"

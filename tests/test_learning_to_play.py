@@ -113,6 +113,21 @@ def test_an_actor_critic_needs_a_world_to_learn_in(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["train"]
 
 
+def test_a_run_that_trains_nothing_collects_and_plays(tmp_path):
+    run = train(
+        tmp_path,
+        "training.should=false",
+        "training.num_epochs=null",
+        "training.num_final_epochs=1",
+        "collection.train.num_steps_total=80",
+        "evaluation.every=3",
+    )
+    *epochs, final = metrics_of(run)
+    assert [m.get("collect/dataset_steps") for m in epochs] == [60, 80, None]
+    assert "test/return" in epochs[-1] and "final/return" in final
+    assert not any(name.endswith("/loss") for m in epochs for name in m)
+
+
 def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interruption(tmp_path):
     more = ["training.model_free=true", "evaluation.should=false", "actor_critic.training.steps_per_epoch=3"]
     straight = train(tmp_path / "straight", *more)

@@ -124,6 +124,7 @@ class Collector:
         sampling: How actions are chosen.
         seed: Fixes them, >= 0.
         keeps_frames: False for lengths and returns alone.
+        max_episode_steps: Steps after which an episode is cut short and a new game begins; None for no limit.
     """
 
     def __init__(
@@ -134,9 +135,10 @@ class Collector:
         *,
         seed: int,
         keeps_frames: bool = True,
+        max_episode_steps: int | None = None,
     ) -> None:
         self.actor_critic, self.games, self.sampling = actor_critic, games, sampling
-        self.keeps_frames = keeps_frames
+        self.keeps_frames, self.max_episode_steps = keeps_frames, max_episode_steps
         self._generator = torch.Generator().manual_seed(seed)
         self._device = actor_critic.lstm.weight_hh.device
         self._state = begin(actor_critic, games.obs[:, None].to(self._device))
@@ -193,11 +195,14 @@ class Collector:
         outcome = self.games.step(act)
         for i, recording in enumerate(self._recordings):
             recording.add(obs[i], int(act[i]), float(outcome.rew[i]))
-        over = (outcome.end | outcome.trunc).nonzero().flatten()
+        limit = self.max_episode_steps
+        too_long = torch.tensor([limit is not None and len(x) >= limit for x in self._recordings])
+        trunc = outcome.trunc | (too_long & ~outcome.end)
+        over = (outcome.end | trunc).nonzero().flatten()
         finished = []
         for i in over.tolist():
             recording = self._recordings[i]
-            last = bool(outcome.end[i]), bool(outcome.trunc[i]), outcome.obs[i]
+            last = bool(outcome.end[i]), bool(trunc[i]), outcome.obs[i]
             finished.append((i, recording, recording.episode(*last) if self.keeps_frames else None))
             self._recordings[i] = _Recording(self.keeps_frames)
         if finished:

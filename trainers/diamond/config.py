@@ -142,6 +142,8 @@ class TestCollectionConfig(SamplingConfig):
     Attributes:
         num_episodes: Games at each evaluation.
         num_final_episodes: Games at the end of the run.
+        max_episode_steps: Steps after which a game is cut short; null for the emulator's own limit of 27 000,
+            which a policy that has unlearned to serve the ball reaches.
         players: Fill the test dataset before epoch 1, for losses on data that training does not see. null:
             the games of the newest evaluation take that place where the actor-critic is trained; else a
             random player's, a twentieth of `collection.train.num_steps_total`.
@@ -150,6 +152,7 @@ class TestCollectionConfig(SamplingConfig):
     num_envs: int = 4
     num_episodes: int = 4
     num_final_episodes: int = 100
+    max_episode_steps: int | None = None
     players: list[PlayerConfig] | None = None
 
     def __post_init__(self) -> None:
@@ -158,6 +161,10 @@ class TestCollectionConfig(SamplingConfig):
         require(
             self.num_final_episodes >= 0,
             f"num_final_episodes must not be negative, got {self.num_final_episodes}",
+        )
+        require(
+            self.max_episode_steps is None or self.max_episode_steps >= 1,
+            f"max_episode_steps must be at least 1, or null, got {self.max_episode_steps}",
         )
         require(self.players != [], "collection.test.players needs at least one player, or null")
 

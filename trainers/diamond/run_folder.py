@@ -5,6 +5,8 @@ Knows nothing of what is trained.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -233,14 +235,17 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     Raises:
         CacheError: It cannot be written; the old file is still there.
     """
+    buffer = io.BytesIO()  # torch hides a full disk behind an error of its own
+    torch.save(content, buffer)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            torch.save(content, file)
+            file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # a full disk is a RuntimeError of torch's
-        temporary.unlink(missing_ok=True)
-        raise CacheError(f"cannot write {path}: {str(error).partition(chr(10))[0]}") from error
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise CacheError(f"cannot write {path}: {error}") from error

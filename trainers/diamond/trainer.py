@@ -299,7 +299,14 @@ class Trainer:
         seed = derived_seed(self.config.common.seed, _TEST_GAMES, epoch)
         games = RealGames(game, min(sampling.num_envs, num_episodes), training=False, seed=seed)
         with self._as_played("actor_critic"), self._bar(desc, total=num_episodes, unit="episode") as bar:
-            collector = Collector(actor_critic, games, sampling, seed=seed, keeps_frames=episodes is not None)
+            collector = Collector(
+                actor_critic,
+                games,
+                sampling,
+                seed=seed,
+                keeps_frames=episodes is not None,
+                max_episode_steps=sampling.max_episode_steps,
+            )
             report = play_whole_games(
                 collector,
                 num_episodes,

@@ -1,5 +1,7 @@
 """The actor-critic plays: what it keeps of games that end, and games that can be saved and gone back to."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,11 @@ from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 from tests.recordings import episode
 from tests.worlds import tiny_agent
+from trainers.diamond.actor_critic_loss import ActorCriticLossConfig
+from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
 from trainers.diamond.imagined_games import ImaginedGames
+from trainers.diamond.objectives import ActorCriticObjective
+from trainers.diamond.part import Part
 from trainers.diamond.replay import Replay
 from trainers.diamond.rollout import Outcome, begin, play, sample
 
@@ -124,3 +130,46 @@ def test_saved_imagined_games_go_on_exactly(world_model):
     other.load_state_dict(games.state_dict())
     for x, y in zip(go_on(games), go_on(other), strict=True):
         assert torch.equal(x, y)
+
+
+class Bandit:
+    """Eight games whose frame says which action is rewarded; they end at random."""
+
+    def __init__(self):
+        self.rng = torch.Generator().manual_seed(0)
+        self.target = torch.randint(3, (8,), generator=self.rng)
+
+    def start(self):
+        return self.frames()[:, None]
+
+    def frames(self):
+        return (100 * self.target).to(torch.uint8)[:, None, None, None].expand(8, 3, 16, 16)
+
+    def step(self, act):
+        rew = (act == self.target).float()
+        end = torch.rand(8, generator=self.rng) < 0.2
+        self.target = torch.randint(3, (8,), generator=self.rng)
+        return Outcome(self.frames(), rew, end, torch.zeros(8, dtype=torch.bool))
+
+    def restart(self, index):
+        return self.frames()[index][:, None]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_the_objective_teaches_what_is_rewarded():
+    torch.set_num_threads(1)  # the work is too small to share
+    torch.manual_seed(0)
+    sizes = {"lstm_dim": 16, "channels": [4, 4], "down": [1, 1], "img_size": 16}
+    network = ActorCritic(ActorCriticConfig(num_actions=3, **sizes))
+    torch.nn.init.normal_(network.actor_linear.weight)
+    loss = ActorCriticLossConfig(gamma=0.0)
+    objective = ActorCriticObjective(network, Bandit(), 5, loss, nullcontext)
+    config, optimizer = ActorCriticTrainingConfig(lr_warmup_steps=0), OptimizerConfig(lr=5e-3, weight_decay=0)
+    part = Part.of("actor_critic", network, config, optimizer, objective)
+    rewards = [part.step(Replay(), seed=0, lr_factor=1.0)["rew"].item() for _ in range(100)]
+    assert np.mean(rewards[:5]) < 0.6 and np.mean(rewards[-10:]) > 0.9

@@ -19,20 +19,26 @@ USAGE = """\
 usage: python -m trainers.diamond COMMAND [key=value ...]
 
 commands (COMMAND --help tells more):
-  train    train a world model:         train game=Breakout preset=small
+  train    train from an empty folder:  train game=Breakout preset=small
   resume   go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
   export   write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout"""
 
 TRAIN_USAGE = """\
 usage: python -m trainers.diamond train [key=value ...]
 
-Collects episodes of a game, trains the parts of a world model on them, and leaves everything in
-outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to go on.
+Collects episodes of a game, trains a world model on them and an actor-critic in its imagination, plays test
+games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to
+go on.
 
+  train game=Breakout                                (as published: days on a GPU)
   train game=Breakout preset=small
   train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
   train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes)
   train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
+  train game=Breakout preset=small training.parts=[actor_critic] static_dataset.path=folder
+        initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
+  train game=Freeway collection.train.temperature=0.01
+  train game=Pong training.model_free=true           (no world model: learns in the real game)
 
 preset= is one of {presets} (default: {default}). env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
 A list is written [a,b]; nothing is written null. What every key is for: trainers/diamond/config.py.
@@ -73,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     except (InvalidInputError, UnknownGameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except DiamondGymError as error:
+    except (DiamondGymError, OSError) as error:  # a file that vanished, a disk that broke
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -11,3 +11,7 @@ class DivergedError(DiamondGymError, FloatingPointError):
 
 class RunInUseError(DiamondGymError, RuntimeError):
     """Another process is working on the run folder."""
+
+
+class LoggingError(DiamondGymError, RuntimeError):
+    """A log that was asked for cannot be opened."""

@@ -152,7 +152,7 @@ def test_errors_are_one_line(arguments, code, message, tmp_path, capsys, monkeyp
     assert not (tmp_path / "data").exists()
 
 
-@pytest.mark.parametrize("command", ["record", "import-episodes"])
+@pytest.mark.parametrize("command", ["record", "import-episodes", "push-to-hub"])
 def test_help_tells_the_keys(command, capsys):
     assert main([command, "--help"]) == 0
     help_text = capsys.readouterr().out

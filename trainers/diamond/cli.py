@@ -24,6 +24,7 @@ commands (COMMAND --help tells more):
   train            train a world model:         train game=Breakout preset=small
   resume           go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
   export           write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout
+  push-to-hub      publish it, with a card:     push-to-hub run=outputs/2026-01-31/12-00-00 repo_id=me/x
   record           play any environment:        record env=MyGame-v0 out=recordings
   import-episodes  make a dataset of that:      import-episodes episodes=recordings out=data/MyGame"""
 
@@ -70,6 +71,7 @@ def main(arguments: Sequence[str]) -> int:
         "train": _train,
         "resume": _resume,
         "export": _export,
+        "push-to-hub": _push_to_hub,
         "record": _record,
         "import-episodes": _import_episodes,
     }
@@ -128,6 +130,14 @@ def _export(arguments: Sequence[str]) -> None:
     for name, size in sizes.items():
         print(f"{options.out}/{name}  {size / 1e6:.2f} MB")
     print(f"{sum(sizes.values()) / 1e6:.2f} MB in all")
+
+
+def _push_to_hub(arguments: Sequence[str]) -> None:
+    from trainers.diamond import publish
+
+    if not _wants_help(arguments, publish.USAGE):
+        given = ["dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
+        print(publish.push_to_hub(_parsed(given, publish.PublishOptions)))
 
 
 def _record(arguments: Sequence[str]) -> None:

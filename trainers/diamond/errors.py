@@ -1,4 +1,4 @@
-"""Errors that only a training run can meet."""
+"""Errors that only the trainer's commands can meet."""
 
 from __future__ import annotations
 
@@ -15,3 +15,7 @@ class RunInUseError(DiamondGymError, RuntimeError):
 
 class LoggingError(DiamondGymError, RuntimeError):
     """A log that was asked for cannot be opened."""
+
+
+class HubError(DiamondGymError, RuntimeError):
+    """The Hugging Face Hub cannot be reached, or refuses."""

@@ -222,6 +222,7 @@ def test_a_missing_or_corrupt_episode_is_named(trained, tmp_path):
     file.write_bytes(content)
     launch.resume(run.path, progress=False)
     assert run.load_state()["epoch"] == 3
+    assert [m["epoch"] for m in metrics_of(run)] == [1, 2, 3, 3] and "final/return" in metrics_of(run)[-1]
 
 
 def test_a_run_folder_that_cannot_be_written_is_an_error(trained, tmp_path):

@@ -155,6 +155,7 @@ class Trainer:
     def _run_epoch(self) -> None:
         epoch, metrics = self.epoch + 1, self.progress.metrics
         metrics["epoch"] = epoch
+        self.progress.is_finished = False  # a finished run may have been given more epochs
         metrics |= _prefixed("collect", self._collect())
         for part in self.parts:
             metrics |= _prefixed(part.name, self._train_part(part))
@@ -330,7 +331,7 @@ class Trainer:
             return stack.pop_all()
 
     def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
-        desc = f"epoch {self.epoch + 1} {what}"
+        desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
         return tqdm(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
 
     # -- what is saved

@@ -36,8 +36,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     Args:
         game: Name of an Atari game; may be None when the checkpoint says it.
-        checkpoint: "auto" (embedded, else cached, else from the Hub), "embedded", "hub", or a path to a
-            `.safetensors`, a `.pt` or a run folder.
+        checkpoint: "auto" (embedded, else cached, else from the Hub), "embedded", "hub",
+            "hub:user/name" (a repository of the Hub), or a path to a `.safetensors`, a `.pt` or a run folder.
         device: "auto", "cpu", "cuda", ...
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         compile: True, False, or "auto" to compile the networks where it pays.

@@ -19,7 +19,14 @@ from jaxtyping import config, install_import_hook
 SHAPE_CHECKED = ("diamond_gym.models", "diamond_gym.noise", "diamond_gym.pixels")
 
 install_import_hook(SHAPE_CHECKED, "beartype.beartype")
-torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1))
+NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
+torch.set_num_threads(NUM_THREADS)
+
+
+@pytest.fixture(autouse=True)
+def same_number_of_threads() -> None:
+    """Undoes `training.num_threads` of a test before: the last bits depend on it."""
+    torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture

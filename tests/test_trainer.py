@@ -20,7 +20,7 @@ from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError
 from tests.recordings import NUM_ACTIONS, save_dataset
 from trainers.diamond import data, launch, settings
-from trainers.diamond.config import TrainerConfig
+from trainers.diamond.config import PARTS, TrainerConfig
 from trainers.diamond.errors import DivergedError, RunInUseError
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
@@ -47,6 +47,8 @@ def arguments(recordings, *more):
         "denoiser.training.steps_per_epoch=2",
         "rew_end_model.training.steps_first_epoch=3",
         "rew_end_model.training.steps_per_epoch=2",
+        "actor_critic.training.steps_first_epoch=2",
+        "actor_critic.training.steps_per_epoch=1",
         *more,
     ]
 
@@ -110,9 +112,28 @@ def test_defaults_are_the_papers():
     assert (denoiser.num_autoregressive_steps, denoiser.autoregressive_from_step) == (1, 0)
     assert denoiser.moving_pixels_weight == 0
     assert config.rew_end_model.training.seq_length == 15 + 4
+    player, learning = config.agent.actor_critic, config.actor_critic
+    assert (player.channels, player.down, player.lstm_dim) == ([32, 32, 64, 64], [1] * 4, 512)
+    assert (learning.training.steps_first_epoch, learning.training.steps_per_epoch) == (5_000, 400)
+    assert (learning.training.batch_size, learning.training.max_grad_norm) == (32, 100)
+    assert (learning.training.lr_warmup_steps, learning.training.ema_decay) == (100, 0)
+    assert (learning.optimizer.lr, learning.optimizer.weight_decay, learning.optimizer.eps) == (1e-4, 0, 1e-8)
+    loss = learning.actor_critic_loss
+    assert (loss.gamma, loss.lambda_, loss.backup_every) == (0.985, 0.95, None)
+    assert (loss.weight_value_loss, loss.weight_entropy_loss) == (1.0, 0.001)
+    train, test, first = config.collection.train, config.collection.test, config.collection.train.first_epoch
+    assert (train.num_envs, train.epsilon, train.temperature, train.players) == (1, 0.01, 1.0, None)
+    assert (train.num_steps_total, train.steps_per_epoch) == (100_000, 100)
+    assert (first.min, first.max, first.threshold_rew) == (5_000, 10_000, 10)
+    assert (test.num_envs, test.num_episodes, test.num_final_episodes, test.epsilon) == (4, 4, 100, 0)
+    assert (config.evaluation.should, config.evaluation.every) == (True, 10)
+    training = config.training
+    assert training.parts == list(PARTS) and not training.model_free and training.should
+    assert (training.num_epochs, training.num_final_epochs, training.autocast) == (None, 50, None)
     sampler = config.world_model_env.diffusion_sampler
+    assert (sampler.sigma_min, sampler.sigma_max, sampler.rho) == (2e-3, 5, 7)
     assert (sampler.num_steps_denoising, sampler.order, sampler.s_churn) == (3, 1, 0)
-    assert (config.world_model_env.horizon, config.training.num_epochs) == (15, 1000)
+    assert config.world_model_env.horizon == 15
     assert config == settings.parse([]) == settings.parse(["preset=paper"])
 
 
@@ -214,7 +235,69 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
     assert_same_weights(ours, theirs)
 
 
+def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_path):
+    """Two games at once, evaluations that replace the test episodes, a kill in every stage."""
+    more = (
+        "game=Breakout",
+        "preset=smoke",
+        "common.device=cpu",
+        "common.seed=3",
+        "training.num_threads=1",
+        "training.num_epochs=4",
+        "collection.train.players=null",
+        "collection.train.num_envs=2",
+        "collection.train.first_epoch={min:120,max:200,threshold_rew:1000}",
+        "collection.test.players=null",
+        "collection.test.num_final_episodes=1",
+        "evaluation.every=2",
+        "actor_critic.training.ema_decay=0.5",
+        *(f"{part}.training.{key}=2" for part in PARTS for key in ("steps_first_epoch", "steps_per_epoch")),
+    )
+    config = settings.parse(more)
+    straight = RunFolder(launch.train(config, outputs=tmp_path / "straight", command="train", progress=False))
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    run = None
+    for seconds in (0.3, 0.6, 1.0):  # of work, after the run (or its state) was found
+        command = ["train", *more] if run is None else ["resume", f"run={run.path}"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "trainers.diamond", *command],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        try:
+            before = None if run is None else run.state_file.stat().st_mtime_ns
+            deadline = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < deadline:
+                states = list(tmp_path.glob("outputs/*/*/checkpoints/state.pt"))
+                if states and states[0].stat().st_mtime_ns != before:
+                    break
+                time.sleep(0.01)
+            time.sleep(seconds)
+        finally:
+            process.kill()
+            process.wait()
+        (run,) = [RunFolder(path) for path in tmp_path.glob("outputs/*/*")]
+    launch.resume(run.path, progress=False)
+    ours, theirs = run.load_state(), straight.load_state()
+    assert ours["episode_lengths"] == theirs["episode_lengths"]
+    for part in PARTS:
+        assert_same_weights(ours["parts"][part]["module"], theirs["parts"][part]["module"])
+    for split in ("train", "test"):
+        one, other = EpisodeDataset(run.dataset(split)), EpisodeDataset(straight.dataset(split))
+        one.check()
+        assert all(torch.equal(x.obs, y.obs) for x, y in zip(one, other, strict=True))
+    kept = [
+        {name: value for name, value in json.loads(line).items() if "per_s" not in name}
+        for r in (run, straight)
+        for line in r.metrics_file.read_text().splitlines()
+    ]
+    assert len(kept) == 2 * 5 and kept[:5] == kept[5:]
+
+
 def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path):
+    torch.set_num_threads(1)  # as in the other run
     run = RunFolder(tmp_path / "run")
     config = settings.from_yaml(finished.config_file)
 
@@ -251,7 +334,7 @@ def test_training_changes_weights_and_measures(finished):
         launch.describe(settings.from_yaml(finished.config_file), ""),
     )
     assert agent.config.num_actions == NUM_ACTIONS
-    for part in ("denoiser", "rew_end_model"):
+    for part in PARTS:
         ours, theirs = getattr(agent, part).state_dict(), getattr(fresh, part).state_dict()
         assert any(not torch.equal(ours[name], theirs[name]) for name in ours)
     metrics = [json.loads(line) for line in finished.metrics_file.read_text().splitlines()]

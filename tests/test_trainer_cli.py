@@ -20,6 +20,7 @@ SHORT = [
     "training.num_epochs=1",
     "denoiser.training.steps_first_epoch=3",
     "rew_end_model.training.steps_first_epoch=3",
+    "actor_critic.training.steps_first_epoch=2",
 ]
 GAME = ["env.train.id=BreakoutNoFrameskip-v4", *SHORT]
 
@@ -75,12 +76,14 @@ def test_train_leaves_a_run_and_nothing_else(trained):
         assert (trained / name).is_file()
     train, test = (EpisodeDataset(trained / "dataset" / split) for split in ("train", "test"))
     train.check()
-    assert (train.num_steps, test.num_steps) == (800, 300)
+    assert (train.num_steps, test.num_steps) == (850, 300), "800 of the players, 50 of the policy"
     description = WorldDescription.load(trained / "config" / "world.json")
     assert description.game == "Breakout"
     assert description.action_meanings == ["NOOP", "FIRE", "RIGHT", "LEFT"]
-    metrics = json.loads((trained / "metrics.jsonl").read_text())
+    metrics, final = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
     assert metrics["epoch"] == 1 and metrics["denoiser/num_steps"] == 3
+    assert metrics["collect/dataset_steps"] == 850 and metrics["actor_critic/num_steps"] == 2
+    assert final["epoch"] == 1 and final["final/num_episodes"] == 2
 
 
 def test_a_run_can_be_played(trained):
@@ -111,7 +114,7 @@ def test_export(trained, tmp_path, capsys):
     assert str(weights["denoiser.inner_model.conv_in.weight"].dtype) == "torch.float16"
     training = WorldDescription.from_json(metadata["diamond_gym.world"], "test").training
     assert training is not None
-    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 800
+    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 850
     assert training["denoiser"]["command"].startswith(
         "python -m trainers.diamond train env.train.id=Breakout"
     )
@@ -169,6 +172,16 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "preset=smal"], 2, "preset=smal: did you mean small?"),
         (["train", "denoiser.trainig.batch_size=3"], 2, "did you mean denoiser.training.batch_size?"),
         (["train", "+extra=3"], 2, "unknown key +extra"),
+        (
+            ["train", "training.cache_in_ram=true"],
+            2,
+            "has no meaning here: episodes are always",
+        ),
+        (["train", "common.devices=[0,1]"], 2, "common.devices=[0,1]: accepted are all, cpu, or the number"),
+        (["train", "wandb.mode=of"], 2, "wandb.mode='of': accepted are disabled, online, offline"),
+        (["train", "training.autocast=float16"], 2, "accepted are auto, bfloat16, null"),
+        (["train", "game=Pong", "training.parts=[actor_critic]"], 2, "denoiser and rew_end_model would stay"),
+        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "what to play? give game="),
         (["train", "batch_size=3"], 2, "did you mean denoiser.training.batch_size or rew_end_model."),
         (
             ["train", "collection.train.players.0.steps=3"],

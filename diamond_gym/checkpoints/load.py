@@ -59,8 +59,9 @@ def load_world(
 
     Args:
         game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
-        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", or the path of a
-            `.safetensors`, a `.pt`, a folder of `save_world` or a run folder (its newest agent).
+        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", "hub:user/name"
+            (anybody's repository on the Hub), or the path of a `.safetensors`, a `.pt`, a folder of
+            `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         compile: Whether to compile the networks: True, False or "auto".

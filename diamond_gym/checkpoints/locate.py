@@ -21,8 +21,8 @@ EMBEDDED = Path(__file__).parents[1] / "weights"
 _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 _AGENT_FOLDER = Path("checkpoints", "agent_versions")
 _ACCEPTED = (
-    "checkpoint must be 'auto', 'embedded', 'hub', or the path of a .safetensors file or folder, a .pt file "
-    "or a run folder"
+    "checkpoint must be 'auto', 'embedded', 'hub', 'hub:user/name' for a repository of the Hub, or the path "
+    "of a .safetensors file or folder, a .pt file or a run folder"
 )
 
 
@@ -47,16 +47,19 @@ def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
     """Finds a world model; fetches it when it is only on the Hub.
 
     Args:
-        game: The game's name, needed unless `checkpoint` is a path.
-        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub" or a path.
+        game: The game's name, needed unless `checkpoint` is a repository or a path.
+        checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", "hub:user/name"
+            or "hub:user/name@revision" for a repository, or a path.
 
     Raises:
-        InvalidInputError: `checkpoint` is not text, or a game is needed and not given.
+        InvalidInputError: `checkpoint` is not text or is malformed, or a game is needed and not given.
         CheckpointNotFoundError: There is none.
         CheckpointError: The path is neither a checkpoint nor a folder that holds one.
     """
     if not isinstance(checkpoint, str | os.PathLike) or not checkpoint:
         raise InvalidInputError(f"{_ACCEPTED}; got {checkpoint!r}")
+    if isinstance(checkpoint, str) and checkpoint.startswith(hub.PREFIX):
+        return _loose(hub.fetch_repository(checkpoint, MODEL_FILE, CONTEXTS_FILE))
     if checkpoint not in ("auto", "embedded", "hub"):
         return locate_path(Path(checkpoint))
     if game is None:

@@ -8,49 +8,83 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.report import SHOWN_STEPS
+from diamond_gym.registration import env_id
+
+if TYPE_CHECKING:
+    from diamond_gym.checkpoints import WorldDescription
 
 
-def model_card(result: dict[str, Any], description: dict[str, Any], files: dict[str, int]) -> str:
+def model_card(
+    result: dict[str, Any] | None,
+    description: dict[str, Any],
+    files: dict[str, int],
+    *,
+    repo_id: str | None = None,
+) -> str:
     """The card as Markdown.
 
     Args:
-        result: What `python -m diamond_gym.evaluate` wrote to fidelity.json.
+        result: What `python -m diamond_gym.evaluate` wrote to fidelity.json; None if nothing was measured.
         description: Metadata of the weights: game, action_meanings, agent, sampler, training.
         files: Size of each file in bytes.
+        repo_id: Repository of the Hugging Face Hub where the world model lies; None for an embedded one.
     """
+    name = description["game"] or (repo_id or "A world").rpartition("/")[2]
     sections = [
-        f"# {description['game']}, imagined",
+        f"# {name}, imagined",
         _what(description, files),
+        *([] if repo_id is None else ["## Use", _use(description["game"], repo_id)]),
         "## Fidelity",
-        _fidelity(result),
+        _not_measured(description["game"], repo_id) if result is None else _fidelity(result, repo_id),
         "## Training",
         _training(description["training"] or {}),
         "## Limits",
-        _limits(result),
+        _limits(result, description["game"]),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def _what(description: dict[str, Any], files: dict[str, int]) -> str:
-    inner = description["agent"]["denoiser"]["inner_model"]
+    inner, game = description["agent"]["denoiser"]["inner_model"], description["game"]
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in files.items())
+    what = "an environment" if game is None else f"the Atari game {game}"
+    where = "." if game is None else f': `gymnasium.make("{env_id(game)}")`.'
+    actions = description["action_meanings"] or [f"0..{description['agent']['num_actions'] - 1}"]
     return (
-        f"A DIAMOND world model (arXiv 2405.12399) of the Atari game {description['game']}: "
-        f'`gymnasium.make("Diamond{description["game"]}-v0")`.\n\n'
-        f"- Actions: {', '.join(description['action_meanings'])}\n"
+        f"A DIAMOND world model (arXiv 2405.12399) of {what}{where}\n\n"
+        f"- Actions: {', '.join(actions)}\n"
         f"- Denoiser: channels {inner['channels']}, depths {inner['depths']}, patch size "
         f"{inner['patch_size']}, {description['sampler']['num_steps_denoising']} denoising steps at play\n"
         f"- Files: {sizes}"
     )
 
 
-def _fidelity(result: dict[str, Any]) -> str:
+def _use(game: str | None, repo_id: str) -> str:
+    if game is not None:
+        make = [f'env = gymnasium.make("{env_id(game)}", checkpoint="hub:{repo_id}")']
+    else:
+        make = [
+            f'diamond_gym.register_world_model("MyWorld-v0", "hub:{repo_id}")',
+            'env = gymnasium.make("MyWorld-v0")',
+        ]
+    code = ["import gymnasium", "import diamond_gym", "", *make, "obs, info = env.reset(seed=0)"]
+    return "\n".join(["```python", *code, "```"])
+
+
+def _not_measured(game: str | None, repo_id: str | None) -> str:
+    if game is None or repo_id is None:
+        return "Not measured."
+    return f"Not measured; `python -m diamond_gym.evaluate game={game} checkpoint=hub:{repo_id}` does."
+
+
+def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
     settings = result["settings"]
     shown = [row for row in result["steps"] if row["step"] in SHOWN_STEPS]
     objects = [name.removesuffix("_within") for name in shown[0] if name.endswith("_within")]
@@ -58,8 +92,8 @@ def _fidelity(result: dict[str, Any]) -> str:
     rows = [
         [
             str(row["step"]),
-            f"{row['psnr']:.1f} dB",
-            f"{row['psnr_repeat']:.1f} dB",
+            f"{_number(row['psnr'], 1)} dB",
+            f"{_number(row['psnr_repeat'], 1)} dB",
             *(_percent(row[f"{name}_within"]) for name in objects),
         ]
         for row in shown
@@ -69,16 +103,17 @@ def _fidelity(result: dict[str, Any]) -> str:
         f"{result['num_starts']} starts in {result['num_episodes']} held-out real episodes of the "
         f"{settings['policy']} player; the world model is fed the same actions.\n\n"
         f"{_table(header, rows)}\n\n"
-        f"On {result['num_real_steps']} real transitions: reward F1 {result['reward']['f1']:.3f}, "
-        f"end F1 {result['end']['f1']:.3f}. Mean return over {len(result['steps'])} steps: real "
-        f"{returns['real_mean']:.2f}, imagined {returns['imagined_mean']:.2f}.\n\n"
-        f"Measured by `{_command(settings)}`."
+        f"On {result['num_real_steps']} real transitions: reward F1 {_number(result['reward']['f1'], 3)}, "
+        f"end F1 {_number(result['end']['f1'], 3)}. Mean return over {len(result['steps'])} steps: real "
+        f"{_number(returns['real_mean'], 2)}, imagined {_number(returns['imagined_mean'], 2)}.\n\n"
+        f"Measured by `{_command(settings, repo_id)}`."
     )
 
 
-def _command(settings: dict[str, Any]) -> str:
+def _command(settings: dict[str, Any], repo_id: str | None) -> str:
     keys = ("game", "episodes", "starts", "horizon", "seed")
-    return " ".join(["python -m diamond_gym.evaluate", *(f"{key}={settings[key]}" for key in keys)])
+    words = ["python -m diamond_gym.evaluate", *(f"{key}={settings[key]}" for key in keys)]
+    return " ".join(words if repo_id is None else [*words, f"checkpoint=hub:{repo_id}"])
 
 
 def _training(training: dict[str, Any]) -> str:
@@ -96,12 +131,16 @@ def _told(value: Any) -> str:
     return json.dumps(value) if isinstance(value, dict | list) else str(value)
 
 
-def _limits(result: dict[str, Any]) -> str:
-    horizon = len(result["steps"])
-    return (
-        f"Predicted ends are lost lives. Beyond step {horizon} nothing was measured. The model knows only "
-        "what its players showed it; states they never reached are guesses."
-    )
+def _limits(result: dict[str, Any] | None, game: str | None) -> str:
+    lines = [] if game is None else ["Predicted ends are lost lives."]
+    if result is not None:
+        lines.append(f"Beyond step {len(result['steps'])} nothing was measured.")
+    lines.append("The model knows only what its players showed it; states they never reached are guesses.")
+    return " ".join(lines)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:
@@ -120,7 +159,8 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     fidelity, folder = map(Path, arguments)
     try:
-        card = model_card(_read_json(fidelity), _read_description(folder), _sizes(folder))
+        description = asdict(read_description(folder))
+        card = model_card(read_result(fidelity), description, sizes(folder))
         write_file(folder / "README.md", card.encode())
     except DiamondGymError as error:
         print(error, file=sys.stderr)
@@ -129,23 +169,33 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_result(path: Path) -> dict[str, Any]:
+    """What an evaluation wrote to fidelity.json.
+
+    Raises:
+        InvalidInputError: The file is missing or something else.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"{path} is not the JSON of an evaluation: {error}") from error
+        result = json.loads(path.read_text(encoding="utf-8"))
+        _fidelity(result, None)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise InvalidInputError(f"{path} is not the JSON of an evaluation: {error!r}") from error
+    return result
 
 
-def _read_description(folder: Path) -> dict[str, Any]:
-    from dataclasses import asdict
+def read_description(folder: Path) -> WorldDescription:
+    """What the weights in a folder say of themselves.
 
+    Raises:
+        CheckpointError: The folder holds no world model.
+    """
     from diamond_gym.checkpoints.saved_world import read_saved_world
 
-    _, description = read_saved_world(folder / "model.safetensors")
-    return asdict(description)
+    return read_saved_world(folder / "model.safetensors")[1]
 
 
-def _sizes(folder: Path) -> dict[str, int]:
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of each file of weights and contexts."""
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
 
 

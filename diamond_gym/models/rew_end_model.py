@@ -126,7 +126,8 @@ class RewEndModel(nn.Module):
         x = torch.cat([obs, next_obs], dim=2).flatten(0, 1).to(self.encoder.conv_in.weight.dtype)
         # (c h w) order, whatever the memory format: the LSTM's input weights depend on it
         x = self.encoder(x, self.act_emb(act.flatten())).flatten(1).reshape(b, t, -1)
-        x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
+        with torch.autocast(x.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
+            x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
         logits_rew, logits_end = self.head(x).split([NUM_REWARD_CLASSES, NUM_END_CLASSES], dim=-1)
         assert hx_cx is not None
         return logits_rew, logits_end, hx_cx

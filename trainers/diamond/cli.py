@@ -7,32 +7,43 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, fields
 from pathlib import Path
+from typing import TypeVar
 
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
 
 _HELP = ("-h", "--help", "help")
+_Options = TypeVar("_Options")
 
 USAGE = """\
 usage: python -m trainers.diamond COMMAND [key=value ...]
 
 commands (COMMAND --help tells more):
-  train    train a world model:         train game=Breakout preset=small
-  resume   go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
-  export   write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout"""
+  train            train from an empty folder:  train game=Breakout preset=small
+  resume           go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
+  export           write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout
+  push-to-hub      publish it, with a card:     push-to-hub run=outputs/2026-01-31/12-00-00 repo_id=me/x
+  record           play any environment:        record env=MyGame-v0 out=recordings
+  import-episodes  make a dataset of that:      import-episodes episodes=recordings out=data/MyGame"""
 
 TRAIN_USAGE = """\
 usage: python -m trainers.diamond train [key=value ...]
 
-Collects episodes of a game, trains the parts of a world model on them, and leaves everything in
-outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to go on.
+Collects episodes of a game, trains a world model on them and an actor-critic in its imagination, plays test
+games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to
+go on.
 
+  train game=Breakout                                (as published: days on a GPU)
   train game=Breakout preset=small
   train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
   train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes)
   train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
+  train game=Breakout preset=small training.parts=[actor_critic] static_dataset.path=folder
+        initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
+  train game=Freeway collection.train.temperature=0.01
+  train game=Pong training.model_free=true           (no world model: learns in the real game)
 
 preset= is one of {presets} (default: {default}). env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
 A list is written [a,b]; nothing is written null. What every key is for: trainers/diamond/config.py.
@@ -62,7 +73,14 @@ Writes model.safetensors and contexts.safetensors, for gymnasium.make("Diamond<G
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    commands = {"train": _train, "resume": _resume, "export": _export}
+    commands = {
+        "train": _train,
+        "resume": _resume,
+        "export": _export,
+        "push-to-hub": _push_to_hub,
+        "record": _record,
+        "import-episodes": _import_episodes,
+    }
     try:
         if not arguments or arguments[0] in _HELP:
             print(USAGE)
@@ -73,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     except (InvalidInputError, UnknownGameError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except DiamondGymError as error:
+    except (DiamondGymError, OSError) as error:  # a file that vanished, a disk that broke
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -120,6 +138,49 @@ def _export(arguments: Sequence[str]) -> None:
     print(f"{sum(sizes.values()) / 1e6:.2f} MB in all")
 
 
+def _push_to_hub(arguments: Sequence[str]) -> None:
+    from trainers.diamond import publish
+
+    if not _wants_help(arguments, publish.USAGE):
+        given = ["dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
+        print(publish.push_to_hub(_parsed(given, publish.PublishOptions)))
+
+
+def _record(arguments: Sequence[str]) -> None:
+    from trainers.diamond import record
+
+    if not _wants_help(arguments, record.USAGE):
+        options = _parsed(arguments, record.RecordOptions)
+        print(f"{options.out}: {record.record(options)} episodes recorded")
+
+
+def _import_episodes(arguments: Sequence[str]) -> None:
+    from trainers.diamond import import_episodes
+
+    if not _wants_help(arguments, import_episodes.USAGE):
+        print(import_episodes.import_episodes(_parsed(arguments, import_episodes.ImportOptions)))
+
+
+def _parsed(arguments: Sequence[str], kind: type[_Options]) -> _Options:
+    """A dataclass of options; the type of a value is that of its default, text where there is none."""
+    known = fields(kind)  # pyright: ignore[reportArgumentType]
+    defaults = {f.name: type(f.default) for f in known if f.default not in (MISSING, None)}
+    types = {f.name: defaults.get(f.name, str) for f in known}
+    types |= {name: boolean for name, type_ in defaults.items() if type_ is bool}
+    return kind(**_options(arguments, types, required=[f.name for f in known if f.default is MISSING]))
+
+
+def boolean(text: str) -> bool:
+    """True or False out of "true" or "false".
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
 def _wants_help(arguments: Sequence[str], text: str) -> bool:
     wanted = any(argument in _HELP for argument in arguments)
     if wanted:
@@ -127,7 +188,9 @@ def _wants_help(arguments: Sequence[str], text: str) -> bool:
     return wanted
 
 
-def _options(arguments: Sequence[str], types: dict[str, type], required: list[str]) -> dict:
+def _options(
+    arguments: Sequence[str], types: Mapping[str, Callable[[str], object]], required: list[str]
+) -> dict:
     from trainers.diamond.settings import nearest, split
 
     values = {}

@@ -11,9 +11,11 @@ from dataclasses import dataclass, field
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.models import AgentConfig
 from diamond_gym.sampler import DiffusionSamplerConfig
+from trainers.diamond.actor_critic_loss import ActorCriticLossConfig
 from trainers.diamond.losses import SigmaDistributionConfig
 
-PARTS = ("denoiser", "rew_end_model")
+WORLD_MODEL_PARTS = ("denoiser", "rew_end_model")
+PARTS = (*WORLD_MODEL_PARTS, "actor_critic")
 
 
 def require(ok: bool, message: str) -> None:
@@ -61,32 +63,131 @@ class PlayerConfig:
 
 
 @dataclass
-class CollectionSplitConfig:
-    """Who plays to fill a dataset, one after the other."""
+class FirstEpochConfig:
+    """How long the first epoch collects: until rewards have been seen.
 
-    players: list[PlayerConfig] = field(default_factory=lambda: [PlayerConfig()])
+    Attributes:
+        min: Steps it collects in any case.
+        max: Steps after which it stops; null for no limit.
+        threshold_rew: How many steps must carry a reward of one of the two rarer signs.
+    """
+
+    min: int = 5_000
+    max: int | None = 10_000
+    threshold_rew: int = 10
 
     def __post_init__(self) -> None:
-        require(bool(self.players), "collection needs at least one player")
+        require(self.min >= 1, f"first_epoch.min must be at least 1, got {self.min}")
+        require(self.threshold_rew >= 0, f"threshold_rew must not be negative, got {self.threshold_rew}")
+        require(
+            self.max is None or self.max >= self.min,
+            f"first_epoch.max must be at least first_epoch.min={self.min}, or null, got {self.max}",
+        )
+
+
+@dataclass
+class SamplingConfig:
+    """How the actor-critic plays the real game.
+
+    Attributes:
+        num_envs: Games played at once.
+        epsilon: Probability in [0, 1] of a uniformly random action.
+        temperature: Divides the action logits before an action is sampled; 1 as in the paper, lower is
+            greedier, 0 takes the likeliest action. Freeway needs a low one: nothing is scored before UP has
+            been held nearly all the way across the road, which a policy that has learned nothing does not do
+            at 1. Small differences between its logits, made large, hold an action for long. The published
+            Freeway results rely on it; who trains Freeway at 1 gets 0:
+            `train game=Freeway collection.train.temperature=0.01`
+    """
+
+    num_envs: int = 1
+    epsilon: float = 0.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.num_envs >= 1, f"num_envs must be at least 1, got {self.num_envs}")
+        require(0 <= self.epsilon <= 1, f"epsilon must be in [0, 1], got {self.epsilon}")
+        require(self.temperature >= 0, f"temperature must not be negative, got {self.temperature}")
+
+
+@dataclass
+class TrainCollectionConfig(SamplingConfig):
+    """Who fills the training dataset.
+
+    Attributes:
+        num_steps_total: Steps after which the dataset no longer grows.
+        steps_per_epoch: Steps collected in every epoch but the first.
+        first_epoch: How long the first epoch collects; the steps of `players` count.
+        players: Play first, one after the other, before epoch 1. null: nobody where the actor-critic is
+            trained, which then collects everything; else a random player, `num_steps_total` steps.
+    """
+
+    epsilon: float = 0.01
+    num_steps_total: int = 100_000
+    steps_per_epoch: int = 100
+    first_epoch: FirstEpochConfig = field(default_factory=FirstEpochConfig)
+    players: list[PlayerConfig] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_steps_total >= 1, f"num_steps_total must be at least 1, got {self.num_steps_total}")
+        require(self.steps_per_epoch >= 1, f"steps_per_epoch must be at least 1, got {self.steps_per_epoch}")
+        require(self.players != [], "collection.train.players needs at least one player, or null")
+
+
+@dataclass
+class TestCollectionConfig(SamplingConfig):
+    """Who plays the test games, from their start to game over.
+
+    Attributes:
+        num_episodes: Games at each evaluation.
+        num_final_episodes: Games at the end of the run.
+        max_episode_steps: Steps after which a game is cut short; null for the emulator's own limit of 27 000,
+            which a policy that has unlearned to serve the ball reaches.
+        players: Fill the test dataset before epoch 1, for losses on data that training does not see. null:
+            the games of the newest evaluation take that place where the actor-critic is trained; else a
+            random player's, a twentieth of `collection.train.num_steps_total`.
+    """
+
+    num_envs: int = 4
+    num_episodes: int = 4
+    num_final_episodes: int = 100
+    max_episode_steps: int | None = None
+    players: list[PlayerConfig] | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_episodes >= 1, f"num_episodes must be at least 1, got {self.num_episodes}")
+        require(
+            self.num_final_episodes >= 0,
+            f"num_final_episodes must not be negative, got {self.num_final_episodes}",
+        )
+        require(
+            self.max_episode_steps is None or self.max_episode_steps >= 1,
+            f"max_episode_steps must be at least 1, or null, got {self.max_episode_steps}",
+        )
+        require(self.players != [], "collection.test.players needs at least one player, or null")
 
 
 @dataclass
 class CollectionConfig:
     """Collection of the training and test datasets from the real game."""
 
-    train: CollectionSplitConfig = field(
-        default_factory=lambda: CollectionSplitConfig([PlayerConfig(num_steps=100_000)])
-    )
-    test: CollectionSplitConfig = field(
-        default_factory=lambda: CollectionSplitConfig([PlayerConfig(num_steps=5_000)])
-    )
+    train: TrainCollectionConfig = field(default_factory=TrainCollectionConfig)
+    test: TestCollectionConfig = field(default_factory=TestCollectionConfig)
 
 
 @dataclass
 class StaticDatasetConfig:
-    """`path`: a folder with `train` and `test` datasets to train on instead of collecting."""
+    """Recorded episodes to train on instead of collecting.
+
+    Attributes:
+        path: A folder with `train` and, optionally, `test` datasets.
+        ignore_sample_weights: Whether all steps are equally likely, instead of the newer ones likelier.
+    """
 
     path: str | None = None
+    ignore_sample_weights: bool = True
 
 
 @dataclass
@@ -101,14 +202,28 @@ class InitializationConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """How many agent versions to keep, and every how many epochs one is kept."""
+    """How many agent versions to keep (null: all), and every how many epochs one is kept."""
 
     save_agent_every: int = 5
-    num_to_keep: int = 10
+    num_to_keep: int | None = 10
 
     def __post_init__(self) -> None:
         require(self.save_agent_every >= 1, "checkpointing.save_agent_every must be at least 1")
-        require(self.num_to_keep >= 1, "checkpointing.num_to_keep must be at least 1")
+        require(
+            self.num_to_keep is None or self.num_to_keep >= 1,
+            "checkpointing.num_to_keep must be at least 1, or null for all",
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    """Whether test games are played during the run, and every how many epochs."""
+
+    should: bool = True
+    every: int = 10
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, f"evaluation.every must be at least 1, got {self.every}")
 
 
 @dataclass
@@ -116,16 +231,27 @@ class TrainingConfig:
     """What is trained, for how long.
 
     Attributes:
-        parts: Networks to train, among "denoiser" and "rew_end_model".
+        should: False trains nothing: the epochs only collect and evaluate.
+        parts: Networks to train, among "denoiser", "rew_end_model" and "actor_critic".
+        model_free: True trains the actor-critic alone, in the real game instead of in imagination.
         num_epochs: Epochs in all; each trains every part for its `steps_per_epoch` (the first for
-            `steps_first_epoch`) and ends with a saved state.
-        autocast: "bfloat16" runs the networks in mixed precision; null in float32.
+            `steps_first_epoch`) and ends with a saved state. null: as many as it takes to collect
+            `collection.train.num_steps_total`, and `num_final_epochs`; 1000 where nothing is collected.
+        num_final_epochs: Epochs without collection at the end, where `num_epochs` is null.
+        autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
+            the hardware multiplies it (CUDA, CPUs with AMX), elsewhere float32, which is faster there.
+        compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
+            and shortens every step.
         num_threads: CPU threads; null leaves torch's choice.
     """
 
+    should: bool = True
     parts: list[str] = field(default_factory=lambda: list(PARTS))
-    num_epochs: int = 1000
+    model_free: bool = False
+    num_epochs: int | None = None
+    num_final_epochs: int = 50
     autocast: str | None = None
+    compile: bool = False
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -133,12 +259,32 @@ class TrainingConfig:
             bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts),
             f"training.parts={list(self.parts)}: accepted are {', '.join(PARTS)}",
         )
-        require(self.num_epochs >= 1, f"training.num_epochs must be at least 1, got {self.num_epochs}")
-        require(self.autocast in (None, "bfloat16"), f"training.autocast={self.autocast!r}: bfloat16 or null")
+        require(
+            not self.model_free or "actor_critic" in self.parts,
+            f"training.model_free=true trains the actor_critic, training.parts={list(self.parts)} does not",
+        )
+        require(
+            self.num_epochs is None or self.num_epochs >= 1,
+            f"training.num_epochs must be at least 1, or null, got {self.num_epochs}",
+        )
+        require(
+            self.num_final_epochs >= 0,
+            f"training.num_final_epochs must not be negative, got {self.num_final_epochs}",
+        )
+        require(
+            self.autocast in (None, "bfloat16", "auto"),
+            f"training.autocast={self.autocast!r}: accepted are auto, bfloat16, null",
+        )
         require(
             self.num_threads is None or self.num_threads >= 1,
             f"training.num_threads must be at least 1, or null, got {self.num_threads}",
         )
+
+    @property
+    def trained_parts(self) -> list[str]:
+        """Networks that are trained, in the order in which an epoch trains them."""
+        chosen = ["actor_critic"] if self.model_free else self.parts
+        return [part for part in PARTS if part in chosen]
 
 
 @dataclass
@@ -160,10 +306,12 @@ class PartTrainingConfig:
     """How one network is trained.
 
     Attributes:
+        start_after_epochs: Epochs at the start of the run that leave this network alone.
         steps_first_epoch: Optimiser steps in epoch 1.
         steps_per_epoch: In every later epoch.
         sample_weights: Weights of the parts of the replay by age, oldest first; null draws by length.
-        batch_size: Segments a step.
+        batch_size: Segments a step (of the actor-critic: games).
+        grad_acc_steps: Batches whose gradients are averaged in one optimiser step.
         lr_warmup_steps: Steps of linear warm-up.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.
         max_grad_norm: Gradients are clipped to this norm.
@@ -172,10 +320,12 @@ class PartTrainingConfig:
             published).
     """
 
+    start_after_epochs: int = 0
     steps_first_epoch: int = 10_000
     steps_per_epoch: int = 400
     sample_weights: list[float] | None = field(default_factory=lambda: [0.1, 0.1, 0.1, 0.7])
     batch_size: int = 32
+    grad_acc_steps: int = 1
     lr_warmup_steps: int = 100
     lr_schedule: str = "constant"
     max_grad_norm: float = 1.0
@@ -183,8 +333,12 @@ class PartTrainingConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "steps_first_epoch", "steps_per_epoch"):
+        for name in ("batch_size", "grad_acc_steps", "steps_first_epoch", "steps_per_epoch"):
             require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        require(
+            self.start_after_epochs >= 0,
+            f"start_after_epochs must not be negative, got {self.start_after_epochs}",
+        )
         weights = self.sample_weights
         require(
             weights is None or (bool(weights) and min(weights) >= 0 and sum(weights) > 0),
@@ -198,7 +352,11 @@ class PartTrainingConfig:
         require(0 <= self.ema_decay < 1, f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
     def num_steps(self, num_epochs: int) -> int:
-        """Optimiser steps in `num_epochs` epochs."""
+        """Optimiser steps in the first `num_epochs` epochs."""
+        if num_epochs <= self.start_after_epochs:
+            return 0
+        if self.start_after_epochs > 0:
+            return (num_epochs - self.start_after_epochs) * self.steps_per_epoch
         return self.steps_first_epoch + (num_epochs - 1) * self.steps_per_epoch
 
     def lr_factor(self, step: int, num_steps: int) -> float:
@@ -269,11 +427,70 @@ class RewEndPartConfig:
 
 
 @dataclass
+class ActorCriticTrainingConfig(PartTrainingConfig):
+    """As `PartTrainingConfig`, for the actor-critic; nothing is drawn around events, whatever is asked."""
+
+    steps_first_epoch: int = 5_000
+    max_grad_norm: float = 100.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.event_fraction == 0, "actor_critic.training.event_fraction must be 0")
+
+
+@dataclass
+class ActorCriticPartConfig:
+    """Training of the actor-critic."""
+
+    training: ActorCriticTrainingConfig = field(default_factory=ActorCriticTrainingConfig)
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(weight_decay=0.0))
+    actor_critic_loss: ActorCriticLossConfig = field(default_factory=ActorCriticLossConfig)
+
+
+@dataclass
 class WorldModelEnvConfig:
     """Imagination: horizon in steps and how frames are sampled."""
 
     horizon: int = 15
     diffusion_sampler: DiffusionSamplerConfig = field(default_factory=DiffusionSamplerConfig)
+
+    def __post_init__(self) -> None:
+        require(self.horizon >= 1, f"world_model_env.horizon must be at least 1, got {self.horizon}")
+
+
+@dataclass
+class TensorBoardConfig:
+    """`enabled`: write curves into the run's folder `tensorboard`, where tensorboard is installed."""
+
+    enabled: bool = True
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases.
+
+    Attributes:
+        mode: "disabled", "online", or "offline": everything is written to the run's folder `wandb`, to be
+            sent later with `wandb sync`.
+        project: Project to log to.
+        entity: User or team; null for the default one.
+        name: The run's name; null for a made-up one.
+        group: Group of runs.
+        tags: Labels of the run.
+        notes: A longer description.
+    """
+
+    mode: str = "disabled"
+    project: str = "diamond"
+    entity: str | None = None
+    name: str | None = None
+    group: str | None = None
+    tags: list[str] | None = None
+    notes: str | None = None
+
+    def __post_init__(self) -> None:
+        accepted = ("disabled", "online", "offline")
+        require(self.mode in accepted, f"wandb.mode={self.mode!r}: accepted are {', '.join(accepted)}")
 
 
 @dataclass
@@ -289,8 +506,39 @@ class TrainerConfig:
     static_dataset: StaticDatasetConfig = field(default_factory=StaticDatasetConfig)
     initialization: InitializationConfig = field(default_factory=InitializationConfig)
     checkpointing: CheckpointingConfig = field(default_factory=CheckpointingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     agent: AgentConfig = field(default_factory=AgentConfig)
     denoiser: DenoiserPartConfig = field(default_factory=DenoiserPartConfig)
     rew_end_model: RewEndPartConfig = field(default_factory=RewEndPartConfig)
+    actor_critic: ActorCriticPartConfig = field(default_factory=ActorCriticPartConfig)
     world_model_env: WorldModelEnvConfig = field(default_factory=WorldModelEnvConfig)
+    tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+
+    @property
+    def learns_to_play(self) -> bool:
+        """Whether the actor-critic is among the networks of the run."""
+        return "actor_critic" in self.training.parts
+
+    @property
+    def collects(self) -> bool:
+        """Whether the actor-critic fills the training dataset."""
+        needed = self.static_dataset.path is None and not self.training.model_free
+        return self.learns_to_play and needed
+
+    @property
+    def players(self) -> dict[str, list[PlayerConfig]]:
+        """Who plays before epoch 1, for the "train" and the "test" dataset; nobody with a static dataset."""
+        if self.static_dataset.path is not None or self.training.model_free:
+            return {"train": [], "test": []}
+        num_steps = self.collection.train.num_steps_total
+        nobody_else = {
+            "train": PlayerConfig(num_steps=num_steps),
+            "test": PlayerConfig(num_steps=max(1, num_steps // 20)),
+        }
+        given = {"train": self.collection.train.players, "test": self.collection.test.players}
+        return {
+            split: [] if players is None and self.learns_to_play else players or [nobody_else[split]]
+            for split, players in given.items()
+        }

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +18,7 @@ from diamond_gym.atari import num_actions as num_actions_of
 from diamond_gym.collect import collect
 from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym.errors import CacheError, CheckpointError, DatasetError
 from diamond_gym.players import SCRIPTED_GAMES, player
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 from trainers.diamond.replay import Replay
@@ -64,13 +65,13 @@ def check_players(config: TrainerConfig, game: str) -> None:
     Raises:
         InvalidInputError: One cannot.
     """
-    for split in (config.collection.train, config.collection.test):
-        for p in split.players:
+    for players in config.players.values():
+        for p in players:
             player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
 
 
 def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:
-    """Fills the run's datasets from the real game; a split that is complete is left alone.
+    """Lets the players fill the run's datasets; a split that is complete is left alone.
 
     A split appears as a whole once all of its players are done. The same seed gives the same episodes.
 
@@ -79,13 +80,10 @@ def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -
     """
     assert config.game is not None
     base = _SEEDS_PER_RUN * config.common.seed
-    splits = {
-        "train": (config.collection.train.players, base + _FIRST_TRAIN_SEED, 1),
-        "test": (config.collection.test.players, base + _FIRST_TEST_SEED, -1),
-    }
-    for split, (players, first_seed, step) in splits.items():
-        folder = run.dataset(split)
-        if not folder.is_dir():
+    splits = {"train": (base + _FIRST_TRAIN_SEED, 1), "test": (base + _FIRST_TEST_SEED, -1)}
+    for split, (first_seed, step) in splits.items():
+        folder, players = run.dataset(split), config.players[split]
+        if players and not folder.is_dir():
             seeds = range(first_seed, first_seed + step * len(players), step)
             _collect_split(folder, config.game, list(zip(players, seeds, strict=True)), progress)
 
@@ -119,18 +117,25 @@ def load_replays(
 ) -> tuple[Replay, Replay]:
     """Train and test episodes in memory.
 
-    Where there are no test episodes, every tenth training episode (at least one) is held out.
+    Where there are no test episodes, every tenth training episode (at least one) is held out, unless the
+    run's own policy collects: its test episodes come later, and both replays may be empty.
 
     Raises:
         DatasetError: Episodes are missing, corrupt, too few, or do not fit the networks.
     """
     train_folder, test_folder = dataset_folders(config, run)
-    train = EpisodeDataset(train_folder)
+    if config.training.model_free:
+        return Replay(), Replay()
+    train = EpisodeDataset(train_folder, create=config.collects)
     inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
     fits = _Fits((inner.img_channels, size, size), num_actions)
-    if (test_folder / "info.pt").is_file():
-        test = EpisodeDataset(test_folder)
-        return _replay(train, range(len(train)), fits, progress), _replay(test, range(len(test)), fits, False)
+    room = config.collection.train.num_steps_total if config.collects else 0
+    if config.collects or (test_folder / "info.pt").is_file():
+        test = EpisodeDataset(test_folder, create=True)
+        return (
+            _replay(train, range(len(train)), fits, progress, room),
+            _replay(test, range(len(test)), fits, False),
+        )
     if len(train) < 2:
         raise DatasetError(f"{train_folder} has one episode and there is no {test_folder}: record more")
     held_out = range(min(_HELD_OUT, len(train)) - 1, len(train), _HELD_OUT)
@@ -159,7 +164,86 @@ class _Fits:
             raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
 
 
-def _replay(dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits, progress: bool) -> Replay:
+def load_test_replay(run: RunFolder) -> Replay:
+    """The test episodes that lie in the run folder now."""
+    dataset = EpisodeDataset(run.dataset("test"))
+    return Replay(dataset, dataset.num_steps)
+
+
+def cut_back_to(run: RunFolder, state: dict[str, Any]) -> None:
+    """The run's training dataset as it was when the state was saved.
+
+    Raises:
+        CheckpointError: The state is of a run that did not collect.
+        DatasetError: Episodes are missing, or shorter than they were.
+        CacheError: The folder cannot be written.
+    """
+    lengths = state.get("episode_lengths")
+    if lengths is None:
+        raise CheckpointError(f"{run.state_file} is of a run that did not collect its own episodes")
+    cut_back(EpisodeDataset(run.dataset("train"), create=True), lengths)
+
+
+def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
+    """A dataset as it was: what a killed process collected after its last saved state is dropped.
+
+    Args:
+        dataset: At least as long as it was.
+        lengths: Steps of each episode then.
+
+    Raises:
+        DatasetError: Episodes are missing, or shorter than they were.
+        CacheError: The folder cannot be written.
+    """
+    now = dataset.lengths.tolist()
+    if now == lengths:
+        return dataset
+    if len(now) < len(lengths) or any(n < then for n, then in zip(now, lengths, strict=False)):
+        raise DatasetError(f"{dataset.path} lacks episodes or steps that the run's state knows of")
+    if not lengths:
+        shutil.rmtree(dataset.path)
+        return EpisodeDataset(dataset.path, create=True)
+    try:
+        # first the index: without it, the files that are there are counted
+        (dataset.path / "info.pt").unlink(missing_ok=True)
+        for number in reversed(range(len(lengths), len(now))):
+            dataset.episode_path(number).unlink()
+    except OSError as error:
+        raise CacheError(f"cannot write {dataset.path}: {error}") from error
+    for number, then in enumerate(lengths):
+        if now[number] > then:
+            _beginning(dataset.load(number), then).save(dataset.episode_path(number))
+    dataset = EpisodeDataset(dataset.path)
+    dataset.extend([])
+    return dataset
+
+
+def _beginning(episode: Episode, num_steps: int) -> Episode:
+    """The first steps of an episode that went on."""
+    names = ("obs", "act", "rew", "end", "trunc")
+    return Episode(*(getattr(episode, name)[:num_steps].clone() for name in names))
+
+
+def replace_test_dataset(run: RunFolder, episodes: Iterable[Episode]) -> None:
+    """Puts episodes in the place of the run's test episodes.
+
+    Raises:
+        CacheError: The run folder cannot be written.
+    """
+    folder = run.dataset("test")
+    partial = folder.with_name("test.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    EpisodeDataset(partial, create=True).extend(episodes)
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(partial, folder)
+    except OSError as error:
+        raise CacheError(f"cannot move {partial} to {folder}: {error}") from error
+
+
+def _replay(
+    dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits, progress: bool, room: int = 0
+) -> Replay:
     ids = list(episode_ids)
 
     def episodes() -> Iterator[Episode]:
@@ -168,7 +252,7 @@ def _replay(dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits, pr
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    return Replay(episodes(), int(dataset.lengths[ids].sum()))
+    return Replay(episodes(), max(room, int(dataset.lengths[ids].sum())))
 
 
 def choose_contexts(config: TrainerConfig, run: RunFolder, *, num_contexts: int | None = None) -> ContextBank:

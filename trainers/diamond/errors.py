@@ -1,4 +1,4 @@
-"""Errors that only a training run can meet."""
+"""Errors that only the trainer's commands can meet."""
 
 from __future__ import annotations
 
@@ -11,3 +11,11 @@ class DivergedError(DiamondGymError, FloatingPointError):
 
 class RunInUseError(DiamondGymError, RuntimeError):
     """Another process is working on the run folder."""
+
+
+class LoggingError(DiamondGymError, RuntimeError):
+    """A log that was asked for cannot be opened."""
+
+
+class HubError(DiamondGymError, RuntimeError):
+    """The Hugging Face Hub cannot be reached, or refuses."""

@@ -13,7 +13,7 @@ from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.models import Agent, AgentConfig
 from trainers.diamond import data, settings
-from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.config import WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.run_folder import RunFolder
 
 
@@ -60,13 +60,13 @@ class _Trained:
         """Whether the part's weights are more than random."""
         initialization = self.config.initialization
         given = initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
-        return given or part in self.config.training.parts
+        return given or part in self.config.training.trained_parts
 
     def training(self, part: str) -> dict[str, Any]:
         """What is worth telling about how the part was trained."""
         training = getattr(self.config, part).training
         told: dict[str, Any] = {"command": (self.description.training or {}).get("command")}
-        if part in self.config.training.parts:
+        if part in self.config.training.trained_parts:
             told |= {"steps": training.num_steps(self.epoch), "batch_size": training.batch_size}
         return told | {"epochs": self.epoch, "data": self.data()}
 
@@ -77,7 +77,7 @@ class _Trained:
         counts = {"episodes": dataset.num_episodes, "steps": dataset.num_steps}
         if self.config.static_dataset.path is not None:
             return counts | {"static_dataset": Path(self.config.static_dataset.path).name}
-        return counts | {"players": [asdict(player) for player in self.config.collection.train.players]}
+        return counts | {"players": [asdict(player) for player in self.config.players["train"]]}
 
 
 def export(options: ExportOptions) -> dict[str, int]:
@@ -93,7 +93,7 @@ def export(options: ExportOptions) -> dict[str, int]:
         CacheError: The folder cannot be written.
     """
     source = _Trained.read(options.run)
-    sources: dict[str, _Trained] = {part: source for part in PARTS}
+    sources: dict[str, _Trained] = {part: source for part in WORLD_MODEL_PARTS}
     if options.rew_end_model_run is not None:
         sources["rew_end_model"] = _Trained.read(options.rew_end_model_run)
     _check(sources)
@@ -133,7 +133,7 @@ def _check(sources: dict[str, _Trained]) -> None:
             raise InvalidInputError(
                 f"the run {trained.run.path} has not trained its {part}: give {key}=PATH of one that has"
             )
-    denoiser, rew_end = (sources[part].description for part in PARTS)
+    denoiser, rew_end = (sources[part].description for part in WORLD_MODEL_PARTS)
     if denoiser.game != rew_end.game:
         raise InvalidInputError(
             f"the denoiser is of {denoiser.game}, the reward/end model of {rew_end.game}: "

@@ -7,9 +7,10 @@ killed process has finished is found in the run folder and left alone.
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -18,15 +19,17 @@ import torch
 from diamond_gym import atari
 from diamond_gym.checkpoints import WorldDescription, load_agent
 from diamond_gym.disk import write_file
+from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
 from diamond_gym.registration import env_id
-from trainers.diamond import data, settings
-from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond import data, schedule, settings
+from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.trainer import Trainer
+from trainers.diamond.run_log import RunLog, check_dependencies
+from trainers.diamond.trainer import Progress, Trainer
 
 
 def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool = True) -> Path:
@@ -53,6 +56,7 @@ def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool 
         KeyboardInterrupt: It was interrupted; the run can be resumed.
     """
     device = find_device(config.common.device)
+    check_dependencies(config.wandb)
     description = describe(config, command)
     agent = new_agent(config, description)
     initialize(agent, config)
@@ -60,6 +64,7 @@ def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool 
     with run.locked():
         description.save(run.world_file)
         write_file(run.config_file, settings.to_yaml(config).encode())
+        run.write_resume_script(sys.executable)
         _fit(config, run, agent, device, progress)
     return run.path
 
@@ -77,15 +82,20 @@ def resume(path: Path, *, progress: bool = True) -> Path:
     run = RunFolder.existing(path.absolute())
     with run.locked():
         config = settings.from_yaml(run.config_file)
-        num_epochs = config.training.num_epochs
-        if run.state_file.is_file() and run.load_state()["epoch"] >= num_epochs:
-            print(f"{run.path} is finished: all {num_epochs} epochs are trained")
+        progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
+        if _is_finished(config, progress_so_far):
+            print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
             return run.path
         agent = new_agent(config, WorldDescription.load(run.world_file))
         if not run.state_file.is_file():
             initialize(agent, config)
         _fit(config, run, agent, find_device(config.common.device), progress)
     return run.path
+
+
+def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
+    num_epochs = schedule.num_epochs(config, progress.first_epoch_steps)
+    return progress.is_finished and num_epochs is not None and progress.epoch >= num_epochs
 
 
 def find_device(name: str) -> torch.device:
@@ -114,6 +124,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """
     path = config.static_dataset.path
     _check_frames(config)
+    _check_playing(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
@@ -146,7 +157,7 @@ def new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
         raise CheckpointError("config/world.json does not say how large the networks are")
     torch.manual_seed(config.common.seed)
     try:
-        agent = Agent(description.agent, with_actor_critic=False)
+        agent = Agent(description.agent, with_actor_critic=config.learns_to_play)
         if config.rew_end_model.training.difference_init:
             start_with_differences(agent.rew_end_model)
         _try_out(agent)
@@ -168,7 +179,8 @@ def initialize(agent: Agent, config: TrainerConfig) -> None:
         return
     given = load_agent(initialization.path_to_ckpt)
     for name in PARTS:
-        if not getattr(initialization, f"load_{name}"):
+        is_wanted = getattr(initialization, f"load_{name}")
+        if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
             continue
         ours, theirs = getattr(agent.config, name), getattr(given.config, name)
         if ours != theirs:
@@ -177,6 +189,26 @@ def initialize(agent: Agent, config: TrainerConfig) -> None:
                 f"the run's is {ours}. Set agent.{name} accordingly, or initialization.load_{name}=false"
             )
         getattr(agent, name).load_state_dict(getattr(given, name).state_dict())
+
+
+def _check_playing(config: TrainerConfig) -> None:
+    """Who learns to play needs a game, or a world that has learned one."""
+    training, initialization = config.training, config.initialization
+    if not config.learns_to_play:
+        return
+    if config.game is None and (config.collects or training.model_free):
+        raise InvalidInputError("what to play? give game=Breakout")
+    given = [
+        part
+        for part in WORLD_MODEL_PARTS
+        if initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
+    ]
+    missing = [part for part in WORLD_MODEL_PARTS if part not in (*training.trained_parts, *given)]
+    if missing and not training.model_free:
+        raise InvalidInputError(
+            f"training.parts={training.parts} learns to play in imagination, and its {' and '.join(missing)} "
+            "would stay untrained: give initialization.path_to_ckpt=FOLDER, or train all parts"
+        )
 
 
 def _check_frames(config: TrainerConfig) -> None:
@@ -188,10 +220,18 @@ def _check_frames(config: TrainerConfig) -> None:
             f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
         )
     given = (rew_end.img_channels, rew_end.img_size)
-    if config.static_dataset.path is None and given != (3, atari.SCREEN_SIZE):
+    is_played = config.static_dataset.path is None or (config.learns_to_play and config.game is not None)
+    if is_played and given != (3, atari.SCREEN_SIZE):
         raise InvalidInputError(
             f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
             f"{atari.SCREEN_SIZE}x{atari.SCREEN_SIZE} pixels"
+        )
+    actor_critic = config.agent.actor_critic
+    seen = (actor_critic.img_channels, actor_critic.img_size)
+    if config.learns_to_play and seen != (rew_end.img_channels, rew_end.img_size):
+        raise InvalidInputError(
+            f"agent.actor_critic has img_channels={seen[0]}, img_size={seen[1]}, agent.rew_end_model "
+            f"{rew_end.img_channels}, {rew_end.img_size}: they must be equal"
         )
 
 
@@ -203,6 +243,8 @@ def _try_out(agent: Agent) -> None:
     act = torch.zeros(1, n, dtype=torch.int64)
     agent.denoiser.denoise(frame[:, 0], torch.ones(1), frame.expand(1, n, -1, -1, -1).flatten(1, 2), act)
     agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
+    if agent.actor_critic is not None:
+        agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))
 
 
 def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool) -> None:
@@ -213,14 +255,22 @@ def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.devi
     try:
         if config.static_dataset.path is None:
             data.collect_datasets(config, run, progress=progress)
+        if config.collects and run.state_file.is_file():
+            data.cut_back_to(run, run.load_state())
         assert agent.config.num_actions is not None
         train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
-        data.choose_contexts(config, run).save(run.contexts_file)
+        if not (config.collects or config.training.model_free):
+            data.choose_contexts(config, run).save(run.contexts_file)
         agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        trainer = Trainer(config, run, agent, train, test)
+        if config.training.compile:
+            agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
+        dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
+        log = RunLog(run, config)
+        trainer = Trainer(config, run, agent, train, test, dataset, log)
         if run.state_file.is_file():
             trainer.resume()
-        with _stopped_by_interrupt(trainer):
+        with closing(log), _stopped_by_interrupt(trainer):
+            log.open(trainer.epoch + 1)
             trainer.fit(progress=progress)
     except KeyboardInterrupt:
         print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)

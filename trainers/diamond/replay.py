@@ -58,56 +58,79 @@ class SegmentBatch:
 
 
 class Replay:
-    """All steps of a set of episodes in flat arrays: one byte a pixel, one copy.
+    """All steps of a growing set of episodes in flat arrays: one byte a pixel, one copy.
+
+    Steps lie in the order in which they came; an index leads from an episode's steps to them, so that any
+    episode can go on after others have begun.
 
     Args:
-        episodes: At least one, all with frames of the same shape.
+        episodes: What is there already, all with frames of the same shape.
+        num_steps: Steps to make room for; room is made when it is needed, too.
 
     Raises:
-        DatasetError: There are no episodes, or their frames differ in shape.
+        DatasetError: Their frames differ in shape.
     """
 
-    def __init__(self, episodes: Iterable[Episode], num_steps: int | None = None) -> None:
+    def __init__(self, episodes: Iterable[Episode] = (), num_steps: int = 0) -> None:
         self.lengths: NDArray[np.int64] = np.zeros(0, np.int64)
         self.num_steps = 0
+        self._capacity = num_steps
+        self._rows: list[NDArray[np.int64]] = []
+        self._flat_rows: NDArray[np.int64] | None = None
         self._obs = self._final_obs = np.zeros((0, 0, 0, 0), np.uint8)
         self._act = np.zeros(0, np.int64)
         self._rew = np.zeros(0, np.float32)
         self._end = self._trunc = np.zeros(0, bool)
         self._has_final = np.zeros(0, bool)
         for episode in episodes:
-            self._add(episode, num_steps)
-        if not len(self.lengths):
-            raise DatasetError("there are no episodes to train on")
+            self.add(episode)
 
-    def _add(self, episode: Episode, num_steps: int | None) -> None:
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def add(self, episode: Episode) -> int:
+        """Takes in one more episode; returns its number."""
+        e = len(self.lengths)
         shape = tuple(episode.obs.shape[1:])
-        if len(self.lengths) and shape != self._obs.shape[1:]:
+        if e and shape != self._obs.shape[1:]:
             raise DatasetError(
                 f"episodes have frames of {self._obs.shape[1:]} and of {shape}; they must agree"
             )
-        first, last = self.num_steps, self.num_steps + len(episode)
-        if last > len(self._act):
-            self._reserve(max(last, num_steps or 0, 3 * len(self._act) // 2), shape)
-        e = len(self.lengths)
         if e >= len(self._has_final):
             self._final_obs = _grown(self._final_obs, max(64, 2 * e), shape)
             self._has_final = _grown(self._has_final, max(64, 2 * e))
-        self._obs[first:last] = episode.obs.numpy()
-        self._act[first:last] = episode.act.numpy()
-        self._rew[first:last] = episode.rew.numpy()
-        self._end[first:last] = episode.end.numpy()
-        self._trunc[first:last] = episode.trunc.numpy()
+        self._rows.append(np.zeros(0, np.int64))
+        self.lengths = np.append(self.lengths, 0)
+        self.go_on(e, episode)
+        return e
+
+    def go_on(self, e: int, episode: Episode) -> None:
+        """Takes in what has been added to episode `e` since; `episode` is all of it."""
+        known, added = int(self.lengths[e]), len(episode) - int(self.lengths[e])
+        first, last = self.num_steps, self.num_steps + added
+        if last > len(self._act):
+            shape = tuple(episode.obs.shape[1:])
+            self._reserve(max(last, self._capacity, 3 * len(self._act) // 2), shape)
+        self._obs[first:last] = episode.obs[known:].numpy()
+        self._act[first:last] = episode.act[known:].numpy()
+        self._rew[first:last] = episode.rew[known:].numpy()
+        self._end[first:last] = episode.end[known:].numpy()
+        self._trunc[first:last] = episode.trunc[known:].numpy()
         final_obs = episode.final_observation
         if final_obs is not None:
             self._final_obs[e] = final_obs.numpy()
             self._has_final[e] = True
-        self.lengths = np.append(self.lengths, len(episode))
+        self._rows[e] = np.concatenate([self._rows[e], np.arange(first, last)])
+        self._flat_rows = None
+        self.lengths[e] = len(episode)
         self.num_steps = last
 
-    def add(self, episode: Episode) -> None:
-        """Appends an episode."""
-        self._add(episode, None)
+    @property
+    def _index(self) -> NDArray[np.int64]:
+        """Rows of all steps, episode after episode."""
+        if self._flat_rows is None:
+            self._flat_rows = np.concatenate(self._rows)
+        return self._flat_rows
 
     def _reserve(self, capacity: int, shape: tuple[int, ...]) -> None:
         self._obs = _grown(self._obs, capacity, shape)
@@ -129,7 +152,7 @@ class Replay:
         lengths, firsts = self.lengths[episode], (self.lengths.cumsum() - self.lengths)[episode]
         time = start[:, None] + np.arange(length)
         mask = (time >= 0) & (time < lengths[:, None])
-        index = firsts[:, None] + time.clip(0, lengths[:, None] - 1)
+        index = self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
         return SegmentBatch(
             obs=torch.from_numpy(self._obs[index]),
             act=torch.from_numpy(np.where(mask, self._act[index], 0)),
@@ -194,9 +217,9 @@ class Replay:
         self, rng: np.random.Generator, count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes and times of steps with a reward or an end; of any steps if there are none."""
-        n = self.num_steps
-        events = np.flatnonzero((self._rew[:n] != 0) | self._end[:n])
-        index = rng.choice(events if len(events) else n, count)
+        rows = self._index
+        events = np.flatnonzero((self._rew[rows] != 0) | self._end[rows])
+        index = rng.choice(events if len(events) else len(rows), count)
         stops = self.lengths.cumsum()
         episode = np.searchsorted(stops, index, side="right")
         return episode, index - (stops - self.lengths)[episode]

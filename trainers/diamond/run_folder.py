@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,14 @@ try:
 except ImportError:  # not a POSIX system: nothing keeps two processes apart there
     fcntl = None
 
+_RESUME_SCRIPT = """\
+#!/usr/bin/env bash
+# Goes on with this run; from any folder.
+set -euo pipefail
+run="$(cd "$(dirname "${{BASH_SOURCE[0]}}")/.." && pwd)"
+python={python}
+exec "${{PYTHON:-$python}}" -m trainers.diamond resume run="$run" "$@"
+"""
 _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 
 
@@ -109,6 +118,27 @@ class RunFolder:
         """Everything needed to go on."""
         return self.path / "checkpoints" / "state.pt"
 
+    @property
+    def resume_script(self) -> Path:
+        """Goes on with the run."""
+        return self.path / "scripts" / "resume.sh"
+
+    def write_resume_script(self, python: str) -> None:
+        """Writes a script that works from any folder, and after the run folder was moved.
+
+        Args:
+            python: The interpreter that has this package; the environment's PYTHON takes its place.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        write_file(self.resume_script, _RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
+        self.resume_script.chmod(0o755)
+
+    def video_file(self, name: str, epoch: int) -> Path:
+        """A moving picture made after an epoch."""
+        return self.path / "videos" / f"{name}_epoch_{epoch:05d}.gif"
+
     def dataset(self, split: str) -> Path:
         """Folder of the "train" or "test" episodes."""
         return self.path / "dataset" / split
@@ -147,12 +177,18 @@ class RunFolder:
         except Exception as error:  # torch raises many kinds for a damaged file
             raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
 
-    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int) -> None:
-        """Writes the weights of an epoch and deletes all but the newest `num_to_keep`."""
+    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int | None) -> None:
+        """Writes the weights of an epoch and deletes all but the newest `num_to_keep` (None: keeps all)."""
         write_torch(self.agent_file(epoch), weights)
         versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
-        for old in versions[:-num_to_keep]:
+        for old in versions[:-num_to_keep] if num_to_keep is not None else []:
             old.unlink()
+
+    def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
+        """Keeps what made a loss or gradient infinite; returns the file."""
+        path = self.path / "diverged" / f"{part}_step_{step:06d}.pt"
+        write_torch(path, content)
+        return path
 
     @property
     def metrics_file(self) -> Path:
@@ -179,4 +215,14 @@ class RunFolder:
         """
         if self.metrics_file.is_file():
             lines = self.metrics_file.read_bytes().splitlines(keepends=True)
-            write_file(self.metrics_file, b"".join(lines[:num_epochs]))
+            kept = [line for line in lines if _is_of_epoch(line, num_epochs)]
+            write_file(self.metrics_file, b"".join(kept))
+
+
+def _is_of_epoch(line: bytes, last: int) -> bool:
+    """Whether a line of metrics is whole, and of an epoch up to `last`; evaluations after it do not count."""
+    try:
+        metrics = json.loads(line)
+        return metrics["epoch"] <= last and not any(name.startswith("final/") for name in metrics)
+    except (ValueError, KeyError, TypeError):
+        return False

@@ -14,7 +14,7 @@ from typing import Any
 
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError
 from diamond_gym.registration import game_name
-from trainers.diamond.config import TrainerConfig
+from trainers.diamond.config import PlayerConfig, TrainerConfig
 
 try:
     from hydra import compose, initialize_config_dir
@@ -32,7 +32,19 @@ PRESETS = tuple(sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml")))
 DEFAULT_PRESET = "paper"
 
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError)
-_GAME_ALIAS = "env.train.id"
+_ALIASES = {
+    "env.train.id": "game",
+    "common.devices": "common.device",
+    "training.compile_wm": "training.compile",
+}
+"""Published names of keys, and ours."""
+_WITHOUT_MEANING = {
+    "training.cache_in_ram": "episodes are always kept in memory",
+    "training.num_workers_data_loaders": "batches are drawn from memory, without workers",
+    "world_model_env.num_batches_to_preload": "start segments are drawn when they are needed",
+    "common.resume": "`resume run=PATH` goes on with a run",
+}
+"""Published keys that nothing here corresponds to, and why."""
 _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
 """Keys whose values are taken as they are: a path may hold characters that mean something to Hydra."""
 
@@ -106,11 +118,12 @@ def split(argument: str) -> tuple[str, str]:
 def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
     """The preset, and overrides for Hydra."""
     preset, overrides = DEFAULT_PRESET, []
-    known = ["preset", _GAME_ALIAS, *flat(TrainerConfig())]
+    known = ["preset", *_ALIASES, *flat(_with_players())]
     for argument in arguments:
         key, value = split(argument)
         _check_key(key, known)
-        key = "game" if key == _GAME_ALIAS else key
+        value = _device(value) if key == "common.devices" else value
+        key = _ALIASES.get(key, key)
         if key == "preset":
             if value not in PRESETS:
                 raise InvalidInputError(f"preset={value}: {nearest(value, PRESETS)}")
@@ -120,7 +133,26 @@ def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
     return preset, overrides
 
 
+def _with_players() -> TrainerConfig:
+    """A configuration in which every key occurs."""
+    config = TrainerConfig()
+    config.collection.train.players, config.collection.test.players = [PlayerConfig()], [PlayerConfig()]
+    return config
+
+
+def _device(devices: str) -> str:
+    """The device that the published `common.devices` means: all, cpu, a number, or a list of one number."""
+    number = devices.strip("[]")
+    if number.isdecimal():
+        return f"cuda:{number}"
+    if devices not in ("all", "cpu"):
+        raise InvalidInputError(f"common.devices={devices}: accepted are all, cpu, or the number of one GPU")
+    return "auto" if devices == "all" else devices
+
+
 def _check_key(key: str, known: list[str]) -> None:
+    if key in _WITHOUT_MEANING:
+        raise InvalidInputError(f"{key} has no meaning here: {_WITHOUT_MEANING[key]}")
     with_first_index = re.sub(r"\.\d+(?=\.|$)", ".0", key)
     if not any(name == with_first_index or name.startswith(f"{with_first_index}.") for name in known):
         suffix = [name for name in known if name.endswith(f".{key}")]

@@ -1,78 +1,79 @@
-"""Trains the parts of a world model, epoch by epoch, and saves after each one.
+"""Trains the networks of a configuration, epoch by epoch, and saves after each one.
 
-Batches and noise are functions of (seed, part, step), so the saved weights, optimisers and step counts are
-all that a resumed run needs to go on exactly. Knows nothing of the command line or of how data was collected.
+Batches and noise are functions of (seed, part, step); what else a resumed run needs to go on exactly
+(weights, optimisers, games under way, counts) is in the saved state. Knows nothing of the command line.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
+from diamond_gym.acceleration import has_amx
+from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
-from trainers.diamond.config import PARTS, PartTrainingConfig, TrainerConfig
-from trainers.diamond.errors import DivergedError
-from trainers.diamond.losses import Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
-from trainers.diamond.optimizer import ExponentialMovingAverage, make_optimizer
+from diamond_gym.world_model import WorldModel
+from trainers.diamond import data, open_loop, schedule
+from trainers.diamond.collector import Collector, PlayReport, play_whole_games
+from trainers.diamond.config import (
+    PARTS,
+    WORLD_MODEL_PARTS,
+    PartTrainingConfig,
+    SamplingConfig,
+    TrainerConfig,
+)
+from trainers.diamond.imagined_games import ImaginedGames
+from trainers.diamond.losses import Metrics
+from trainers.diamond.metrics import add, one_line, summary
+from trainers.diamond.objectives import ActorCriticObjective, DenoiserObjective, Draw, RewEndObjective
+from trainers.diamond.part import NotFiniteError, Part, diverged
+from trainers.diamond.real_games import GamesOnDevice, RealGames
 from trainers.diamond.replay import Replay, SegmentBatch
+from trainers.diamond.rollout import SavedGames
 from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.run_log import VIDEO_FPS, RunLog
 
-Loss = Callable[[Replay, np.random.Generator, int], tuple[Tensor, Metrics]]
-"""(replay, generator, optimiser step) -> (loss, metrics)."""
+_TEST_BATCHES = 8
+_VIDEO_GAMES = 4
+_COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
+"""What real or imagined games are played for: their seeds differ."""
+
+
+class StopRequested(Exception):
+    """The step is finished; the run is to be saved and left."""
 
 
 @dataclass
-class Part:
-    """A network being trained.
+class Progress:
+    """Where a run stands.
 
     Attributes:
-        name: Its name in the agent.
-        module: The network.
-        training: How it is trained.
-        optimizer: Its optimiser.
-        ema: Moving average of its weights, if any.
-        loss: Draws a batch and computes the loss.
-        num_steps: Optimiser steps made so far.
+        epoch: Epochs finished.
+        first_epoch_steps: Steps in the training dataset after the first epoch's collection, once known.
+        collection_goal: Steps it should have; None when nothing is being collected.
+        is_finished: Whether the final evaluation is done, too.
+        metrics: Of the stages of the present epoch that are done.
     """
 
-    name: str
-    module: nn.Module
-    training: PartTrainingConfig
-    optimizer: torch.optim.Optimizer
-    ema: ExponentialMovingAverage | None
-    loss: Loss
-    num_steps: int = 0
+    epoch: int = 0
+    first_epoch_steps: int | None = None
+    collection_goal: int | None = None
+    is_finished: bool = False
+    metrics: dict[str, Any] = field(default_factory=dict)
 
-    def weights(self) -> dict[str, Tensor]:
-        """State dict to save and play: averaged weights where there is an average."""
-        weights = {name: x.detach().clone() for name, x in self.module.state_dict().items()}
-        return weights if self.ema is None else weights | {k: v.clone() for k, v in self.ema.values.items()}
-
-    def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly."""
-        return {
-            "module": self.module.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "ema": None if self.ema is None else self.ema.state_dict(),
-            "num_steps": self.num_steps,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.num_steps = state["num_steps"]
-        if self.ema is not None and state["ema"] is not None:
-            self.ema.load_state_dict(state["ema"])
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Progress:
+        """Out of a run's state; what an older one lacks has its default."""
+        return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
 
 
 class Trainer:
@@ -82,58 +83,265 @@ class Trainer:
         config: The run.
         run: Where it is saved.
         agent: The networks, on their device.
-        train: Episodes to learn from.
+        train: Episodes to learn from; grows where the run collects.
         test: Episodes to measure the losses on.
+        dataset: The training episodes on disk where the run collects.
+        log: Where its numbers go; None for metrics.jsonl alone.
 
     Attributes:
-        epoch: Epochs finished.
+        progress: Where the run stands.
         stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise
             `KeyboardInterrupt`.
     """
 
     def __init__(
-        self, config: TrainerConfig, run: RunFolder, agent: Agent, train: Replay, test: Replay
+        self,
+        config: TrainerConfig,
+        run: RunFolder,
+        agent: Agent,
+        train: Replay,
+        test: Replay,
+        dataset: EpisodeDataset | None = None,
+        log: RunLog | None = None,
     ) -> None:
+        self.log = log or RunLog(run, config)
         self.config, self.run, self.agent = config, run, agent
-        self.train, self.test = train, test
-        self.epoch = 0
+        self.train, self.test, self.dataset = train, test, dataset
+        self.progress = Progress()
         self.stop_requested = False
         self.device = next(agent.parameters()).device
-        self.parts = [self._part(name) for name in config.training.parts]
+        sampler = config.world_model_env.diffusion_sampler
+        self.world_model = WorldModel(agent.denoiser, agent.rew_end_model, sampler)
+        self._autocast = autocast_of(config.training.autocast, self.device)
+        self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
+        self.parts = [self._part(name) for name in config.training.trained_parts]
+        self._collector = self._new_collector() if config.collects else None
+        agent.eval()
 
-    def _part(self, name: str) -> Part:
-        part, loss = {
-            "denoiser": (self.config.denoiser, self._denoiser_loss),
-            "rew_end_model": (self.config.rew_end_model, self._rew_end_loss),
-        }[name]
-        module = getattr(self.agent, name)
-        decay = part.training.ema_decay
-        ema = ExponentialMovingAverage.of(module, decay) if decay else None
-        return Part(name, module, part.training, make_optimizer(module, part.optimizer), ema, loss)
+    @property
+    def epoch(self) -> int:
+        """Epochs finished."""
+        return self.progress.epoch
+
+    @property
+    def num_epochs(self) -> int | None:
+        """Epochs of the run; None while that depends on what is still to be collected."""
+        return schedule.num_epochs(self.config, self.progress.first_epoch_steps)
 
     def fit(self, *, progress: bool = True) -> None:
-        """Trains to the last epoch, saving state and weights after each.
+        """Trains to the last epoch, saving state and weights after each, and evaluates.
 
         Raises:
             DivergedError: A loss or gradient is not finite; what was saved before is kept.
             CacheError: The run folder cannot be written.
             KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
         """
-        while self.epoch < self.config.training.num_epochs:
-            metrics: dict[str, Any] = {"epoch": self.epoch + 1}
+        self._shows_progress = progress
+        if not self.run.state_file.is_file():
+            self.save_state()  # tells what was collected later from what was there at the start
+        try:
+            while self.num_epochs is None or self.epoch < self.num_epochs:
+                self._run_epoch()
+            if not self.progress.is_finished:
+                self._finish()
+        except StopRequested:
+            self.save_state()
+            raise KeyboardInterrupt from None
+        except NotFiniteError as error:
+            numbers = {"part": error.part, "step": error.step, **error.numbers}
+            file = self.run.save_bad_batch(error.part, error.step, numbers | {"batch": error.batch})
+            raise diverged(error, str(file)) from None
+
+    def _run_epoch(self) -> None:
+        epoch, metrics = self.epoch + 1, self.progress.metrics
+        metrics["epoch"] = epoch
+        self.progress.is_finished = False  # a finished run may have been given more epochs
+        metrics |= _prefixed("collect", self._collect())
+        for part in self.parts:
+            metrics |= _prefixed(part.name, self._train_part(part))
+        if self.config.evaluation.should and epoch % self.config.evaluation.every == 0:
+            metrics |= self._evaluate(epoch)
+        for part in self.parts:
+            metrics |= _prefixed(part.name, self._measure(part))
+        self.progress.epoch, self.progress.metrics = epoch, {}
+        self._log(metrics)
+        self.save()
+
+    def _finish(self) -> None:
+        num_episodes = self.config.collection.test.num_final_episodes
+        if self._plays_test_games and num_episodes > 0:
+            report = self._play_test_games(self.epoch + 1, num_episodes, desc="final test")
+            self._log({"epoch": self.epoch, **_prefixed("final", report.metrics())})
+        self.progress.is_finished = True
+        self.save_state()
+
+    def _log(self, metrics: dict[str, Any]) -> None:
+        if self._shows_progress:
+            tqdm.write(one_line(metrics))
+        self.log.log(metrics)
+
+    # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
+
+    def _collect(self) -> dict[str, Any]:
+        """Plays the real game until the training dataset is as large as it should be now."""
+        collector, progress = self._collector, self.progress
+        if collector is None:
+            return {}
+        assert self.dataset is not None
+        report, sampling = PlayReport(), self.config.collection.train
+        with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
+            while True:
+                num_steps = self.train.num_steps + collector.num_pending
+                goal = progress.collection_goal or schedule.collection_goal(
+                    sampling,
+                    self.epoch + 1,
+                    num_steps,
+                    self.train.reward_sign_counts(),
+                    progress.first_epoch_steps,
+                )
+                progress.collection_goal = goal if num_steps < goal else None
+                if num_steps >= goal:
+                    break
+                bar.total = (bar.total or 0) + goal - num_steps
+                left = goal - num_steps
+                report += collector.collect(
+                    self.dataset, self.train, left, bar=bar, should_stop=lambda: self.stop_requested
+                )
+                if self.stop_requested and collector.num_pending:
+                    raise StopRequested
+        if progress.first_epoch_steps is None:
+            progress.first_epoch_steps = self.train.num_steps
+        self._stop_if_requested()
+        counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
+        return report.metrics() | counts if report.num_steps else {}
+
+    def _train_part(self, part: Part) -> dict[str, Any]:
+        """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
+        training = part.training
+        total = training.num_steps(self.num_epochs or self.epoch + 1)
+        steps = training.num_steps(self.epoch + 1) - part.num_steps
+        if steps <= 0 or not self.config.training.should:
+            return {}
+        sums: Metrics = {}
+        start, lr_factor = time.perf_counter(), 0.0
+        with self._as_played(*PARTS, but=part.name), self._bar(part.name, total=steps) as bar:
+            part.module.train()
+            for _ in range(steps):
+                lr_factor = training.lr_factor(part.num_steps, total)
+                metrics = part.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
+                sums = add(sums, metrics)
+                bar.update()
+                if self.stop_requested:
+                    part.check_finite()
+                    raise StopRequested
+            part.module.eval()
+            part.check_finite()
+        result = {"num_steps": part.num_steps, "lr": part.base_lr * lr_factor} | summary(sums, steps)
+        return result | {"steps_per_s": steps / (time.perf_counter() - start)}
+
+    def _evaluate(self, epoch: int) -> dict[str, Any]:
+        """Plays whole games, and imagines."""
+        return self._test_games(epoch) | self._imagine(epoch)
+
+    def _test_games(self, epoch: int) -> dict[str, Any]:
+        if not self._plays_test_games:
+            return {}
+        replaces = self.config.collects and self.config.collection.test.players is None
+        episodes: list[Episode] | None = [] if replaces else None
+        report = self._play_test_games(epoch, self.config.collection.test.num_episodes, episodes=episodes)
+        if episodes is not None:
+            data.replace_test_dataset(self.run, episodes)
+            self.test = data.load_test_replay(self.run)
+        return _prefixed("test", report.metrics())
+
+    def _imagine(self, epoch: int) -> dict[str, Any]:
+        """Imagines real games under their actions, in a video."""
+        replay = self.test if len(self.test) else self.train
+        n, horizon = self.world_model.num_steps_conditioning, self.config.world_model_env.horizon
+        starts = open_loop.draw_starts(replay, _VIDEO_GAMES, n + horizon, seed=0)
+        if starts is None:
+            return {}
+        with self._as_played(*WORLD_MODEL_PARTS), self._autocast():
+            imagined = open_loop.imagine(self.world_model, starts)
+        self._stop_if_requested()
+        real = starts.obs[:, n:]
+        frames = open_loop.side_by_side(real, imagined)
+        gif = open_loop.to_gif(frames, VIDEO_FPS)
+        self.log.video(epoch, "imagination", gif, (frames.shape[1], frames.shape[2]))
+        quality = open_loop.psnr(real, imagined).tolist()
+        return {"imagination/psnr_first": quality[0], "imagination/psnr_last": quality[-1]}
+
+    @torch.no_grad()
+    def _measure(self, part: Part) -> dict[str, Any]:
+        """Losses of the weights to be saved, on the same test batches every time."""
+        objective = self._measured.get(part.name)
+        if objective is None or not len(self.test):
+            return {}
+        sums: Metrics = {}
+        with part.as_played():
+            for i in range(_TEST_BATCHES):
+                rng = np.random.default_rng([i, PARTS.index(part.name)])
+                example = objective.example(self.test, rng, part.num_steps, around_events=False)
+                sums = add(sums, example.metrics | {"loss": example.loss})
+        return {f"test_{name}": value for name, value in summary(sums, _TEST_BATCHES).items()}
+
+    @property
+    def _plays_test_games(self) -> bool:
+        config = self.config
+        return config.evaluation.should and config.learns_to_play and config.game is not None
+
+    def _play_test_games(
+        self, epoch: int, num_episodes: int, *, episodes: list[Episode] | None = None, desc: str = "test"
+    ) -> PlayReport:
+        """Plays games that only the epoch's number decides; puts their episodes into `episodes`, if given."""
+        actor_critic, game = self.agent.actor_critic, self.config.game
+        assert actor_critic is not None and game is not None
+        sampling = self.config.collection.test
+        seed = derived_seed(self.config.common.seed, _TEST_GAMES, epoch)
+        games = RealGames(game, min(sampling.num_envs, num_episodes), training=False, seed=seed)
+        with self._as_played("actor_critic"), self._bar(desc, total=num_episodes, unit="episode") as bar:
+            collector = Collector(
+                actor_critic,
+                games,
+                sampling,
+                seed=seed,
+                keeps_frames=episodes is not None,
+                max_episode_steps=sampling.max_episode_steps,
+            )
+            report = play_whole_games(
+                collector,
+                num_episodes,
+                bar=bar,
+                should_stop=lambda: self.stop_requested,
+                on_episode=lambda episode: None if episodes is None else episodes.append(episode),
+            )
+        self._stop_if_requested()
+        return report
+
+    def _stop_if_requested(self) -> None:
+        if self.stop_requested:
+            raise StopRequested
+
+    def _as_played(self, *names: str, but: str | None = None) -> ExitStack:
+        """Some of the trained networks hold the weights that are saved and played, meanwhile."""
+        with ExitStack() as stack:
             for part in self.parts:
-                metrics |= {f"{part.name}/{k}": v for k, v in self._train_part(part, progress).items()}
-                metrics |= {f"{part.name}/test_{k}": v for k, v in self._test_part(part).items()}
-            self.epoch += 1
-            if progress:
-                tqdm.write(one_line(metrics))
-            self.run.log(metrics)
-            self.save()
+                if part.name in names and part.name != but:
+                    stack.enter_context(part.as_played())
+            return stack.pop_all()
+
+    def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
+        desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
+        return tqdm(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
+
+    # -- what is saved
 
     def save(self) -> None:
         """Writes the state, and the weights where this epoch's are kept."""
         keeping = self.config.checkpointing
-        if self.epoch % keeping.save_agent_every == 0 or self.epoch == self.config.training.num_epochs:
+        if self.epoch % keeping.save_agent_every == 0 or self.epoch == self.num_epochs:
+            if self.config.collects:
+                data.choose_contexts(self.config, self.run).save(self.run.contexts_file)
             self.run.save_agent(self.epoch, self.weights(), keeping.num_to_keep)
         self.save_state()
 
@@ -141,14 +349,16 @@ class Trainer:
         """Writes all that `resume` needs."""
         trained = [part.name for part in self.parts]
         self.run.save_state(
-            {
-                "epoch": self.epoch,
+            asdict(self.progress)
+            | {
                 "parts": {part.name: part.state_dict() for part in self.parts},
                 "untrained": {
                     name: module.state_dict()
                     for name, module in self.agent.named_children()
                     if name not in trained
                 },
+                "episode_lengths": None if self.dataset is None else self.dataset.lengths.tolist(),
+                "collector": None if self._collector is None else self._collector.state_dict(),
             }
         )
 
@@ -160,7 +370,7 @@ class Trainer:
         return weights
 
     def resume(self) -> None:
-        """Goes on from the run's saved state.
+        """Goes on from the run's saved state; the training dataset must be as it was then.
 
         Raises:
             CheckpointError: The state does not fit the configuration.
@@ -171,149 +381,87 @@ class Trainer:
                 part.load_state_dict(state["parts"][part.name])
             for name, weights in state.get("untrained", {}).items():
                 getattr(self.agent, name).load_state_dict(weights)
-            self.epoch = state["epoch"]
+            if self._collector is not None:
+                assert self.dataset is not None
+                self._collector.load_state_dict(state["collector"], self.dataset)
+            self.progress = Progress.of(state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
         self.run.forget_metrics_after(self.epoch)
 
-    def _train_part(self, part: Part, progress: bool) -> dict[str, Any]:
-        """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
-        training = part.training
-        total = training.num_steps(self.config.training.num_epochs)
-        steps = training.num_steps(self.epoch + 1) - part.num_steps
-        sums: Metrics = {}
-        start = time.perf_counter()
-        part.module.train()
-        for i in tqdm(range(steps), desc=f"epoch {self.epoch + 1} {part.name}", disable=not progress):
-            metrics = self._step(part, training.lr_factor(part.num_steps, total))
-            sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
-            if self.stop_requested:
-                check_finite(part, summary(sums, i + 1))
-                self.save_state()
-                raise KeyboardInterrupt
-        part.module.eval()
-        result: dict[str, Any] = {"num_steps": part.num_steps}
-        if steps > 0:
-            result |= summary(sums, steps)
-            check_finite(part, result)
-            result["steps_per_s"] = steps / (time.perf_counter() - start)
-        return result
+    # -- how it is built
 
-    def _step(self, part: Part, lr_factor: float) -> Metrics:
-        base_lr = {"denoiser": self.config.denoiser, "rew_end_model": self.config.rew_end_model}[part.name]
-        for group in part.optimizer.param_groups:
-            group["lr"] = base_lr.optimizer.lr * lr_factor
-        rng = np.random.default_rng([self.config.common.seed, PARTS.index(part.name), part.num_steps])
-        loss, metrics = part.loss(self.train, rng, part.num_steps)
-        part.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(part.module.parameters(), part.training.max_grad_norm)
-        part.optimizer.step()
-        part.num_steps += 1
-        if part.ema is not None:
-            part.ema.update(part.module)
-        return metrics | {"loss": loss.detach(), "grad_norm": norm.detach()}
-
-    @torch.no_grad()
-    def _test_part(self, part: Part, num_batches: int = 8) -> dict[str, Any]:
-        """Metrics of the weights to be saved, on the same test batches every time."""
-        trained = {name: x.detach().clone() for name, x in part.module.state_dict().items()}
-        part.module.load_state_dict(part.weights())
-        sums: Metrics = {}
-        for i in range(num_batches):
-            rng = np.random.default_rng([i, PARTS.index(part.name)])
-            loss, metrics = part.loss(self.test, rng, part.num_steps)
-            metrics = metrics | {"loss": loss}
-            sums = {name: sums.get(name, 0) + value for name, value in metrics.items()}
-        part.module.load_state_dict(trained)
-        result = summary(sums, num_batches)
-        check_finite(part, result)
-        return result
-
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.training.autocast is not None
-        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
-
-    def _draw(
-        self,
-        replay: Replay,
-        rng: np.random.Generator,
-        training: PartTrainingConfig,
-        length: int,
-        pad_after: bool,
-    ) -> SegmentBatch:
-        weights = None if self.config.static_dataset.path is not None else training.sample_weights
-        batch = replay.draw(
-            rng,
-            training.batch_size,
-            length,
-            sample_weights=weights,
-            pad_after=pad_after,
-            event_fraction=training.event_fraction if replay is self.train else 0.0,
-        )
-        return batch.to(self.device)
-
-    def _denoiser_loss(self, replay: Replay, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
-        training = self.config.denoiser.training
-        autoregressive = step >= training.autoregressive_from_step
-        num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
-        n = self.agent.config.denoiser.inner_model.num_steps_conditioning
-        batch = self._draw(replay, rng, training, n + num_predictions, pad_after=False)
-        generator = torch.Generator(self.device).manual_seed(int(rng.integers(2**62)))
-        noises = [
-            draw_denoiser_noise(
-                self.config.denoiser.sigma_distribution,
-                tuple(replay.frame_shape),
-                training.batch_size,
-                generator,
-            )
-            for _ in range(num_predictions)
-        ]
-        with self._autocast():
-            return denoiser_loss(
-                self.agent.denoiser, batch, noises, moving_pixels_weight=training.moving_pixels_weight
-            )
-
-    def _rew_end_loss(self, replay: Replay, rng: np.random.Generator, step: int) -> tuple[Tensor, Metrics]:
-        training = self.config.rew_end_model.training
-        batch = self._draw(replay, rng, training, training.seq_length, pad_after=True)
-        with self._autocast():
-            return rew_end_loss(self.agent.rew_end_model, batch, event_weight=training.event_weight)
-
-
-def check_finite(part: Part, metrics: dict[str, Any]) -> None:
-    """Raises `DivergedError` if the loss or the gradient norm is not finite."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics.get(name, 0.0)):
-            raise DivergedError(
-                f"{part.name}: the mean {name} is {metrics[name]} at step {part.num_steps}; the last good "
-                "epoch is kept. To go on from its weights, start a run with initialization.path_to_ckpt=RUN "
-                f"and a lower {part.name}.optimizer.lr"
-            )
-
-
-def one_line(metrics: dict[str, Any]) -> str:
-    """An epoch's losses, to be shown."""
-    losses = [
-        f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(("/loss", "/test_loss"))
-    ]
-    return f"epoch {metrics['epoch']}: {', '.join(losses)}"
-
-
-def summary(sums: Metrics, count: int) -> dict[str, Any]:
-    """Means of scalars; confusion matrices as nested lists of counts, each with the F1 of its classes."""
-    result: dict[str, Any] = {}
-    for name, value in sums.items():
-        if value.ndim == 0:
-            result[name] = value.item() / count
+    def _part(self, name: str) -> Part:
+        config = {
+            "denoiser": self.config.denoiser,
+            "rew_end_model": self.config.rew_end_model,
+            "actor_critic": self.config.actor_critic,
+        }[name]
+        draw = self._draw(config.training)
+        if name == "actor_critic":
+            objective = self._actor_critic_objective(draw)
+        elif name == "denoiser":
+            objective = DenoiserObjective(self.agent.denoiser, self.config.denoiser, draw, self._autocast)
+            self._measured[name] = objective
         else:
-            result[name] = value.tolist()
-            result[name.replace("confusion", "f1")] = f1_scores(value)
-    return result
+            objective = RewEndObjective(
+                self.agent.rew_end_model, self.config.rew_end_model, draw, self._autocast
+            )
+            self._measured[name] = objective
+        return Part.of(name, getattr(self.agent, name), config.training, config.optimizer, objective)
+
+    def _draw(self, training: PartTrainingConfig) -> Draw:
+        static = self.config.static_dataset
+        by_age = static.path is None or not static.ignore_sample_weights
+        return Draw(training, by_age, self.device)
+
+    def _actor_critic_objective(self, draw: Draw) -> ActorCriticObjective:
+        assert self.agent.actor_critic is not None
+        loss = self.config.actor_critic.actor_critic_loss
+        games = self._real_games(draw) if self.config.training.model_free else self._imagined_games(draw)
+        num_steps = loss.backup_every or self.config.world_model_env.horizon
+        return ActorCriticObjective(self.agent.actor_critic, games, num_steps, loss, self._autocast)
+
+    def _real_games(self, draw: Draw) -> SavedGames:
+        assert self.config.game is not None
+        seed = derived_seed(self.config.common.seed, _RL_GAMES)
+        games = RealGames(self.config.game, draw.training.batch_size, training=True, seed=seed)
+        return games if self.device.type == "cpu" else GamesOnDevice(games, self.device)
+
+    def _imagined_games(self, draw: Draw) -> ImaginedGames:
+        n = self.world_model.num_steps_conditioning
+
+        def starts(rng: np.random.Generator, count: int) -> SegmentBatch:
+            return draw(self.train, rng, n, batch_size=count)
+
+        return ImaginedGames(
+            self.world_model,
+            starts,
+            draw.training.batch_size,
+            self.config.world_model_env.horizon,
+            seed=(self.config.common.seed, _RL_GAMES),
+        )
+
+    def _new_collector(self) -> Collector:
+        assert self.agent.actor_critic is not None and self.config.game is not None
+        sampling: SamplingConfig = self.config.collection.train
+        seed = derived_seed(self.config.common.seed, _COLLECTION)
+        games = RealGames(self.config.game, sampling.num_envs, training=True, seed=seed)
+        return Collector(self.agent.actor_critic, games, sampling, seed=seed)
 
 
-def f1_scores(confusion: Tensor) -> list[float]:
-    """F1 of each class of a confusion matrix (rows: true class); 0 for a class never seen nor predicted."""
-    hits = confusion.diagonal().double()
-    total = confusion.sum(dim=0).double() + confusion.sum(dim=1).double()
-    return (2 * hits / total.clamp(min=1)).tolist()
+def autocast_of(name: str | None, device: torch.device) -> Callable[[], AbstractContextManager]:
+    """Makes contexts in which networks run in the precision of `training.autocast`."""
+    if name == "auto":
+        is_fast = has_amx() if device.type == "cpu" else device.type == "cuda"
+        name = "bfloat16" if is_fast else None
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=name is not None)
+
+
+def derived_seed(*numbers: int) -> int:
+    """A seed >= 0 out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def _prefixed(prefix: str, metrics: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}/{name}": value for name, value in metrics.items()}

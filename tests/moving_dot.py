@@ -1,0 +1,48 @@
+"""A little environment that is no Atari game: a dot is moved left and right on a grey line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+SIZE = 64
+DOT = 8
+
+
+class MovingDot(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """Left, stay, right; +1 and the end at the right edge, -1 and the end at the left one."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
+
+    def __init__(self, *, grey: bool = False, start: int = 0, render_mode: str | None = None) -> None:
+        self.grey, self.render_mode = grey, render_mode
+        self.observation_space = Box(0, 255, (SIZE, SIZE) if grey else (SIZE, SIZE, 3), np.uint8)
+        self.action_space = Discrete(3, start=start)
+        self._frame = np.zeros(self.observation_space.shape, np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.x = int(self.np_random.integers(16, SIZE - DOT - 16))
+        return self._draw(), {}
+
+    def step(self, action: Any) -> Any:
+        self.x += 8 * (int(action) - int(self.action_space.start) - 1)  # pyright: ignore
+        right, left = self.x > SIZE - DOT, self.x < 0
+        return self._draw(), float(right) - float(left), right or left, False, {}
+
+    def render(self) -> Any:
+        frame = self._draw()
+        return np.repeat(frame[..., None], 3, axis=2) if self.grey else frame.copy()
+
+    def _draw(self) -> NDArray[np.uint8]:
+        """Draws into one and the same array, as many environments do."""
+        self._frame[:] = 40
+        self._frame[30:38, max(0, self.x) : max(0, self.x + DOT)] = 255 if self.grey else (250, 200, 30)
+        return self._frame
+
+
+gymnasium.register("MovingDot-v0", entry_point="tests.moving_dot:MovingDot", max_episode_steps=20)

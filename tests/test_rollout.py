@@ -1,0 +1,175 @@
+"""The actor-critic plays: what it keeps of games that end, and games that can be saved and gone back to."""
+
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+
+from diamond_gym.models import ActorCritic, ActorCriticConfig
+from diamond_gym.pixels import to_float
+from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world_model import WorldModel
+from tests.recordings import episode
+from tests.worlds import tiny_agent
+from trainers.diamond.actor_critic_loss import ActorCriticLossConfig
+from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
+from trainers.diamond.imagined_games import ImaginedGames
+from trainers.diamond.objectives import ActorCriticObjective
+from trainers.diamond.part import Part
+from trainers.diamond.replay import Replay
+from trainers.diamond.rollout import Outcome, begin, play, sample
+
+
+@pytest.fixture
+def actor_critic():
+    torch.manual_seed(0)
+    network = ActorCritic(ActorCriticConfig(lstm_dim=8, channels=[4, 4], down=[1, 1], num_actions=3))
+    for linear in (network.actor_linear, network.critic_linear):
+        torch.nn.init.normal_(linear.weight)
+    return network.eval()
+
+
+@pytest.fixture
+def world_model():
+    agent = tiny_agent(num_actions=3, end_bias=-20.0)
+    return WorldModel(agent.denoiser, agent.rew_end_model, DiffusionSamplerConfig(num_steps_denoising=1))
+
+
+class Script:
+    """Two games whose ends are written down; every frame is filled with a number of its own."""
+
+    def __init__(self, ends, truncs):
+        self.ends, self.truncs, self.time, self.restarts = ends, truncs, 0, []
+
+    def step(self, act):
+        self.acts = act
+        obs = self.frame(self.time + 1)
+        end, trunc = (torch.tensor(x[self.time], dtype=torch.bool) for x in (self.ends, self.truncs))
+        self.time += 1
+        return Outcome(obs, torch.tensor([1.0, -2.0]), end, trunc)
+
+    def restart(self, index):
+        self.restarts.append(index.tolist())
+        return torch.stack([self.frame(100 + i)[index] for i in range(4)], dim=1)
+
+    @staticmethod
+    def frame(number):
+        return torch.full((2, 3, 64, 64), number, dtype=torch.uint8)
+
+
+def values_along(actor_critic, frames):
+    """Value of the last of some frames of one game, seen by an LSTM that starts at zero at the first."""
+    hx_cx = actor_critic.initial_state(1)
+    for frame in frames:
+        _, value, hx_cx = actor_critic.predict_act_value(to_float(frame[:1]), hx_cx)
+    return value.item()
+
+
+def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_without_memory(actor_critic):
+    games = Script(ends=[[0, 0], [1, 0], [0, 0]], truncs=[[0, 0], [0, 0], [0, 1]])
+    frame = games.frame
+    state = begin(actor_critic, frame(0)[:, None])
+    state, steps = play(actor_critic, games, state, 3, torch.Generator().manual_seed(0))
+    assert games.restarts == [[0], [1]]
+    context = [frame(100 + i) for i in range(4)]
+    first, second = steps.val_bootstrap[:, 1].tolist(), steps.val[:, 2].tolist()
+    assert first[0] == pytest.approx(values_along(actor_critic, [frame(0), frame(1), frame(2)]), abs=1e-5)
+    assert second[0] == pytest.approx(values_along(actor_critic, context), abs=1e-5)
+    assert first[1] == pytest.approx(second[1], abs=1e-6), (
+        "a game that goes on bootstraps from its next value"
+    )
+    last = steps.val_bootstrap[1, 2].item()
+    assert last == pytest.approx(values_along(actor_critic, [frame(i) for i in range(4)]), abs=1e-5)
+    assert steps.rew.tolist() == [[1, 1, 1], [-2, -2, -2]]
+    assert state.obs[:, 0, 0, 0].tolist() == [3, 103]
+    assert steps.val.requires_grad and steps.logits_act.requires_grad
+    assert not steps.val_bootstrap.requires_grad and not state.hx.requires_grad
+
+
+def test_actions_follow_the_policy():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(20_000, 3)
+    drawn = sample(logits, torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(torch.bincount(drawn) / len(drawn), [0.2, 0.5, 0.3], atol=0.015)
+
+
+def imagined_games(world_model, replay, horizon=4):
+    def draw(rng, count):
+        n = world_model.num_steps_conditioning
+        return replay.draw(rng, count, n, sample_weights=None, pad_after=False)
+
+    return ImaginedGames(world_model, draw, num_games=3, horizon=horizon, seed=(0, 0))
+
+
+def test_imagined_games_are_cut_at_the_horizon_and_start_at_the_replays_frames(world_model):
+    replay = Replay([episode(12, number=i) for i in range(3)])
+    games = imagined_games(world_model, replay)
+    obs = games.start()
+    n = world_model.num_steps_conditioning
+    assert obs.shape == (3, n, 3, 64, 64)
+    recorded = {level for i in range(3) for level in range(10 * i, 10 * i + 12)} | {128}
+    assert set(obs[:, :, 0, 0, 0].flatten().tolist()) <= recorded
+    truncs = [games.step(torch.zeros(3, dtype=torch.int64)).trunc.tolist() for _ in range(4)]
+    assert truncs == [[False] * 3] * 3 + [[True] * 3]
+    games.restart(torch.tensor([0, 2]))
+    assert games.step(torch.zeros(3, dtype=torch.int64)).trunc.tolist() == [False, True, False]
+
+
+def test_saved_imagined_games_go_on_exactly(world_model):
+    replay = Replay([episode(12, number=i) for i in range(3)])
+
+    def go_on(games):
+        outcomes = [games.step(torch.tensor([t % 3, 0, 1])) for t in range(3)]
+        frames = games.restart(torch.tensor([1]))
+        outcomes.append(games.step(torch.tensor([0, 1, 2])))
+        return [outcome.obs for outcome in outcomes] + [frames]
+
+    games, other = imagined_games(world_model, replay), imagined_games(world_model, replay)
+    games.start()
+    games.step(torch.tensor([0, 1, 2]))
+    other.load_state_dict(games.state_dict())
+    for x, y in zip(go_on(games), go_on(other), strict=True):
+        assert torch.equal(x, y)
+
+
+class Bandit:
+    """Eight games whose frame says which action is rewarded; they end at random."""
+
+    def __init__(self):
+        self.rng = torch.Generator().manual_seed(0)
+        self.target = torch.randint(3, (8,), generator=self.rng)
+
+    def start(self):
+        return self.frames()[:, None]
+
+    def frames(self):
+        return (100 * self.target).to(torch.uint8)[:, None, None, None].expand(8, 3, 16, 16)
+
+    def step(self, act):
+        rew = (act == self.target).float()
+        end = torch.rand(8, generator=self.rng) < 0.2
+        self.target = torch.randint(3, (8,), generator=self.rng)
+        return Outcome(self.frames(), rew, end, torch.zeros(8, dtype=torch.bool))
+
+    def restart(self, index):
+        return self.frames()[index][:, None]
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_the_objective_teaches_what_is_rewarded():
+    torch.set_num_threads(1)  # the work is too small to share
+    torch.manual_seed(0)
+    sizes = {"lstm_dim": 16, "channels": [4, 4], "down": [1, 1], "img_size": 16}
+    network = ActorCritic(ActorCriticConfig(num_actions=3, **sizes))
+    torch.nn.init.normal_(network.actor_linear.weight)
+    loss = ActorCriticLossConfig(gamma=0.0)
+    objective = ActorCriticObjective(network, Bandit(), 5, loss, nullcontext)
+    config, optimizer = ActorCriticTrainingConfig(lr_warmup_steps=0), OptimizerConfig(lr=5e-3, weight_decay=0)
+    part = Part.of("actor_critic", network, config, optimizer, objective)
+    rewards = [part.step(Replay(), seed=0, lr_factor=1.0)["rew"].item() for _ in range(100)]
+    assert np.mean(rewards[:5]) < 0.6 and np.mean(rewards[-10:]) > 0.9

@@ -1,0 +1,261 @@
+"""Other people's episodes as a dataset to train on: `train` and `test` in the published layout.
+
+Reads recordings (see `diamond_gym.recorder`) and Minari datasets; frames are brought to the models' size.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import DatasetError, InvalidInputError
+from diamond_gym.recorder import RecordedEpisode
+from trainers.diamond.minari_source import MinariSource
+from trainers.diamond.new_folder import new_folder
+
+USAGE = """\
+usage: python -m trainers.diamond import-episodes episodes=FOLDER out=FOLDER [key=value ...]
+       python -m trainers.diamond import-episodes minari=ID out=FOLDER [key=value ...]
+
+Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
+
+  episodes     folder of recorded episodes, one .npz file each, of these arrays (`record` and
+               diamond_gym.recorder.RecordEpisodes write them; so does numpy.savez_compressed):
+                 obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
+                 act          integers (t,), 0..n-1; act[i] was taken at obs[i]
+                 rew          numbers (t,), raw rewards
+                 terminated   booleans (t,), true at most at the last step
+                 truncated    likewise
+                 num_actions  n, optional
+               also found as observations, actions, rewards, terminations and truncations
+  minari       instead of episodes: id of a Minari dataset on this machine, or its folder
+  obs_key      which observation to take where a Minari dataset has dictionaries (default: none)
+  out          the folder to make; it must not exist, or be empty
+  size         frames are resized to size x size by area; grey ones get three channels (default: 64)
+  test_every   one episode in so many goes to test/, none with 0 (default: 10)
+
+A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
+
+_MAX_SIZE = 1024
+
+
+@dataclass
+class ImportOptions:
+    """What to import, and how; see `USAGE`.
+
+    Raises:
+        InvalidInputError: Not exactly one source is given, or a number is out of range.
+    """
+
+    out: str
+    episodes: str | None = None
+    minari: str | None = None
+    obs_key: str | None = None
+    size: int = 64
+    test_every: int = 10
+
+    def __post_init__(self) -> None:
+        if (self.episodes is None) == (self.minari is None):
+            raise InvalidInputError("give one of episodes=FOLDER and minari=ID")
+        if self.obs_key is not None and self.minari is None:
+            raise InvalidInputError(f"obs_key={self.obs_key} is for minari=ID")
+        if not 1 <= self.size <= _MAX_SIZE:
+            raise InvalidInputError(f"size must be in 1..{_MAX_SIZE}, got {self.size}")
+        if self.test_every < 0 or self.test_every == 1:
+            raise InvalidInputError(
+                f"test_every must be 0 for no test episodes, or at least 2, got {self.test_every}"
+            )
+
+
+@dataclass
+class ImportReport:
+    """What a dataset holds.
+
+    Attributes:
+        out: Its folder.
+        size: Frames are size x size.
+        num_actions: Stated by the source, else the largest action that occurs, and 1.
+        num_episodes: In each split that was written.
+        num_steps: Likewise.
+        rewards: Steps with a reward of each sign, -1, 0 and 1.
+        num_ends: Episodes that terminated.
+        note: What else is to be known of the source.
+    """
+
+    out: Path
+    size: int
+    num_actions: int = 0
+    num_episodes: dict[str, int] = field(default_factory=dict)
+    num_steps: dict[str, int] = field(default_factory=dict)
+    rewards: dict[int, int] = field(default_factory=lambda: {-1: 0, 0: 0, 1: 0})
+    num_ends: int = 0
+    note: str | None = None
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.out / split}: {self.num_episodes[split]} episodes, {self.num_steps[split]} steps"
+            for split in self.num_episodes
+        ]
+        minus, zero, plus = self.rewards.values()
+        lines.append(
+            f"rewards: {plus} positive, {minus} negative, {zero} zero; {self.num_ends} episodes terminated; "
+            f"{self.num_actions} actions"
+        )
+        lines += [] if self.note is None else [self.note]
+        return "\n".join([*lines, f"to train on them: {shlex.join(self.train_command)}"])
+
+    @property
+    def train_command(self) -> list[str]:
+        """Trains a world model on the dataset."""
+        sizes = [] if self.size == 64 else [f"agent.rew_end_model.img_size={self.size}"]
+        return [
+            *("python", "-m", "trainers.diamond", "train", "preset=small"),
+            f"static_dataset.path={self.out}",
+            f"agent.num_actions={self.num_actions}",
+            "training.parts=[denoiser,rew_end_model]",
+            *sizes,
+        ]
+
+
+class Source(Protocol):
+    """Episodes to import."""
+
+    @property
+    def num_actions(self) -> int | None:
+        """Actions there are, as far as the source says so."""
+        ...
+
+    @property
+    def note(self) -> str | None:
+        """What is to be known of it, in a sentence."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, number: int) -> RecordedEpisode:
+        """Reads an episode."""
+        ...
+
+
+class FolderSource:
+    """The .npz files of a folder, in the order of their names.
+
+    Raises:
+        DatasetError: There is no such folder, or there are no such files in it.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.num_actions = self.note = None
+        path = Path(folder).expanduser()
+        if not path.is_dir():
+            raise DatasetError(f"episodes={folder}: there is no such folder")
+        if (path / "info.pt").is_file() or (path / "train" / "info.pt").is_file():
+            dataset = path if (path / "train").is_dir() else path.parent
+            raise DatasetError(
+                f"episodes={folder} is a dataset already: train with static_dataset.path={dataset}"
+            )
+        self.files = sorted(path.glob("*.npz"))
+        if not self.files:
+            names = sorted(file.name for file in path.iterdir())
+            found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
+            raise DatasetError(f"episodes={folder} holds no .npz files, one an episode; found {found}")
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def load(self, number: int) -> RecordedEpisode:
+        """Reads an episode."""
+        return RecordedEpisode.load(self.files[number])
+
+
+def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportReport:
+    """Makes the dataset; its folder appears as a whole, once everything is in it.
+
+    Raises:
+        DatasetError: There are no episodes, or one is damaged or of another form; the message names it.
+        MissingDependencyError: minari is needed and not installed.
+        InvalidInputError: The Minari dataset is of another kind.
+        CacheError: The folder is not empty, or cannot be written.
+    """
+    source = _source(options)
+    splits = split(len(source), options.test_every)
+    report = ImportReport(Path(options.out), options.size, source.num_actions or 0, note=source.note)
+    with new_folder(Path(options.out)) as folder:
+        for name, numbers in splits.items():
+            dataset = EpisodeDataset(folder / name, create=True)
+            dataset.extend(_converted(source, numbers, options.size, report, progress, name))
+            report.num_episodes[name], report.num_steps[name] = len(dataset), dataset.num_steps
+    return report
+
+
+def split(num_episodes: int, test_every: int) -> dict[str, list[int]]:
+    """Numbers of the train and test episodes; at least one of each where there is to be a test split.
+
+    Raises:
+        DatasetError: There are too few.
+    """
+    if num_episodes == 0:
+        raise DatasetError("there are no episodes to import")
+    if test_every == 0:
+        return {"train": list(range(num_episodes))}
+    if num_episodes == 1:
+        raise DatasetError(
+            "there is one episode, to train on or to test on: record more, or give test_every=0"
+        )
+    test = range(min(test_every, num_episodes) - 1, num_episodes, test_every)
+    return {"train": [i for i in range(num_episodes) if i not in test], "test": list(test)}
+
+
+def convert(recorded: RecordedEpisode, size: int) -> Episode:
+    """An episode as the models see it: frames of size x size pixels in three channels.
+
+    A frame after the last step of an episode that goes on is dropped: the layout has no place for it.
+    """
+    frames = torch.stack([_resized(frame, size) for frame in recorded.obs])
+    return Episode(
+        obs=frames[:-1],
+        act=torch.from_numpy(recorded.act),
+        rew=torch.from_numpy(recorded.rew),
+        end=torch.from_numpy(recorded.terminated.astype(np.uint8)),
+        trunc=torch.from_numpy(recorded.truncated.astype(np.uint8)),
+        info={"final_observation": frames[-1].clone()} if recorded.is_finished else {},
+    )
+
+
+def _source(options: ImportOptions) -> Source:
+    if options.episodes is not None:
+        return FolderSource(options.episodes)
+    assert options.minari is not None
+    return MinariSource(options.minari, options.obs_key)
+
+
+def _converted(
+    source: Source, numbers: list[int], size: int, report: ImportReport, progress: bool, name: str
+) -> Iterator[Episode]:
+    """The episodes of a split, counted in the report."""
+    for number in tqdm(numbers, desc=name, unit="episode", disable=not progress):
+        recorded = source.load(number)
+        report.num_actions = max(report.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
+        for sign in report.rewards:
+            report.rewards[sign] += int((np.sign(recorded.rew) == sign).sum())
+        report.num_ends += bool(recorded.terminated[-1])
+        yield convert(recorded, size)
+
+
+def _resized(frame: NDArray[np.uint8], size: int) -> Tensor:
+    """A frame as uint8 (3, size, size)."""
+    grey_or_colour = frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
+    resized = np.asarray(cv2.resize(grey_or_colour, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
+    colour = resized if resized.ndim == 3 else np.repeat(resized[..., None], 3, axis=2)
+    return torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1)))

@@ -1,0 +1,103 @@
+"""Episodes of a Minari dataset. The only module that knows the library, which is optional."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Dict, Discrete
+
+from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
+from diamond_gym.recorder import RecordedEpisode
+
+_JPEG = (
+    "note: Minari kept these images as JPEG (unless they are smaller than 32x32), which blurs small things; "
+    "jpeg_encoding=False keeps them as they are when you make a dataset"
+)
+
+
+class MinariSource:
+    """The episodes of a dataset that lies on this machine, read one at a time.
+
+    Args:
+        name: Id of the dataset, such as "my-game/random-v0", or its folder.
+        obs_key: Which observation to take where they are dictionaries.
+
+    Raises:
+        MissingDependencyError: minari is not installed.
+        DatasetError: There is no such dataset here.
+        InvalidInputError: Its actions are not discrete, or `obs_key` does not fit.
+    """
+
+    def __init__(self, name: str, obs_key: str | None = None) -> None:
+        self.name, self.obs_key = name, obs_key
+        self._dataset = _load(name)
+        actions = self._dataset.action_space
+        if not isinstance(actions, Discrete):
+            raise InvalidInputError(f"minari={name}: actions must be discrete, its action space is {actions}")
+        self._first_action, self.num_actions = int(actions.start), int(actions.n)
+        _check_key(name, self._dataset.observation_space, obs_key)
+        self.note = _JPEG if getattr(self._dataset.storage, "jpeg_encoding", False) else None
+
+    def __len__(self) -> int:
+        return len(self._dataset.episode_indices)
+
+    def load(self, number: int) -> RecordedEpisode:
+        """Reads an episode.
+
+        Raises:
+            DatasetError: It is damaged, or no episode of images.
+        """
+        try:
+            episode = self._dataset[number]
+        except Exception as error:  # whatever the storage raises for damaged files
+            raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
+        obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
+        try:
+            return RecordedEpisode(
+                obs=obs,
+                act=np.asarray(episode.actions) - self._first_action,
+                rew=episode.rewards,
+                terminated=episode.terminations,
+                truncated=episode.truncations,
+                num_actions=self.num_actions,
+            )
+        except DatasetError as error:
+            raise DatasetError(f"minari={self.name}, episode {number}: {error}") from error
+
+
+def _load(name: str) -> Any:
+    try:
+        import minari  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"minari={name} needs minari ({error}): pip install 'diamond-gym[minari]'"
+        ) from error
+    folder = Path(name).expanduser()
+    try:
+        if (folder / "data").is_dir():
+            return minari.MinariDataset(folder / "data")
+        return minari.load_dataset(name)
+    except ImportError as error:  # of what a storage format needs
+        raise MissingDependencyError(f"minari={name}: {error}") from error
+    except Exception as error:  # whatever the library and its storage raise for ids and files
+        is_missing = isinstance(error, FileNotFoundError)
+        reason = "it is not on this machine" if is_missing else " ".join(str(error).split())
+        raise DatasetError(
+            f"minari={name} cannot be read: {reason}. Known here are "
+            f"{', '.join(minari.list_local_datasets()) or 'none'}; `minari download {name}` fetches a "
+            "published one"
+        ) from error
+
+
+def _check_key(name: str, space: Any, obs_key: str | None) -> None:
+    keys = list(space.spaces) if isinstance(space, Dict) else []
+    if keys and obs_key not in keys:
+        given = "none" if obs_key is None else obs_key
+        raise InvalidInputError(
+            f"minari={name}: observations are dictionaries, obs_key must be one of "
+            f"{', '.join(keys)}; got {given}"
+        )
+    if not keys and obs_key is not None:
+        raise InvalidInputError(f"minari={name}: its observations are no dictionaries, leave out obs_key")

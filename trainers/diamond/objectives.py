@@ -1,0 +1,195 @@
+"""What each network learns from: a batch drawn from the replay or played, and its loss.
+
+An objective is given its random numbers; what it must remember from one step to the next (the games that the
+actor-critic is playing) is its state. Knows nothing of optimisers, epochs or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diamond_gym.models import ActorCritic, Denoiser, RewEndModel
+from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
+from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
+from trainers.diamond.losses import Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
+from trainers.diamond.replay import Replay, SegmentBatch
+from trainers.diamond.rollout import PlayerState, SavedGames, begin, play
+
+Autocast = Callable[[], AbstractContextManager]
+"""Makes the context in which networks run."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One batch: its loss, what is worth measuring, and the batch itself."""
+
+    loss: Tensor
+    metrics: Metrics
+    batch: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What a network minimises."""
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
+        """Draws a batch with `rng`, for optimiser step `step`, and computes its loss."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what it remembered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws segments for a network onto its device.
+
+    Attributes:
+        training: Batch size and weights.
+        by_age: Whether recent episodes are preferred; else longer ones.
+        device: Where the network is.
+    """
+
+    training: PartTrainingConfig
+    by_age: bool
+    device: torch.device
+
+    def __call__(
+        self,
+        replay: Replay,
+        rng: np.random.Generator,
+        length: int,
+        *,
+        batch_size: int | None = None,
+        pad_after: bool = False,
+        around_events: bool = True,
+    ) -> SegmentBatch:
+        """Segments of `length` steps, as many as `batch_size` or the configuration says."""
+        batch = replay.draw(
+            rng,
+            self.training.batch_size if batch_size is None else batch_size,
+            length,
+            sample_weights=self.training.sample_weights if self.by_age else None,
+            pad_after=pad_after,
+            event_fraction=self.training.event_fraction if around_events else 0.0,
+        )
+        return batch.to(self.device)
+
+
+class _Forgetful:
+    """An objective without a memory."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class DenoiserObjective(_Forgetful):
+    """The denoiser's loss on segments of the replay."""
+
+    denoiser: Denoiser
+    config: DenoiserPartConfig
+    draw: Draw
+    autocast: Autocast
+
+    def example(
+        self, replay: Replay, rng: np.random.Generator, step: int, *, around_events: bool = True
+    ) -> Example:
+        """See `Objective`."""
+        training = self.config.training
+        autoregressive = step >= training.autoregressive_from_step
+        num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
+        n = self.denoiser.config.inner_model.num_steps_conditioning
+        batch = self.draw(replay, rng, n + num_predictions, around_events=around_events)
+        generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
+        shape, size = tuple(replay.frame_shape), training.batch_size
+        noises = [
+            draw_denoiser_noise(self.config.sigma_distribution, shape, size, generator)
+            for _ in range(num_predictions)
+        ]
+        with self.autocast():
+            weight = training.moving_pixels_weight
+            loss, metrics = denoiser_loss(self.denoiser, batch, noises, moving_pixels_weight=weight)
+        return Example(loss, metrics, vars(batch))
+
+
+@dataclass(frozen=True)
+class RewEndObjective(_Forgetful):
+    """The reward/end model's loss on segments of the replay."""
+
+    model: RewEndModel
+    config: RewEndPartConfig
+    draw: Draw
+    autocast: Autocast
+
+    def example(
+        self, replay: Replay, rng: np.random.Generator, step: int, *, around_events: bool = True
+    ) -> Example:
+        """See `Objective`."""
+        training = self.config.training
+        batch = self.draw(replay, rng, training.seq_length, pad_after=True, around_events=around_events)
+        with self.autocast():
+            loss, metrics = rew_end_loss(self.model, batch, event_weight=training.event_weight)
+        return Example(loss, metrics, vars(batch))
+
+
+class ActorCriticObjective:
+    """The actor-critic's loss on steps it plays, in games that go on from one optimiser step to the next.
+
+    Args:
+        actor_critic: The network.
+        games: What it plays, imagined or real; the replay is theirs to look at.
+        num_steps: Steps played for each loss.
+        config: The loss.
+        autocast: Makes the context in which networks run.
+    """
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        games: SavedGames,
+        num_steps: int,
+        config: ActorCriticLossConfig,
+        autocast: Autocast,
+    ) -> None:
+        self.actor_critic, self.games = actor_critic, games
+        self.num_steps, self.config, self.autocast = num_steps, config, autocast
+        self._player: PlayerState | None = None
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
+        """See `Objective`."""
+        device = self.actor_critic.lstm.weight_hh.device
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        with self.autocast():
+            player = self._player or begin(self.actor_critic, self.games.start())
+            self._player, steps = play(self.actor_critic, self.games, player, self.num_steps, generator)
+        loss, metrics = actor_critic_loss(steps, self.config)
+        return Example(loss, metrics, {name: x.detach() for name, x in vars(steps).items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The games, and where they stand for the player."""
+        if self._player is None:
+            return {}
+        return {"games": self.games.state_dict(), "player": self._player.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the games."""
+        if state:
+            self.games.load_state_dict(state["games"])
+            device = self.actor_critic.lstm.weight_hh.device
+            self._player = PlayerState.from_state_dict(state["player"], device)

@@ -1,0 +1,87 @@
+"""A random player in any Gymnasium environment, recorded for `import-episodes`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+from gymnasium.wrappers import AddRenderObservation
+from tqdm import trange
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.players import RandomPolicy
+from diamond_gym.recorder import RecordEpisodes
+
+USAGE = """\
+usage: python -m trainers.diamond record env=ID out=FOLDER [key=value ...]
+
+A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
+for import-episodes. To record a player of your own, wrap the environment in your code:
+diamond_gym.recorder.RecordEpisodes(env, FOLDER).
+
+  env         id as gymnasium.make takes it; "module:ID" imports a module of yours that registers it
+  out         folder of the recordings; episodes that are there stay
+  num_steps   steps to play; the last episode is cut there (default: 10000)
+  seed        fixes the environment and the player (default: 0)
+  repeat      the player holds each action for up to so many steps (default: 1)
+  render      true records what the environment draws, not what it observes (default: false)"""
+
+
+@dataclass
+class RecordOptions:
+    """What to play, for how long, and where to put it; see `USAGE`.
+
+    Raises:
+        InvalidInputError: A number is out of range.
+    """
+
+    env: str
+    out: str
+    num_steps: int = 10_000
+    seed: int = 0
+    repeat: int = 1
+    render: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_steps", 1), ("seed", 0), ("repeat", 1)):
+            if getattr(self, name) < least:
+                raise InvalidInputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+
+def record(options: RecordOptions, *, progress: bool = True) -> int:
+    """Plays and records.
+
+    Returns:
+        Episodes recorded, the last, cut one included.
+
+    Raises:
+        InvalidInputError: There is no such environment, or it cannot be recorded.
+        CacheError: The folder cannot be written.
+    """
+    env = RecordEpisodes(_make(options), options.out)
+    space: Any = env.action_space
+    policy = RandomPolicy(int(space.n), options.seed, options.repeat)
+    num_episodes = 0
+    try:
+        obs, _ = env.reset(seed=options.seed)
+        for step in trange(options.num_steps, unit="step", desc="record", disable=not progress):
+            obs, _, terminated, truncated, _ = env.step(int(space.start) + policy(obs))
+            is_over = terminated or truncated
+            num_episodes += is_over or step == options.num_steps - 1
+            if is_over:
+                policy.reset()
+                obs, _ = env.reset()
+    finally:
+        env.close()
+    return num_episodes
+
+
+def _make(options: RecordOptions) -> gymnasium.Env[Any, Any]:
+    render_mode = "rgb_array" if options.render else None
+    try:
+        env = gymnasium.make(options.env, render_mode=render_mode)
+        return AddRenderObservation(env) if options.render else env
+    except (gymnasium.error.Error, ImportError, AssertionError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise InvalidInputError(f"env={options.env} cannot be made: {reason}") from error

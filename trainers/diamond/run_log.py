@@ -1,0 +1,212 @@
+"""Where a run's numbers and videos go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted.
+
+Knows nothing of what the numbers mean, but for the names of classes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+from typing import Any, Protocol
+
+from diamond_gym.disk import write_file
+from diamond_gym.errors import CacheError, MissingDependencyError
+from trainers.diamond import settings
+from trainers.diamond.config import TrainerConfig, WandbConfig
+from trainers.diamond.errors import LoggingError
+from trainers.diamond.run_folder import RunFolder
+
+_CLASSES = {3: ("negative", "zero", "positive"), 2: ("goes_on", "ends")}
+"""Names of the classes of rewards and of ends, by how many there are."""
+VIDEO_FPS = 8
+
+
+class Sink(Protocol):
+    """One place that curves and videos go to."""
+
+    def log(self, epoch: int, scalars: dict[str, float]) -> None:
+        """Takes the numbers of an epoch."""
+        ...
+
+    def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        """Takes a moving picture of (height, width)."""
+        ...
+
+    def close(self) -> None:
+        """Finishes."""
+        ...
+
+
+class RunLog:
+    """Logs a run; curves and videos are written once `open` was called.
+
+    Args:
+        run: The run's folder.
+        config: Says which logs are wanted.
+    """
+
+    def __init__(self, run: RunFolder, config: TrainerConfig) -> None:
+        self.run, self.config = run, config
+        self._sinks: list[Sink] = []
+
+    def open(self, epoch: int) -> None:
+        """Starts at an epoch; what a killed process logged of it and of later ones is hidden.
+
+        Raises:
+            CacheError: The run folder cannot be written.
+            LoggingError: Weights & Biases cannot be reached.
+        """
+        if self.config.tensorboard.enabled:
+            sink = _tensorboard(self.run.path / "tensorboard", epoch)
+            self._sinks += [] if sink is None else [sink]
+        if self.config.wandb.mode != "disabled":
+            self._sinks.append(_Wandb(self.run.path, self.config))
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        """Takes the numbers of `metrics["epoch"]`.
+
+        Raises:
+            CacheError: They cannot be written.
+        """
+        self.run.log(metrics)
+        numbers = scalars(metrics)
+        for sink in self._sinks:
+            sink.log(metrics["epoch"], numbers)
+
+    def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        """Takes a moving picture, which is kept as videos/NAME_epoch_EPOCH.gif too.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        write_file(self.run.video_file(name, epoch), gif)
+        for sink in self._sinks:
+            sink.video(epoch, name, gif, size)
+
+    def close(self) -> None:
+        """Finishes all logs."""
+        for sink in self._sinks:
+            sink.close()
+        self._sinks = []
+
+
+def scalars(metrics: dict[str, Any]) -> dict[str, float]:
+    """Single numbers, those of a class under its name; tables are left out."""
+    result: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, int | float):
+            result[name] = value
+        elif isinstance(value, list) and all(isinstance(x, int | float) for x in value):
+            result |= {f"{name}_{kind}": x for kind, x in zip(_CLASSES[len(value)], value, strict=True)}
+    return result
+
+
+def check_dependencies(config: WandbConfig) -> None:
+    """Makes sure that what is asked for is installed.
+
+    Raises:
+        MissingDependencyError: It is not.
+    """
+    if config.mode == "disabled":
+        return
+    try:
+        import wandb  # noqa: F401 # pyright: ignore
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"wandb.mode={config.mode} needs wandb ({error}): pip install 'diamond-gym[wandb]'"
+        ) from error
+
+
+def _tensorboard(folder: Path, epoch: int) -> Sink | None:
+    try:
+        return _TensorBoard(folder, epoch)
+    except ImportError:
+        print("tensorboard is not installed: curves are in metrics.jsonl alone", flush=True)
+        return None
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, epoch: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=epoch)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def log(self, epoch: int, scalars: dict[str, float]) -> None:
+        try:
+            for name, value in scalars.items():
+                self._writer.add_scalar(name, value, epoch)
+            self._writer.flush()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        # as `add_video` does, which needs moviepy
+        from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
+
+        image = Summary.Image(height=size[0], width=size[1], colorspace=3, encoded_image_string=gif)
+        try:
+            self._writer._get_file_writer().add_summary(
+                Summary(value=[Summary.Value(tag=name, image=image)]), epoch
+            )
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def close(self) -> None:
+        try:
+            self._writer.close()
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def _unwritable(self, error: OSError) -> CacheError:
+        return CacheError(f"cannot write {self.folder}: {error}; tensorboard.enabled=false does without")
+
+
+class _Wandb:
+    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+        import wandb  # pyright: ignore
+
+        self._wandb = wandb
+        wanted = config.wandb
+        try:
+            self._run = wandb.init(
+                mode=wanted.mode,  # pyright: ignore[reportArgumentType]
+                project=wanted.project,
+                entity=wanted.entity,
+                name=wanted.name,
+                group=wanted.group,
+                tags=wanted.tags,
+                notes=wanted.notes,
+                id=_wandb_id(folder),
+                resume="allow",
+                dir=str(folder),
+                config=settings.flat(config),
+                settings=wandb.Settings(silent=True),
+            )
+        except Exception as error:  # wandb's own, and whatever its network and files raise
+            reason = str(error).partition("\n")[0]
+            raise LoggingError(
+                f"wandb.mode={wanted.mode}: {reason}; offline writes to the run folder, disabled does without"
+            ) from error
+
+    def log(self, epoch: int, scalars: dict[str, float]) -> None:
+        self._run.log(scalars, step=epoch)
+
+    def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
+        from io import BytesIO
+
+        self._run.log({name: self._wandb.Video(BytesIO(gif), format="gif")}, step=epoch)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _wandb_id(folder: Path) -> str:
+    """The run's name on the server, kept so that a resumed run goes on with its curves."""
+    file = folder / "wandb" / "id.txt"
+    if not file.is_file():
+        write_file(file, secrets.token_hex(4).encode())
+    return file.read_text()

@@ -1,7 +1,7 @@
 """The DDPM objective (Ho et al. 2020) beside EDM, as in section 5.1 of the paper: schedule, noise, sampler.
 
-A frame x is noised to `sqrt(abar) x + sqrt(1 - abar) noise`, where `abar` falls from nearly 1 to nearly 0 over
-1000 timesteps; the network predicts the noise. So x is `c_skip * noisy + c_out * network` with
+A frame x is noised to `sqrt(abar) x + sqrt(1 - abar) noise`, where `abar` falls from nearly 1 to nearly 0
+over 1000 timesteps; the network predicts the noise. So x is `c_skip * noisy + c_out * network` with
 `c_skip = 1 / sqrt(abar)` and `c_out = -sqrt((1 - abar) / abar)`: preconditioning as EDM's, with `c_in = 1`.
 Numbers are those of `DDPMScheduler` of the diffusers library, with its default settings.
 

@@ -49,7 +49,7 @@ class Draw(IntEnum):
     REW_END = 1
     """The categorical samples of the reward (element 0) and of the end (element 1)."""
     CHURN = 16
-    """The noise that stochastic sampling adds (Karras et al. 2022, Algorithm 2), first of a row."""
+    """The noise that stochastic sampling adds (Karras et al. 2022, Algorithm 2; DDPM), first of a row."""
 
 
 def normal(

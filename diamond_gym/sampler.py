@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diamond_gym.ddpm import TIMESTEP_SPACINGS
 from diamond_gym.errors import InvalidInputError
 
 Denoise = Callable[[Tensor, float], Tensor]
@@ -27,6 +28,9 @@ ChurnNoise = Callable[[int], Tensor]
 class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
 
+    A denoiser with `objective` "ddpm" is sampled by `diamond_gym.ddpm`: of this it takes the number of steps
+    and the spacing only, and neither `order` 2 nor churn.
+
     Attributes:
         num_steps_denoising: Number of denoising steps, >= 1.
         sigma_min: Last noise level before 0.
@@ -37,6 +41,8 @@ class DiffusionSamplerConfig:
         s_tmin: Lowest noise level at which noise is added back.
         s_tmax: Highest noise level at which noise is added back.
         s_noise: Standard deviation of the noise added back.
+        timestep_spacing: Which timesteps DDPM visits: "leading" or "trailing"; see
+            `diamond_gym.ddpm.sampling_timesteps`.
     """
 
     num_steps_denoising: int = 3
@@ -48,6 +54,7 @@ class DiffusionSamplerConfig:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
+    timestep_spacing: str = "leading"
 
     def __post_init__(self) -> None:
         if isinstance(self.num_steps_denoising, bool) or not isinstance(self.num_steps_denoising, int):
@@ -64,6 +71,11 @@ class DiffusionSamplerConfig:
             )
         if not self.s_churn >= 0:
             raise InvalidInputError(f"s_churn must be >= 0, got {self.s_churn!r}")
+        if self.timestep_spacing not in TIMESTEP_SPACINGS:
+            raise InvalidInputError(
+                f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, "
+                f"got {self.timestep_spacing!r}"
+            )
 
 
 def build_sigmas(config: DiffusionSamplerConfig, device: torch.device | str = "cpu") -> Float[Tensor, " s"]:

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym import noise, sampler
+from diamond_gym import ddpm, noise, sampler
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.models import Conditioners, Denoiser, LSTMState, RewEndModel
 from diamond_gym.pixels import to_float, to_uint8
@@ -86,10 +86,29 @@ def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[T
     return (u >= cumulative[:, :-1]).sum(dim=-1)
 
 
+def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
+    """What sampling a frame visits: sigmas down to 0 for "edm", timesteps for "ddpm".
+
+    Raises:
+        InvalidInputError: The objective cannot be sampled like this.
+    """
+    if objective == "edm":
+        return sampler.build_sigmas(config).tolist()
+    if config.order != 1 or config.s_churn != 0:
+        raise InvalidInputError(
+            "a denoiser with denoiser.objective=ddpm needs order=1 and s_churn=0, "
+            f"got order={config.order} and s_churn={config.s_churn}"
+        )
+    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising, config.timestep_spacing))]
+
+
 class WorldModel:
     """Imagines games with a denoiser and a reward/end model.
 
     Both networks must be in eval mode and on the same device; frames are sampled in float32.
+
+    Raises:
+        InvalidInputError: The denoiser cannot be sampled as `config` says.
     """
 
     def __init__(
@@ -98,7 +117,7 @@ class WorldModel:
         self.denoiser = denoiser
         self.rew_end_model = rew_end_model
         self.config = config or DiffusionSamplerConfig()
-        self.sigmas: list[float] = sampler.build_sigmas(self.config).tolist()
+        self.levels = noise_levels(denoiser.config.objective, self.config)
         self._conditioners: dict[float, Conditioners] = {}
 
     @property
@@ -202,16 +221,18 @@ class WorldModel:
     ) -> list[Float[Tensor, "b c h w"]]:
         past = self.denoiser.fold_frames(state.obs)
 
-        def denoise(x: Tensor, sigma: float) -> Tensor:
-            return self.denoiser.denoise_given(x, self._conditioners_at(sigma), past, act_history)
+        def denoise(x: Tensor, level: float) -> Tensor:
+            return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)
 
-        def churn_noise(i: int) -> Tensor:
+        def step_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))
 
-        return sampler.sample(denoise, init_noise, self.sigmas, self.config, churn_noise)
+        if self.denoiser.config.objective == "ddpm":
+            return ddpm.sample(denoise, init_noise, self.levels, step_noise)
+        return sampler.sample(denoise, init_noise, self.levels, self.config, step_noise)
 
-    def _conditioners_at(self, sigma: float) -> Conditioners:
+    def _conditioners_at(self, level: float) -> Conditioners:
         """Preconditioning at one of the few noise levels that sampling visits, computed once."""
-        if sigma not in self._conditioners:
-            self._conditioners[sigma] = self.denoiser.conditioners(torch.tensor([sigma], device=self.device))
-        return self._conditioners[sigma]
+        if level not in self._conditioners:
+            self._conditioners[level] = self.denoiser.conditioners(torch.tensor([level], device=self.device))
+        return self._conditioners[level]

@@ -336,7 +336,7 @@ def test_saving_again_replaces_the_weights_and_keeps_the_contexts(saved, bank):
 def test_the_checkpoint_s_sampler_can_be_overridden(saved):
     world = load_world("Breakout", str(saved), num_denoising_steps=5, order=2, s_churn=0.5)
     assert world.world_model.config == replace(SAMPLER, num_steps_denoising=5, order=2, s_churn=0.5)
-    assert len(world.world_model.sigmas) == 6
+    assert len(world.world_model.levels) == 6
     for wrong in ({"num_denoising_steps": 0}, {"order": 3}, {"s_churn": -1.0}):
         with pytest.raises(InvalidInputError):
             load_world("Breakout", str(saved), **wrong)

@@ -110,8 +110,12 @@ def _agent(values: dict[str, Any] | None) -> AgentConfig | None:
 def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
     if values is None:
         return DiffusionSamplerConfig()
-    numbers = {key: float(value) if isinstance(value, str) else value for key, value in values.items()}
-    return config_from_dict(DiffusionSamplerConfig, numbers)
+    return config_from_dict(DiffusionSamplerConfig, {key: _number(key, x) for key, x in values.items()})
+
+
+def _number(key: str, value: Any) -> Any:
+    """The inverse of `_finite_or_text`, for all but the one name among the sampler's values."""
+    return float(value) if isinstance(value, str) and key != "timestep_spacing" else value
 
 
 def _checked(kind: type, name: str, value: Any) -> Any:

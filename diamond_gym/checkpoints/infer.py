@@ -32,9 +32,10 @@ def infer_agent_config(state_dict: Mapping[str, Tensor], known: AgentConfig | No
 
     Args:
         state_dict: Weights under the published names; the actor-critic's may be absent.
-        known: Settles what shapes leave open: sigma_data, sigma_offset_noise, the image size where several
-            fit, the stages of the actor-critic that pool. Published values otherwise; of the actor-critic's
-            stages, the first ones are then taken to pool, with a warning where that is a guess.
+        known: Settles what shapes leave open: sigma_data, sigma_offset_noise, the denoiser's objective, the
+            image size where several fit, the stages of the actor-critic that pool. Published values
+            otherwise; of the actor-critic's stages, the first ones are then taken to pool, with a warning
+            where that is a guess.
 
     Returns:
         The complete configuration, `num_actions` included.

@@ -55,13 +55,15 @@ def _what(description: dict[str, Any], files: dict[str, int]) -> str:
     inner, game = description["agent"]["denoiser"]["inner_model"], description["game"]
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in files.items())
     what = "an environment" if game is None else f"the Atari game {game}"
+    objective = "objective ddpm, " if description["agent"]["denoiser"].get("objective") == "ddpm" else ""
     where = "." if game is None else f': `gymnasium.make("{env_id(game)}")`.'
     actions = description["action_meanings"] or [f"0..{description['agent']['num_actions'] - 1}"]
     return (
         f"A DIAMOND world model (arXiv 2405.12399) of {what}{where}\n\n"
         f"- Actions: {', '.join(actions)}\n"
         f"- Denoiser: channels {inner['channels']}, depths {inner['depths']}, patch size "
-        f"{inner['patch_size']}, {description['sampler']['num_steps_denoising']} denoising steps at play\n"
+        f"{inner['patch_size']}, {objective}{description['sampler']['num_steps_denoising']} denoising steps "
+        "at play\n"
         f"- Files: {sizes}"
     )
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
+from diamond_gym import ddpm
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3, level_channels, num_groups
 from diamond_gym.pixels import quantize, to_float
@@ -87,13 +88,31 @@ class InnerModelConfig:
             )
 
 
+OBJECTIVES = ("edm", "ddpm")
+
+
 @dataclass
 class DenoiserConfig:
-    """Preconditioning constants (Karras et al. 2022, and offset noise) and the network they wrap."""
+    """What the network predicts, the constants that wrap it, and its sizes.
+
+    Attributes:
+        inner_model: Sizes of the network.
+        sigma_data: Standard deviation of frames, by which past frames are divided.
+        sigma_offset_noise: Of the noise that all pixels of a channel share in training.
+        objective: "edm" (Karras et al. 2022, as published) or "ddpm": the network predicts the noise
+            (`diamond_gym.ddpm`), for the comparison of section 5.1. Weights do not tell which.
+    """
 
     inner_model: InnerModelConfig = field(default_factory=InnerModelConfig)
     sigma_data: float = 0.5
     sigma_offset_noise: float = 0.3
+    objective: str = "edm"
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise InvalidInputError(
+                f"denoiser.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
+            )
 
 
 def rows_as_numbers(images: Tensor, p: int) -> Tensor:
@@ -171,7 +190,7 @@ class InnerModel(nn.Module):
 
 
 class Conditioners(NamedTuple):
-    """Karras preconditioning coefficients; the first three broadcast over images, `c_noise` is a vector.
+    """Preconditioning coefficients; the first three broadcast over images, `c_noise` is a vector.
 
     b is the batch size, or 1 for one noise level of all images.
     """
@@ -187,6 +206,9 @@ class Denoiser(nn.Module):
 
     The preconditioning is that of Karras et al. 2022 (table 1, "EDM") at the noise level
     `s = sqrt(sigma^2 + sigma_offset_noise^2)`, which folds in the per-channel offset noise used in training.
+    With `objective` "ddpm" it is that of `diamond_gym.ddpm`.
+
+    A noise level is a sigma > 0 of EDM, or a timestep 0..999 of DDPM.
     """
 
     def __init__(self, config: DenoiserConfig) -> None:
@@ -199,8 +221,11 @@ class Denoiser(nn.Module):
         """Precision of the inner network."""
         return self.inner_model.conv_in.weight.dtype
 
-    def conditioners(self, sigma: Float[Tensor, " b"]) -> Conditioners:
-        """Coefficients at noise level `sigma` (per image, > 0)."""
+    def conditioners(self, level: Float[Tensor, " b"]) -> Conditioners:
+        """Coefficients at each image's noise level."""
+        return self._ddpm(level) if self.config.objective == "ddpm" else self._edm(level)
+
+    def _edm(self, sigma: Float[Tensor, " b"]) -> Conditioners:
         sigma_data = self.config.sigma_data
         s = (sigma**2 + self.config.sigma_offset_noise**2).sqrt()
         c_in = 1 / (s**2 + sigma_data**2).sqrt()
@@ -209,6 +234,11 @@ class Denoiser(nn.Module):
         c_noise = s.log() / 4
         c_in, c_out, c_skip = (c[:, None, None, None] for c in (c_in, c_out, c_skip))
         return Conditioners(c_in, c_out, c_skip, c_noise)
+
+    def _ddpm(self, timestep: Float[Tensor, " b"]) -> Conditioners:
+        abar = ddpm.alphas_cumprod(timestep.device)[timestep.long()][:, None, None, None]
+        c_noise = (timestep + 1) / ddpm.NUM_TIMESTEPS
+        return Conditioners(torch.ones_like(abar), -((1 - abar) / abar).sqrt(), abar.rsqrt(), c_noise)
 
     def model_output(
         self,
@@ -252,19 +282,19 @@ class Denoiser(nn.Module):
     def denoise(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
-        sigma: Float[Tensor, " b"],
+        level: Float[Tensor, " b"],
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
         """Estimate of the clean next frame in [-1, 1], on 256 levels.
 
         Args:
-            noisy_next_obs: The frame at noise level `sigma`, float32.
-            sigma: Noise level per image, > 0.
+            noisy_next_obs: The frame at noise level `level`, float32.
+            level: Noise level per image.
             obs: The n past frames in [-1, 1], stacked in channels, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
-        c = self.conditioners(sigma)
+        c = self.conditioners(level)
         return self.denoise_given(noisy_next_obs, c, self.fold_past(obs), act)
 
     def denoise_given(

@@ -24,6 +24,7 @@ from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
 from diamond_gym.registration import env_id
+from diamond_gym.world_model import noise_levels
 from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.initial_weights import start_with_differences
@@ -118,12 +119,14 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """What the run's world model will be.
 
     Raises:
-        InvalidInputError: No game and no data are given, or a player cannot play the game.
+        InvalidInputError: No game and no data are given, a player cannot play the game, or the sampler does
+            not go with the denoiser's objective.
         UnknownGameError: ale-py has no such game.
         DatasetError: The static dataset has no episodes.
     """
     path = config.static_dataset.path
     _check_frames(config)
+    noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
     _check_playing(config)
     if path is not None:
         data.check_static_dataset(Path(path))

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from diamond_gym.models import Denoiser, RewEndModel
+from diamond_gym import ddpm
+from diamond_gym.models import Denoiser, DenoiserConfig, RewEndModel
 from trainers.diamond.replay import SegmentBatch
 
 Metrics = dict[str, Tensor]
@@ -37,23 +38,48 @@ class SigmaDistributionConfig:
 
 
 class DenoiserNoise(NamedTuple):
-    """Random numbers of one prediction: noise level, pixel noise, per-channel offset."""
+    """Random numbers of one prediction: noise level (sigma, or timestep), pixel noise, per-channel offset."""
 
-    sigma: Float[Tensor, " b"]
+    level: Float[Tensor, " b"]
     eps: Float[Tensor, "b c h w"]
     offset: Float[Tensor, "b c 1 1"]
 
 
 def draw_denoiser_noise(
-    config: SigmaDistributionConfig, frame_shape: tuple[int, ...], batch_size: int, generator: torch.Generator
+    objective: str,
+    config: SigmaDistributionConfig,
+    frame_shape: tuple[int, ...],
+    batch_size: int,
+    generator: torch.Generator,
 ) -> DenoiserNoise:
-    """Draws noise for `batch_size` predictions of frames (c, h, w), on the generator's device."""
+    """Draws noise for `batch_size` predictions of frames (c, h, w), on the generator's device.
+
+    Timesteps of objective "ddpm" are uniform; `config` is that of "edm".
+    """
     device = generator.device
-    z = torch.randn(batch_size, generator=generator, device=device)
-    sigma = (config.loc + config.scale * z).exp().clamp(config.sigma_min, config.sigma_max)
+    if objective == "ddpm":
+        level = torch.randint(ddpm.NUM_TIMESTEPS, (batch_size,), generator=generator, device=device).float()
+    else:
+        z = torch.randn(batch_size, generator=generator, device=device)
+        level = (config.loc + config.scale * z).exp().clamp(config.sigma_min, config.sigma_max)
     eps = torch.randn(batch_size, *frame_shape, generator=generator, device=device)
     offset = torch.randn(batch_size, frame_shape[0], 1, 1, generator=generator, device=device)
-    return DenoiserNoise(sigma, eps, offset)
+    return DenoiserNoise(level, eps, offset)
+
+
+def add_noise(
+    config: DenoiserConfig, obs: Float[Tensor, "b c h w"], noise: DenoiserNoise
+) -> Float[Tensor, "b c h w"]:
+    """Frames at the drawn noise levels.
+
+    EDM adds offset noise of standard deviation `sigma_offset_noise` whatever sigma is. In DDPM it is part of
+    the noise that the schedule scales and the network predicts, `eps + sigma_offset_noise * offset`, as in
+    the training scripts of diffusers.
+    """
+    offset = config.sigma_offset_noise * noise.offset
+    if config.objective == "ddpm":
+        return ddpm.add_noise(obs, noise.eps + offset, noise.level)
+    return obs + offset + noise.level[:, None, None, None] * noise.eps
 
 
 def motion_weight(
@@ -70,8 +96,8 @@ def denoiser_loss(
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
 
-    Each later prediction is conditioned on the earlier ones (detached and quantised) instead of the real
-    frames, as at play. Padded predictions do not count.
+    With objective "ddpm" that target is the noise. Each later prediction is conditioned on the earlier ones
+    (detached and quantised) instead of the real frames, as at play. Padded predictions do not count.
 
     Args:
         denoiser: The network.
@@ -89,12 +115,8 @@ def denoiser_loss(
     for i, noise in enumerate(noises):
         obs = torch.cat(history[i : i + n], dim=1)
         next_obs, mask = frames[:, n + i], batch.mask_padding[:, n + i]
-        c = denoiser.conditioners(noise.sigma)
-        noisy = (
-            next_obs
-            + denoiser.config.sigma_offset_noise * noise.offset
-            + noise.sigma[:, None, None, None] * noise.eps
-        )
+        c = denoiser.conditioners(noise.level)
+        noisy = add_noise(denoiser.config, next_obs, noise)
         output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
         target = (next_obs - c.c_skip * noisy) / c.c_out
         error = (output - target).square()

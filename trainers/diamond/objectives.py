@@ -118,9 +118,9 @@ class DenoiserObjective(_Forgetful):
         batch = self.draw(replay, rng, n + num_predictions, around_events=around_events)
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
         shape, size = tuple(replay.frame_shape), training.batch_size
+        objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = [
-            draw_denoiser_noise(self.config.sigma_distribution, shape, size, generator)
-            for _ in range(num_predictions)
+            draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
         ]
         with self.autocast():
             weight = training.moving_pixels_weight

@@ -35,9 +35,10 @@ _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError
 _ALIASES = {
     "env.train.id": "game",
     "common.devices": "common.device",
+    "denoiser.objective": "agent.denoiser.objective",
     "training.compile_wm": "training.compile",
 }
-"""Published names of keys, and ours."""
+"""Published or short names of keys, and ours."""
 _WITHOUT_MEANING = {
     "training.cache_in_ram": "episodes are always kept in memory",
     "training.num_workers_data_loaders": "batches are drawn from memory, without workers",

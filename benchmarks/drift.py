@@ -1,0 +1,214 @@
+r"""How fast imagination drifts with few denoising steps: EDM against DDPM (section 5.1 of the paper).
+
+    python -m benchmarks.drift edm=outputs/DATE/TIME ddpm=outputs/DATE/TIME --out drift
+
+From the same held-out moments of the real game, under the same real actions, each world model imagines open
+loop with 1, 3 and 10 denoising steps; what counts is the PSNR against the real frame by horizon. Checkpoints
+are those of `gymnasium.make`. Two that differ in the objective alone learn from the same episodes by
+
+    python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser]
+    python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser] \
+        static_dataset.path=outputs/DATE/TIME/dataset denoiser.objective=ddpm
+
+with the first one's run folder as DATE/TIME. DDPM visits the timesteps that its checkpoint says, by default
+those of diffusers, for which 1 step is timestep 0: `--timestep-spacing trailing` starts all at the noisiest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diamond_gym import disk
+from diamond_gym.atari import num_actions
+from diamond_gym.checkpoints import World, load_world
+from diamond_gym.ddpm import TIMESTEP_SPACINGS
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.evaluate import heldout, report
+from diamond_gym.evaluate.heldout import Starts
+from diamond_gym.evaluate.imagination import imagine
+from diamond_gym.models.denoiser import OBJECTIVES
+from diamond_gym.players import player
+from diamond_gym.registration import game_name
+from diamond_gym.world_model import WorldModel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curve = dict[str, Any]
+"""One world model with one number of denoising steps: its numbers by horizon."""
+
+
+def load_worlds(args: argparse.Namespace, game: str) -> dict[str, World]:
+    """The world models by objective.
+
+    Raises:
+        InvalidInputError: A checkpoint is of the other objective, or they look back on different numbers of
+            frames.
+    """
+    worlds = {name: load_world(game, path, device=args.device) for name, path in args.worlds}
+    for name, world in worlds.items():
+        found = world.agent.config.denoiser.objective
+        if found != name:
+            raise InvalidInputError(f"{name}={world.source}: its denoiser was trained with objective {found}")
+    lengths = {name: world.world_model.num_steps_conditioning for name, world in worlds.items()}
+    if len(set(lengths.values())) > 1:
+        raise InvalidInputError(f"the same starts need the same num_steps_conditioning, got {lengths}")
+    return worlds
+
+
+def with_steps(world_model: WorldModel, num_steps: int, spacing: str | None) -> WorldModel:
+    """The same networks with another number of denoising steps."""
+    spacing = spacing or world_model.config.timestep_spacing
+    config = replace(world_model.config, num_steps_denoising=num_steps, timestep_spacing=spacing)
+    return WorldModel(world_model.denoiser, world_model.rew_end_model, config)
+
+
+def measure(args: argparse.Namespace, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:
+    """Imagines with every world model and number of steps."""
+    for objective, world in worlds.items():
+        for num_steps in args.num_denoising_steps:
+            world_model = with_steps(world.world_model, num_steps, args.timestep_spacing)
+            print(f"{objective}, {num_steps} denoising steps", file=sys.stderr)
+            imagined = imagine(world_model, starts, args.seed, args.batch_size)
+            yield {
+                "objective": objective,
+                "num_denoising_steps": num_steps,
+                "noise_levels": world_model.levels,
+                "source": world.source,
+                "steps": report.measure(game, starts, imagined)["steps"],
+            }
+
+
+def table(curves: Sequence[Curve]) -> str:
+    """PSNR in dB of every curve at a few horizons, and of the last real frame repeated."""
+    rows = curves[0]["steps"]
+    shown = [rows[step - 1] for step in report.shown_steps(len(rows))]
+    lines = [f"{'PSNR (dB) at step':<24}" + "".join(f"{row['step']:>8}" for row in shown)]
+    lines.append(f"{'frames':<24}" + "".join(f"{row['frames']:>8}" for row in shown))
+    for curve in curves:
+        name = f"{curve['objective']}, steps {curve['num_denoising_steps']}"
+        values = [curve["steps"][row["step"] - 1]["psnr"] for row in shown]
+        lines.append(f"{name:<24}" + "".join(f"{value:>8.2f}" for value in values))
+    lines.append(f"{'last frame repeated':<24}" + "".join(f"{row['psnr_repeat']:>8.2f}" for row in shown))
+    return "\n".join(lines)
+
+
+def plot(curves: Sequence[Curve]) -> Figure:
+    """PSNR over the imagined steps: a panel for each objective, on one scale."""
+    from matplotlib.figure import Figure
+
+    objectives = list(dict.fromkeys(curve["objective"] for curve in curves))
+    figure = Figure(figsize=(5 * len(objectives), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
+    for objective, axes in zip(objectives, panels, strict=True):
+        own = [curve for curve in curves if curve["objective"] == objective]
+        for curve in own:
+            axes.plot(*_points(curve, "psnr"), label=f"{curve['num_denoising_steps']} denoising steps")
+        axes.plot(*_points(own[0], "psnr_repeat"), "k:", label="last real frame repeated")
+        axes.set(title=objective.upper(), xlabel="imagined step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    panels[0].set(ylabel="PSNR against the real frame (dB)")
+    return figure
+
+
+def _points(curve: Curve, name: str) -> tuple[list[int], list[float]]:
+    return [row["step"] for row in curve["steps"]], [row[name] for row in curve["steps"]]
+
+
+def named_path(text: str) -> tuple[str, str]:
+    """`edm=PATH` or `ddpm=PATH` from the command line."""
+    name, _, path = text.partition("=")
+    if name not in OBJECTIVES or not path:
+        accepted = " or ".join(f"{name}=PATH" for name in OBJECTIVES)
+        raise argparse.ArgumentTypeError(f"expected {accepted}, got {text!r}")
+    return name, path
+
+
+def positive_int(text: str) -> int:
+    """An integer >= 1 from the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """An integer from 0 on, below 2^30, from the command line."""
+    if not text.isdecimal() or int(text) >= 2**30:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0 and below 2^30, got {text!r}")
+    return int(text)
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.drift",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "worlds", type=named_path, nargs="+", metavar="NAME=PATH", help="edm=PATH, ddpm=PATH or both"
+    )
+    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
+    parser.add_argument(
+        "--num-denoising-steps", type=positive_int, nargs="+", default=[1, 3, 10], metavar="N"
+    )
+    parser.add_argument(
+        "--timestep-spacing", choices=TIMESTEP_SPACINGS, help="of DDPM (default: as its checkpoint says)"
+    )
+    parser.add_argument("--horizon", type=positive_int, default=100, help="steps imagined (default: 100)")
+    parser.add_argument("--policy", default="scripted", help="who plays: scripted (default) or random")
+    parser.add_argument("--episodes", type=positive_int, default=10, help="held-out episodes (default: 10)")
+    parser.add_argument("--starts", type=positive_int, default=32, help="at least so many (default: 32)")
+    parser.add_argument("--seed", type=seed, default=0, help="of episodes and imagination (default: 0)")
+    parser.add_argument("--batch-size", type=positive_int, default=32, help="games at once (default: 32)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--out", type=Path, default=Path("drift"), help="folder to write (default: drift)")
+    args = parser.parse_args(argv)
+    names = [name for name, _ in args.worlds]
+    if len(set(names)) < len(names):
+        parser.error(f"each of {', '.join(OBJECTIVES)} can be given once, got {', '.join(names)}")
+    return args
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measures, prints and writes everything."""
+    report.require_matplotlib()
+    game = game_name(args.game)
+    policy = player(args.policy, game, num_actions(game))
+    worlds = load_worlds(args, game)
+    disk.prepare_folder(args.out)
+    num_conditioning = next(iter(worlds.values())).world_model.num_steps_conditioning
+    episodes = heldout.play(game, policy, args.episodes, args.seed)
+    starts = heldout.choose_starts(episodes, args.starts, num_conditioning, args.horizon)
+    curves = list(measure(args, game, worlds, starts))
+    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    definitions = {
+        name: report.DEFINITIONS[name] for name in ("psnr", "psnr_of_mean_mse", "within", "repeat")
+    }
+    result = {"settings": settings, "num_starts": len(starts), "definitions": definitions, "curves": curves}
+    report.write_json(result, args.out / "drift.json")
+    report.write_figure(plot(curves), args.out / "drift.png")
+    print(table(curves))
+    print(f"wrote drift.json and drift.png to {args.out}/")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        run(args)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInputError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

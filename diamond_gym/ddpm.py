@@ -1,0 +1,98 @@
+"""The DDPM objective (Ho et al. 2020) beside EDM, as in section 5.1 of the paper: schedule, noise, sampler.
+
+A frame x is noised to `sqrt(abar) x + sqrt(1 - abar) noise`, where `abar` falls from nearly 1 to nearly 0
+over 1000 timesteps; the network predicts the noise. So x is `c_skip * noisy + c_out * network` with
+`c_skip = 1 / sqrt(abar)` and `c_out = -sqrt((1 - abar) / abar)`: preconditioning as EDM's, with `c_in = 1`.
+Numbers are those of `DDPMScheduler` of the diffusers library, with its default settings.
+
+Knows nothing of networks, frames or conditioning; randomness is an argument.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diamond_gym.errors import InvalidInputError
+
+NUM_TIMESTEPS = 1000
+BETA_START, BETA_END = 1e-4, 0.02
+TIMESTEP_SPACINGS = ("leading", "trailing")
+
+
+@functools.cache
+def alphas_cumprod(device: torch.device) -> Float[Tensor, "1000"]:
+    """`abar` of every timestep: what is left of a frame's variance, under a linear schedule of betas."""
+    betas = torch.linspace(BETA_START, BETA_END, NUM_TIMESTEPS, dtype=torch.float64)
+    return (1 - betas).cumprod(0).float().to(device)
+
+
+def add_noise(
+    x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timestep: Float[Tensor, " b"]
+) -> Float[Tensor, "b c h w"]:
+    """Frames at timesteps 0..999, one for each (Ho et al. 2020, equation 4)."""
+    abar = alphas_cumprod(x.device)[timestep.long()][:, None, None, None]
+    return abar.sqrt() * x + (1 - abar).sqrt() * noise
+
+
+def sampling_timesteps(num_steps: int, spacing: str = "leading") -> list[int]:
+    """Timesteps that `num_steps` denoising steps visit, decreasing.
+
+    Args:
+        num_steps: 1..1000.
+        spacing: "leading" gives multiples of `1000 // num_steps` from 0 on, as `DDPMScheduler` does unless
+            told otherwise: few steps start far below the pure noise they are given, and one step, at
+            timestep 0, returns hardly more than that noise. "trailing" counts down from 999 instead.
+
+    Raises:
+        InvalidInputError: There are not that many timesteps.
+    """
+    if not 1 <= num_steps <= NUM_TIMESTEPS:
+        raise InvalidInputError(
+            f"num_steps_denoising must be in 1..{NUM_TIMESTEPS} with denoiser.objective=ddpm, got {num_steps}"
+        )
+    if spacing == "leading":
+        return [i * (NUM_TIMESTEPS // num_steps) for i in reversed(range(num_steps))]
+    return [round(NUM_TIMESTEPS * (1 - i / num_steps)) - 1 for i in range(num_steps)]
+
+
+def sample(
+    denoise: Callable[[Tensor, float], Tensor],
+    init_noise: Float[Tensor, "b c h w"],
+    timesteps: Sequence[float],
+    step_noise: Callable[[int], Tensor],
+) -> list[Float[Tensor, "b c h w"]]:
+    """Ancestral sampling with the variance of the posterior (diffusers' `fixed_small`), in few steps.
+
+    Args:
+        denoise: (noisy, its timestep) -> the clean frame, clamped.
+        init_noise: Where to start, unit normal.
+        timesteps: From `sampling_timesteps`.
+        step_noise: Step -> unit normal noise; asked for after every step but the last.
+
+    Returns:
+        The whole trajectory, from `init_noise` to the sample: one image batch per step, and the start.
+    """
+    x = init_noise
+    trajectory = [x]
+    abars = alphas_cumprod(torch.device("cpu"))[[int(t) for t in timesteps]].tolist()
+    for i, (timestep, (abar, next_abar)) in enumerate(
+        zip(timesteps, itertools.pairwise([*abars, 1.0]), strict=True)
+    ):
+        denoised = denoise(x, timestep)
+        if i + 1 == len(timesteps):
+            x = denoised  # the posterior at abar = 1 is the denoised frame, without variance
+        else:
+            alpha = abar / next_abar  # of the step; Ho et al. 2020, equations 6 and 7
+            c_denoised = math.sqrt(next_abar) * (1 - alpha) / (1 - abar)
+            c_noisy = math.sqrt(alpha) * (1 - next_abar) / (1 - abar)
+            std = math.sqrt((1 - next_abar) / (1 - abar) * (1 - alpha))
+            x = c_denoised * denoised + c_noisy * x + std * step_noise(i)
+        trajectory.append(x)
+    return trajectory

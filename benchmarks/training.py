@@ -163,7 +163,6 @@ def build_part(case: Case) -> tuple[Part, Replay]:
     part = next(part for part in trainer.parts if part.name == case.part)
     if case.is_plain:
         part.optimizer = plain_optimizer(part.optimizer)
-    part.module.train()
     return part, replay
 
 
@@ -180,8 +179,9 @@ def serve(case: Case, connection: Connection) -> None:
     part, replay = build_part(case)
     device = find_device(case.config.common.device).type
     seed = case.config.common.seed
-    while connection.recv():
-        connection.send(time_step(lambda: part.step(replay, seed=seed, lr_factor=1.0), device))
+    with part.as_trained():
+        while connection.recv():
+            connection.send(time_step(lambda: part.step(replay, seed=seed, lr_factor=1.0), device))
 
 
 class Measured:

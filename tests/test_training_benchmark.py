@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import training
 from benchmarks.rows import MIN_REPEATS
@@ -44,9 +45,22 @@ def test_the_baseline_makes_the_same_steps(part):
     for is_plain in (False, True):
         config = training.configuration("smoke", [], "cpu")
         trained, replay = training.build_part(training.Case(config, part, is_plain, threads=None))
-        losses = [float(trained.step(replay, seed=0, lr_factor=1.0)["loss"]) for _ in range(3)]
+        with trained.as_trained():
+            losses = [float(trained.step(replay, seed=0, lr_factor=1.0)["loss"]) for _ in range(3)]
         parts.append(losses)
     assert parts[0] == pytest.approx(parts[1], rel=1e-3)
+
+
+def test_trains_in_the_layout_that_trains_fastest_and_plays_in_the_other():
+    config = training.configuration("smoke", [], "cpu")
+    part, _ = training.build_part(training.Case(config, "denoiser", False, threads=None))
+    weight = part.module.get_parameter("inner_model.unet.mid_blocks.resblocks.0.conv1.weight")
+    before = weight.detach().clone()
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    with part.as_trained():
+        assert weight.is_contiguous() and part.module.training
+    assert weight.is_contiguous(memory_format=torch.channels_last) and not part.module.training
+    assert torch.equal(weight, before)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
-import platform
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +27,16 @@ from ale_py import AtariVectorEnv, roms
 from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers import vector as vector_wrappers
 
+from benchmarks.rows import (
+    Took,
+    add_common_arguments,
+    in_turns,
+    machine,
+    positive_int,
+    print_machine,
+    time_step,
+    write_rows,
+)
 from diamond_gym.acceleration import build_world_model
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
@@ -43,7 +49,6 @@ from diamond_gym.vector_env import DiamondVectorEnv
 from diamond_gym.world_model import WorldModel
 
 HORIZON = 50
-MIN_REPEATS = 3
 IMAGE_SHAPE = (3, 64, 64)
 
 
@@ -99,34 +104,18 @@ def measure(cases: Sequence[Case], seconds: float) -> list[Row]:
 
     Args:
         cases: What is compared; "networks" and "baseline" among their names give overheads and speedups.
-        seconds: Time for each case; at least `MIN_REPEATS` steps are made.
+        seconds: Time for each case; see `in_turns`.
     """
-    for case in cases:
-        timed_step(case)
-    latencies: list[list[float]] = [[] for _ in cases]
-    unfinished = list(zip(cases, latencies, strict=True))
-    while unfinished:
-        for case, times in unfinished:
-            times.append(timed_step(case))
-        unfinished = [(c, ts) for c, ts in unfinished if len(ts) < MIN_REPEATS or sum(ts) < seconds]
+    all_took = in_turns([partial(timed_step, case) for case in cases], seconds)
+    latencies = [[took.seconds for took in steps] for steps in all_took]
     by_name = {case.name: times for case, times in zip(cases, latencies, strict=True)}
     return [make_row(case, by_name) for case in cases]
 
 
-def timed_step(case: Case) -> float:
-    """Seconds one step takes."""
+def timed_step(case: Case) -> Took:
+    """Makes one step, and the preparations that do not count."""
     case.prepare()
-    synchronize(case.device)
-    start = time.perf_counter()
-    case.step()
-    synchronize(case.device)
-    return time.perf_counter() - start
-
-
-def synchronize(device: str) -> None:
-    """Waits until an accelerator has done what it was given."""
-    if device != "cpu":
-        torch.accelerator.synchronize(device)
+    return time_step(case.step, case.device)
 
 
 def make_row(case: Case, seconds: dict[str, list[float]]) -> Row:
@@ -306,33 +295,9 @@ def real_cases(game: str, num_envs: int) -> list[Case]:
     return cases
 
 
-def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code, and which code it was."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
-    return {
-        "torch": torch.__version__,
-        "num_threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
-        "cpu": cpu_name(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
 def print_header(about: dict[str, Any]) -> None:
     """Prints the machine and the column names."""
-    print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None))
+    print_machine(about)
     print(
         f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<7} "
         f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
@@ -350,35 +315,6 @@ def print_row(row: Row) -> None:
         f"{overhead:>9} {speedup:>8}",
         flush=True,
     )
-
-
-def write_rows(file: Path, rows: Sequence[Row], about: dict[str, Any]) -> None:
-    """Writes one JSON object a line, whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(asdict(row) | about) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
-
-
-def positive_int(text: str) -> int:
-    """An integer >= 1 from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """A finite number > 0 from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
-    return value
 
 
 def compile_choice(text: str) -> bool | str:
@@ -402,19 +338,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
     parser.add_argument("--compile", type=compile_choice, default="auto", help="auto, true or false")
     parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
-    parser.add_argument("--seconds", type=positive_float, default=3.0, help="for each row (default: 3)")
-    parser.add_argument(
-        "--threads", type=positive_int, help="CPU threads of PyTorch (default: its own choice)"
-    )
     parser.add_argument("--baseline", action=flag, default=True, help="the checkpoint in plain PyTorch too")
     parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write the rows here, one JSON object a line"
-    )
-    args = parser.parse_args(argv)
-    if args.json is not None and not args.json.parent.is_dir():
-        parser.error(f"--json: there is no folder {args.json.parent}")
-    return args
+    add_common_arguments(parser, seconds=3)
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> list[Row]:

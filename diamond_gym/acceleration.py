@@ -61,9 +61,7 @@ def build_world_model(
     keep_freed_memory()
     for network in (agent.denoiser, agent.rew_end_model):
         network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    for module in agent.denoiser.modules():
-        if isinstance(module, Upsample):
-            module.merges_copies = place.type == "cpu"
+    choose_upsampling(agent.denoiser, place)
     agent.denoiser.to(precision)
     agent.rew_end_model.encoder.to(precision)
     agent.rew_end_model.act_emb.to(precision)
@@ -71,6 +69,13 @@ def build_world_model(
         _compile(agent.denoiser.inner_model)
         _compile(agent.rew_end_model.encoder)
     return WorldModel(agent.denoiser, agent.rew_end_model, config)
+
+
+def choose_upsampling(network: nn.Module, device: torch.device) -> None:
+    """Has a network upsample in the way that is faster on a device; both ways are equal up to rounding."""
+    for module in network.modules():
+        if isinstance(module, Upsample):
+            module.merges_copies = device.type == "cpu"
 
 
 def available_devices() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import throughput
+from benchmarks.rows import MIN_REPEATS
 from tests.worlds import save_tiny_world
 
 ROOT = Path(__file__).parents[1]
@@ -30,7 +31,7 @@ def test_rows_of_a_tiny_world(checkpoint, tmp_path, capsys):
     assert names[2] == of_any_size | {"AtariVectorEnv"}
     assert names[1] == names[2] | {"DiamondEnv", "DiamondEnv + wrappers", "AtariEnv"}
     for row in rows:
-        assert row["repeats"] >= throughput.MIN_REPEATS
+        assert row["repeats"] >= MIN_REPEATS
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["env_steps_per_second"] == pytest.approx(1e3 * row["num_envs"] / row["p50_ms"])
         assert row["num_threads"] >= 1 and row["torch"]
@@ -42,7 +43,7 @@ def test_measures_in_turns():
     order = []
     cases = [throughput.Case("m", name, 1, lambda name=name: order.append(name)) for name in ("a", "b")]
     throughput.measure(cases, seconds=1e-9)
-    assert order == ["a", "b"] * (1 + throughput.MIN_REPEATS)
+    assert order == ["a", "b"] * (1 + MIN_REPEATS)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from types import FrameType
 import torch
 
 from diamond_gym import atari
+from diamond_gym.acceleration import choose_upsampling
 from diamond_gym.checkpoints import WorldDescription, load_agent
 from diamond_gym.disk import write_file
 from diamond_gym.episodes import EpisodeDataset
@@ -252,7 +253,6 @@ def _try_out(agent: Agent) -> None:
 
 def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool) -> None:
     """Everything that a resumed run repeats."""
-    keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     try:
@@ -264,9 +264,7 @@ def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.devi
         train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
         if not (config.collects or config.training.model_free):
             data.choose_contexts(config, run).save(run.contexts_file)
-        agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        if config.training.compile:
-            agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
+        place(agent, device, config)
         dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
         log = RunLog(run, config)
         trainer = Trainer(config, run, agent, train, test, dataset, log)
@@ -280,6 +278,18 @@ def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.devi
         raise
     if progress:
         _say_how_to_use(run, config)
+
+
+def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
+    """Puts networks on their device so that they train fast: memory, its layout, upsampling, compilation.
+
+    Affects the whole process, see `keep_freed_memory`.
+    """
+    keep_freed_memory()
+    agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    choose_upsampling(agent, device)
+    if config.training.compile:
+        agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
 
 
 @contextmanager

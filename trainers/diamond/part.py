@@ -93,6 +93,24 @@ class Part:
             self.ema.update(self.module)
         return metrics | {"grad_norm": norm}
 
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """The module is in training mode, its weights laid out to train fast, for as long as it lasts.
+
+        channels_last plays faster, but on CPUs the gradients of its weights take twice as long.
+        """
+        weights = [p for p in self.module.parameters() if p.ndim == 4 and p.device.type == "cpu"]
+        strides = [p.stride() for p in weights]
+        for p in weights:
+            p.data = p.data.clone(memory_format=torch.contiguous_format)
+        self.module.train()
+        try:
+            yield
+        finally:
+            self.module.eval()
+            for p, stride in zip(weights, strides, strict=True):
+                p.data = torch.empty_strided(p.shape, stride, dtype=p.dtype).copy_(p.data)
+
     def _accumulate(self, replay: Replay, rng: np.random.Generator, count: int) -> Example:
         example = self.objective.example(replay, rng, self.num_steps)
         (example.loss / count).backward()

@@ -154,7 +154,7 @@ class Replay:
         mask = (time >= 0) & (time < lengths[:, None])
         index = self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
         return SegmentBatch(
-            obs=torch.from_numpy(self._obs[index]),
+            obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
             act=torch.from_numpy(np.where(mask, self._act[index], 0)),
             rew=torch.from_numpy(np.where(mask, self._rew[index], np.float32(0))),
             end=torch.from_numpy(self._end[index] & mask),

@@ -224,8 +224,8 @@ class Trainer:
             return {}
         sums: Metrics = {}
         start, lr_factor = time.perf_counter(), 0.0
-        with self._as_played(*PARTS, but=part.name), self._bar(part.name, total=steps) as bar:
-            part.module.train()
+        bar = self._bar(part.name, total=steps)
+        with self._as_played(*PARTS, but=part.name), part.as_trained(), bar:
             for _ in range(steps):
                 lr_factor = training.lr_factor(part.num_steps, total)
                 metrics = part.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
@@ -234,7 +234,6 @@ class Trainer:
                 if self.stop_requested:
                     part.check_finite()
                     raise StopRequested
-            part.module.eval()
             part.check_finite()
         result = {"num_steps": part.num_steps, "lr": part.base_lr * lr_factor} | summary(sums, steps)
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}

@@ -1,0 +1,379 @@
+"""Optimiser steps per second of each network beside plain PyTorch, and what the replay costs.
+
+    python -m benchmarks.training --preset paper small --json rows.jsonl
+    python -m benchmarks.training --preset paper --parts denoiser denoiser.training.batch_size=8
+
+Every step is the trainer's own, on made-up episodes. The plain baseline makes the same steps (same weights,
+same batches) in eager float32, in PyTorch's default memory layout, with its default AdamW and the C library's
+default memory settings. Both run in processes of their own and make their steps in turns; the ratio is that
+of the medians. "CPU s" is the time of all threads on the CPU, for machines that do other work meanwhile.
+Arguments `key=value` change the presets, as in `python -m trainers.diamond train`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import multiprocessing
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.rows import (
+    Took,
+    add_common_arguments,
+    in_turns,
+    machine,
+    positive_int,
+    print_machine,
+    time_step,
+    write_rows,
+)
+from diamond_gym.checkpoints import WorldDescription
+from diamond_gym.episodes import Episode
+from diamond_gym.errors import DiamondGymError
+from trainers.diamond import settings
+from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.launch import find_device, new_agent, place
+from trainers.diamond.part import Part
+from trainers.diamond.replay import Replay
+from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.trainer import Trainer
+
+NUM_ACTIONS = 4
+EPISODE_LENGTH = 500
+NUM_TRAINING_FRAMES = 4_000
+NUM_REPLAY_FRAMES = 100_000
+NUM_DRAWS = 100
+
+
+class ProcessEndedError(DiamondGymError):
+    """A measured process ended before it was told to."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network whose steps are measured.
+
+    Attributes:
+        config: How it is trained.
+        part: Its name.
+        is_plain: Whether it is the baseline.
+        threads: CPU threads of PyTorch; None for its own choice.
+    """
+
+    config: TrainerConfig
+    part: str
+    is_plain: bool
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class StepRow:
+    """Optimiser steps of a network: a line of the table and of the JSON file."""
+
+    preset: str
+    part: str
+    device: str
+    batch_size: int
+    steps_per_second: float
+    baseline_steps_per_second: float
+    ratio: float
+    cpu_seconds: float
+    baseline_cpu_seconds: float
+    cpu_ratio: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class ReplayRow:
+    """A replay in memory, and drawing batches from it.
+
+    `resident_bytes` is what the process grew by; None where the system does not tell.
+    """
+
+    preset: str
+    part: str
+    num_frames: int
+    resident_bytes: int | None
+    batch_size: int
+    segment_length: int
+    draw_ms: float
+    draw_p95_ms: float
+
+
+def random_episodes(num_frames: int, shape: tuple[int, ...]) -> Iterator[Episode]:
+    """Episodes of noise, with a reward in one step of fifty."""
+    rng = np.random.default_rng(0)
+    for first in range(0, num_frames, EPISODE_LENGTH):
+        n = min(EPISODE_LENGTH, num_frames - first)
+        frames = np.frombuffer(bytearray(rng.bytes(n * int(np.prod(shape)))), np.uint8)
+        end = torch.zeros(n, dtype=torch.uint8)
+        end[-1] = 1
+        yield Episode(
+            obs=torch.from_numpy(frames).reshape(n, *shape),
+            act=torch.from_numpy(rng.integers(NUM_ACTIONS, size=n)),
+            rew=torch.from_numpy((rng.random(n) < 0.02).astype(np.float32)),
+            end=end,
+            trunc=torch.zeros(n, dtype=torch.uint8),
+            info={"final_observation": torch.zeros(shape, dtype=torch.uint8)},
+        )
+
+
+def frame_shape(config: TrainerConfig) -> tuple[int, ...]:
+    """Shape (c, h, w) of the frames that the networks take."""
+    rew_end = config.agent.rew_end_model
+    return rew_end.img_channels, rew_end.img_size, rew_end.img_size
+
+
+def configuration(preset: str, overrides: Sequence[str], device: str) -> TrainerConfig:
+    """A preset on made-up data: nothing is collected, and newer episodes are preferred where they would be.
+
+    Raises:
+        InvalidInputError: An override is wrong.
+    """
+    made_up = ["static_dataset.path=made-up", "static_dataset.ignore_sample_weights=false"]
+    config = settings.parse([f"preset={preset}", f"common.device={device}", *made_up, *overrides])
+    find_device(config.common.device)
+    return config
+
+
+def build_part(case: Case) -> tuple[Part, Replay]:
+    """The network, ready to be trained by the trainer's own steps."""
+    config = case.config
+    device = find_device(config.common.device)
+    sizes = config.agent.with_num_actions(NUM_ACTIONS)
+    sampler = config.world_model_env.diffusion_sampler
+    agent = new_agent(config, WorldDescription(sizes, sampler, game=None, action_meanings=None))
+    if case.is_plain:
+        config.training.autocast = None
+        agent.to(device)
+    else:
+        place(agent, device, config)
+    replay = Replay(random_episodes(NUM_TRAINING_FRAMES, frame_shape(config)), NUM_TRAINING_FRAMES)
+    trainer = Trainer(config, RunFolder(Path("nothing-is-saved")), agent, replay, Replay())
+    part = next(part for part in trainer.parts if part.name == case.part)
+    if case.is_plain:
+        part.optimizer = plain_optimizer(part.optimizer)
+    return part, replay
+
+
+def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """AdamW of the same parameters and numbers, computed as PyTorch does by default."""
+    names = ("params", "lr", "betas", "eps", "weight_decay")
+    return torch.optim.AdamW([{name: group[name] for name in names} for group in optimizer.param_groups])
+
+
+def serve(case: Case, connection: Connection) -> None:
+    """Makes a step whenever it is asked to and sends what it took; the life of a measured process."""
+    if case.threads is not None:
+        torch.set_num_threads(case.threads)
+    part, replay = build_part(case)
+    device = find_device(case.config.common.device).type
+    seed = case.config.common.seed
+    with part.as_trained():
+        while connection.recv():
+            connection.send(time_step(lambda: part.step(replay, seed=seed, lr_factor=1.0), device))
+
+
+class Measured:
+    """A case in a process of its own: the C library's settings of one do not reach another.
+
+    Leaving its context ends the process.
+    """
+
+    def __init__(self, case: Case) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.case = case
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=serve, args=(case, theirs), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def step(self) -> Took:
+        """Makes one step.
+
+        Raises:
+            ProcessEndedError: The process has ended.
+        """
+        try:
+            self._connection.send(True)
+            return self._connection.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            raise ProcessEndedError(
+                f"the process that trains the {self.case.part} ended with status {self._process.exitcode}; "
+                f"if memory ran out, try a smaller {self.case.part}.training.batch_size=..."
+            ) from None
+
+    def __enter__(self) -> Measured:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._process.terminate()
+        self._process.join()
+        self._connection.close()
+
+
+def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.Namespace) -> StepRow:
+    """Makes steps of a network and of its baseline in turns."""
+    with ExitStack() as stack:
+        measured = [
+            stack.enter_context(Measured(Case(config, part, is_plain, args.threads)))
+            for is_plain in (False, True)
+        ]
+        took, baseline = in_turns([m.step for m in measured], args.seconds)
+    seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
+    cpu, plain_cpu = (float(np.median([t.cpu_seconds for t in steps])) for steps in (took, baseline))
+    return StepRow(
+        preset=preset,
+        part=part,
+        device=find_device(config.common.device).type,
+        batch_size=getattr(config, part).training.batch_size,
+        steps_per_second=1 / seconds,
+        baseline_steps_per_second=1 / plain_seconds,
+        ratio=plain_seconds / seconds,
+        cpu_seconds=cpu,
+        baseline_cpu_seconds=plain_cpu,
+        cpu_ratio=plain_cpu / cpu,
+        repeats=min(len(took), len(baseline)),
+    )
+
+
+def measure_replay(preset: str, config: TrainerConfig, num_frames: int) -> list[ReplayRow]:
+    """Fills a replay and draws the batches that the denoiser and the reward/end model learn from."""
+    gc.collect()
+    before = resident_bytes()
+    replay = Replay(random_episodes(num_frames, frame_shape(config)), num_frames)
+    gc.collect()
+    after = resident_bytes()
+    grown = None if before is None or after is None else after - before
+    inner, training = config.agent.denoiser.inner_model, config.denoiser.training
+    lengths = {
+        "denoiser": inner.num_steps_conditioning + 1 + training.num_autoregressive_steps,
+        "rew_end_model": config.rew_end_model.training.seq_length,
+    }
+    rows = []
+    for part, length in lengths.items():
+        batch_size = getattr(config, part).training.batch_size
+        times = [1e3 * took.seconds for took in draw_batches(replay, config, part, length)]
+        median, p95 = (float(x) for x in np.percentile(times, [50, 95]))
+        rows.append(ReplayRow(preset, part, num_frames, grown, batch_size, length, median, p95))
+    return rows
+
+
+def draw_batches(replay: Replay, config: TrainerConfig, part: str, length: int) -> list[Took]:
+    """Draws batches as the trainer does; the first, which builds the index, does not count."""
+    training = getattr(config, part).training
+
+    def draw(i: int) -> None:
+        replay.draw(
+            np.random.default_rng(i),
+            training.batch_size,
+            length,
+            sample_weights=training.sample_weights,
+            pad_after=part == "rew_end_model",
+            event_fraction=training.event_fraction,
+        )
+
+    return [time_step(lambda i=i: draw(i), "cpu") for i in range(1 + NUM_DRAWS)][1:]
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process occupies now; None where there is no /proc."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else None
+
+
+def print_step_header() -> None:
+    """Prints the column names of `print_step_row`."""
+    print(
+        f"{'preset':<8} {'part':<14} {'device':<7} {'batch':>5} {'steps/s':>9} {'baseline':>9} {'ratio':>6} "
+        f"{'CPU s':>8} {'baseline':>9} {'ratio':>6} {'repeats':>7}",
+        flush=True,
+    )
+
+
+def print_step_row(row: StepRow) -> None:
+    """Prints a line of the table of steps."""
+    print(
+        f"{row.preset:<8} {row.part:<14} {row.device:<7} {row.batch_size:>5} {row.steps_per_second:>9.3f} "
+        f"{row.baseline_steps_per_second:>9.3f} {row.ratio:>5.2f}x {row.cpu_seconds:>8.3f} "
+        f"{row.baseline_cpu_seconds:>9.3f} {row.cpu_ratio:>5.2f}x {row.repeats:>7}",
+        flush=True,
+    )
+
+
+def print_replay_row(row: ReplayRow) -> None:
+    """Prints what a replay costs."""
+    size = "unknown" if row.resident_bytes is None else f"{row.resident_bytes / 1e9:.3f} GB"
+    print(
+        f"{row.preset}: replay of {row.num_frames} frames, {size} resident; {row.batch_size} segments of "
+        f"{row.segment_length} steps for the {row.part} in {row.draw_ms:.2f} ms (p95 {row.draw_p95_ms:.2f})",
+        flush=True,
+    )
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the presets")
+    parser.add_argument("--preset", nargs="+", default=["paper", "small"], choices=settings.PRESETS)
+    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="(default: all)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument(
+        "--frames", type=positive_int, default=NUM_REPLAY_FRAMES, help="in the replay (default: 100000)"
+    )
+    parser.add_argument(
+        "--replay", action=argparse.BooleanOptionalAction, default=True, help="measure the replay, too"
+    )
+    add_common_arguments(parser, seconds=10)
+    return parser.parse_intermixed_args(argv)
+
+
+def run(args: argparse.Namespace) -> list[StepRow | ReplayRow]:
+    """Measures and prints everything asked for."""
+    configs = {preset: configuration(preset, args.overrides, args.device) for preset in args.preset}
+    rows: list[StepRow | ReplayRow] = []
+    for preset, config in configs.items() if args.replay else ():
+        for row in measure_replay(preset, config, args.frames):
+            print_replay_row(row)
+            rows.append(row)
+    print_step_header()
+    for preset, config in configs.items():
+        for part in args.parts:
+            row = measure_steps(preset, config, part, args)
+            print_step_row(row)
+            rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    args = parse_args(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    about: dict[str, Any] = machine()
+    print_machine(about)
+    try:
+        rows = run(args)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if args.json is not None:
+        write_rows(args.json, rows, about)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -308,9 +308,9 @@ def _fit(
     keep_freed_memory()
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
-    # products of float32 in TF32; cuDNN's convolutions would be anyway
-    torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = config.training.tf32
+    if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
+        torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.training.tf32
     try:
         is_resumed = group.first(lambda: _complete_data(config, run, progress))
         assert agent.config.num_actions is not None

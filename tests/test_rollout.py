@@ -70,7 +70,7 @@ def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_wit
     games = Script(ends=[[0, 0], [1, 0], [0, 0]], truncs=[[0, 0], [0, 0], [0, 1]])
     frame = games.frame
     state = begin(actor_critic, frame(0)[:, None])
-    state, steps = play(actor_critic, games, state, 3, torch.Generator().manual_seed(0))
+    state, steps = play(actor_critic, games, state, torch.rand(3, 2))
     assert games.restarts == [[0], [1]]
     context = [frame(100 + i) for i in range(4)]
     first, second = steps.val_bootstrap[:, 1].tolist(), steps.val[:, 2].tolist()
@@ -89,14 +89,14 @@ def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_wit
 
 def test_actions_follow_the_policy():
     logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(20_000, 3)
-    drawn = sample(logits, torch.Generator().manual_seed(0))
+    drawn = sample(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
     np.testing.assert_allclose(torch.bincount(drawn) / len(drawn), [0.2, 0.5, 0.3], atol=0.015)
 
 
 def imagined_games(world_model, replay, horizon=4):
-    def draw(rng, count):
+    def draw(rng):
         n = world_model.num_steps_conditioning
-        return replay.draw(rng, count, n, sample_weights=None, pad_after=False)
+        return replay.draw(rng, 1, n, sample_weights=None, pad_after=False)
 
     return ImaginedGames(world_model, draw, num_games=3, horizon=horizon, seed=(0, 0))
 

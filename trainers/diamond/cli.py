@@ -1,10 +1,12 @@
 """`python -m trainers.diamond`: reads the command line, says what went wrong in one line, sets the exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong argument, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 wrong argument, 130 interrupted. Under torchrun, which ends all processes as
+soon as one fails, those that only follow the first leave with 0, so that it can save and say what went wrong.
 """
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+from trainers.diamond.errors import FirstProcessFailed
 
 _HELP = ("-h", "--help", "help")
 _Options = TypeVar("_Options")
@@ -47,6 +50,11 @@ go on.
 
 preset= is one of {presets} (default: {default}). env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
 A list is written [a,b]; nothing is written null. What every key is for: trainers/diamond/config.py.
+
+Several GPUs, or CPUs, share every batch (batch_size is that of all together, and a multiple of their number):
+  torchrun --nproc-per-node=4 -m trainers.diamond train game=Breakout
+Several machines: torchrun's --nnodes and --rdzv-* options, and outputs/ (and static_dataset.path) in a folder
+that all of them see. Resume is started likewise, by any number of processes.
 
 keys, with {preset}'s values:
 {keys}"""
@@ -89,22 +97,33 @@ def main(arguments: Sequence[str]) -> int:
             raise InvalidInputError(f"unknown command {arguments[0]}: accepted are {', '.join(commands)}")
         commands[arguments[0]](arguments[1:])
     except (InvalidInputError, UnknownGameError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return _fail(error, 2)
     except (DiamondGymError, OSError) as error:  # a file that vanished, a disk that broke
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return _fail(error, 1)
+    except FirstProcessFailed:
+        return 0
     except KeyboardInterrupt:
-        return 130
+        return 0 if _rank() else 130
     return 0
 
 
+def _fail(error: Exception, code: int) -> int:
+    where = f"process {_rank()}: " if _rank() else ""
+    print(f"{where}error: {error}", file=sys.stderr)
+    return code
+
+
+def _rank() -> int:
+    """The number of this process under torchrun, else 0."""
+    return int(os.environ.get("RANK", 0)) if "TORCHELASTIC_RUN_ID" in os.environ else 0
+
+
 def _train(arguments: Sequence[str]) -> None:
-    from trainers.diamond import launch, settings
+    from trainers.diamond import launch, processes, settings
 
     given = [argument for argument in arguments if argument not in _HELP]
-    config = settings.parse(given)
     if len(given) < len(arguments):
+        config = settings.parse(given)
         named = [argument.partition("=")[2] for argument in given if argument.startswith("preset=")]
         default = settings.DEFAULT_PRESET
         values = settings.flat(config).items()
@@ -114,15 +133,19 @@ def _train(arguments: Sequence[str]) -> None:
         print(TRAIN_USAGE.format(presets=presets, default=default, preset=preset, keys=keys))
         return
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
-    launch.train(config, outputs=Path("outputs"), command=command)
+    with processes.joined() as group:
+        config = group.first(lambda: settings.parse(given))
+        launch.train(config, outputs=Path("outputs"), command=command, group=group)
 
 
 def _resume(arguments: Sequence[str]) -> None:
     if _wants_help(arguments, RESUME_USAGE):
         return
-    from trainers.diamond import launch
+    from trainers.diamond import launch, processes
 
-    launch.resume(Path(_options(arguments, {"run": str}, required=["run"])["run"]))
+    with processes.joined() as group:
+        options = group.first(lambda: _options(arguments, {"run": str}, required=["run"]))
+        launch.resume(Path(options["run"]), group=group)
 
 
 def _export(arguments: Sequence[str]) -> None:

@@ -215,7 +215,8 @@ class Collector:
         logits, _, (state.hx, state.cx) = self.actor_critic.predict_act_value(
             to_float(state.obs), (state.hx, state.cx)
         )
-        act = sample(logits.float().cpu(), self._generator, sampling.temperature)
+        u = torch.rand(len(logits), generator=self._generator)
+        act = sample(logits.float().cpu(), u, sampling.temperature)
         explores, anything = torch.rand(2, len(act), generator=self._generator)
         return torch.where(explores < sampling.epsilon, (anything * logits.shape[1]).long(), act)
 

@@ -240,6 +240,7 @@ class TrainingConfig:
         num_final_epochs: Epochs without collection at the end, where `num_epochs` is null.
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
             the hardware multiplies it (CUDA, CPUs with AMX), elsewhere float32, which is faster there.
+        tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
         compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
             and shortens every step.
         num_threads: CPU threads; null leaves torch's choice.
@@ -251,6 +252,7 @@ class TrainingConfig:
     num_epochs: int | None = None
     num_final_epochs: int = 50
     autocast: str | None = None
+    tf32: bool = True
     compile: bool = False
     num_threads: int | None = None
 
@@ -310,7 +312,7 @@ class PartTrainingConfig:
         steps_first_epoch: Optimiser steps in epoch 1.
         steps_per_epoch: In every later epoch.
         sample_weights: Weights of the parts of the replay by age, oldest first; null draws by length.
-        batch_size: Segments a step (of the actor-critic: games).
+        batch_size: Segments a step (of the actor-critic: games), over all processes.
         grad_acc_steps: Batches whose gradients are averaged in one optimiser step.
         lr_warmup_steps: Steps of linear warm-up.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.

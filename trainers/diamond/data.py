@@ -164,6 +164,19 @@ class _Fits:
             raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
 
 
+def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:
+    """Takes in what another process has stored in the dataset since.
+
+    Raises:
+        DatasetError: An episode is missing or corrupt.
+    """
+    for number, length in enumerate(dataset.lengths.tolist()):
+        if number >= len(replay):
+            replay.add(dataset.load(number))
+        elif length > replay.lengths[number]:
+            replay.go_on(number, dataset.load(number))
+
+
 def load_test_replay(run: RunFolder) -> Replay:
     """The test episodes that lie in the run folder now."""
     dataset = EpisodeDataset(run.dataset("test"))

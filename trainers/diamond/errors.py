@@ -1,4 +1,4 @@
-"""Errors that only the trainer's commands can meet."""
+"""Errors that only the trainer's commands can meet, and the exceptions by which its processes stop."""
 
 from __future__ import annotations
 
@@ -19,3 +19,15 @@ class LoggingError(DiamondGymError, RuntimeError):
 
 class HubError(DiamondGymError, RuntimeError):
     """The Hugging Face Hub cannot be reached, or refuses."""
+
+
+class ProcessLostError(DiamondGymError, ConnectionError):
+    """Another process of the same run is gone, or does not answer."""
+
+
+class StopRequested(Exception):
+    """The step is finished; the run is to be saved and left."""
+
+
+class FirstProcessFailed(Exception):
+    """The first of several processes failed, and says itself why."""

@@ -1,6 +1,7 @@
 """Imagination as the actor-critic meets it: games that start at replay segments and last for a horizon.
 
-Random numbers are counted, not carried along: start number k of a run is the same whenever it happens.
+Random numbers are counted, not carried along: start number k of game i is the same whenever it happens, and
+whichever of the games are played beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from diamond_gym.world_model import WorldModel, WorldModelState
-from trainers.diamond.replay import SegmentBatch
+from trainers.diamond.replay import SegmentBatch, concatenated
 from trainers.diamond.rollout import Outcome
 
 PADDING_BYTE = 128
@@ -27,31 +28,33 @@ class ImaginedGames:
 
     Args:
         world_model: Imagines them.
-        draw: Draws as many replay segments of n steps as asked for.
+        draw: Draws one replay segment of n steps.
         num_games: Number of games (b), at least 1.
         horizon: Steps after which a game is cut short, at least 1.
         seed: Fixes where games start and what happens in them, two numbers >= 0.
+        first: Number of the first of the games, >= 0.
 
     Attributes:
-        num_starts: How often games were started.
+        num_starts: How often each game was started.
     """
 
     def __init__(
         self,
         world_model: WorldModel,
-        draw: Callable[[np.random.Generator, int], SegmentBatch],
+        draw: Callable[[np.random.Generator], SegmentBatch],
         num_games: int,
         horizon: int,
         seed: tuple[int, int],
+        first: int = 0,
     ) -> None:
         self.world_model, self.num_games, self.horizon, self.seed = world_model, num_games, horizon, seed
-        self._draw = draw
+        self._draw, self._first = draw, first
         self._state: WorldModelState | None = None
-        self.num_starts = 0
+        self.num_starts = torch.zeros(num_games, dtype=torch.int64)
 
     def start(self) -> UInt8[Tensor, "b n c h w"]:
         """Starts all games; returns the frames up to where they start."""
-        self._state = self._start(self.num_games)
+        self._state = self._start(torch.arange(self.num_games))
         return self._state.obs
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
@@ -63,27 +66,30 @@ class ImaginedGames:
     def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k n c h w"]:
         """Starts some games at fresh segments."""
         assert self._state is not None, "start() comes first"
-        fresh = self._start(len(index))
+        fresh = self._start(index.cpu())
         self._state = self._state.replace(index, fresh)
         return fresh.obs
 
-    def _start(self, count: int) -> WorldModelState:
-        rng = np.random.default_rng([*self.seed, self.num_starts])
-        self.num_starts += 1
-        batch = self._draw(rng, count)
+    def _start(self, index: Int64[Tensor, " k"]) -> WorldModelState:
+        numbers = zip((self._first + index).tolist(), self.num_starts[index].tolist(), strict=True)
+        rngs = [np.random.default_rng([*self.seed, game, start]) for game, start in numbers]
+        self.num_starts[index] += 1
+        batch = concatenated([self._draw(rng) for rng in rngs])
         padding = ~batch.mask_padding[:, :, None, None, None]
-        keys = torch.from_numpy(rng.integers(2**62, size=count))
+        keys = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
         return self.world_model.start(batch.obs.masked_fill(padding, PADDING_BYTE), batch.act, keys)
 
     def state_dict(self) -> dict[str, Any]:
         """This moment of the games."""
         state = self._state
         tensors = {} if state is None else {f.name: getattr(state, f.name) for f in fields(state)}
-        return {"num_starts": self.num_starts, "state": tensors}
+        return {"num_starts": self.num_starts.clone(), "state": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes to a saved moment."""
-        self.num_starts = state["num_starts"]
+        self.num_starts = (
+            torch.as_tensor(state["num_starts"]).expand(self.num_games).clone()
+        )  # once one number
         device = self.world_model.device
         tensors = {name: x.to(device) for name, x in state["state"].items()}
         self._state = WorldModelState(**tensors) if tensors else None

@@ -1,7 +1,8 @@
 """From a configuration to a trained run, and from an unfinished run to its end.
 
 Builds the parts (networks, data) and hands them to the trainer. Every step can be repeated: what an earlier,
-killed process has finished is found in the run folder and left alone.
+killed process has finished is found in the run folder and left alone. Of several processes, the first does
+whatever writes, and the others read the episodes from the run folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -29,12 +30,15 @@ from diamond_gym.world_model import noise_levels
 from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.initial_weights import start_with_differences
+from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.run_log import RunLog, check_dependencies
 from trainers.diamond.trainer import Progress, Trainer
 
 
-def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool = True) -> Path:
+def train(
+    config: TrainerConfig, *, outputs: Path, command: str, progress: bool = True, group: Group = ALONE
+) -> Path:
     """Trains from an empty run folder to the last epoch.
 
     Everything that can be wrong with the configuration is found before the folder is made.
@@ -44,35 +48,50 @@ def train(config: TrainerConfig, *, outputs: Path, command: str, progress: bool 
         outputs: Where `YYYY-MM-DD/hh-mm-ss` is made.
         command: The command line, for the record.
         progress: Show what happens.
+        group: The processes that train it together; each calls this.
 
     Returns:
         The run folder.
 
     Raises:
-        InvalidInputError: No game and no data are given, or a player cannot play the game.
+        InvalidInputError: No game and no data are given, a player cannot play the game, or the processes
+            cannot share a batch.
         DatasetError: The static dataset has no episodes, or they do not fit.
         DeviceError: The device is not available.
         CheckpointError: The initial weights cannot be read or do not fit.
         CacheError: The run folder cannot be written.
         DivergedError: A loss is no longer finite; the last good epoch is kept.
         KeyboardInterrupt: It was interrupted; the run can be resumed.
+        ProcessLostError: Another of the processes is gone.
     """
-    device = find_device(config.common.device)
+    device = find_device(config.common.device, group)
+    with ExitStack() as stack:
+        run, agent = group.first(lambda: _new_run(config, outputs, command, group, stack))
+        _fit(config, run, agent, device, progress, group)
+    return run.path
+
+
+def _new_run(
+    config: TrainerConfig, outputs: Path, command: str, group: Group, stack: ExitStack
+) -> tuple[RunFolder, Agent]:
+    """A run folder, locked until the stack ends, and networks."""
+    check_shares(config, group)
     check_dependencies(config.wandb)
     description = describe(config, command)
     agent = new_agent(config, description)
     initialize(agent, config)
     run = RunFolder.new(outputs.absolute())
-    with run.locked():
-        description.save(run.world_file)
-        write_file(run.config_file, settings.to_yaml(config).encode())
-        run.write_resume_script(sys.executable)
-        _fit(config, run, agent, device, progress)
-    return run.path
+    stack.enter_context(run.locked())
+    description.save(run.world_file)
+    write_file(run.config_file, settings.to_yaml(config).encode())
+    run.write_resume_script(sys.executable)
+    return run, agent
 
 
-def resume(path: Path, *, progress: bool = True) -> Path:
+def resume(path: Path, *, progress: bool = True, group: Group = ALONE) -> Path:
     """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
+
+    The number of processes may be another than before.
 
     Returns:
         The run folder. A run that is finished is left alone.
@@ -81,18 +100,30 @@ def resume(path: Path, *, progress: bool = True) -> Path:
         CheckpointNotFoundError: The folder is not that of a run.
         RunInUseError: Another process is training it.
     """
-    run = RunFolder.existing(path.absolute())
-    with run.locked():
-        config = settings.from_yaml(run.config_file)
-        progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
-        if _is_finished(config, progress_so_far):
-            print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
-            return run.path
-        agent = new_agent(config, WorldDescription.load(run.world_file))
-        if not run.state_file.is_file():
-            initialize(agent, config)
-        _fit(config, run, agent, find_device(config.common.device), progress)
+    with ExitStack() as stack:
+        run, unfinished = group.first(lambda: _existing_run(path, group, stack))
+        if unfinished is not None:
+            config, agent = unfinished
+            _fit(config, run, agent, find_device(config.common.device, group), progress, group)
     return run.path
+
+
+def _existing_run(
+    path: Path, group: Group, stack: ExitStack
+) -> tuple[RunFolder, tuple[TrainerConfig, Agent] | None]:
+    """A run folder, locked until the stack ends, and what is to be trained, if anything."""
+    run = RunFolder.existing(path.absolute())
+    stack.enter_context(run.locked())
+    config = settings.from_yaml(run.config_file)
+    progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
+    if _is_finished(config, progress_so_far):
+        print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
+        return run, None
+    check_shares(config, group)
+    agent = new_agent(config, WorldDescription.load(run.world_file))
+    if not run.state_file.is_file():
+        initialize(agent, config)
+    return run, (config, agent)
 
 
 def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
@@ -100,19 +131,41 @@ def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
     return progress.is_finished and num_epochs is not None and progress.epoch >= num_epochs
 
 
-def find_device(name: str) -> torch.device:
-    """The device of a name; "auto" is CUDA where available.
+def check_shares(config: TrainerConfig, group: Group) -> None:
+    """Makes sure that the processes can share every batch.
+
+    Raises:
+        InvalidInputError: The size of one is not a multiple of their number.
+    """
+    for name in config.training.trained_parts:
+        size = getattr(config, name).training.batch_size
+        if size % group.size:
+            near = max(1, size // group.size) * group.size
+            raise InvalidInputError(
+                f"{name}.training.batch_size={size} is shared by {group.size} processes: accepted are "
+                f"multiples of {group.size}, such as {near}"
+            )
+
+
+def find_device(name: str, group: Group = ALONE) -> torch.device:
+    """The device of a name; "auto" is CUDA where available, and each process of several has its own GPU.
 
     Raises:
         DeviceError: There is no such device here.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if group.size > 1 and name == "cuda":
+        name = f"cuda:{group.local_rank}"
+    elif group.size > 1 and name != "cpu":
+        raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise DeviceError(f"common.device={name} is not available: {reason}") from error
+    if device.type == "cuda" and group.size > 1:
+        torch.cuda.set_device(device)
     return device
 
 
@@ -251,30 +304,34 @@ def _try_out(agent: Agent) -> None:
         agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))
 
 
-def _fit(config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool) -> None:
+def _fit(
+    config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool, group: Group
+) -> None:
     """Everything that a resumed run repeats."""
+    progress = progress and group.is_first
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
+    if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
+        torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
+        torch.backends.cudnn.allow_tf32 = config.training.tf32
     try:
-        if config.static_dataset.path is None:
-            data.collect_datasets(config, run, progress=progress)
-        if config.collects and run.state_file.is_file():
-            data.cut_back_to(run, run.load_state())
+        is_resumed = group.first(lambda: _complete_data(config, run, progress))
         assert agent.config.num_actions is not None
         train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
         if not (config.collects or config.training.model_free):
-            data.choose_contexts(config, run).save(run.contexts_file)
+            group.first(lambda: data.choose_contexts(config, run).save(run.contexts_file))
         place(agent, device, config)
         dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
         log = RunLog(run, config)
-        trainer = Trainer(config, run, agent, train, test, dataset, log)
-        if run.state_file.is_file():
+        trainer = Trainer(config, run, agent, train, test, dataset, log, group)
+        if is_resumed:
             trainer.resume()
         with closing(log), _stopped_by_interrupt(trainer):
-            log.open(trainer.epoch + 1)
+            group.first(lambda: log.open(trainer.epoch + 1))
             trainer.fit(progress=progress)
     except KeyboardInterrupt:
-        print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
+        if group.is_first:
+            print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
         raise
     if progress:
         _say_how_to_use(run, config)
@@ -290,6 +347,16 @@ def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
     choose_upsampling(agent, device)
     if config.training.compile:
         agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
+
+
+def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> bool:
+    """Puts the episodes on disk with which training goes on; whether it has begun before."""
+    if config.static_dataset.path is None:
+        data.collect_datasets(config, run, progress=progress)
+    is_resumed = run.state_file.is_file()
+    if config.collects and is_resumed:
+        data.cut_back_to(run, run.load_state())
+    return is_resumed
 
 
 @contextmanager

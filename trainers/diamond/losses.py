@@ -6,6 +6,7 @@ caller's choice. Knows nothing of optimisers or of where batches come from.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from diamond_gym.models import Denoiser, DenoiserConfig, RewEndModel
 from trainers.diamond.replay import SegmentBatch
 
 Metrics = dict[str, Tensor]
+Total = Callable[[Tensor], Tensor]
+"""Sums over the processes that share a batch: their losses and metrics then add up to the batch's."""
 
 MOTION_RADIUS = 2
 """Pixels around a change that still count as moving."""
@@ -43,6 +46,11 @@ class DenoiserNoise(NamedTuple):
     level: Float[Tensor, " b"]
     eps: Float[Tensor, "b c h w"]
     offset: Float[Tensor, "b c 1 1"]
+
+
+def all_of_it(x: Tensor) -> Tensor:
+    """The `Total` of one process."""
+    return x
 
 
 def draw_denoiser_noise(
@@ -92,7 +100,12 @@ def motion_weight(
 
 
 def denoiser_loss(
-    denoiser: Denoiser, batch: SegmentBatch, noises: list[DenoiserNoise], *, moving_pixels_weight: float = 0.0
+    denoiser: Denoiser,
+    batch: SegmentBatch,
+    noises: list[DenoiserNoise],
+    *,
+    moving_pixels_weight: float = 0.0,
+    total: Total = all_of_it,
 ) -> tuple[Tensor, Metrics]:
     """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
 
@@ -104,6 +117,7 @@ def denoiser_loss(
         batch: Segments of n + len(noises) steps.
         noises: Random numbers of each prediction.
         moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves; 0 as published.
+        total: Adds up what the processes count that share the batch.
 
     Returns:
         The loss and {"loss": ...}.
@@ -122,16 +136,18 @@ def denoiser_loss(
         error = (output - target).square()
         if moving_pixels_weight > 0:
             error = error * motion_weight(frames[:, n + i - 1], next_obs, moving_pixels_weight)
-        losses.append(masked_mean(error.mean(dim=(1, 2, 3)), mask))
+        losses.append(masked_mean(error.mean(dim=(1, 2, 3)), mask, total))
         if i + 1 < len(noises):
             history.append(denoiser.wrap_model_output(noisy, output.detach(), c))
     loss = torch.stack(losses).mean()
     return loss, {"loss": loss.detach()}
 
 
-def masked_mean(values: Float[Tensor, " b"], mask: Bool[Tensor, " b"]) -> Float[Tensor, ""]:
+def masked_mean(
+    values: Float[Tensor, " b"], mask: Bool[Tensor, " b"], total: Total = all_of_it
+) -> Float[Tensor, ""]:
     """Mean over the entries where `mask` holds; 0 if there are none."""
-    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+    return torch.where(mask, values, 0).sum() / total(mask.sum()).clamp(min=1)
 
 
 def confusion_matrix(
@@ -152,7 +168,7 @@ def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Floa
 
 
 def rew_end_loss(
-    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0
+    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0, total: Total = all_of_it
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
 
@@ -160,6 +176,7 @@ def rew_end_loss(
         model: The network.
         batch: Segments.
         event_weight: Weight of transitions with a reward, and of ends, in their averages; 1 as published.
+        total: Adds up what the processes count that share the batch.
 
     Returns:
         The loss, and {"loss_rew", "loss_end", "confusion_rew" (3, 3), "confusion_end" (2, 2)}.
@@ -169,10 +186,10 @@ def rew_end_loss(
     logits_rew, logits_end, _ = model.predict_rew_end(frames[:, :-1], act, next_frames(batch, frames))
     target_rew, target_end = batch.rew[:, :-1].sign().long() + 1, batch.end[:, :-1].long()
     loss_rew = weighted_cross_entropy(
-        logits_rew.float(), target_rew, torch.where(target_rew != 1, event_weight, 1.0) * mask
+        logits_rew.float(), target_rew, torch.where(target_rew != 1, event_weight, 1.0) * mask, total
     )
     loss_end = weighted_cross_entropy(
-        logits_end.float(), target_end, torch.where(target_end != 0, event_weight, 1.0) * mask
+        logits_end.float(), target_end, torch.where(target_end != 0, event_weight, 1.0) * mask, total
     )
     return loss_rew + loss_end, {
         "loss_rew": loss_rew.detach(),
@@ -183,8 +200,11 @@ def rew_end_loss(
 
 
 def weighted_cross_entropy(
-    logits: Float[Tensor, "b t k"], target: Int64[Tensor, "b t"], weight: Float[Tensor, "b t"]
+    logits: Float[Tensor, "b t k"],
+    target: Int64[Tensor, "b t"],
+    weight: Float[Tensor, "b t"],
+    total: Total = all_of_it,
 ) -> Float[Tensor, ""]:
     """Cross-entropy averaged with weights >= 0; 0 if all are 0."""
     values = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return (values * weight.flatten()).sum() / weight.sum().clamp(min=torch.finfo(weight.dtype).tiny)
+    return (values * weight.flatten()).sum() / total(weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny)

@@ -18,7 +18,8 @@ from torch import Tensor
 from diamond_gym.models import ActorCritic, Denoiser, RewEndModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
-from trainers.diamond.losses import Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
+from trainers.diamond.losses import DenoiserNoise, Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
+from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play
 
@@ -28,7 +29,10 @@ Autocast = Callable[[], AbstractContextManager]
 
 @dataclass(frozen=True)
 class Example:
-    """One batch: its loss, what is worth measuring, and the batch itself."""
+    """One batch, or one process's share of it: its loss, what is worth measuring, and the batch itself.
+
+    Losses and metrics of all shares add up to those of the batch.
+    """
 
     loss: Tensor
     metrics: Metrics
@@ -59,11 +63,18 @@ class Draw:
         training: Batch size and weights.
         by_age: Whether recent episodes are preferred; else longer ones.
         device: Where the network is.
+        group: Who shares the batches: all draw the same, each cuts out its share.
     """
 
     training: PartTrainingConfig
     by_age: bool
     device: torch.device
+    group: Group = ALONE
+
+    @property
+    def share(self) -> slice:
+        """Which of a batch's segments are this process's."""
+        return self.group.share(self.training.batch_size)
 
     def __call__(
         self,
@@ -71,18 +82,18 @@ class Draw:
         rng: np.random.Generator,
         length: int,
         *,
-        batch_size: int | None = None,
         pad_after: bool = False,
         around_events: bool = True,
     ) -> SegmentBatch:
-        """Segments of `length` steps, as many as `batch_size` or the configuration says."""
+        """Segments of `length` steps."""
         batch = replay.draw(
             rng,
-            self.training.batch_size if batch_size is None else batch_size,
+            self.training.batch_size,
             length,
             sample_weights=self.training.sample_weights if self.by_age else None,
             pad_after=pad_after,
             event_fraction=self.training.event_fraction if around_events else 0.0,
+            share=self.share,
         )
         return batch.to(self.device)
 
@@ -120,11 +131,16 @@ class DenoiserObjective(_Forgetful):
         shape, size = tuple(replay.frame_shape), training.batch_size
         objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = [
-            draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
+            DenoiserNoise(*(x[self.draw.share] for x in noise))
+            for noise in (
+                draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
+            )
         ]
         with self.autocast():
             weight = training.moving_pixels_weight
-            loss, metrics = denoiser_loss(self.denoiser, batch, noises, moving_pixels_weight=weight)
+            loss, metrics = denoiser_loss(
+                self.denoiser, batch, noises, moving_pixels_weight=weight, total=self.draw.group.total
+            )
         return Example(loss, metrics, vars(batch))
 
 
@@ -144,7 +160,9 @@ class RewEndObjective(_Forgetful):
         training = self.config.training
         batch = self.draw(replay, rng, training.seq_length, pad_after=True, around_events=around_events)
         with self.autocast():
-            loss, metrics = rew_end_loss(self.model, batch, event_weight=training.event_weight)
+            loss, metrics = rew_end_loss(
+                self.model, batch, event_weight=training.event_weight, total=self.draw.group.total
+            )
         return Example(loss, metrics, vars(batch))
 
 
@@ -157,6 +175,7 @@ class ActorCriticObjective:
         num_steps: Steps played for each loss.
         config: The loss.
         autocast: Makes the context in which networks run.
+        group: Who else plays: `games` is this process's share.
     """
 
     def __init__(
@@ -166,9 +185,10 @@ class ActorCriticObjective:
         num_steps: int,
         config: ActorCriticLossConfig,
         autocast: Autocast,
+        group: Group = ALONE,
     ) -> None:
         self.actor_critic, self.games = actor_critic, games
-        self.num_steps, self.config, self.autocast = num_steps, config, autocast
+        self.num_steps, self.config, self.autocast, self.group = num_steps, config, autocast, group
         self._player: PlayerState | None = None
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
@@ -177,9 +197,14 @@ class ActorCriticObjective:
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         with self.autocast():
             player = self._player or begin(self.actor_critic, self.games.start())
-            self._player, steps = play(self.actor_critic, self.games, player, self.num_steps, generator)
+            num_games = len(player.obs) * self.group.size
+            u = torch.rand(self.num_steps, num_games, generator=generator, device=device)
+            share = u[:, self.group.share(num_games)]
+            self._player, steps = play(self.actor_critic, self.games, player, share)
         loss, metrics = actor_critic_loss(steps, self.config)
-        return Example(loss, metrics, {name: x.detach() for name, x in vars(steps).items()})
+        part = 1 / self.group.size  # of a mean over equal shares
+        metrics = {name: x * part for name, x in metrics.items()}
+        return Example(loss * part, metrics, {name: x.detach() for name, x in vars(steps).items()})
 
     def state_dict(self) -> dict[str, Any]:
         """The games, and where they stand for the player."""

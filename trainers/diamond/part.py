@@ -20,6 +20,7 @@ from trainers.diamond.errors import DivergedError
 from trainers.diamond.losses import Metrics
 from trainers.diamond.objectives import Example, Objective
 from trainers.diamond.optimizer import ExponentialMovingAverage, make_optimizer
+from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.replay import Replay
 
 _STEPS_BETWEEN_CHECKS = 20
@@ -46,6 +47,7 @@ class Part:
         optimizer: Its optimiser.
         ema: Moving average of its weights, if any.
         objective: Draws a batch and computes the loss.
+        group: The processes that train it together.
         num_steps: Optimiser steps made so far.
     """
 
@@ -56,6 +58,7 @@ class Part:
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     objective: Objective
+    group: Group = ALONE
     num_steps: int = 0
     _unchecked: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=list, repr=False)
 
@@ -67,13 +70,18 @@ class Part:
         training: PartTrainingConfig,
         optimizer: OptimizerConfig,
         objective: Objective,
+        group: Group = ALONE,
     ) -> Part:
         """Nothing is trained yet."""
         ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
-        return cls(name, module, training, optimizer.lr, make_optimizer(module, optimizer), ema, objective)
+        adamw = make_optimizer(module, optimizer)
+        return cls(name, module, training, optimizer.lr, adamw, ema, objective, group)
 
     def step(self, replay: Replay, *, seed: int, lr_factor: float) -> Metrics:
         """Makes one optimiser step; its randomness is a function of seed, part and step.
+
+        Returns:
+            Its metrics, to be added up over steps and then by `total`.
 
         Raises:
             NotFiniteError: The loss or the gradient is not finite.
@@ -84,8 +92,10 @@ class Part:
         self.optimizer.zero_grad()
         count = self.training.grad_acc_steps
         examples = [self._accumulate(replay, rng, count) for _ in range(count)]
-        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.training.max_grad_norm).detach()
         metrics = _mean([x.metrics | {"loss": x.loss} for x in examples])
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.group.add_up([*gradients, metrics["loss"]])
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.training.max_grad_norm).detach()
         self._watch(metrics["loss"], norm, {k: v for x in examples for k, v in x.batch.items()})
         self.optimizer.step()
         self.num_steps += 1
@@ -110,6 +120,11 @@ class Part:
             self.module.eval()
             for p, stride in zip(weights, strides, strict=True):
                 p.data = torch.empty_strided(p.shape, stride, dtype=p.dtype).copy_(p.data)
+
+    def total(self, sums: Metrics) -> Metrics:
+        """Sums of metrics of steps, over all processes."""
+        known = ("loss", "grad_norm")  # by every process, of the whole batch
+        return {name: x if name in known else self.group.total(x) for name, x in sums.items()}
 
     def _accumulate(self, replay: Replay, rng: np.random.Generator, count: int) -> Example:
         example = self.objective.example(replay, rng, self.num_steps)
@@ -154,13 +169,13 @@ class Part:
             self.module.load_state_dict(trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly."""
+        """What `load_state_dict` needs to go on exactly; all processes must ask, the first gets all."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "num_steps": self.num_steps,
-            "objective": self.objective.state_dict(),
+            "objective": self.group.gathered(self.objective.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -170,7 +185,7 @@ class Part:
         self.num_steps = state["num_steps"]
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        self.objective.load_state_dict(state.get("objective", {}))
+        self.objective.load_state_dict(self.group.share_of(state.get("objective", {})))
 
 
 def diverged(error: NotFiniteError, batch_file: str) -> DivergedError:

@@ -33,9 +33,9 @@ class RealGames:
         UnknownGameError: ale-py has no such game.
     """
 
-    def __init__(self, game: str, num_envs: int, *, training: bool, seed: int) -> None:
+    def __init__(self, game: str, num_envs: int, *, training: bool, seed: int, first: int = 0) -> None:
         self.envs = [AtariEnv(game, training=training) for _ in range(num_envs)]
-        seeds = np.random.SeedSequence(seed).generate_state(num_envs).tolist()
+        seeds = np.random.SeedSequence(seed).generate_state(first + num_envs)[first:].tolist()
         frames = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
         self.obs = torch.stack([_channels_first(frame) for frame in frames])
 

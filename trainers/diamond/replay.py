@@ -57,6 +57,11 @@ class SegmentBatch:
         return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
 
 
+def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
+    """Batches of segments of one length as one."""
+    return SegmentBatch(**{x: torch.cat([vars(batch)[x] for batch in batches]) for x in vars(batches[0])})
+
+
 class Replay:
     """All steps of a growing set of episodes in flat arrays: one byte a pixel, one copy.
 
@@ -188,6 +193,7 @@ class Replay:
         sample_weights: list[float] | None,
         pad_after: bool,
         event_fraction: float = 0.0,
+        share: slice = slice(None),
     ) -> SegmentBatch:
         """Draws segments around uniformly drawn steps of drawn episodes.
 
@@ -199,6 +205,7 @@ class Replay:
             pad_after: False: a segment ends within its episode, so only its beginning can be padding
                 (denoiser, actor-critic). True: it may also run past the end (reward/end).
             event_fraction: Share of the segments drawn around a step with a reward or an end instead.
+            share: Which of the segments to cut out; all are drawn.
         """
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
@@ -211,7 +218,7 @@ class Replay:
         jitter = rng.integers(length, size=batch_size)
         stop_inside = np.minimum(self.lengths[episode], time + 1 + jitter)
         start = time - jitter if pad_after else stop_inside - length
-        return self.segments(episode, start, length)
+        return self.segments(episode[share], start[share], length)
 
     def _draw_events(
         self, rng: np.random.Generator, count: int

@@ -86,10 +86,9 @@ def play(
     actor_critic: ActorCritic,
     games: Games,
     state: PlayerState,
-    num_steps: int,
-    generator: torch.Generator,
+    u: Float[Tensor, "t b"],
 ) -> tuple[PlayerState, PlayedSteps]:
-    """Plays `num_steps` steps of each game, with gradients; games that are over start anew.
+    """Plays t steps of each game, with gradients; games that are over start anew.
 
     The value after a step comes from the frame it led to and the LSTM's memory of the episode so far; where
     the episode was over, from its final frame, before the memory is cleared.
@@ -98,8 +97,7 @@ def play(
         actor_critic: The policy; actions are sampled from it.
         games: The games, at the frames of `state`.
         state: Where they stand; no gradient flows into it.
-        num_steps: Steps to play (t), at least 1.
-        generator: Source of the actions, on the networks' device.
+        u: Numbers in [0, 1) that decide the actions, t at least 1, on the networks' device.
 
     Returns:
         Where the games stand now, and the steps.
@@ -107,9 +105,9 @@ def play(
     obs, hx_cx = state.obs, (state.hx, state.cx)
     logits, val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
     steps: list[tuple[Tensor, ...]] = []
-    for t in range(num_steps):
+    for t in range(len(u)):
         hx_cx = _float(next_hx_cx)
-        act = sample(logits.detach(), generator)
+        act = sample(logits.detach(), u[t])
         outcome = games.step(act)
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
@@ -118,7 +116,7 @@ def play(
             fresh = begin(actor_critic, games.restart(over))
             obs = obs.index_copy(0, over, fresh.obs)
             hx_cx = (hx_cx[0].index_copy(0, over, fresh.hx), hx_cx[1].index_copy(0, over, fresh.cx))
-        with torch.set_grad_enabled(t + 1 < num_steps):
+        with torch.set_grad_enabled(t + 1 < len(u)):
             next_logits, next_val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
         bootstrap = next_val.detach().float().index_copy(0, over, final_val)
         steps.append((logits.float(), act, outcome.rew, outcome.end, outcome.trunc, val.float(), bootstrap))
@@ -137,20 +135,19 @@ def _values(
 
 
 def sample(
-    logits: Float[Tensor, "b a"], generator: torch.Generator, temperature: float = 1.0
+    logits: Float[Tensor, "b a"], u: Float[Tensor, " b"], temperature: float = 1.0
 ) -> Int64[Tensor, " b"]:
     """Draws an action from each categorical, by inversion of its cumulative distribution.
 
     Args:
         logits: Of the actions.
-        generator: Source of randomness, on the logits' device; exactly b numbers are drawn.
+        u: Uniform in [0, 1).
         temperature: Divides the logits, >= 0; 0 takes the likeliest action.
     """
-    u = torch.rand(len(logits), 1, generator=generator, device=logits.device)
     if temperature == 0:
         return logits.argmax(dim=-1)
     cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    return (u >= cumulative[:, :-1]).sum(dim=-1)
+    return (u[:, None] >= cumulative[:, :-1]).sum(dim=-1)
 
 
 def _float(hx_cx: LSTMState) -> LSTMState:

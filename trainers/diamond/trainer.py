@@ -1,7 +1,8 @@
 """Trains the networks of a configuration, epoch by epoch, and saves after each one.
 
 Batches and noise are functions of (seed, part, step); what else a resumed run needs to go on exactly
-(weights, optimisers, games under way, counts) is in the saved state. Knows nothing of the command line.
+(weights, optimisers, games under way, counts) is in the saved state. Of several processes, all train and the
+first does everything else. Knows nothing of the command line.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -31,11 +32,13 @@ from trainers.diamond.config import (
     SamplingConfig,
     TrainerConfig,
 )
+from trainers.diamond.errors import StopRequested
 from trainers.diamond.imagined_games import ImaginedGames
 from trainers.diamond.losses import Metrics
 from trainers.diamond.metrics import add, one_line, summary
 from trainers.diamond.objectives import ActorCriticObjective, DenoiserObjective, Draw, RewEndObjective
 from trainers.diamond.part import NotFiniteError, Part, diverged
+from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.real_games import GamesOnDevice, RealGames
 from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.rollout import SavedGames
@@ -46,10 +49,6 @@ _TEST_BATCHES = 8
 _VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
-
-
-class StopRequested(Exception):
-    """The step is finished; the run is to be saved and left."""
 
 
 @dataclass
@@ -87,6 +86,7 @@ class Trainer:
         test: Episodes to measure the losses on.
         dataset: The training episodes on disk where the run collects.
         log: Where its numbers go; None for metrics.jsonl alone.
+        group: The processes that train the run together, each with a trainer of its own.
 
     Attributes:
         progress: Where the run stands.
@@ -103,9 +103,10 @@ class Trainer:
         test: Replay,
         dataset: EpisodeDataset | None = None,
         log: RunLog | None = None,
+        group: Group = ALONE,
     ) -> None:
         self.log = log or RunLog(run, config)
-        self.config, self.run, self.agent = config, run, agent
+        self.config, self.run, self.agent, self.group = config, run, agent, group
         self.train, self.test, self.dataset = train, test, dataset
         self.progress = Progress()
         self.stop_requested = False
@@ -115,7 +116,7 @@ class Trainer:
         self._autocast = autocast_of(config.training.autocast, self.device)
         self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
         self.parts = [self._part(name) for name in config.training.trained_parts]
-        self._collector = self._new_collector() if config.collects else None
+        self._collector = self._new_collector() if config.collects and group.is_first else None
         agent.eval()
 
     @property
@@ -136,8 +137,8 @@ class Trainer:
             CacheError: The run folder cannot be written.
             KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
         """
-        self._shows_progress = progress
-        if not self.run.state_file.is_file():
+        self._shows_progress = progress and self.group.is_first
+        if not self.group.first(self.run.state_file.is_file):
             self.save_state()  # tells what was collected later from what was there at the start
         try:
             while self.num_epochs is None or self.epoch < self.num_epochs:
@@ -148,32 +149,36 @@ class Trainer:
             self.save_state()
             raise KeyboardInterrupt from None
         except NotFiniteError as error:
-            numbers = {"part": error.part, "step": error.step, **error.numbers}
-            file = self.run.save_bad_batch(error.part, error.step, numbers | {"batch": error.batch})
-            raise diverged(error, str(file)) from None
+            batch = self.group.gathered(error.batch)
+            self.group.first(lambda: self._diverge(error, batch))
 
     def _run_epoch(self) -> None:
         epoch, metrics = self.epoch + 1, self.progress.metrics
         metrics["epoch"] = epoch
         self.progress.is_finished = False  # a finished run may have been given more epochs
-        metrics |= _prefixed("collect", self._collect())
+        metrics |= _prefixed("collect", self._collected())
         for part in self.parts:
             metrics |= _prefixed(part.name, self._train_part(part))
-        if self.config.evaluation.should and epoch % self.config.evaluation.every == 0:
-            metrics |= self._evaluate(epoch)
-        for part in self.parts:
-            metrics |= _prefixed(part.name, self._measure(part))
+        metrics |= self.group.first(lambda: self._evaluate(epoch))
         self.progress.epoch, self.progress.metrics = epoch, {}
-        self._log(metrics)
+        self.group.first(lambda: self._log(metrics))
         self.save()
 
+    def _diverge(self, error: NotFiniteError, batch: dict[str, Tensor]) -> NoReturn:
+        numbers = {"part": error.part, "step": error.step, **error.numbers}
+        file = self.run.save_bad_batch(error.part, error.step, numbers | {"batch": batch})
+        raise diverged(error, str(file)) from None
+
     def _finish(self) -> None:
+        self.group.first(self._play_final_games)
+        self.progress.is_finished = True
+        self.save_state()
+
+    def _play_final_games(self) -> None:
         num_episodes = self.config.collection.test.num_final_episodes
         if self._plays_test_games and num_episodes > 0:
             report = self._play_test_games(self.epoch + 1, num_episodes, desc="final test")
             self._log({"epoch": self.epoch, **_prefixed("final", report.metrics())})
-        self.progress.is_finished = True
-        self.save_state()
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if self._shows_progress:
@@ -181,6 +186,15 @@ class Trainer:
         self.log.log(metrics)
 
     # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
+
+    def _collected(self) -> dict[str, Any]:
+        """The first process plays; the others read what it has stored."""
+        metrics, self.progress.first_epoch_steps = self.group.first(
+            lambda: (self._collect(), self.progress.first_epoch_steps)
+        )
+        if self.config.collects and not self.group.is_first:
+            data.catch_up(self.train, EpisodeDataset(self.run.dataset("train")))
+        return metrics
 
     def _collect(self) -> dict[str, Any]:
         """Plays the real game until the training dataset is as large as it should be now."""
@@ -231,16 +245,23 @@ class Trainer:
                 metrics = part.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
                 sums = add(sums, metrics)
                 bar.update()
-                if self.stop_requested:
+                if self.group.any(self.stop_requested):
                     part.check_finite()
                     raise StopRequested
             part.check_finite()
-        result = {"num_steps": part.num_steps, "lr": part.base_lr * lr_factor} | summary(sums, steps)
+        result = {"num_steps": part.num_steps, "lr": part.base_lr * lr_factor} | summary(
+            part.total(sums), steps
+        )
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        """Plays whole games, and imagines."""
-        return self._test_games(epoch) | self._imagine(epoch)
+        """Plays whole games and imagines, where it is time to; measures the weights to be saved."""
+        metrics: dict[str, Any] = {}
+        if self.config.evaluation.should and epoch % self.config.evaluation.every == 0:
+            metrics = self._test_games(epoch) | self._imagine(epoch)
+        for part in self.parts:
+            metrics |= _prefixed(part.name, self._measure(part))
+        return metrics
 
     def _test_games(self, epoch: int) -> dict[str, Any]:
         if not self._plays_test_games:
@@ -339,18 +360,25 @@ class Trainer:
         """Writes the state, and the weights where this epoch's are kept."""
         keeping = self.config.checkpointing
         if self.epoch % keeping.save_agent_every == 0 or self.epoch == self.num_epochs:
-            if self.config.collects:
-                data.choose_contexts(self.config, self.run).save(self.run.contexts_file)
-            self.run.save_agent(self.epoch, self.weights(), keeping.num_to_keep)
+            self.group.first(self._save_agent)
         self.save_state()
 
+    def _save_agent(self) -> None:
+        if self.config.collects:
+            data.choose_contexts(self.config, self.run).save(self.run.contexts_file)
+        self.run.save_agent(self.epoch, self.weights(), self.config.checkpointing.num_to_keep)
+
     def save_state(self) -> None:
-        """Writes all that `resume` needs."""
+        """Writes all that `resume` needs, by any number of processes."""
+        parts = {part.name: part.state_dict() for part in self.parts}
+        self.group.first(lambda: self._save_state(parts))
+
+    def _save_state(self, parts: dict[str, Any]) -> None:
         trained = [part.name for part in self.parts]
         self.run.save_state(
             asdict(self.progress)
             | {
-                "parts": {part.name: part.state_dict() for part in self.parts},
+                "parts": parts,
                 "untrained": {
                     name: module.state_dict()
                     for name, module in self.agent.named_children()
@@ -386,7 +414,7 @@ class Trainer:
             self.progress = Progress.of(state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
-        self.run.forget_metrics_after(self.epoch)
+        self.group.first(lambda: self.run.forget_metrics_after(self.epoch))
 
     # -- how it is built
 
@@ -401,44 +429,51 @@ class Trainer:
             objective = self._actor_critic_objective(draw)
         elif name == "denoiser":
             objective = DenoiserObjective(self.agent.denoiser, self.config.denoiser, draw, self._autocast)
-            self._measured[name] = objective
+            self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         else:
             objective = RewEndObjective(
                 self.agent.rew_end_model, self.config.rew_end_model, draw, self._autocast
             )
-            self._measured[name] = objective
-        return Part.of(name, getattr(self.agent, name), config.training, config.optimizer, objective)
+            self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
+        module = getattr(self.agent, name)
+        return Part.of(name, module, config.training, config.optimizer, objective, self.group)
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
         static = self.config.static_dataset
         by_age = static.path is None or not static.ignore_sample_weights
-        return Draw(training, by_age, self.device)
+        return Draw(training, by_age, self.device, self.group)
 
     def _actor_critic_objective(self, draw: Draw) -> ActorCriticObjective:
         assert self.agent.actor_critic is not None
         loss = self.config.actor_critic.actor_critic_loss
         games = self._real_games(draw) if self.config.training.model_free else self._imagined_games(draw)
         num_steps = loss.backup_every or self.config.world_model_env.horizon
-        return ActorCriticObjective(self.agent.actor_critic, games, num_steps, loss, self._autocast)
+        return ActorCriticObjective(
+            self.agent.actor_critic, games, num_steps, loss, self._autocast, self.group
+        )
 
     def _real_games(self, draw: Draw) -> SavedGames:
         assert self.config.game is not None
         seed = derived_seed(self.config.common.seed, _RL_GAMES)
-        games = RealGames(self.config.game, draw.training.batch_size, training=True, seed=seed)
+        share = draw.share
+        num_games = share.stop - share.start
+        games = RealGames(self.config.game, num_games, training=True, seed=seed, first=share.start)
         return games if self.device.type == "cpu" else GamesOnDevice(games, self.device)
 
     def _imagined_games(self, draw: Draw) -> ImaginedGames:
-        n = self.world_model.num_steps_conditioning
+        n, share = self.world_model.num_steps_conditioning, draw.share
+        weights = draw.training.sample_weights if draw.by_age else None
 
-        def starts(rng: np.random.Generator, count: int) -> SegmentBatch:
-            return draw(self.train, rng, n, batch_size=count)
+        def start(rng: np.random.Generator) -> SegmentBatch:
+            return self.train.draw(rng, 1, n, sample_weights=weights, pad_after=False)
 
         return ImaginedGames(
             self.world_model,
-            starts,
-            draw.training.batch_size,
+            start,
+            share.stop - share.start,
             self.config.world_model_env.horizon,
             seed=(self.config.common.seed, _RL_GAMES),
+            first=share.start,
         )
 
     def _new_collector(self) -> Collector:

@@ -1,0 +1,181 @@
+"""Several processes that train one run: what one does alone, what is shared out, and what is added up.
+
+The first process collects, evaluates and writes; all compute, each its share of every batch. Whatever they
+compute adds up over them: losses, gradients, metrics. For a process alone all of this is nothing. Gradients
+are added up here, not by DistributedDataParallel, which sees only `forward`: losses call other methods.
+Knows nothing of what is trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from trainers.diamond.errors import FirstProcessFailed, ProcessLostError, StopRequested
+
+_STEP_TIMEOUT = timedelta(minutes=30)
+"""How long processes that compute together wait for each other."""
+_WAIT_TIMEOUT = timedelta(days=7)
+"""How long the others wait for what the first does alone; if it dies they know at once."""
+_TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: Its number.
+        size: How many there are.
+        local_rank: Its number on its machine, which is that of its GPU.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    _patient: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that collects, evaluates and writes."""
+        return self.rank == 0
+
+    def share(self, count: int) -> slice:
+        """Which of `count` things are this process's; `count` is a multiple of `size`."""
+        assert count % self.size == 0, f"{count} things cannot be shared by {self.size} processes"
+        each = count // self.size
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def total(self, x: Tensor) -> Tensor:
+        """Sum over the processes."""
+        if self.size == 1:
+            return x
+        x = x.clone()
+        with _all_there():
+            dist.all_reduce(x)
+        return x
+
+    def add_up(self, tensors: list[Tensor]) -> None:
+        """Replaces tensors of one type by their sums over the processes, in one message."""
+        if self.size == 1:
+            return
+        sums = self.total(torch.cat([x.flatten() for x in tensors])).split([x.numel() for x in tensors])
+        for x, total in zip(tensors, sums, strict=True):
+            x.copy_(total.view_as(x))
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; no GPU is waited for."""
+        return flag if self.size == 1 else bool(self.total(torch.tensor(int(flag))))
+
+    def first(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns in the first process; the others wait for it.
+
+        Raises:
+            StopRequested: `work` raised it.
+            FirstProcessFailed: In the others, when `work` failed.
+            ProcessLostError: A process is gone.
+        """
+        if self.size == 1:
+            return work()
+        if not self.is_first:
+            error, result = self._hear()
+            if error is not None:
+                raise error
+            return result
+        try:
+            result = work()
+        except BaseException as error:
+            with suppress(ProcessLostError):
+                self._tell(
+                    StopRequested() if isinstance(error, StopRequested) else FirstProcessFailed(), None
+                )
+            raise
+        self._tell(None, result)
+        return result
+
+    def _tell(self, *what: Any) -> None:
+        with _all_there():
+            dist.broadcast_object_list([what], src=0, group=self._patient)
+
+    def _hear(self) -> tuple[Exception | None, Any]:
+        box: list[Any] = [None]
+        with _all_there():
+            dist.broadcast_object_list(box, src=0, group=self._patient)
+        return box[0]
+
+    def gathered(self, state: Any) -> Any:
+        """In the first process the shares of all, joined; in the others their own.
+
+        Args:
+            state: Tensors and lists with an entry for each thing shared out, in dictionaries.
+        """
+        if self.size == 1 or not state:
+            return state
+        states = [None] * self.size if self.is_first else None
+        with _all_there():
+            dist.gather_object(_on_cpu(state), states, dst=0, group=self._patient)
+        return state if states is None else _joined(states)
+
+    def share_of(self, state: Any) -> Any:
+        """This process's share of what `gathered` joined, whatever the number of processes was then."""
+        if isinstance(state, dict):
+            return {name: self.share_of(x) for name, x in state.items()}
+        return state if self.size == 1 else state[self.share(len(state))]
+
+
+ALONE = Group()
+"""The only process."""
+
+
+@contextmanager
+def joined() -> Iterator[Group]:
+    """The processes that torchrun started; `ALONE` without it.
+
+    Raises:
+        ProcessLostError: The others do not answer.
+    """
+    if not os.environ.keys() >= _TORCHRUN or int(os.environ["WORLD_SIZE"]) == 1:
+        yield ALONE
+        return
+    # gloo beside NCCL: what is said by the CPU does not wait for the GPU
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with _all_there():
+        dist.init_process_group(backend, timeout=_STEP_TIMEOUT)
+        patient = dist.new_group(backend="gloo", timeout=_WAIT_TIMEOUT)
+    yield Group(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]), patient)
+    dist.destroy_process_group()  # not after an error: it would wait for processes that are gone
+
+
+@contextmanager
+def _all_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # of the backends, which have many kinds
+        reason = str(error).strip().partition("\n")[0]
+        raise ProcessLostError(
+            f"another process of this run is gone, or does not answer ({reason}); `resume` goes on from the "
+            "last saved epoch"
+        ) from error
+
+
+def _on_cpu(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _on_cpu(x) for name, x in state.items()}
+    return state.cpu() if isinstance(state, Tensor) else state
+
+
+def _joined(states: list[Any]) -> Any:
+    if isinstance(states[0], dict):
+        return {name: _joined([state[name] for state in states]) for name in states[0]}
+    if isinstance(states[0], Tensor):
+        return torch.cat(states)
+    return [x for state in states for x in state]

@@ -304,7 +304,8 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
     def new_trainer():
         agent = launch.new_agent(config, launch.describe(config, ""))
         replays = data.load_replays(config, run, NUM_ACTIONS, progress=False)
-        return Trainer(config, run, agent.to(memory_format=torch.channels_last), *replays)
+        launch.place(agent, torch.device("cpu"), config)
+        return Trainer(config, run, agent, *replays)
 
     trainer = new_trainer()
     trainer.stop_requested = True

@@ -157,6 +157,7 @@ def worker(process, rank):
     return int(pid)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds processes in /proc")
 def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tmp_path):
     arguments = [

@@ -21,6 +21,7 @@ def measure(*arguments):
     return training.main(["--preset", "smoke", "--device", "cpu", "--seconds", "0.01", *arguments])
 
 
+@pytest.mark.slow
 def test_rows_of_tiny_networks(tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     assert measure("--frames", "1200", "--json", str(file), "actor_critic.training.batch_size=2") == 0
@@ -75,6 +76,7 @@ def test_what_cannot_be_measured(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_reported():
     case = training.Case(training.configuration("smoke", [], "cpu"), "no such part", False, threads=None)
     with training.Measured(case) as measured, pytest.raises(training.ProcessEndedError, match="batch_size"):

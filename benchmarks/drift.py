@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.rows import positive_int
 from diamond_gym import disk
 from diamond_gym.atari import num_actions
 from diamond_gym.checkpoints import World, load_world
@@ -128,13 +129,6 @@ def named_path(text: str) -> tuple[str, str]:
         accepted = " or ".join(f"{name}=PATH" for name in OBJECTIVES)
         raise argparse.ArgumentTypeError(f"expected {accepted}, got {text!r}")
     return name, path
-
-
-def positive_int(text: str) -> int:
-    """An integer >= 1 from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-    return int(text)
 
 
 def seed(text: str) -> int:

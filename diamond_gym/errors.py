@@ -72,3 +72,8 @@ __all__ = [
     "ResetNeededError",
     "UnknownGameError",
 ]
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says in its first line; its kind, if it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -10,7 +10,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from diamond_gym.errors import CacheError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.errors import CacheError, CheckpointNotFoundError, InvalidInputError, first_line
 from diamond_gym.registration import ATARI_100K
 
 REPOSITORY = "eloialonso/diamond"
@@ -81,7 +81,7 @@ def fetch_repository(address: str, weights: str, contexts: str) -> Path:
         _raise_if_of_the_disk(error, repository)
         raise CheckpointNotFoundError(
             f"no world model at {address}: {weights} cannot be fetched from the Hugging Face Hub "
-            f"({_reason(error)}). Check the name; a private repository needs `hf auth login`; without "
+            f"({first_line(error)}). Check the name; a private repository needs `hf auth login`; without "
             "a network, copy the Hub's cache from a machine that has it (HF_HOME)"
         ) from error
 
@@ -124,16 +124,12 @@ def _raise_if_of_the_disk(error: Exception, what: str) -> None:
         ) from error
 
 
-def _reason(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
 def _how_to_get(game: str, error: Exception) -> str:
     file = file_in_repository(game)
     return (
         f"no world model of {game}: none is embedded or cached, and {file} of {REPOSITORY} cannot be fetched "
-        f"from the Hugging Face Hub ({_reason(error)}). With a network: `hf download {REPOSITORY} {file}`. "
-        f"Without: copy the Hub's cache from a machine that has it (HF_HOME), or the file itself and give "
+        f"from the Hugging Face Hub ({first_line(error)}). With a network: `hf download {REPOSITORY} {file}`."
+        f" Without: copy the Hub's cache from a machine that has it (HF_HOME), or the file itself and give "
         f"checkpoint='path/to/{game}.pt'. {_how_to_train(game)}"
     )
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, first_line
 from diamond_gym.models import Agent, AgentConfig
 
 _NETWORKS = ("denoiser", "rew_end_model", "actor_critic")
@@ -42,7 +42,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(_refusal(path, error)) from error
     except Exception as error:  # torch raises many kinds for a damaged file
         raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file: {_first_line(error)}. "
+            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file: {first_line(error)}. "
             "It is truncated, damaged or of another kind: copy or download it again"
         ) from error
     return checked_weights(path, content)
@@ -93,7 +93,7 @@ def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
     is_pickle = "GLOBAL" in str(error) or path.read_bytes()[:1] == pickle.PROTO
     if not names and not is_pickle:
-        return f"{path} is damaged, or no PyTorch file: {_first_line(error)}"
+        return f"{path} is damaged, or no PyTorch file: {first_line(error)}"
     what = f"it refers to {', '.join(names)}" if names else "it is pickled Python"
     return (
         f"{path} holds more than tensors ({what}): loading it could run code, so it was not loaded and "
@@ -168,7 +168,3 @@ def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _some(names: list[str], limit: int = 3) -> str:
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest if names else "nothing"
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__

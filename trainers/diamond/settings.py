@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError
+from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
 from diamond_gym.registration import game_name
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 
@@ -203,7 +203,7 @@ def _reason(error: BaseException) -> str:
     """The first line of the error that started it."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    return first_line(error)
 
 
 def _absolute(path: str | None) -> str | None:

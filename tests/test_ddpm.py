@@ -154,6 +154,7 @@ def segments(num_steps, batch_size=4) -> SegmentBatch:
     nothing = torch.zeros(batch_size, num_steps)
     return SegmentBatch(
         obs=obs,
+        step=torch.arange(batch_size * num_steps).reshape(batch_size, num_steps),
         act=torch.randint(4, (batch_size, num_steps), generator=generator),
         rew=nothing,
         end=nothing.bool(),

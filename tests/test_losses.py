@@ -29,6 +29,7 @@ def segments(obs, act, mask, rew=None, end=None, final_obs=None) -> SegmentBatch
         final[ended] = final_obs
     return SegmentBatch(
         obs=obs,
+        step=torch.arange(b * t).reshape(b, t),
         act=act,
         rew=torch.zeros(b, t) if rew is None else rew,
         end=end,

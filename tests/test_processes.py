@@ -30,6 +30,7 @@ TINY = [
     "tensorboard.enabled=false",
     "agent.rew_end_model.channels=[8,8]",
     "denoiser.training.num_autoregressive_steps=2",
+    "denoiser.training.hard_fraction=0.5",
     *(f"{part}.training.steps_{which}=2" for part in PARTS for which in ("first_epoch", "per_epoch")),
 ]
 

@@ -13,7 +13,7 @@ from diamond_gym.errors import DatasetError
 from diamond_gym.pixels import to_float
 from tests.recordings import episode
 from trainers.diamond.losses import next_frames
-from trainers.diamond.replay import Replay
+from trainers.diamond.replay import Hard, Replay
 
 PUBLISHED_WEIGHTS = [0.1, 0.1, 0.1, 0.7]
 
@@ -161,6 +161,51 @@ def test_without_events_segments_are_drawn_as_ever():
         np.random.default_rng(0), 50, 5, sample_weights=None, pad_after=True, event_fraction=1.0
     )
     assert batch.mask_padding.any(dim=1).all()
+
+
+def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
+    weights = np.zeros(source.num_steps, np.float32)
+    weights[list(steps)] = list(steps.values())
+    hard = Hard(fraction, weights, num_steps)
+    rng = np.random.default_rng(0)
+    return source.draw(rng, count, 6, sample_weights=None, pad_after=False, hard=hard)
+
+
+def test_hard_steps_are_drawn_by_weight_and_lie_among_the_last_of_their_segments():
+    source = replay(20, 30, 25)
+    batch = hard_draw(source, {8: 3.0, 40: 1.0}, 1.0, num_steps=3)
+    place = ((batch.step == 8) | (batch.step == 40)) & batch.mask_padding
+    assert (place.sum(dim=1) == 1).all()
+    assert_allclose(
+        np.bincount(place.nonzero()[:, 1], minlength=6) / 2000, [0, 0, 0, *3 * [1 / 3]], atol=0.03
+    )
+    assert abs((batch.step == 8).any(dim=1).float().mean() - 0.75) < 0.03
+
+
+def test_a_hard_step_at_the_edge_of_an_episode_is_drawn_without_leaving_it():
+    source = replay(20, 30)
+    for step in (0, 19, 20, 49):
+        batch = hard_draw(source, {step: 1.0}, 1.0, count=50)
+        assert ((batch.step == step) & batch.mask_padding).any(dim=1).all()
+        assert batch.mask_padding[:, -1].all()
+
+
+def test_the_other_segments_are_drawn_as_ever():
+    source = replay(20, 30, 25)
+    share = ((batch := hard_draw(source, {60: 2.0}, 0.5)).step == 60).any(dim=1).float().mean()
+    assert 0.5 < share < 0.62
+    plain = draw(source, 2000, 6, pad_after=False)
+    kept = (batch.step == plain.step).all(dim=1)
+    assert kept.float().mean() > 0.45
+    nothing_known = hard_draw(source, {}, 1.0)
+    assert torch.equal(nothing_known.step, plain.step)
+
+
+def test_steps_are_where_the_replay_holds_them():
+    source = replay(4, 5)
+    source.go_on(0, episode(7, number=0, size=4))
+    batch = draw(source, 50, 3, pad_after=False)
+    assert torch.equal(torch.from_numpy(source._obs[batch.step]), batch.obs)
 
 
 def test_a_batch_is_a_function_of_its_generator():

@@ -45,6 +45,7 @@ def arguments(recordings, *more):
         "training.num_threads=1",
         "denoiser.training.steps_first_epoch=3",
         "denoiser.training.steps_per_epoch=2",
+        "denoiser.training.hard_fraction=0.5",
         "rew_end_model.training.steps_first_epoch=3",
         "rew_end_model.training.steps_per_epoch=2",
         "actor_critic.training.steps_first_epoch=2",

@@ -377,16 +377,20 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones.
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
+        hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were
+            last seen (0 as published).
     """
 
     num_autoregressive_steps: int = 1
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
+    hard_fraction: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("num_autoregressive_steps", "autoregressive_from_step", "moving_pixels_weight"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require(0 <= self.hard_fraction <= 1, f"hard_fraction must be in [0, 1], got {self.hard_fraction}")
 
 
 @dataclass

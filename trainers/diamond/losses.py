@@ -107,28 +107,43 @@ def denoiser_loss(
     moving_pixels_weight: float = 0.0,
     total: Total = all_of_it,
 ) -> tuple[Tensor, Metrics]:
-    """Mean squared error of the preconditioned target, over one prediction per entry of `noises`.
+    """Mean of `denoiser_errors` over the predictions.
+
+    Returns:
+        The loss and {"loss": ...}.
+    """
+    errors, mask = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
+    return mean_of_predictions(errors, mask, total)
+
+
+def denoiser_errors(
+    denoiser: Denoiser,
+    batch: SegmentBatch,
+    noises: list[DenoiserNoise],
+    *,
+    moving_pixels_weight: float = 0.0,
+) -> tuple[Float[Tensor, "b p"], Bool[Tensor, "b p"]]:
+    """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
     With objective "ddpm" that target is the noise. Each later prediction is conditioned on the earlier ones
-    (detached and quantised) instead of the real frames, as at play. Padded predictions do not count.
+    (detached and quantised) instead of the real frames, as at play.
 
     Args:
         denoiser: The network.
         batch: Segments of n + len(noises) steps.
         noises: Random numbers of each prediction.
         moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves; 0 as published.
-        total: Adds up what the processes count that share the batch.
 
     Returns:
-        The loss and {"loss": ...}.
+        The errors, and which of them count: not the padded ones.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
     history = list(frames[:, :n].unbind(1))
-    losses = []
+    errors = []
     for i, noise in enumerate(noises):
         obs = torch.cat(history[i : i + n], dim=1)
-        next_obs, mask = frames[:, n + i], batch.mask_padding[:, n + i]
+        next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
         output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
@@ -136,10 +151,27 @@ def denoiser_loss(
         error = (output - target).square()
         if moving_pixels_weight > 0:
             error = error * motion_weight(frames[:, n + i - 1], next_obs, moving_pixels_weight)
-        losses.append(masked_mean(error.mean(dim=(1, 2, 3)), mask, total))
+        errors.append(error.mean(dim=(1, 2, 3)))
         if i + 1 < len(noises):
             history.append(denoiser.wrap_model_output(noisy, output.detach(), c))
-    loss = torch.stack(losses).mean()
+    return torch.stack(errors, dim=1), batch.mask_padding[:, n : n + len(noises)]
+
+
+def mean_of_predictions(
+    errors: Float[Tensor, "b p"], mask: Bool[Tensor, "b p"], total: Total = all_of_it
+) -> tuple[Tensor, Metrics]:
+    """The denoiser's loss: each prediction weighs the same, however many of its errors count.
+
+    Args:
+        errors: Of the predictions.
+        mask: Which of them count.
+        total: Adds up what the processes count that share the batch.
+
+    Returns:
+        The loss and {"loss": ...}.
+    """
+    predictions = zip(errors.unbind(1), mask.unbind(1), strict=True)
+    loss = torch.stack([masked_mean(error, counts, total) for error, counts in predictions]).mean()
     return loss, {"loss": loss.detach()}
 
 

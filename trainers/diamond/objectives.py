@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +18,17 @@ from torch import Tensor
 from diamond_gym.models import ActorCritic, Denoiser, RewEndModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
-from trainers.diamond.losses import DenoiserNoise, Metrics, denoiser_loss, draw_denoiser_noise, rew_end_loss
-from trainers.diamond.processes import ALONE, Group
-from trainers.diamond.replay import Replay, SegmentBatch
+from trainers.diamond.hard_steps import HardSteps
+from trainers.diamond.losses import (
+    DenoiserNoise,
+    Metrics,
+    denoiser_errors,
+    draw_denoiser_noise,
+    mean_of_predictions,
+    rew_end_loss,
+)
+from trainers.diamond.processes import ALONE, COMMON, Group
+from trainers.diamond.replay import Hard, Replay, SegmentBatch
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play
 
 Autocast = Callable[[], AbstractContextManager]
@@ -83,16 +91,18 @@ class Draw:
         length: int,
         *,
         pad_after: bool = False,
-        around_events: bool = True,
+        plain: bool = False,
+        hard: Hard | None = None,
     ) -> SegmentBatch:
-        """Segments of `length` steps."""
+        """Segments of `length` steps; `plain` ones favour neither events nor hard steps."""
         batch = replay.draw(
             rng,
             self.training.batch_size,
             length,
             sample_weights=self.training.sample_weights if self.by_age else None,
             pad_after=pad_after,
-            event_fraction=self.training.event_fraction if around_events else 0.0,
+            event_fraction=0.0 if plain else self.training.event_fraction,
+            hard=None if plain else hard,
             share=self.share,
         )
         return batch.to(self.device)
@@ -110,23 +120,27 @@ class _Forgetful:
 
 
 @dataclass(frozen=True)
-class DenoiserObjective(_Forgetful):
-    """The denoiser's loss on segments of the replay."""
+class DenoiserObjective:
+    """The denoiser's loss on segments of the replay; remembers which steps are hard, if they are favoured."""
 
     denoiser: Denoiser
     config: DenoiserPartConfig
     draw: Draw
     autocast: Autocast
+    hard_steps: HardSteps = field(default_factory=HardSteps)
 
-    def example(
-        self, replay: Replay, rng: np.random.Generator, step: int, *, around_events: bool = True
-    ) -> Example:
-        """See `Objective`."""
+    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
+        """See `Objective`; a `plain` batch favours nothing, and nothing is remembered of it."""
         training = self.config.training
         autoregressive = step >= training.autoregressive_from_step
         num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
         n = self.denoiser.config.inner_model.num_steps_conditioning
-        batch = self.draw(replay, rng, n + num_predictions, around_events=around_events)
+        favours_hard = training.hard_fraction > 0 and not plain
+        hard = None
+        if favours_hard:
+            weights = self.hard_steps.weights(replay.num_steps)
+            hard = Hard(training.hard_fraction, weights, num_predictions)
+        batch = self.draw(replay, rng, n + num_predictions, plain=plain, hard=hard)
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
         shape, size = tuple(replay.frame_shape), training.batch_size
         objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
@@ -138,10 +152,29 @@ class DenoiserObjective(_Forgetful):
         ]
         with self.autocast():
             weight = training.moving_pixels_weight
-            loss, metrics = denoiser_loss(
-                self.denoiser, batch, noises, moving_pixels_weight=weight, total=self.draw.group.total
-            )
+            errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
+            loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
+        if favours_hard:
+            self._remember(batch.step[:, n:], errors.detach(), mask)
         return Example(loss, metrics, vars(batch))
+
+    def _remember(self, step: Tensor, errors: Tensor, mask: Tensor) -> None:
+        """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
+        size, share = self.draw.training.batch_size, self.draw.share
+        seen = torch.zeros(3, size, errors.shape[1], dtype=torch.float64)
+        seen[:, share] = torch.stack([x.cpu().double() for x in (step, errors, mask)])
+        step, errors, mask = self.draw.group.total(seen)
+        counts = mask.bool()
+        self.hard_steps.note(step[counts].long(), errors[counts].float())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which steps are hard."""
+        return {COMMON: self.hard_steps.state_dict()} if self.config.training.hard_fraction > 0 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remembers which steps were hard."""
+        if COMMON in state:
+            self.hard_steps.load_state_dict(state[COMMON])
 
 
 @dataclass(frozen=True)
@@ -153,12 +186,10 @@ class RewEndObjective(_Forgetful):
     draw: Draw
     autocast: Autocast
 
-    def example(
-        self, replay: Replay, rng: np.random.Generator, step: int, *, around_events: bool = True
-    ) -> Example:
+    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
         """See `Objective`."""
         training = self.config.training
-        batch = self.draw(replay, rng, training.seq_length, pad_after=True, around_events=around_events)
+        batch = self.draw(replay, rng, training.seq_length, pad_after=True, plain=plain)
         with self.autocast():
             loss, metrics = rew_end_loss(
                 self.model, batch, event_weight=training.event_weight, total=self.draw.group.total

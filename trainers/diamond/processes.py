@@ -116,7 +116,8 @@ class Group:
         """In the first process the shares of all, joined; in the others their own.
 
         Args:
-            state: Tensors and lists with an entry for each thing shared out, in dictionaries.
+            state: Tensors and lists with an entry for each thing shared out, in dictionaries; under the key
+                `COMMON`, what all processes hold alike.
         """
         if self.size == 1 or not state:
             return state
@@ -128,9 +129,12 @@ class Group:
     def share_of(self, state: Any) -> Any:
         """This process's share of what `gathered` joined, whatever the number of processes was then."""
         if isinstance(state, dict):
-            return {name: self.share_of(x) for name, x in state.items()}
+            return {name: x if name == COMMON else self.share_of(x) for name, x in state.items()}
         return state if self.size == 1 else state[self.share(len(state))]
 
+
+COMMON = "common"
+"""In a state that is shared out, the key of what every process holds alike."""
 
 ALONE = Group()
 """The only process."""
@@ -175,7 +179,11 @@ def _on_cpu(state: Any) -> Any:
 
 def _joined(states: list[Any]) -> Any:
     if isinstance(states[0], dict):
-        return {name: _joined([state[name] for state in states]) for name in states[0]}
+        first = states[0]
+        return {
+            name: x if name == COMMON else _joined([state[name] for state in states])
+            for name, x in first.items()
+        }
     if isinstance(states[0], Tensor):
         return torch.cat(states)
     return [x for state in states for x in state]

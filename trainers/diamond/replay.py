@@ -29,6 +29,7 @@ class SegmentBatch:
 
     Attributes:
         obs: Frames; anything where `mask_padding` is False.
+        step: Where each step lies in the replay; where padded, where its neighbour does.
         act: Actions, 0 where padded.
         rew: Raw rewards, 0 where padded.
         end: Whether the episode terminated at the step.
@@ -40,6 +41,7 @@ class SegmentBatch:
     """
 
     obs: UInt8[Tensor, "b l c h w"]
+    step: Int64[Tensor, "b l"]
     act: Int64[Tensor, "b l"]
     rew: Float[Tensor, "b l"]
     end: Bool[Tensor, "b l"]
@@ -55,6 +57,21 @@ class SegmentBatch:
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The same batch on a device (frames travel as uint8)."""
         return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class Hard:
+    """How segments are drawn around hard steps.
+
+    Attributes:
+        fraction: Share of the segments, in [0, 1].
+        weights: How much each step of the replay should be drawn, >= 0.
+        num_steps: The step is among so many last ones of its segment.
+    """
+
+    fraction: float
+    weights: NDArray[np.float32]
+    num_steps: int
 
 
 def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
@@ -160,6 +177,7 @@ class Replay:
         index = self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
         return SegmentBatch(
             obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
+            step=torch.from_numpy(index),
             act=torch.from_numpy(np.where(mask, self._act[index], 0)),
             rew=torch.from_numpy(np.where(mask, self._rew[index], np.float32(0))),
             end=torch.from_numpy(self._end[index] & mask),
@@ -193,6 +211,7 @@ class Replay:
         sample_weights: list[float] | None,
         pad_after: bool,
         event_fraction: float = 0.0,
+        hard: Hard | None = None,
         share: slice = slice(None),
     ) -> SegmentBatch:
         """Draws segments around uniformly drawn steps of drawn episodes.
@@ -205,6 +224,7 @@ class Replay:
             pad_after: False: a segment ends within its episode, so only its beginning can be padding
                 (denoiser, actor-critic). True: it may also run past the end (reward/end).
             event_fraction: Share of the segments drawn around a step with a reward or an end instead.
+            hard: Which of the segments are drawn around hard steps instead.
             share: Which of the segments to cut out; all are drawn.
         """
         p = self.episode_probabilities(sample_weights)
@@ -218,6 +238,11 @@ class Replay:
         jitter = rng.integers(length, size=batch_size)
         stop_inside = np.minimum(self.lengths[episode], time + 1 + jitter)
         start = time - jitter if pad_after else stop_inside - length
+        if hard is not None and hard.weights.any():
+            around_hard = rng.random(batch_size) < hard.fraction
+            hard_episode, hard_start = self._draw_hard(rng, batch_size, length, hard)
+            episode = np.where(around_hard, hard_episode, episode)
+            start = np.where(around_hard, hard_start, start)
         return self.segments(episode[share], start[share], length)
 
     def _draw_events(
@@ -226,7 +251,20 @@ class Replay:
         """Episodes and times of steps with a reward or an end; of any steps if there are none."""
         rows = self._index
         events = np.flatnonzero((self._rew[rows] != 0) | self._end[rows])
-        index = rng.choice(events if len(events) else len(rows), count)
+        return self._located(rng.choice(events if len(events) else len(rows), count))
+
+    def _draw_hard(
+        self, rng: np.random.Generator, count: int, length: int, hard: Hard
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episodes and starts of segments with a step, drawn by weight, among their last `hard.num_steps`."""
+        total = hard.weights[self._index].cumsum(dtype=np.float64)
+        drawn = np.searchsorted(total, rng.random(count) * total[-1], side="right")
+        episode, time = self._located(drawn)
+        start = time - (length - hard.num_steps) - rng.integers(hard.num_steps, size=count)
+        return episode, np.minimum(start, self.lengths[episode] - length)
+
+    def _located(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episodes and times of steps, numbered episode after episode."""
         stops = self.lengths.cumsum()
         episode = np.searchsorted(stops, index, side="right")
         return episode, index - (stops - self.lengths)[episode]

@@ -301,7 +301,7 @@ class Trainer:
         with part.as_played():
             for i in range(_TEST_BATCHES):
                 rng = np.random.default_rng([i, PARTS.index(part.name)])
-                example = objective.example(self.test, rng, part.num_steps, around_events=False)
+                example = objective.example(self.test, rng, part.num_steps, plain=True)
                 sums = add(sums, example.metrics | {"loss": example.loss})
         return {f"test_{name}": value for name, value in summary(sums, _TEST_BATCHES).items()}
 

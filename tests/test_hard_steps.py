@@ -1,0 +1,78 @@
+"""What was predicted badly is remembered, drawn again, and forgotten once it is predicted well."""
+
+import numpy as np
+import pytest
+import torch
+
+from diamond_gym.errors import InvalidInputError
+from tests import worlds
+from tests.recordings import episode
+from trainers.diamond import settings
+from trainers.diamond.hard_steps import HardSteps
+from trainers.diamond.objectives import DenoiserObjective, Draw
+from trainers.diamond.replay import Replay
+from trainers.diamond.trainer import autocast_of
+
+CPU = torch.device("cpu")
+
+
+def test_the_last_error_of_a_step_counts():
+    hard = HardSteps()
+    assert not hard.weights(3).any()
+    hard.note(torch.tensor([4, 1]), torch.tensor([0.5, 0.25]))
+    hard.note(torch.tensor([4]), torch.tensor([0.125]))
+    np.testing.assert_array_equal(hard.weights(7), np.float32([0, 0.25, 0, 0, 0.125, 0, 0]))
+    np.testing.assert_array_equal(hard.weights(2), np.float32([0, 0.25]))
+    hard.note(torch.tensor([], dtype=torch.int64), torch.tensor([]))
+    again = HardSteps()
+    again.load_state_dict(hard.state_dict())
+    np.testing.assert_array_equal(again.weights(7), hard.weights(7))
+    hard.note(torch.tensor([1]), torch.tensor([0.0]))
+    assert again.weights(2)[1] == 0.25, "a state is a copy"
+
+
+def objective(hard_fraction):
+    config = settings.parse(["preset=smoke", "game=Breakout"]).denoiser
+    config.training.hard_fraction = hard_fraction
+    return DenoiserObjective(
+        worlds.tiny_agent().denoiser, config, Draw(config.training, False, CPU), autocast_of(None, CPU)
+    )
+
+
+def blinking(length, at):
+    """Grey frames, but for one that is white: nothing foretells it."""
+    quiet = episode(length, size=64)
+    quiet.obs[:] = 128
+    quiet.obs[at] = 255
+    return quiet
+
+
+def test_the_objective_draws_again_what_was_predicted_badly():
+    replay = Replay([blinking(60, 40)])
+    favours = objective(1.0)
+    for step in range(30):
+        favours.example(replay, np.random.default_rng(step), step)
+    n = worlds.NUM_STEPS_CONDITIONING
+    weights = favours.hard_steps.weights(60)
+    assert weights.argmax() == 40 and weights[40] > 5 * np.median(weights[n:40])
+    with_it = [
+        bool((favours.example(replay, np.random.default_rng(step), step).batch["step"][:, n:] == 40).any())
+        for step in range(100, 110)
+    ]
+    assert all(with_it)
+
+
+def test_a_plain_batch_is_not_remembered():
+    replay = Replay([blinking(60, 40)])
+    favours = objective(1.0)
+    favours.example(replay, np.random.default_rng(0), 0, plain=True)
+    assert not favours.hard_steps.weights(60).any()
+    ignores = objective(0.0)
+    ignores.example(replay, np.random.default_rng(0), 0)
+    assert not ignores.hard_steps.weights(60).any() and ignores.state_dict() == {}
+
+
+@pytest.mark.parametrize("value", ["-0.1", "1.5"])
+def test_hard_fraction_is_a_share(value):
+    with pytest.raises(InvalidInputError, match="hard_fraction must be in"):
+        settings.parse(["game=Breakout", f"denoiser.training.hard_fraction={value}"])

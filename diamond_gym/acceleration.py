@@ -57,7 +57,7 @@ def build_world_model(
     """
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    compiles = _is_compilation_wanted(compile) and _can_compile(place)
+    compiles = _is_compilation_wanted(compile) and can_compile(place)
     keep_freed_memory()
     for network in (agent.denoiser, agent.rew_end_model):
         network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -137,12 +137,13 @@ def _is_compilation_wanted(compile: bool | str) -> bool:
     return compile is True
 
 
-def _can_compile(device: torch.device) -> bool:
+def can_compile(device: torch.device) -> bool:
+    """Whether a device's compiler is there; warns where a CPU has none."""
     compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
     if device.type != "cpu" or shutil.which(compiler):
         return True
     warnings.warn(
-        f"compile=True needs a C++ compiler and {compiler} is not installed: going on uncompiled",
+        f"compilation needs a C++ compiler and {compiler} is not installed: going on uncompiled",
         stacklevel=3,
     )
     return False

@@ -65,6 +65,26 @@ def finished(recordings, tmp_path_factory):
     return train(recordings, tmp_path_factory.mktemp("finished"), "training.num_epochs=2")
 
 
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(recordings, finished, tmp_path, without_shape_checks):
+    compiled = train(recordings, tmp_path, "training.num_epochs=2", "training.compile=true")
+    ours, theirs = (
+        [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
+        for run in (compiled, finished)
+    )
+    for part in ("denoiser", "rew_end_model"):
+        losses, expected = ([line[f"{part}/loss"] for line in lines] for lines in (ours, theirs))
+        assert losses == pytest.approx(expected, rel=1e-3)
+    weights = load_agent(compiled.path)
+    assert not any("_orig_mod" in name for name in weights.state_dict())
+
+
+def test_without_a_compiler_it_warns_and_trains(recordings, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no-such-compiler"):
+        train(recordings, tmp_path, "training.num_epochs=1", "training.compile=true")
+
+
 def edit_config(run, *more):
     """Changes a run's configuration, as a user with an editor might."""
     config = settings.from_yaml(run.config_file)

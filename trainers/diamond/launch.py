@@ -18,7 +18,7 @@ from types import FrameType
 import torch
 
 from diamond_gym import atari
-from diamond_gym.acceleration import choose_upsampling
+from diamond_gym.acceleration import can_compile, choose_upsampling
 from diamond_gym.checkpoints import WorldDescription, load_agent
 from diamond_gym.disk import write_file
 from diamond_gym.episodes import EpisodeDataset
@@ -345,7 +345,7 @@ def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
     keep_freed_memory()
     agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     choose_upsampling(agent, device)
-    if config.training.compile:
+    if config.training.compile and can_compile(device):
         agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
 
 

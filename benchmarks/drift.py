@@ -29,9 +29,10 @@ from diamond_gym.atari import num_actions
 from diamond_gym.checkpoints import World, load_world
 from diamond_gym.ddpm import TIMESTEP_SPACINGS
 from diamond_gym.errors import DiamondGymError, InvalidInputError
-from diamond_gym.evaluate import heldout, report
+from diamond_gym.evaluate import heldout, pictures, report
+from diamond_gym.evaluate import measure as measures
 from diamond_gym.evaluate.heldout import Starts
-from diamond_gym.evaluate.imagination import imagine
+from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.models.denoiser import OBJECTIVES
 from diamond_gym.players import player
 from diamond_gym.registration import game_name
@@ -75,20 +76,20 @@ def measure(args: argparse.Namespace, game: str, worlds: dict[str, World], start
         for num_steps in args.num_denoising_steps:
             world_model = with_steps(world.world_model, num_steps, args.timestep_spacing)
             print(f"{objective}, {num_steps} denoising steps", file=sys.stderr)
-            imagined = imagine(world_model, starts, args.seed, args.batch_size)
+            imagined = Imaginer(world_model, args.seed, args.batch_size).future(starts)
             yield {
                 "objective": objective,
                 "num_denoising_steps": num_steps,
                 "noise_levels": world_model.levels,
                 "source": world.source,
-                "steps": report.measure(game, starts, imagined)["steps"],
+                "steps": measures.measure(game, starts, imagined)["steps"],
             }
 
 
 def table(curves: Sequence[Curve]) -> str:
     """PSNR in dB of every curve at a few horizons, and of the last real frame repeated."""
     rows = curves[0]["steps"]
-    shown = [rows[step - 1] for step in report.shown_steps(len(rows))]
+    shown = [rows[step - 1] for step in measures.shown_steps(len(rows))]
     lines = [f"{'PSNR (dB) at step':<24}" + "".join(f"{row['step']:>8}" for row in shown)]
     lines.append(f"{'frames':<24}" + "".join(f"{row['frames']:>8}" for row in shown))
     for curve in curves:
@@ -173,22 +174,23 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     """Measures, prints and writes everything."""
-    report.require_matplotlib()
+    pictures.require_matplotlib()
+    measures.require_torchmetrics()
     game = game_name(args.game)
     policy = player(args.policy, game, num_actions(game))
     worlds = load_worlds(args, game)
     disk.prepare_folder(args.out)
     num_conditioning = next(iter(worlds.values())).world_model.num_steps_conditioning
-    episodes = heldout.play(game, policy, args.episodes, args.seed)
+    episodes = heldout.play(game, policy, args.episodes, args.seed).episodes
     starts = heldout.choose_starts(episodes, args.starts, num_conditioning, args.horizon)
     curves = list(measure(args, game, worlds, starts))
     settings = {name: value for name, value in vars(args).items() if name != "out"}
     definitions = {
-        name: report.DEFINITIONS[name] for name in ("psnr", "psnr_of_mean_mse", "within", "repeat")
+        name: measures.DEFINITIONS[name] for name in ("psnr", "psnr_of_mean_mse", "within", "repeat")
     }
     result = {"settings": settings, "num_starts": len(starts), "definitions": definitions, "curves": curves}
     report.write_json(result, args.out / "drift.json")
-    report.write_figure(plot(curves), args.out / "drift.png")
+    pictures.write_figure(plot(curves), args.out / "drift.png")
     print(table(curves))
     print(f"wrote drift.json and drift.png to {args.out}/")
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym import disk, rendering
+from diamond_gym import disk, rendering, video
 from diamond_gym.atari import AtariEnv
 from diamond_gym.collect import Policy
 from diamond_gym.env import DiamondEnv
@@ -157,14 +157,7 @@ def write_video(path: Path, moments: list[Moment]) -> None:
     Raises:
         CacheError: The folder cannot be written.
     """
-    import imageio.v2 as imageio
-
-    with (
-        disk.replacing(path) as file,
-        imageio.get_writer(file, format="mp4", fps=rendering.RENDER_FPS, macro_block_size=8) as writer,  # pyright: ignore[reportArgumentType]
-    ):
-        for moment in moments:
-            writer.append_data(picture(moment))  # pyright: ignore[reportAttributeAccessIssue]
+    video.write_mp4(path, map(picture, moments), rendering.RENDER_FPS)
 
 
 def write_strip(path: Path, moments: list[Moment]) -> None:

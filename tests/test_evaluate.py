@@ -6,12 +6,26 @@ import numpy as np
 import pytest
 import torch
 
+from diamond_gym.agent_policy import AgentPolicy
+from diamond_gym.atari import AtariEnv
+from diamond_gym.checkpoints import save_world
 from diamond_gym.episodes import Episode
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate import heldout, imagination, metrics, report
+from diamond_gym.evaluate import (
+    branches,
+    card,
+    compare,
+    evaluation,
+    heldout,
+    imagination,
+    measure,
+    metrics,
+    report,
+)
 from diamond_gym.evaluate.__main__ import main
+from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings, parse, usage
-from diamond_gym.players import ScriptedBreakout
+from diamond_gym.players import RandomPolicy, ScriptedBreakout
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 from tests import worlds
@@ -89,6 +103,54 @@ def test_returns_stop_with_the_first_end_and_at_the_real_one():
     np.testing.assert_array_equal(metrics.returns(rew, end, valid), [2, 4, -1])
 
 
+def test_correlation_and_distances():
+    assert metrics.correlation(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(1)
+    assert metrics.correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
+    assert math.isnan(metrics.correlation(np.array([1.0, 2, 3]), np.array([1.0, 1, 1])))
+    found = metrics.distances(np.array([[3.0, 4], [np.nan, 0]]), np.zeros((2, 2)))
+    np.testing.assert_array_equal(found, [5, np.nan])
+
+
+def test_drift_is_of_the_mean_frames():
+    a = np.zeros((2, 3, 1, 2, 2), np.uint8)
+    b = a.copy()
+    b[0, 0], b[1, 0] = 10, 30
+    b[1, 1] = 8
+    mask = np.array([[True, True, False], [True, False, False]])
+    np.testing.assert_array_equal(metrics.drift(a, b, mask), [20, 0, np.nan])
+
+
+def frames_with(*levels):
+    """Frames of one start, each all of one level."""
+    return np.stack([np.full((1, 2, 2), level, np.uint8) for level in levels])[None]
+
+
+def test_action_effects():
+    real = frames_with(10, 20, 20)
+    perfect = metrics.action_effects(real, real)
+    assert (perfect.correlation, perfect.gain, perfect.told_apart) == pytest.approx((1, 1, 1))
+    assert perfect.starts == 1
+    half = metrics.action_effects(real, frames_with(50, 55, 55))
+    assert (half.correlation, half.gain) == pytest.approx((1, 0.5))
+    assert half.told_apart == 0.5  # all of them are nearer to 20
+    wrong = metrics.action_effects(real, frames_with(20, 10, 10))
+    assert (wrong.correlation, wrong.gain, wrong.told_apart) == pytest.approx((-1, 1, 0))
+    deaf = metrics.action_effects(real, frames_with(14, 14, 14))
+    assert (deaf.correlation, deaf.gain) == (0, 0)
+    nothing = metrics.action_effects(frames_with(7, 7), frames_with(1, 2))
+    assert nothing.starts == 0 and math.isnan(nothing.gain)
+
+
+def test_spread_over_noise():
+    def sample(level):
+        obs = torch.full((2, 2, 3, 4, 4), 100, dtype=torch.uint8)
+        obs[0, 1] = level
+        return imagination.Imagined(obs, torch.zeros(2, 2), torch.zeros(2, 2, dtype=torch.bool))
+
+    valid = np.array([[True, True], [True, False]])
+    assert measure.measure_spread([sample(100), sample(110)], valid) == [0, 5]
+
+
 # --- the command line
 
 
@@ -111,8 +173,8 @@ def test_parse():
         (["seed=-1"], "seed must be at least 0"),
         (["seed=1", "seed=2"], "option 'seed' is given twice"),
         (["out="], "option 'out' needs a value"),
-        (["policy=expert", "out=unused"], "unknown player 'expert'; known: random, scripted"),
-        (["game=Pong", "out=unused"], "no scripted player for 'Pong'"),
+        (["policy=expert", "out=unused"], "policy 'expert' is none of auto, random, scripted"),
+        (["game=Asterix", "policy=scripted", "out=unused"], "no scripted player for 'Asterix'"),
     ],
 )
 def test_wrong_arguments_give_one_line_and_code_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -129,6 +191,30 @@ def test_help(capsys):
     assert "num_denoising_steps=" in usage()
 
 
+def test_the_policy_of_a_checkpoint(tmp_path):
+    checkpoint = worlds.save_tiny_world(tmp_path / "world")
+    policy = evaluation.find_policy(checkpoint, "Breakout")
+    assert isinstance(policy, AgentPolicy)
+    with pytest.raises(InvalidInputError, match="has 4 actions, Pong has 6: it plays another game"):
+        evaluation.find_policy(checkpoint, "Pong")
+    assert isinstance(evaluation.find_policy("auto", "Asterix"), RandomPolicy)
+
+
+def test_a_world_of_another_frame_size_is_refused(tmp_path, capsys):
+    agent = worlds.tiny_agent()
+    agent.config.rew_end_model.img_size = 32
+    save_world(
+        tmp_path / "small",
+        agent,
+        game="Breakout",
+        action_meanings=worlds.ACTION_MEANINGS,
+        sampler=DiffusionSamplerConfig(num_steps_denoising=1),
+        contexts=worlds.contexts(),
+    )
+    assert main([f"checkpoint={tmp_path / 'small'}", f"out={tmp_path / 'out'}"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_failures_give_one_line_and_code_1(capsys, tmp_path):
     assert main([f"checkpoint={tmp_path / 'none.pt'}", f"out={tmp_path / 'out'}"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
@@ -141,9 +227,11 @@ def test_failures_give_one_line_and_code_1(capsys, tmp_path):
 
 
 def test_play_is_seeded_and_gives_whole_lives():
-    first = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0)
-    again = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0)
-    other = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=1, seed=1)
+    played = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0)
+    again = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=6, seed=0).episodes
+    other = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=1, seed=1).episodes
+    first, game = played.episodes, heldout.HELD_OUT_SEED
+    assert played.seeds == [game, None, None, None, None, game + 1]
     assert len(first) == 6
     for a, b in zip(first, again, strict=True):
         assert a.is_finished
@@ -172,6 +260,8 @@ def test_starts_are_spread_evenly_and_stop_at_the_end():
         assert starts.future_end[row].sum() == (time + 10 >= 13)
     assert starts.valid[3].all()
     assert starts.future_end[5].tolist() == [True] + [False] * 9
+    assert starts.episode.tolist() == [0, 0, 0, 2, 2, 2]
+    assert starts.time.tolist() == [3, 8, 12, 3, 21, 39]
 
 
 def test_starts_need_a_long_enough_episode():
@@ -179,14 +269,59 @@ def test_starts_need_a_long_enough_episode():
         heldout.choose_starts([episode(2), episode(3)], 5, 4, 5)
 
 
+# --- other actions in the real game
+
+
+def test_branches_are_what_the_game_does():
+    held_out = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=3, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=12, num_conditioning=4, horizon=6)
+    found = branches.branch("Breakout", held_out, starts, num_starts=5, seed=0)
+    assert found is not None and found.act.tolist() == [[0, 1, 2, 3]] * len(found.start)
+    for row, frames in zip(found.start.tolist(), found.obs, strict=True):
+        env = AtariEnv("Breakout", training=True)
+        number, time = int(starts.episode[row]), int(starts.time[row])
+        before = [act for past in held_out.episodes[:number] for act in past.act.tolist()] + (
+            held_out.episodes[number].act[:time].tolist()
+        )
+        obs, _ = env.reset(seed=held_out.seeds[0])
+        for act in before:
+            obs, _, terminated, _, _ = env.step(act)
+            if terminated:
+                obs, _ = env.reset()
+        assert np.array_equal(obs.transpose(2, 0, 1), starts.obs[row, -1])
+        for _ in range(branches.NUM_STEPS):
+            obs, *_ = env.step(3)
+        assert np.array_equal(obs.transpose(2, 0, 1), frames[3])
+    assert len({frames.numpy().tobytes() for frames in found.obs[0]}) >= 2
+
+
+def test_many_actions_are_drawn_by_the_seed():
+    held_out = heldout.play("Frostbite", RandomPolicy(18), num_episodes=1, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=4, num_conditioning=4, horizon=6)
+    one, same, other = (branches.branch("Frostbite", held_out, starts, 4, seed) for seed in (0, 0, 1))
+    assert torch.equal(one.act, same.act) and not torch.equal(one.act, other.act)
+    assert one.act.shape[1] == branches.MAX_ACTIONS
+    assert all(len(set(acts)) == branches.MAX_ACTIONS for acts in one.act.tolist())
+
+
+def test_no_branch_where_the_episode_is_about_to_end():
+    held_out = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=1, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=1, num_conditioning=4, horizon=6)
+    starts.valid[:, 1:] = False
+    assert branches.branch("Breakout", held_out, starts, 1, seed=0) is None
+    result = measure.measure_actions(None, None)
+    assert result["starts"] == 0
+
+
 # --- imagination
 
 
 def test_imagination_does_not_depend_on_the_batch_size(world_model):
     starts = heldout.choose_starts([episode(12)], num_starts=3, num_conditioning=4, horizon=2)
-    one = imagination.imagine(world_model, starts, seed=1, batch_size=3, progress=False)
-    two = imagination.imagine(world_model, starts, seed=1, batch_size=2, progress=False)
-    other = imagination.imagine(world_model, starts, seed=2, batch_size=3, progress=False)
+    one, two, other = (
+        Imaginer(world_model, seed, batch_size, progress=False).future(starts)
+        for seed, batch_size in ((1, 3), (1, 2), (2, 3))
+    )
     assert one.obs.shape == (3, 2, 3, 64, 64)
     assert one.rew.shape == one.end.shape == (3, 2)
     assert (one.obs.int() - two.obs.int()).abs().max() <= 2
@@ -195,12 +330,26 @@ def test_imagination_does_not_depend_on_the_batch_size(world_model):
 
 def test_imagination_takes_the_real_actions(world_model):
     starts = heldout.choose_starts([episode(12)], num_starts=2, num_conditioning=4, horizon=2)
-    imagined = imagination.imagine(world_model, starts, seed=0, batch_size=2, progress=False)
+    imagined = Imaginer(world_model, 0, 2, progress=False).future(starts)
     state = world_model.start(starts.obs, starts.act, torch.arange(2))
     state, first = world_model.step(state, starts.future_act[:, 0])
     _, second = world_model.step(state, starts.future_act[:, 1])
     assert torch.equal(imagined.obs, torch.stack([first.obs, second.obs], 1))
     assert torch.equal(imagined.rew, torch.stack([first.rew, second.rew], 1))
+
+
+def test_other_actions_and_other_noise(world_model):
+    starts = heldout.choose_starts([episode(12)], num_starts=3, num_conditioning=4, horizon=2)
+    imaginer = Imaginer(world_model, 0, 2, progress=False)
+    future = imaginer.future(starts)
+    rows = torch.tensor([2, 0, 0])
+    same = imaginer.under(starts, rows, starts.future_act[rows], "same")
+    assert (same.obs.int() - future.obs[rows].int()).abs().max() <= 2
+    acts = torch.stack([(starts.future_act[0] + k) % 4 for k in range(2)])
+    one, other = imaginer.under(starts, rows[1:], acts, "other actions").obs
+    assert not torch.equal(one, other)
+    noise = imaginer.under(starts, rows, starts.future_act[rows], "other noise", sample=1)
+    assert not torch.equal(noise.obs, same.obs)
 
 
 def test_transitions_run_the_lstm_through_the_whole_episode(world_model, monkeypatch):
@@ -220,44 +369,56 @@ def test_transitions_run_the_lstm_through_the_whole_episode(world_model, monkeyp
 
 @pytest.fixture(scope="module")
 def real_starts():
-    episodes = heldout.play("Breakout", ScriptedBreakout(noise=0.5), num_episodes=2, seed=0)
+    episodes = heldout.play("Breakout", ScriptedBreakout(noise=0.5), num_episodes=2, seed=0).episodes
     return heldout.choose_starts(episodes, num_starts=12, num_conditioning=4, horizon=6)
 
 
 def test_a_perfect_imagination_scores_full_marks(real_starts):
     perfect = imagination.Imagined(real_starts.future_obs, real_starts.future_rew, real_starts.future_end)
-    result = report.measure("Breakout", real_starts, perfect)
+    result = measure.measure("Breakout", real_starts, perfect)
     assert [row["step"] for row in result["steps"]] == [1, 2, 3, 4, 5, 6]
     for row in result["steps"]:
         assert row["psnr"] == row["psnr_of_mean_mse"] == metrics.PSNR_CAP
         assert row["paddle_within"] == row["ball_within"] == 1
-        assert row["psnr_repeat"] < metrics.PSNR_CAP
+        assert row["psnr_mean"] < row["psnr_repeat"] < metrics.PSNR_CAP
+        assert row["drift"] == row["ball_error"] == row["paddle_error"] == 0
+        assert row["ball_present"] == row["paddle_present"] == 1
+        if row["step"] in (1, 3, 5, 6):
+            assert row["ssim_mean"] < row["ssim_repeat"] < row["ssim"] == pytest.approx(1)
+        else:
+            assert math.isnan(row["ssim"])
         assert row["ball_frames"] <= row["frames"]
-    assert result["returns"]["real"].tolist() == result["returns"]["imagined"].tolist()
+    returns = result["returns"]
+    assert returns["real"].tolist() == returns["imagined"].tolist()
+    assert returns["bias"] == 0
+    assert returns["correlation"] == pytest.approx(1) or returns["real"].std() == 0
 
 
 def test_a_black_imagination_shows_no_objects(real_starts):
     obs = torch.zeros_like(real_starts.future_obs)
     black = imagination.Imagined(obs, real_starts.future_rew * 0, real_starts.future_end)
-    result = report.measure("Breakout", real_starts, black)
+    result = measure.measure("Breakout", real_starts, black)
     for step, row in enumerate(result["steps"]):
         valid = real_starts.valid[:, step]
         squares = real_starts.future_obs[valid, step].double().square().mean((1, 2, 3))
-        assert row["paddle_within"] == row["ball_within"] == 0
+        assert row["paddle_within"] == row["ball_within"] == row["ball_present"] == 0
+        assert math.isnan(row["ball_error"])
+        real = real_starts.future_obs[valid, step].double()
+        assert row["drift"] == pytest.approx(real.mean().item())
         assert row["psnr"] == pytest.approx((10 * torch.log10(255**2 / squares)).mean().item(), abs=1e-3)
         assert row["psnr_of_mean_mse"] == pytest.approx(10 * math.log10(255**2 / squares.mean()), abs=1e-3)
 
 
 def test_other_games_have_no_objects(real_starts):
     perfect = imagination.Imagined(real_starts.future_obs, real_starts.future_rew, real_starts.future_end)
-    row = report.measure("Asterix", real_starts, perfect)["steps"][0]
-    assert list(row) == ["step", "frames", "psnr", "psnr_of_mean_mse", "psnr_repeat"]
+    row = measure.measure("Asterix", real_starts, perfect)["steps"][0]
+    assert not any("_within" in name for name in row)
 
 
 def test_shown_steps():
-    assert report.shown_steps(15) == [1, 3, 5, 15]
-    assert report.shown_steps(20) == [1, 3, 5, 15, 20]
-    assert report.shown_steps(50) == [1, 3, 5, 15, 30, 50]
+    assert measure.shown_steps(15) == [1, 3, 5, 15]
+    assert measure.shown_steps(20) == [1, 3, 5, 15, 20]
+    assert measure.shown_steps(50) == [1, 3, 5, 15, 30, 50]
 
 
 def test_json_has_null_for_nan(tmp_path):
@@ -281,4 +442,31 @@ def test_the_whole_command(tmp_path, capsys):
     assert f"{result['steps'][2]['psnr']:.2f}" in text
     for picture in ("curves.png", "film.png"):
         assert cv2.imread(str(out / picture)).std() > 0
-    assert sorted(file.name for file in out.iterdir()) == ["curves.png", "fidelity.json", "film.png"]
+    files = ["curves.png", "fidelity.json", "film.mp4", "film.png"]
+    assert sorted(file.name for file in out.iterdir()) == files
+    film = cv2.VideoCapture(str(out / "film.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 3
+    assert len(result["spread"]) == 3 and result["spread"][0] > 0
+    assert 0 <= result["actions"]["told_apart"] <= 1
+    card_and_comparison(out, tmp_path / "world", capsys)
+
+
+def card_and_comparison(out, world, capsys):
+    """Writes the card, compares, then with a number that has changed and with other settings."""
+    assert card.main([str(out / "fidelity.json"), str(world)]) == 0
+    text = (world / "README.md").read_text()
+    assert "1 denoising step at play" in text and "told apart" in text
+    kept = world / "fidelity.json"
+    assert str(world) not in kept.read_text()
+    assert compare.main([str(out / "fidelity.json"), str(world)]) == 0
+    capsys.readouterr()
+    result = json.loads(kept.read_text())
+    result["steps"][0]["psnr"] += 0.4
+    result["reward"]["f1"] = 0.99
+    kept.write_text(json.dumps(result))
+    assert compare.main([str(out / "fidelity.json"), str(world)]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3 and lines[0].startswith("steps/step 1/psnr: ") and "reward/f1: " in lines[1]
+    kept.write_text(json.dumps(result | {"settings": result["settings"] | {"seed": 5}}))
+    assert compare.main([str(out / "fidelity.json"), str(world)]) == 1
+    assert "seed is 0 now and was 5" in capsys.readouterr().err

@@ -72,6 +72,12 @@ def push(run):
     return command
 
 
+def measured(step, **numbers):
+    kinds = [f"{name}{kind}" for name in ("psnr", "ssim") for kind in ("", "_repeat", "_mean")]
+    names = [*kinds, "drift", "ball_within", "ball_error", "ball_present"]
+    return {"step": step, **dict.fromkeys(names), **numbers}
+
+
 def fidelity(folder, **changes):
     """A file like that of an evaluation."""
     result = {
@@ -87,12 +93,14 @@ def fidelity(folder, **changes):
         "num_episodes": 3,
         "num_real_steps": 321,
         "steps": [
-            {"step": 1, "psnr": 41.25, "psnr_repeat": 38.0, "ball_within": 0.875},
-            {"step": 2, "psnr": None, "psnr_repeat": 37.0, "ball_within": None},
+            measured(1, psnr=41.25, psnr_repeat=38.0, ball_within=0.875, ball_error=0.5, ball_present=1.0),
+            measured(2, psnr_repeat=37.0),
         ],
-        "reward": {"f1": 0.5},
-        "end": {"f1": None},
-        "returns": {"real_mean": 0.25, "imagined_mean": 0.5},
+        "reward": {"precision": 0.25, "recall": 0.75, "f1": 0.5},
+        "end": {"precision": None, "recall": 0.0, "f1": None},
+        "returns": {"real_mean": 0.25, "imagined_mean": 0.5, "correlation": None},
+        "actions": {"correlation": 0.75, "gain": 1.5, "told_apart": 0.625, "starts": 4},
+        "spread": [0.0, 0.125],
         **changes,
     }
     path = folder / "fidelity.json"
@@ -128,8 +136,10 @@ def test_the_card(push, tmp_path):
     assert {"world-model", "atari", "Breakout"} <= set(card.data.tags or [])
     for text in (
         'gymnasium.make("DiamondBreakout-v0", checkpoint="hub:me/breakout")',
-        "| 1 | 41.2 dB | 38.0 dB | 88 % |",
-        "reward F1 0.500, end F1 -",
+        "| 1 | 41.2 | 38.0 | - |",
+        "| 1 | 88 % | 100 % | 0.50 |",
+        "reward F1 0.500 (precision 0.250, recall 0.750), end F1 - (-, 0.000)",
+        "62 % of pairs of actions are told apart",
         "game=Breakout episodes=3 starts=9 horizon=2 seed=0 checkpoint=hub:me/breakout",
         "python -m trainers.diamond train game=Breakout\n",
         '"static_dataset": "my_data"',

@@ -1,6 +1,7 @@
 """`python -m diamond_gym.evaluate.card fidelity/fidelity.json FOLDER`: the model card of a saved world.
 
-Every number comes from the evaluation's JSON and from what the weights file says of its training.
+The numbers are kept beside it in fidelity.json, for `python -m diamond_gym.evaluate.compare`. All come from
+the evaluation's JSON and from what the weights file says of its training.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
-from diamond_gym.evaluate.report import SHOWN_STEPS
+from diamond_gym.evaluate.measure import RADIUS, shown_steps
+from diamond_gym.evaluate.report import write_json
 from diamond_gym.registration import env_id
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ def _what(description: dict[str, Any], files: dict[str, int]) -> str:
     inner, game = description["agent"]["denoiser"]["inner_model"], description["game"]
     sizes = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in files.items())
     what = "an environment" if game is None else f"the Atari game {game}"
+    num_steps = description["sampler"]["num_steps_denoising"]
+    passes = f"{num_steps} denoising step{'s' * (num_steps > 1)} at play"
     objective = "objective ddpm, " if description["agent"]["denoiser"].get("objective") == "ddpm" else ""
     where = "." if game is None else f': `gymnasium.make("{env_id(game)}")`.'
     actions = description["action_meanings"] or [f"0..{description['agent']['num_actions'] - 1}"]
@@ -62,8 +66,7 @@ def _what(description: dict[str, Any], files: dict[str, int]) -> str:
         f"A DIAMOND world model (arXiv 2405.12399) of {what}{where}\n\n"
         f"- Actions: {', '.join(actions)}\n"
         f"- Denoiser: channels {inner['channels']}, depths {inner['depths']}, patch size "
-        f"{inner['patch_size']}, {objective}{description['sampler']['num_steps_denoising']} denoising steps "
-        "at play\n"
+        f"{inner['patch_size']}, {objective}{passes}\n"
         f"- Files: {sizes}"
     )
 
@@ -87,34 +90,68 @@ def _not_measured(game: str | None, repo_id: str | None) -> str:
 
 
 def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
-    settings = result["settings"]
-    shown = [row for row in result["steps"] if row["step"] in SHOWN_STEPS]
-    objects = [name.removesuffix("_within") for name in shown[0] if name.endswith("_within")]
-    header = ["step", "PSNR", "PSNR of the last frame repeated", *(f"{name} within 2 px" for name in objects)]
-    rows = [
+    settings, rows = result["settings"], result["steps"]
+    shown = [rows[step - 1] for step in shown_steps(len(rows))]
+    objects = [name.removesuffix("_within") for name in rows[0] if name.endswith("_within")]
+    return "\n\n".join(
         [
-            str(row["step"]),
-            f"{_number(row['psnr'], 1)} dB",
-            f"{_number(row['psnr_repeat'], 1)} dB",
-            *(_percent(row[f"{name}_within"]) for name in objects),
+            f"{result['num_starts']} starts in {result['num_episodes']} held-out real episodes of the "
+            f"{settings['policy']} player; the world model is fed the same actions.",
+            _table(*_frames(shown)),
+            *([_table(*_objects(shown, objects))] if objects else []),
+            _events(result),
+            _behaviour(result),
+            f"Measured by `{_command(settings, repo_id)}`, where all of it is defined (fidelity.json).",
         ]
-        for row in shown
-    ]
-    returns = result["returns"]
+    )
+
+
+def _frames(shown: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    header = ["step", "PSNR, dB", "last frame repeated", "mean frame", "SSIM", "last frame repeated", "drift"]
+    names = [("psnr", 1), ("psnr_repeat", 1), ("psnr_mean", 1), ("ssim", 3), ("ssim_repeat", 3), ("drift", 2)]
+    rows = [[str(row["step"]), *(_number(row[name], digits) for name, digits in names)] for row in shown]
+    return header, rows
+
+
+def _objects(shown: list[dict[str, Any]], objects: list[str]) -> tuple[list[str], list[list[str]]]:
+    header = ["step"]
+    for name in objects:
+        header += [f"{name} within {RADIUS:g} px", "there", "error, px"]
+    rows = []
+    for row in shown:
+        cells = [str(row["step"])]
+        for name in objects:
+            shares = (_percent(row[f"{name}_{what}"]) for what in ("within", "present"))
+            cells += [*shares, _number(row[f"{name}_error"], 2)]
+        rows.append(cells)
+    return header, rows
+
+
+def _events(result: dict[str, Any]) -> str:
+    reward, end, returns = result["reward"], result["end"], result["returns"]
     return (
-        f"{result['num_starts']} starts in {result['num_episodes']} held-out real episodes of the "
-        f"{settings['policy']} player; the world model is fed the same actions.\n\n"
-        f"{_table(header, rows)}\n\n"
-        f"On {result['num_real_steps']} real transitions: reward F1 {_number(result['reward']['f1'], 3)}, "
-        f"end F1 {_number(result['end']['f1'], 3)}. Mean return over {len(result['steps'])} steps: real "
-        f"{_number(returns['real_mean'], 2)}, imagined {_number(returns['imagined_mean'], 2)}.\n\n"
-        f"Measured by `{_command(settings, repo_id)}`."
+        f"On {result['num_real_steps']} real transitions: reward F1 {_number(reward['f1'], 3)} (precision "
+        f"{_number(reward['precision'], 3)}, recall {_number(reward['recall'], 3)}), end F1 "
+        f"{_number(end['f1'], 3)} ({_number(end['precision'], 3)}, {_number(end['recall'], 3)}). Mean return "
+        f"over {len(result['steps'])} steps: real {_number(returns['real_mean'], 2)}, imagined "
+        f"{_number(returns['imagined_mean'], 2)}, correlation {_number(returns['correlation'], 2)}."
+    )
+
+
+def _behaviour(result: dict[str, Any]) -> str:
+    actions, spread = result["actions"], result["spread"]
+    return (
+        f"Other actions: their effect on the frame correlates {_number(actions['correlation'], 2)} with the "
+        f"real one and is {_number(actions['gain'], 2)} times as large; {_percent(actions['told_apart'])} of "
+        "pairs of actions are told apart (chance: 50 %). Other noise: a pixel's standard deviation is "
+        f"{_number(spread[-1], 2)} levels of 255 at step {len(spread)}."
     )
 
 
 def _command(settings: dict[str, Any], repo_id: str | None) -> str:
     keys = ("game", "episodes", "starts", "horizon", "seed")
-    words = ["python -m diamond_gym.evaluate", *(f"{key}={settings[key]}" for key in keys)]
+    given = {key: settings[key] for key in keys if settings[key] is not None}
+    words = ["python -m diamond_gym.evaluate", *(f"{key}={value}" for key, value in given.items())]
     return " ".join(words if repo_id is None else [*words, f"checkpoint=hub:{repo_id}"])
 
 
@@ -155,20 +192,34 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes README.md into the folder of a saved world."""
+    """Writes README.md and fidelity.json into the folder of a saved world."""
     if len(arguments) != 2:
         print("usage: python -m diamond_gym.evaluate.card FIDELITY_JSON FOLDER", file=sys.stderr)
         return 2
     fidelity, folder = map(Path, arguments)
     try:
         description = asdict(read_description(folder))
-        card = model_card(read_result(fidelity), description, sizes(folder))
+        result = read_result(fidelity)
+        card = model_card(result, description, sizes(folder))
         write_file(folder / "README.md", card.encode())
+        write_json(kept(result), folder / "fidelity.json")
     except DiamondGymError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"wrote {folder / 'README.md'}")
+    print(f"wrote README.md and fidelity.json to {folder}/")
     return 0
+
+
+def kept(result: dict[str, Any]) -> dict[str, Any]:
+    """What is worth keeping of a result: all but single starts, steps that tables leave out, and paths."""
+    rows = result["steps"]
+    shown = [rows[step - 1] for step in shown_steps(len(rows))]
+    returns = {name: x for name, x in result["returns"].items() if name not in ("real", "imagined")}
+    spread = [result["spread"][step - 1] for step in shown_steps(len(rows))]
+    left_out = ("source", "seconds", "definitions")
+    settings = {name: x for name, x in result["settings"].items() if name not in ("out", "checkpoint")}
+    rest = {name: x for name, x in result.items() if name not in left_out}
+    return rest | {"settings": settings, "steps": shown, "returns": returns, "spread": spread}
 
 
 def read_result(path: Path) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from diamond_gym.atari import AtariEnv
+from diamond_gym.collect import SeededPolicy
 from diamond_gym.episodes import Episode
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.players import RandomPolicy, ScriptedBreakout
 
 HELD_OUT_SEED = 2**40
 """Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""
@@ -25,10 +25,26 @@ _MAX_STEPS = 27_000
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Real episodes, and how to play them again.
+
+    Attributes:
+        episodes: finished, each with its final observation.
+        seeds: with which the game began that each episode is the first of; None where it went on with
+            the game after a lost life.
+    """
+
+    episodes: list[Episode]
+    seeds: list[int | None]
+
+
+@dataclass(frozen=True)
 class Starts:
     """Moments of real episodes and what followed, one row each.
 
     Attributes:
+        episode: number of the episode.
+        time: step of the episode.
         obs: the last n real frames, oldest first.
         act: the actions taken at them; the last one is the first of `future_act`.
         future_act: the actions taken from the start on; 0 after the episode's end.
@@ -38,6 +54,8 @@ class Starts:
         valid: whether the episode still went on when the action was taken.
     """
 
+    episode: Int64[Tensor, " b"]
+    time: Int64[Tensor, " b"]
     obs: UInt8[Tensor, "b n c h w"]
     act: Int64[Tensor, "b n"]
     future_act: Int64[Tensor, "b t"]
@@ -50,7 +68,7 @@ class Starts:
         return len(self.obs)
 
 
-def play(game: str, policy: RandomPolicy | ScriptedBreakout, num_episodes: int, seed: int) -> list[Episode]:
+def play(game: str, policy: SeededPolicy, num_episodes: int, seed: int) -> HeldOut:
     """Real episodes from seeds apart from those of training; an episode ends with a lost life.
 
     A game is played until it is over, then the next one starts from its own seed.
@@ -60,29 +78,26 @@ def play(game: str, policy: RandomPolicy | ScriptedBreakout, num_episodes: int, 
         policy: who plays; reset with a seed of its own at every episode.
         num_episodes: how many.
         seed: counts from 0; different seeds share no game.
-
-    Returns:
-        Finished episodes, each with its final observation.
     """
     env = AtariEnv(game, training=True)
-    episodes: list[Episode] = []
-    game_seed = HELD_OUT_SEED + _SEEDS_PER_RUN * seed
+    held_out = HeldOut([], [])
+    first = next_game = HELD_OUT_SEED + _SEEDS_PER_RUN * seed
+    game_over = True
     try:
-        obs, _ = env.reset(seed=game_seed)
-        while len(episodes) < num_episodes:
-            policy.reset(HELD_OUT_SEED + _SEEDS_PER_RUN * seed + len(episodes))
+        for number in range(num_episodes):
+            game_seed = next_game if game_over else None
+            next_game += game_over
+            obs, _ = env.reset(seed=game_seed)
+            policy.reset(first + number)
             episode, game_over = _play_episode(env, policy, obs)
-            episodes.append(episode)
-            game_seed += game_over
-            obs, _ = env.reset(seed=game_seed if game_over else None)
+            held_out.episodes.append(episode)
+            held_out.seeds.append(game_seed)
     finally:
         env.close()
-    return episodes
+    return held_out
 
 
-def _play_episode(
-    env: AtariEnv, policy: RandomPolicy | ScriptedBreakout, obs: np.ndarray
-) -> tuple[Episode, bool]:
+def _play_episode(env: AtariEnv, policy: SeededPolicy, obs: np.ndarray) -> tuple[Episode, bool]:
     """One episode, and whether the game is over with it."""
     frames, acts, rewards = [obs], [], []
     while True:
@@ -133,11 +148,14 @@ def choose_starts(
     """
     per_episode = math.ceil(num_starts / len(episodes))
     rows = []
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         first, last = num_conditioning - 1, len(episode) - 1
         if last >= first:
             times = np.unique(np.linspace(first, last, per_episode).round().astype(int))
-            rows += [_start(episode, int(time), num_conditioning, horizon) for time in times]
+            rows += [
+                (torch.tensor(number), *_start(episode, int(time), num_conditioning, horizon))
+                for time in times
+            ]
     if not rows:
         raise InvalidInputError(
             f"all {len(episodes)} episodes are shorter than the {num_conditioning} frames of a context; "
@@ -153,7 +171,7 @@ def _start(episode: Episode, time: int, n: int, horizon: int) -> tuple[Tensor, .
     obs = frames[time + 1 : time + 1 + horizon]
     valid = torch.ones(len(act), dtype=torch.bool)
     future = tuple(_pad(x, horizon) for x in (act, obs, rew, end, valid))
-    return (episode.obs[context], episode.act[context], *future)
+    return (torch.tensor(time), episode.obs[context], episode.act[context], *future)
 
 
 def _pad(x: Tensor, length: int) -> Tensor:

@@ -47,42 +47,68 @@ class Transitions:
     predicted_end: Int64[Tensor, " t"]
 
 
-def imagine(
-    world_model: WorldModel, starts: Starts, seed: int, batch_size: int, progress: bool = True
-) -> Imagined:
-    """Imagine from every start under the real actions.
+@dataclass(frozen=True)
+class Imaginer:
+    """Imagines from starts, some at once.
 
-    Args:
+    A start's random numbers depend on the seed and its number, not on what is imagined beside it.
+
+    Attributes:
         world_model: in eval mode.
-        starts: contexts and actions.
-        seed: at least 0; start i gets the random numbers of key `seed * 2^32 + i`.
+        seed: at least 0.
         batch_size: starts imagined at once.
         progress: show a bar on stderr.
-
-    Returns:
-        As many steps as `starts.future_act` has, on the CPU.
     """
-    total, horizon = starts.future_act.shape
-    parts = []
-    with tqdm(total=total * horizon, unit="step", desc="imagine", disable=not progress) as bar:
-        for first in range(0, total, batch_size):
-            rows = slice(first, min(first + batch_size, total))
-            key = torch.arange(rows.start, rows.stop) + (seed << 32)
-            parts.append(_imagine_batch(world_model, starts, rows, key, bar))
-    return Imagined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    world_model: WorldModel
+    seed: int
+    batch_size: int = 32
+    progress: bool = True
+
+    def future(self, starts: Starts) -> Imagined:
+        """Imagines from every start under the real actions."""
+        everything = torch.arange(len(starts))
+        return self.under(starts, everything, starts.future_act, "imagine")
+
+    def under(
+        self,
+        starts: Starts,
+        rows: Int64[Tensor, " k"],
+        act: Int64[Tensor, "k t"],
+        what: str,
+        sample: int = 0,
+    ) -> Imagined:
+        """Imagines from some of the starts under any actions.
+
+        Args:
+            starts: contexts.
+            rows: numbers of starts; one may occur several times.
+            act: actions taken from each on.
+            what: stands beside the bar.
+            sample: another number, other random numbers; at least 0 and below 2^8.
+
+        Returns:
+            As many steps as `act` has, on the CPU.
+        """
+        keys = rows + (self.seed << 32) + (sample << 24)
+        parts = []
+        with tqdm(total=act.numel(), unit="step", desc=what, disable=not self.progress) as bar:
+            for chunk, key, acts in zip(*(x.split(self.batch_size) for x in (rows, keys, act)), strict=True):
+                parts.append(_imagine(self.world_model, starts.obs[chunk], starts.act[chunk], key, acts, bar))
+        return Imagined(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _imagine_batch(
-    world_model: WorldModel, starts: Starts, rows: slice, key: Tensor, bar: tqdm
+def _imagine(
+    world_model: WorldModel, obs: Tensor, past_act: Tensor, key: Tensor, acts: Tensor, bar: tqdm
 ) -> tuple[Tensor, Tensor, Tensor]:
-    state = world_model.start(starts.obs[rows], starts.act[rows], key)
+    state = world_model.start(obs, past_act, key)
     steps = []
-    for act in starts.future_act[rows].to(world_model.device).unbind(1):
+    for act in acts.to(world_model.device).unbind(1):
         state, step = world_model.step(state, act)
         steps.append((step.obs.cpu(), step.rew.cpu(), step.end.cpu()))
         bar.update(len(act))
-    obs, rew, end = (torch.stack(column, 1) for column in zip(*steps, strict=True))
-    return obs, rew, end
+    frames, rew, end = (torch.stack(column, 1) for column in zip(*steps, strict=True))
+    return frames, rew, end
 
 
 @torch.no_grad()

@@ -45,8 +45,7 @@ def mean_where(values: Array, mask: Mask) -> Array:
 
 def hits(found: Array, real: Array, radius: float) -> Mask:
     """Whether points (..., d) lie within `radius` of the real ones; a NaN on either side is a miss."""
-    distance = np.sqrt(np.square(found - real).sum(-1))
-    return np.nan_to_num(distance, nan=np.inf) <= radius
+    return np.nan_to_num(distances(found, real), nan=np.inf) <= radius
 
 
 def confusion(real: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
@@ -77,3 +76,86 @@ def returns(rew: Array, end: Mask, valid: Mask) -> Array:
     """Sums of rewards (b, t) up to and with the first end, over valid steps only; (b,)."""
     running = np.cumsum(end, axis=1) - end == 0
     return np.where(running & valid, rew, 0).sum(1)
+
+
+def distances(found: Array, real: Array) -> Array:
+    """Distances between points (..., d); NaN where either is."""
+    return np.sqrt(np.square(found - real).sum(-1))
+
+
+def correlation(a: Array, b: Array) -> float:
+    """Pearson's correlation of two lists; NaN where one does not vary."""
+    if len(a) < 2 or np.ptp(a) == 0 or np.ptp(b) == 0:
+        return np.nan
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def drift(a: NDArray[np.uint8], b: NDArray[np.uint8], mask: Mask) -> Array:
+    """How far the mean frames of two sets of films are apart, at each step.
+
+    Args:
+        a: frames (b, t, c, h, w).
+        b: the others.
+        mask: which frames (b, t) count, in both.
+
+    Returns:
+        Mean over pixels and channels of the absolute difference of the mean frames, (t,), in levels of
+        0..255; NaN where no frame counts.
+    """
+    steps = range(a.shape[1])
+    return np.array([_mean_frames_apart(a[mask[:, t], t], b[mask[:, t], t]) for t in steps])
+
+
+def _mean_frames_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    return float(np.abs(a.mean(0) - b.mean(0)).mean()) if len(a) else np.nan
+
+
+@dataclass(frozen=True)
+class ActionEffects:
+    """What difference actions make, in imagination against the real game.
+
+    Attributes:
+        correlation: cosine between the real and the imagined effect, mean over starts; an effect is how
+            the frames of a start's branches differ from their mean. 1 is perfect, 0 unrelated.
+        gain: size of the imagined effects relative to the real ones; 1 is perfect, 0 means that actions do
+            nothing.
+        told_apart: share of pairs of branches of one start, with different real frames, whose imagined
+            frame is nearer to its own real frame than to the other's; 0.5 is chance.
+        starts: how many starts were compared: those where real actions make a difference.
+    """
+
+    correlation: float
+    gain: float
+    told_apart: float
+    starts: int
+
+
+def action_effects(real: NDArray[np.uint8], imagined: NDArray[np.uint8]) -> ActionEffects:
+    """Compares frames (starts, actions, c, h, w) at the ends of branches that differ in their action."""
+    rows = [_effects(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(real, imagined, strict=True)]
+    rows = [row for row in rows if row[0] > 0]
+    if not rows:
+        return ActionEffects(np.nan, np.nan, np.nan, 0)
+    real_size, imagined_size, product, right, pairs = np.array(rows).T
+    cosine = product / np.sqrt(real_size * np.maximum(imagined_size, np.finfo(float).tiny))
+    return ActionEffects(
+        correlation=float(cosine.mean()),
+        gain=float(np.sqrt(imagined_size.sum() / real_size.sum())),
+        told_apart=float(right.sum() / pairs.sum()),
+        starts=len(rows),
+    )
+
+
+def _effects(real: Array, imagined: Array) -> tuple[float, float, float, int, int]:
+    """Of one start: squared sizes of both effects, their product, pairs told apart, pairs that differ."""
+    a, b = real - real.mean(0), imagined - imagined.mean(0)
+    nearness = np.square(imagined[:, None] - real[None]).sum(axis=(2, 3, 4))
+    differs = np.square(real[:, None] - real[None]).sum(axis=(2, 3, 4)) > 0
+    right = (nearness.diagonal()[:, None] < nearness) & differs
+    return (
+        float((a * a).sum()),
+        float((b * b).sum()),
+        float((a * b).sum()),
+        int(right.sum()),
+        int(differs.sum()),
+    )

@@ -26,15 +26,20 @@ class Settings:
 
     game: str = _option("Breakout", "the game")
     checkpoint: str = _option("auto", "auto, embedded, hub, or a path to a checkpoint or run folder")
-    policy: str = _option("scripted", "who plays the real game: scripted or random")
+    policy: str = _option(
+        "auto",
+        "who plays the real game: scripted, random, auto (scripted where there is one), or a checkpoint",
+    )
     episodes: int = _option(20, "held-out real episodes, each up to a lost life")
-    starts: int = _option(200, "moments to imagine from, at least, spread evenly over the episodes")
-    horizon: int = _option(15, "steps to imagine from each start")
+    starts: int | None = _option(
+        None, "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU", int
+    )
+    horizon: int = _option(50, "steps to imagine from each start")
     seed: int = _option(0, "fixes the episodes, the starts and the imagination")
     num_denoising_steps: int | None = _option(None, "passes per frame, instead of the checkpoint's own", int)
     device: str = _option("auto", "where the networks run: auto, cpu, cuda, ...")
     batch_size: int = _option(32, "games imagined at once; changes the time taken, not the numbers")
-    out: str = _option("fidelity", "folder for fidelity.json, curves.png and film.png")
+    out: str = _option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4")
 
     def __post_init__(self) -> None:
         for name in ("episodes", "starts", "horizon", "num_denoising_steps", "batch_size"):

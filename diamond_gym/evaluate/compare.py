@@ -1,0 +1,122 @@
+"""`python -m diamond_gym.evaluate.compare fidelity/fidelity.json diamond_gym/weights/Breakout`: still true?
+
+Compares what was measured now with what a model card says. Other machines add in another order, so numbers
+may differ a little: each kind has its tolerance.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.evaluate.card import kept, read_result
+
+TOLERANCES = {"psnr": 0.3, "ssim": 0.005, "drift": 0.3, "spread": 0.5, "error": 0.5, "f1": 0.03, "mean": 0.1}
+"""By a name, or its first or last part."""
+OTHER_TOLERANCE = 0.06
+"""Shares and correlations."""
+_COMPARED = ("steps", "reward", "end", "returns", "actions", "spread")
+_COUNTS = ("step", "frames", "starts", "confusion", "classes")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A number now, and as it was.
+
+    Attributes:
+        name: Where it stands in the JSON.
+        now: None where there is nothing to measure.
+        before: As `now`.
+        tolerance: How far apart they may be.
+    """
+
+    name: str
+    now: float | None
+    before: float | None
+    tolerance: float
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the number has changed."""
+        if self.now is None or self.before is None:
+            return self.now is not self.before
+        return abs(self.now - self.before) > self.tolerance
+
+
+def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]:
+    """Every number of two results of the same settings.
+
+    Raises:
+        InvalidInputError: The settings differ, or what was measured.
+    """
+    for name, value in before["settings"].items():
+        if name not in ("device", "batch_size") and now["settings"].get(name) != value:
+            raise InvalidInputError(
+                f"{name} is {now['settings'].get(name)} now and was {value}: only the same can be compared"
+            )
+    numbers, numbers_before = (dict(_numbers(result, _COMPARED)) for result in (now, before))
+    if numbers.keys() != numbers_before.keys():
+        missing = ", ".join(sorted(numbers.keys() ^ numbers_before.keys())[:5])
+        raise InvalidInputError(f"the two results hold different numbers, such as {missing}: measure anew")
+    return [Difference(name, numbers[name], numbers_before[name], tolerance(name)) for name in numbers]
+
+
+def tolerance(name: str) -> float:
+    """How far a number may differ between machines."""
+    parts = [part for key in name.split("/") for part in key.split("_") if key]
+    known = [TOLERANCES[part] for part in parts if part in TOLERANCES]
+    return known[0] if known else OTHER_TOLERANCE
+
+
+def _numbers(result: Any, names: Sequence[str] | None = None, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(result, dict):
+        for name in names or result:
+            if not name.endswith(_COUNTS):
+                yield from _numbers(result[name], None, f"{path}/{name}" if path else name)
+    elif isinstance(result, list):
+        for number, item in enumerate(result):
+            label = f"step {item['step']}" if isinstance(item, dict) else str(number)
+            yield from _numbers(item, None, f"{path}/{label}")
+    else:
+        yield path, result
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints what differs; the exit code is 0 if nothing does, 1 if something does or fails, 2 for usage."""
+    if len(arguments) != 2:
+        print("usage: python -m diamond_gym.evaluate.compare FIDELITY_JSON FOLDER", file=sys.stderr)
+        return 2
+    measured, folder = map(Path, arguments)
+    try:
+        now = json.loads(json.dumps(kept(read_result(measured))))
+        found = differences(now, _read_kept(folder / "fidelity.json"))
+    except DiamondGymError as error:
+        print(error, file=sys.stderr)
+        return 1
+    large = [x for x in found if x.is_large]
+    for x in large:
+        print(f"{x.name}: {_text(x.now)} now, {_text(x.before)} on the card (tolerance {x.tolerance:g})")
+    print(f"{len(found) - len(large)} of {len(found)} numbers agree with {folder / 'fidelity.json'}")
+    return 1 if large else 0
+
+
+def _text(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _read_kept(path: Path) -> dict[str, Any]:
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+        dict(_numbers(result, _COMPARED))
+        return {**result, "settings": dict(result["settings"])}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(f"{path} holds no numbers of an evaluation: {error!r}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""One evaluation from settings to files: plays the real game, imagines, measures, writes, prints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diamond_gym import disk
+from diamond_gym.agent_policy import AgentPolicy
+from diamond_gym.atari import num_actions
+from diamond_gym.checkpoints import World, load_agent, load_world
+from diamond_gym.collect import SeededPolicy
+from diamond_gym.errors import CheckpointError, InvalidInputError
+from diamond_gym.evaluate import branches, heldout, measure, pictures, report
+from diamond_gym.evaluate.heldout import HeldOut, Starts
+from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
+from diamond_gym.evaluate.settings import Settings
+from diamond_gym.players import PLAYER_NAMES, SCRIPTED_GAMES, player
+from diamond_gym.registration import game_name
+
+DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
+LARGE = 2_000_000
+"""A denoiser with more weights counts as large: on a CPU, 30 starts of it take as long as one can wait."""
+BRANCHED, SPREAD = 2, 10
+"""One start in so many is imagined under other actions, and with other noise."""
+NUM_SAMPLES = 4
+"""Imaginations of a start with different noise."""
+_FRAME = (3, 64, 64)
+
+
+def run(settings: Settings) -> None:
+    """Evaluates; writes into `settings.out` and prints a table.
+
+    Raises:
+        InvalidInputError: A setting names nothing, or the policy plays another game.
+        MissingDependencyError: matplotlib or torchmetrics is not installed.
+        CacheError: The folder cannot be written.
+        CheckpointError: The world model is damaged, or of another game.
+    """
+    begin = time.perf_counter()
+    out = Path(settings.out)
+    pictures.require_matplotlib()
+    measure.require_torchmetrics()
+    disk.prepare_folder(out)
+    game = game_name(settings.game)
+    policy = find_policy(settings.policy, game)
+    world = _load(settings, game)
+
+    held_out = heldout.play(game, policy, settings.episodes, settings.seed)
+    num_starts = settings.starts or default_num_starts(world)
+    num_conditioning = world.world_model.num_steps_conditioning
+    starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
+    imaginer = Imaginer(world.world_model, settings.seed, settings.batch_size)
+    imagined = imaginer.future(starts)
+    result = {
+        **_facts(settings, world, held_out, starts),
+        **measure.measure(game, starts, imagined),
+        **measure.measure_transitions(predict_transitions(world.world_model, held_out.episodes)),
+        "actions": _actions(imaginer, game, held_out, starts),
+        "spread": _spread(imaginer, starts, imagined),
+        "seconds": time.perf_counter() - begin,
+    }
+
+    report.write_json(result, out / "fidelity.json")
+    pictures.write_figure(pictures.curves(result), out / "curves.png")
+    pictures.write_figure(pictures.film_strip(starts, imagined), out / "film.png")
+    pictures.write_film(out / "film.mp4", starts, imagined)
+    counts = f"{len(starts)} starts in {len(held_out.episodes)} held-out episodes"
+    print(f"{game}: {counts} of {result['num_real_steps']} steps in all")
+    print(report.table(result))
+    files = "fidelity.json, curves.png, film.png and film.mp4"
+    print(f"wrote {files} to {out}/ in {result['seconds']:.0f} s")
+
+
+def find_policy(name: str, game: str) -> SeededPolicy:
+    """A player by name, or the actor-critic of a checkpoint.
+
+    Args:
+        name: "scripted", "random", "auto" (scripted where the game has such a player), or the path of a
+            checkpoint with an actor-critic.
+        game: The game it will play.
+
+    Raises:
+        InvalidInputError: There is no such player or file, or it plays another game.
+        CheckpointError: The file is damaged.
+    """
+    if name == "auto":
+        name = "scripted" if game in SCRIPTED_GAMES else "random"
+    if name in PLAYER_NAMES:
+        return player(name, game, num_actions(game))
+    if not Path(name).exists():
+        known = ", ".join(("auto", *PLAYER_NAMES))
+        raise InvalidInputError(f"policy {name!r} is none of {known}, and there is no such checkpoint")
+    agent = load_agent(name)
+    if agent.config.num_actions != num_actions(game):
+        raise InvalidInputError(
+            f"policy {name} has {agent.config.num_actions} actions, {game} has {num_actions(game)}: it plays "
+            "another game"
+        )
+    return AgentPolicy(agent)
+
+
+def default_num_starts(world: World) -> int:
+    """How many starts are imagined if nobody says."""
+    is_large = sum(p.numel() for p in world.agent.denoiser.parameters()) > LARGE
+    return LARGE_NUM_STARTS if is_large and world.world_model.device.type == "cpu" else DEFAULT_NUM_STARTS
+
+
+def _load(settings: Settings, game: str) -> World:
+    world = load_world(
+        game, settings.checkpoint, device=settings.device, num_denoising_steps=settings.num_denoising_steps
+    )
+    inner, size = world.agent.config.denoiser.inner_model, world.agent.config.rew_end_model.img_size
+    if (inner.img_channels, size, size) != _FRAME:
+        raise CheckpointError(
+            f"{world.source} imagines frames of {size}x{size} with {inner.img_channels} channels, {game} has "
+            "64x64 with 3: it is a world model of something else"
+        )
+    return world
+
+
+def _facts(settings: Settings, world: World, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
+    return {
+        "settings": asdict(settings),
+        "source": world.source,
+        "num_denoising_steps": world.world_model.config.num_steps_denoising,
+        "num_episodes": len(held_out.episodes),
+        "num_real_steps": sum(map(len, held_out.episodes)),
+        "num_starts": len(starts),
+        "torch": torch.__version__,
+        "definitions": measure.DEFINITIONS,
+    }
+
+
+def _actions(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
+    num_starts = max(1, len(starts) // BRANCHED)
+    real = branches.branch(game, held_out, starts, num_starts, imaginer.seed)
+    if real is None:
+        return measure.measure_actions(None, None)
+    rows = real.start.repeat_interleave(real.act.shape[1])
+    acts = real.act.flatten()[:, None].expand(-1, branches.NUM_STEPS)
+    return measure.measure_actions(real, imaginer.under(starts, rows, acts, "other actions"))
+
+
+def _spread(imaginer: Imaginer, starts: Starts, imagined: Imagined) -> list[float]:
+    rows = torch.arange(0, len(starts), SPREAD)
+    act = starts.future_act[rows]
+    samples = [Imagined(imagined.obs[rows], imagined.rew[rows], imagined.end[rows])]
+    samples += [imaginer.under(starts, rows, act, "other noise", i) for i in range(1, NUM_SAMPLES)]
+    return measure.measure_spread(samples, starts.valid[rows].numpy())

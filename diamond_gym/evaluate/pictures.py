@@ -1,0 +1,140 @@
+"""Curves, film strip and film of imagination beside reality. Measures nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diamond_gym import rendering
+from diamond_gym.disk import write_file
+from diamond_gym.errors import MissingDependencyError
+from diamond_gym.evaluate.heldout import Starts
+from diamond_gym.evaluate.imagination import Imagined
+from diamond_gym.evaluate.measure import RADIUS
+from diamond_gym.video import write_mp4
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_FILM_SCALE = 3
+_FILM_STARTS = 6
+_GAP = 2
+"""Black pixels between frames."""
+_GAIN = 2
+"""Differences are shown so many times as large."""
+
+
+def require_matplotlib() -> None:
+    """Fail early.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            "the pictures need matplotlib: pip install 'diamond-gym[evaluate]'"
+        ) from None
+
+
+def curves(result: dict[str, Any]) -> Figure:
+    """PSNR, SSIM, object accuracy and drift over the imagined steps."""
+    from matplotlib.figure import Figure
+
+    rows = result["steps"]
+    within = [name.removesuffix("_within") for name in rows[0] if name.endswith("_within")]
+    figure = Figure(figsize=(5 * (3 + bool(within)), 3.6), layout="constrained")
+    axes = figure.subplots(1, 3 + bool(within), squeeze=False)[0]
+    for kind, label in (("", "imagined"), ("_repeat", "last frame repeated"), ("_mean", "mean frame")):
+        _plot(axes[0], rows, f"psnr{kind}", label)
+        _plot(axes[1], rows, f"ssim{kind}", label, marker="o")
+    axes[0].set_ylabel("PSNR against the real frame (dB)")
+    axes[1].set_ylabel("SSIM against the real frame")
+    _plot(axes[2], rows, "drift", "mean frame, imagined against real")
+    if result.get("spread"):
+        axes[2].plot(range(1, len(rows) + 1), result["spread"], label="spread over noise")
+    axes[2].set_ylabel("levels of 0..255")
+    for name in within:
+        _plot(axes[-1], rows, f"{name}_within", f"{name} within {RADIUS:g} px", scale=100)
+        _plot(axes[-1], rows, f"{name}_present", f"{name} there", scale=100, linestyle=":")
+    if within:
+        axes[-1].set(ylabel="frames (%)", ylim=(0, 102))
+    for axis in axes:
+        axis.set_xlabel("imagined step")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    return figure
+
+
+def _plot(
+    axis: Any, rows: list[dict[str, Any]], name: str, label: str, *, scale: float = 1, **style: Any
+) -> None:
+    points = [(row["step"], scale * row[name]) for row in rows if row[name] == row[name]]  # without NaN
+    axis.plot(*zip(*points, strict=True) if points else ([], []), label=label, **style)
+
+
+def film_strip(starts: Starts, imagined: Imagined, num_starts: int = 4, num_frames: int = 8) -> Figure:
+    """Real over imagined over their difference (x 2) for a few starts."""
+    from matplotlib.figure import Figure
+
+    rows = _some_complete(starts, num_starts)
+    steps = np.unique(np.geomspace(1, starts.valid.shape[1], num_frames).round().astype(int))
+    figure = Figure(figsize=(1.28 * len(steps) + 1.4, 4.2 * len(rows)), layout="constrained")
+    for axis, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        strip = _compared(starts.future_obs[row].numpy()[steps - 1], imagined.obs[row].numpy()[steps - 1])
+        _, k, h, w, _ = strip.shape
+        axis.imshow(_grid(strip), interpolation="nearest")
+        axis.set_xticks(w * (np.arange(k) + 0.5), [f"step {step}" for step in steps])
+        axis.set_yticks(h * (np.arange(3) + 0.5), ["real", "imagined", f"difference x {_GAIN}"])
+        axis.tick_params(length=0)
+    return figure
+
+
+def write_film(path: Path, starts: Starts, imagined: Imagined, num_starts: int = _FILM_STARTS) -> None:
+    """Real over imagined over their difference (x 2), some starts side by side, one after the other (MP4).
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    write_mp4(path, _film(starts, imagined, num_starts), rendering.RENDER_FPS)
+
+
+def _film(starts: Starts, imagined: Imagined, num_starts: int) -> Iterator[NDArray[np.uint8]]:
+    rows = _some_complete(starts, num_starts)
+    tiles = _compared(starts.future_obs[rows].numpy(), imagined.obs[rows].numpy())  # (3, b, t, h, w, c)
+    for t in range(tiles.shape[2]):
+        yield rendering.enlarge(_grid(tiles[:, :, t]), _FILM_SCALE)
+
+
+def _some_complete(starts: Starts, count: int) -> NDArray[np.int64]:
+    """Numbers of some starts, if possible such that the episode lasts for the whole horizon."""
+    complete = np.flatnonzero(starts.valid.numpy().all(1))
+    rows = complete if len(complete) else np.arange(len(starts))
+    return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
+
+
+def _compared(real: NDArray[np.uint8], dreamt: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Real, imagined and their difference, stacked, with channels and a black rim last: (3, ..., h, w, c)."""
+    difference = np.clip(_GAIN * np.abs(real.astype(int) - dreamt), 0, 255).astype(np.uint8)
+    frames = np.moveaxis(np.stack([real, dreamt, difference]), -3, -1)
+    around = [(0, 0)] * (frames.ndim - 3) + [(0, _GAP), (0, _GAP), (0, 0)]
+    return np.pad(frames, around)
+
+
+def _grid(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Frames (rows, columns, h, w, c) as one picture."""
+    rows, columns, h, w, c = tiles.shape
+    return tiles.swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def write_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    write_file(path, buffer.getvalue())

@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test slow check fidelity bench $(VENV)
@@ -24,7 +25,7 @@ demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4 and demo.png
 	$(PY) -m diamond_gym.demo
 
 test: $(STAMP) ## the tests, without the slow ones and those that need a GPU
-	$(PY) -m pytest -q -m "not slow and not gpu"
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
 
 slow: $(STAMP) ## the slow tests
 	$(PY) -m pytest -q -m "slow and not gpu"
@@ -35,8 +36,11 @@ check: $(STAMP) ## style, types and the direction of imports
 	$(PY) -m pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 
-fidelity: $(STAMP) ## imagined against real Breakout, in numbers
-	$(PY) -m diamond_gym.evaluate game=Breakout
+fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model cards still say the same
+	for game in $(EMBEDDED); do \
+		$(PY) -m diamond_gym.evaluate game=$$game out=fidelity/$$game && \
+		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
+	done
 
 bench: $(STAMP) ## steps per second and latency
 	$(PY) benchmarks/throughput.py

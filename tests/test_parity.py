@@ -121,7 +121,10 @@ def test_rollout(agent, d, monkeypatch):
         frames.append(to_float(step.obs))
         assert_close(step.logits_rew, d["rollout_logits_rew"][:, t], rtol=1e-2, atol=1e-3)
         assert_close(step.logits_end, d["rollout_logits_end"][:, t], rtol=1e-2, atol=1e-3)
-    assert_quantised_close(torch.stack(frames, dim=1), d["rollout_obs"], share=0.99)
+    frames = torch.stack(frames, dim=1)
+    assert_quantised_close(frames[:, 0], d["rollout_obs"][:, 0])
+    # pixels that round to another level, as the number of threads decides, make others do so in later frames
+    assert_quantised_close(frames, d["rollout_obs"], share=0.95, levels=2)
 
 
 def test_uint8_round_trip():

@@ -26,6 +26,7 @@ usage: python -m trainers.diamond COMMAND [key=value ...]
 commands (COMMAND --help tells more):
   train            train from an empty folder:  train game=Breakout preset=small
   resume           go on with a stopped run:    resume run=outputs/2026-01-31/12-00-00
+  curves           draw a run's metrics:        curves run=outputs/2026-01-31/12-00-00
   export           write a small playable copy: export run=outputs/2026-01-31/12-00-00 out=my_breakout
   push-to-hub      publish it, with a card:     push-to-hub run=outputs/2026-01-31/12-00-00 repo_id=me/x
   record           play any environment:        record env=MyGame-v0 out=recordings
@@ -84,6 +85,7 @@ def main(arguments: Sequence[str]) -> int:
     commands = {
         "train": _train,
         "resume": _resume,
+        "curves": _curves,
         "export": _export,
         "push-to-hub": _push_to_hub,
         "record": _record,
@@ -159,6 +161,13 @@ def _export(arguments: Sequence[str]) -> None:
     for name, size in sizes.items():
         print(f"{options.out}/{name}  {size / 1e6:.2f} MB")
     print(f"{sum(sizes.values()) / 1e6:.2f} MB in all")
+
+
+def _curves(arguments: Sequence[str]) -> None:
+    from trainers.diamond import curves
+
+    if not _wants_help(arguments, curves.USAGE):
+        print(f"wrote {curves.draw(_parsed(arguments, curves.CurvesOptions))}")
 
 
 def _push_to_hub(arguments: Sequence[str]) -> None:

@@ -1,0 +1,56 @@
+"""The picture of a run's metrics: what is drawn, and what is said when there is nothing to draw."""
+
+import json
+
+import cv2
+import pytest
+
+from diamond_gym.errors import InvalidInputError
+from trainers.diamond import curves
+from trainers.diamond.cli import main
+
+LINES = [
+    {
+        "epoch": 1,
+        "denoiser/loss": 0.5,
+        "rew_end_model/test_f1_rew": [0.0, 0.9, 0.25],
+        "actor_critic/lr": 1e-4,
+    },
+    {"epoch": 2, "denoiser/loss": 0.25, "denoiser/test_loss": 0.375},
+    {"epoch": 2, "test/return": 3.0, "test/return_std": 1.5},
+]
+
+
+def drawn(axes):
+    """Label -> (epochs, values) of what an axis shows."""
+    handles, labels = axes.get_legend_handles_labels()
+    lines = (handle.lines[0] for handle in handles)
+    return {label: (*map(list, line.get_data()),) for label, line in zip(labels, lines, strict=True)}
+
+
+def test_panels_of_what_was_logged():
+    panels = {axes.get_title(): drawn(axes) for axes in curves.figure(LINES).axes}
+    assert panels == {
+        "denoiser loss": {"training": ([1, 2], [0.5, 0.25]), "test episodes": ([2], [0.375])},
+        "F1 on test episodes": {"reward -1": ([1], [0.0]), "reward +1": ([1], [0.25])},
+        "return in the real game": {"test games": ([2], [3.0])},
+    }
+
+
+def test_the_command(tmp_path, capsys):
+    run = tmp_path / "run"
+    (run / "config").mkdir(parents=True)
+    (run / "config" / "trainer.yaml").touch()
+    assert main(["curves", f"run={run}"]) == 2
+    assert "nothing to draw yet" in capsys.readouterr().err
+    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, LINES)))
+    assert main(["curves", f"run={run}"]) == 0
+    assert cv2.imread(str(run / "curves.png")).std() > 0
+    assert main(["curves", f"run={tmp_path / 'no'}"]) == 1
+    assert main(["curves"]) == 2
+    assert main(["curves", "--help"]) == 0
+
+
+def test_nothing_to_draw():
+    with pytest.raises(InvalidInputError, match="wait for its first epoch"):
+        curves.figure([{"epoch": 1, "actor_critic/lr": 1e-4}])

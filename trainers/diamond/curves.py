@@ -1,0 +1,119 @@
+"""A run's metrics as one picture: `python -m trainers.diamond curves run=PATH`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate import pictures
+from trainers.diamond.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+USAGE = """\
+usage: python -m trainers.diamond curves run=PATH [out=FILE]
+
+Draws what the run has logged so far, by epoch: losses, F1 of rewards and ends, returns, entropy.
+
+  run   the run folder
+  out   the PNG to write (default: curves.png in the run folder)"""
+
+PANELS: dict[str, dict[str, str]] = {
+    "denoiser loss": {"denoiser/loss": "training", "denoiser/test_loss": "test episodes"},
+    "reward/end loss": {"rew_end_model/loss": "training", "rew_end_model/test_loss": "test episodes"},
+    "F1 on test episodes": {
+        "rew_end_model/test_f1_rew[0]": "reward -1",
+        "rew_end_model/test_f1_rew[2]": "reward +1",
+        "rew_end_model/test_f1_end[1]": "end",
+    },
+    "imagined, per step": {"actor_critic/rew": "reward", "actor_critic/end": "end"},
+    "policy entropy (bits)": {"actor_critic/policy_entropy": "imagined games"},
+    "return in the real game": {
+        "collect/return": "collection",
+        "test/return": "test games",
+        "final/return": "final games",
+    },
+}
+"""What is drawn: the metrics of a panel, `[i]` of a list, and their labels. Empty panels are left out."""
+
+
+@dataclass
+class CurvesOptions:
+    """Which run to draw, and where to."""
+
+    run: str
+    out: str | None = None
+
+
+def draw(options: CurvesOptions) -> Path:
+    """Writes the picture; returns its path.
+
+    Raises:
+        InvalidInputError: The run has logged nothing that is drawn.
+        MissingDependencyError: matplotlib is not installed.
+        CheckpointError: There is no run.
+        CacheError: The file cannot be written.
+    """
+    pictures.require_matplotlib()
+    run = RunFolder.existing(Path(options.run))
+    path = run.path / "curves.png" if options.out is None else Path(options.out)
+    pictures.write_figure(figure(read(run.metrics_file)), path)
+    return path
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none if there is no such file yet."""
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def figure(lines: list[dict[str, Any]]) -> Figure:
+    """The panels of which something was logged.
+
+    Raises:
+        InvalidInputError: Nothing was.
+    """
+    from matplotlib.figure import Figure
+
+    panels = {
+        title: shown
+        for title, shown in PANELS.items()
+        if any(_value(line, name) is not None for line in lines for name in shown)
+    }
+    if not panels:
+        raise InvalidInputError("this run has logged nothing to draw yet: wait for its first epoch")
+    picture = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    for axes, (title, shown) in zip(
+        picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
+        for name, label in shown.items():
+            _plot(axes, lines, name, label)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return picture
+
+
+def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, label: str) -> None:
+    points = [
+        (line["epoch"], value, line.get(f"{name}_std"))
+        for line in lines
+        if (value := _value(line, name)) is not None
+    ]
+    if not points:
+        return
+    epochs, values, spreads = zip(*points, strict=True)
+    errors = None if None in spreads else spreads
+    axes.errorbar(epochs, values, errors, label=label, marker="o" if len(points) < 50 else None, capsize=3)
+
+
+def _value(line: dict[str, Any], name: str) -> float | None:
+    name, _, index = name.removesuffix("]").partition("[")
+    value = line.get(name)
+    return value[int(index)] if index and value is not None else value

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gymnasium
@@ -384,7 +385,9 @@ def test_two_processes_do_not_share_a_run(finished):
 
 
 def test_two_runs_in_a_second_get_a_folder_each(tmp_path):
-    assert len({RunFolder.new(tmp_path).path for _ in range(3)}) == 3
+    with ThreadPoolExecutor(4) as threads:  # within one second, and at the same time
+        paths = {run.path for run in threads.map(lambda _: RunFolder.new(tmp_path), range(8))}
+    assert len(paths) == 8
 
 
 def test_a_diverged_loss_stops_the_run_and_keeps_the_last_good_epoch(finished, tmp_path):

@@ -5,6 +5,7 @@ Knows nothing of what is trained.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -52,15 +53,15 @@ class RunFolder:
             CacheError: It cannot be made.
         """
         usual = outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
-        path, i = usual, 1
-        while path.is_dir():
-            i += 1
-            path = usual.with_name(f"{usual.name}-{i}")
-        try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise CacheError(f"cannot make the run folder {path}: {error}") from error
-        return cls(path)
+        for i in itertools.count(1):
+            path = usual if i == 1 else usual.with_name(f"{usual.name}-{i}")
+            try:
+                path.mkdir(parents=True)
+                return cls(path)
+            except OSError as error:
+                if not path.is_dir():
+                    raise CacheError(f"cannot make the run folder {path}: {error}") from error
+        raise AssertionError("there is always another number")
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:

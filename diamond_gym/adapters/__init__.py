@@ -1,0 +1,1 @@
+"""Imagined games for other libraries' agents: one module per library, each over the public Gymnasium API."""

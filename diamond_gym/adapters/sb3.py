@@ -1,0 +1,178 @@
+"""Imagined games as a Stable-Baselines3 `VecEnv`: one batch, one network call a step.
+
+env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+PPO("CnnPolicy", VecFrameStack(env, 4)).learn(100_000)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+
+from diamond_gym.errors import InvalidInputError, MissingDependencyError
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+    from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+except ImportError:
+    raise MissingDependencyError(
+        "diamond_gym.adapters.sb3 needs Stable-Baselines3: pip install 'diamond-gym[sb3]'"
+    ) from None
+
+
+_KNOWN_ID = "DiamondBreakout-v0"
+
+
+def make_sb3_vec_env(
+    env_id: str,
+    num_envs: int = 1,
+    *,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+    monitor: bool = True,
+    **kwargs: Any,
+) -> VecEnv:
+    """Makes imagined games that Stable-Baselines3's agents learn from.
+
+    Args:
+        env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.
+        num_envs: How many games are imagined in a batch, at least 1.
+        seed: Fixes the first reset and all that follows, an integer >= 0; game i gets `seed + i`.
+        max_episode_steps: Imagination horizon; None is the registered one (50).
+        monitor: Whether returns and lengths of episodes are logged (`VecMonitor`), as by `make_vec_env`.
+        kwargs: Keyword arguments of the environment: `checkpoint`, `device`, `num_denoising_steps`, ...
+
+    Raises:
+        InvalidInputError: The id is not that of an imagined game, or an argument is wrong.
+        DiamondGymError: A keyword argument cannot be met; the subclass says how.
+    """
+    if gymnasium.spec(env_id).vector_entry_point != gymnasium.spec(_KNOWN_ID).vector_entry_point:
+        raise InvalidInputError(f"{env_id} is not an imagined game such as {_KNOWN_ID}")
+    if max_episode_steps is not None:
+        kwargs["max_episode_steps"] = max_episode_steps
+    games = gymnasium.make_vec(
+        env_id, num_envs, vectorization_mode="vector_entry_point", autoreset_mode="SAME_STEP", **kwargs
+    )
+    env: VecEnv = BatchedVecEnv(games)
+    env.seed(seed)
+    return VecMonitor(env) if monitor else env
+
+
+class BatchedVecEnv(VecEnv):
+    """A batched Gymnasium environment as a `VecEnv`.
+
+    As in SB3's own ones, the observation that ends an episode is `infos[i]["terminal_observation"]`,
+    `infos[i]["TimeLimit.truncated"]` tells a horizon from an end, and a finished game starts anew at once;
+    what that reset said is in `reset_infos[i]`: the context, frames and actions to burn in a memory with.
+    Rewards are float32. There are no single environments: `get_attr` and `env_method` ask all games at once
+    and give each its entry of a tuple, or all the same answer.
+
+    Args:
+        env: With autoreset mode SAME_STEP and NumPy output.
+
+    Raises:
+        InvalidInputError: It has another autoreset mode.
+    """
+
+    def __init__(self, env: VectorEnv) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.SAME_STEP:
+            raise InvalidInputError(f"Stable-Baselines3 needs autoreset_mode='SAME_STEP', got {mode}")
+        self.env = env
+        self._actions: NDArray[Any] | None = None
+        super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = env.metadata
+
+    def reset(self) -> NDArray[Any]:
+        """Starts all games, with the seeds and options of `seed` and `set_options`."""
+        seeds = None if all(seed is None for seed in self._seeds) else self._seeds
+        obs, infos = self.env.reset(seed=seeds, options=_merged(self._options))  # pyright: ignore[reportArgumentType]
+        self._reset_seeds()
+        self._reset_options()
+        self._keep_reset_infos(infos, range(self.num_envs))
+        return obs
+
+    def step_async(self, actions: NDArray[Any]) -> None:
+        """Keeps the actions; `step_wait` does the work."""
+        self._actions = actions
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Takes the actions given to `step_async`."""
+        obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
+        dones = terminated | truncated
+        cut_short = truncated & ~terminated
+        found: list[dict[str, Any]] = [{"TimeLimit.truncated": bool(cut)} for cut in cut_short]
+        over = np.flatnonzero(dones)
+        for i in over:
+            found[i]["terminal_observation"] = infos["final_obs"][i]
+        self._keep_reset_infos(infos, over)
+        return obs, rewards.astype(np.float32), dones, found
+
+    def close(self) -> None:
+        """Closes the games."""
+        self.env.close()
+
+    def get_images(self) -> Sequence[Any]:
+        """A picture of each game; None where the render mode is not "rgb_array"."""
+        images = self.env.render() if self.render_mode == "rgb_array" else None
+        return [None] * self.num_envs if images is None else list(images)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of the batched environment, for each of some games."""
+        return self._each(getattr(self.env, attr_name), indices)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Sets an attribute of the batched environment.
+
+        Raises:
+            InvalidInputError: Only some games are meant.
+        """
+        if set(self._get_indices(indices)) != set(range(self.num_envs)):
+            raise InvalidInputError(f"{attr_name} is one for all {self.num_envs} games: leave out indices")
+        setattr(self.env, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Calls a method of the batched environment, once, and gives each of some games its answer."""
+        return self._each(getattr(self.env, method_name)(*method_args, **method_kwargs), indices)
+
+    def env_is_wrapped(
+        self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None
+    ) -> list[bool]:
+        """Nothing is wrapped: there are no single environments."""
+        return [False for _ in self._get_indices(indices)]
+
+    def _each(self, answer: Any, indices: VecEnvIndices) -> list[Any]:
+        is_per_game = isinstance(answer, tuple) and len(answer) == self.num_envs
+        return [answer[i] if is_per_game else answer for i in self._get_indices(indices)]
+
+    def _keep_reset_infos(self, infos: dict[str, Any], games: Any) -> None:
+        context = infos.get("context")
+        for i in games:
+            self.reset_infos[i] = {} if context is None else {"context": _entry(context, i)}
+
+
+def _entry(context: dict[str, Any], game: int) -> dict[str, Any]:
+    return {name: x[game] for name, x in context.items() if not name.startswith("_")}
+
+
+def _merged(options: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Each game's options as those of the batch.
+
+    Raises:
+        InvalidInputError: Games have options other than "context", or only some have one.
+    """
+    if not any(options):
+        return None
+    if any(set(given) != {"context"} for given in options):
+        raise InvalidInputError(
+            f"options are {{'context': ...}} for all {len(options)} games or for none, got {options}"
+        )
+    contexts = [given["context"] for given in options]
+    return {"context": {name: np.stack([np.asarray(c[name]) for c in contexts]) for name in contexts[0]}}

@@ -15,7 +15,8 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from diamond_gym.adapters.sb3 import BatchedVecEnv, make_sb3_vec_env
+from diamond_gym.adapters.sb3 import BatchedVecEnv, ContextFrameStack, make_sb3_vec_env
+from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import InvalidInputError
 from tests import worlds
 
@@ -162,6 +163,47 @@ def test_agents_learn_unchanged(make, tmp_path, algorithm, kwargs):
     )
     mean, _ = evaluate_policy(again, make(seed=2), n_eval_episodes=3)
     assert np.isfinite(mean)
+
+
+def test_a_stack_begins_with_the_context_and_then_is_a_frame_stack(make):
+    ours, theirs = ContextFrameStack(make(seed=1), 3), VecFrameStack(make(seed=1), 3)
+    obs, expected = ours.reset(), theirs.reset()
+    assert ours.observation_space == theirs.observation_space
+    known = [np.concatenate(list(x["context"]["obs"][-3:]), axis=-1) for x in ours.unwrapped.reset_infos]
+    np.testing.assert_array_equal(obs, known)
+    np.testing.assert_array_equal(obs[..., 6:], expected[..., 6:])
+    age = np.zeros(3, int)
+    ends = 0
+    for _ in range(20):
+        obs, _, dones, infos = ours.step(np.ones(3, int))
+        expected, _, expected_dones, expected_infos = theirs.step(np.ones(3, int))
+        np.testing.assert_array_equal(dones, expected_dones)
+        age += 1
+        for i in range(3):
+            if dones[i] and age[i] > 1:
+                ends += 1
+                last, real = (x[i]["terminal_observation"] for x in (infos, expected_infos))
+                np.testing.assert_array_equal(last, real)
+            if dones[i]:
+                age[i] = 0
+                frames = ours.unwrapped.reset_infos[i]["context"]["obs"][-3:]
+                np.testing.assert_array_equal(obs[i], np.concatenate(list(frames), axis=-1))
+            elif age[i] > 1:
+                np.testing.assert_array_equal(obs[i], expected[i])
+    assert ends > 3
+
+
+def test_a_stack_without_contexts_is_a_frame_stack():
+    def make():
+        return DummyVecEnv([lambda: AtariEnv("Breakout", training=True)])
+
+    ours, theirs = ContextFrameStack(make(), 4), VecFrameStack(make(), 4)
+    ours.seed(0), theirs.seed(0)
+    np.testing.assert_array_equal(ours.reset(), theirs.reset())
+    for _ in range(5):
+        np.testing.assert_array_equal(ours.step([1])[0], theirs.step([1])[0])
+    with pytest.raises(InvalidInputError, match="n_stack >= 1"):
+        ContextFrameStack(make(), 0)
 
 
 def test_wrong_input(make, checkpoint):

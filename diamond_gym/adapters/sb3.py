@@ -1,7 +1,7 @@
 """Imagined games as a Stable-Baselines3 `VecEnv`: one batch, one network call a step.
 
 env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
-PPO("CnnPolicy", VecFrameStack(env, 4)).learn(100_000)
+PPO("CnnPolicy", ContextFrameStack(env, 4)).learn(100_000)
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from diamond_gym.errors import InvalidInputError, MissingDependencyError
 
 try:
-    from stable_baselines3.common.vec_env import VecEnv, VecMonitor
+    from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
     from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 except ImportError:
     raise MissingDependencyError(
@@ -156,6 +157,60 @@ class BatchedVecEnv(VecEnv):
         context = infos.get("context")
         for i in games:
             self.reset_infos[i] = {} if context is None else {"context": _entry(context, i)}
+
+
+class ContextFrameStack(VecEnvWrapper):
+    """Stacks the last frames along the channels, as `VecFrameStack`; a new game begins with its context.
+
+    `VecFrameStack` fills up with black frames. Imagined games last for tens of steps, and the real one never
+    looks like that but at its very start, so here the frames before the first one are the real ones that the
+    game started from. A game without a context is filled up with black.
+
+    Args:
+        venv: Games with frames (h, w, c); the innermost `VecEnv` holds contexts in `reset_infos`, or not.
+        n_stack: Frames, at least 1; the newest is last.
+
+    Raises:
+        InvalidInputError: The games have other observations, or there is nothing to stack.
+    """
+
+    def __init__(self, venv: VecEnv, n_stack: int) -> None:
+        space = venv.observation_space
+        if not isinstance(space, Box) or len(space.shape) != 3 or n_stack < 1:
+            raise InvalidInputError(
+                f"frames (h, w, c) and n_stack >= 1 are needed, got {space} and {n_stack}"
+            )
+        self.n_stack, self._channels = n_stack, space.shape[2]
+        low, high = (np.repeat(bound, n_stack, axis=-1) for bound in (space.low, space.high))
+        self._frames = np.zeros((venv.num_envs, *low.shape), low.dtype)
+        super().__init__(venv, Box(low, high, dtype=low.dtype.type))
+
+    def reset(self) -> NDArray[Any]:
+        """Starts all games."""
+        obs = self.venv.reset()
+        assert isinstance(obs, np.ndarray)
+        for i in range(self.num_envs):
+            self._begin(i, obs[i])
+        return self._frames.copy()
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """The stacks after the step; of a game that is over, the stack that the next one begins with."""
+        obs, rewards, dones, infos = self.venv.step_wait()
+        assert isinstance(obs, np.ndarray)
+        self._frames[..., : -self._channels] = self._frames[..., self._channels :]
+        self._frames[..., -self._channels :] = obs
+        for i in np.flatnonzero(dones):
+            self._frames[i, ..., -self._channels :] = infos[i]["terminal_observation"]
+            infos[i]["terminal_observation"] = self._frames[i].copy()
+            self._begin(i, obs[i])
+        return self._frames.copy(), rewards, dones, infos
+
+    def _begin(self, game: int | np.integer, obs: NDArray[Any]) -> None:
+        context = self.unwrapped.reset_infos[game].get("context")
+        past = [] if context is None else list(context["obs"][:-1])
+        known = [*past, obs][-self.n_stack :]
+        self._frames[game] = 0
+        self._frames[game, ..., -self._channels * len(known) :] = np.concatenate(known, axis=-1)
 
 
 def _entry(context: dict[str, Any], game: int) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""`python -m trainers.sb3`: a tiny run from nothing to its files, stopping, scoring, and every refusal."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+
+from diamond_gym import options
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
+from tests import worlds
+from trainers.sb3 import agents, evaluation, games, scoring, training
+from trainers.sb3.__main__ import main
+from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
+
+SHORT = ["total_timesteps=192", "num_envs=2", "horizon=6", "eval_every=128", "eval_episodes=1", "device=cpu"]
+SHORT += ["final_episodes=2", "max_game_steps=30"]
+WORLD = {"device": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"))
+
+
+def arguments(checkpoint, out, *more):
+    return [f"checkpoint={checkpoint}", f"out={out}", *SHORT, *more]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_films():
+    patch = pytest.MonkeyPatch()
+    patch.setattr(training, "FILM_STEPS", 20)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run")
+    assert main(["train", *arguments(checkpoint, out)]) == 0
+    return out
+
+
+def test_a_run_leaves_everything_in_its_folder(finished):
+    agent = PPO.load(finished / "agent.zip", device="cpu")
+    assert agent.num_timesteps >= 192
+    result = json.loads((finished / "score.json").read_text())
+    assert result["steps"] == agent.num_timesteps and result["seconds"] > 0
+    players = [score["player"] for score in result["scores"]]
+    assert players == ["ppo, imagination", "ppo, untrained", "random"]
+    assert all(len(score["returns"]) == 2 for score in result["scores"])
+    assert cv2.imread(str(finished / "learning_curve.png")).std() > 0
+    film = cv2.VideoCapture(str(finished / "film.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == training.FILM_STEPS
+    assert film.get(cv2.CAP_PROP_FRAME_WIDTH) >= 2 * 64 * 4
+    logs = {file.name.split(".")[0] for file in (finished / "log-1").iterdir()}
+    assert logs == {"events", "progress", "evaluations"}
+    assert np.load(finished / "log-1" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
+
+
+def test_the_same_command_goes_on_and_other_settings_are_refused(finished, checkpoint, capsys):
+    before = (finished / "agent.zip").read_bytes()
+    assert main(["train", *arguments(checkpoint, finished)]) == 0
+    assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
+    assert "going on from" in capsys.readouterr().out
+    more = [x for x in arguments(checkpoint, finished) if not x.startswith("total")] + ["total_timesteps=300"]
+    assert main(["train", *more]) == 0
+    assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
+    assert (finished / "log-2").is_dir()
+    assert main(["train", *arguments(checkpoint, finished, "seed=3")]) == 2
+    assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
+
+
+def test_a_stopped_run_has_saved_its_agent(checkpoint, tmp_path, monkeypatch):
+    class Stop(BaseCallback):
+        def _on_step(self):
+            if self.n_calls == 70:  # in the second rollout
+                raise KeyboardInterrupt
+            return True
+
+    monkeypatch.setattr(training, "SaveAgent", lambda *_: Stop())
+    assert main(["train", *arguments(checkpoint, tmp_path)]) == 130
+    assert 128 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 192
+    monkeypatch.undo()
+    assert main(["train", *arguments(checkpoint, tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("algo", [name for name in PRESETS if name != "ppo"])
+def test_every_algorithm(checkpoint, tmp_path, monkeypatch, algo):
+    if "learning_starts" in PRESETS[algo]:
+        small = {"learning_starts": 20, "buffer_size": 200}
+        monkeypatch.setitem(PRESETS, algo, PRESETS[algo] | small)
+    given = [x for x in arguments(checkpoint, tmp_path, f"algo={algo}") if not x.startswith("total")]
+    assert main(["train", *given, "total_timesteps=64", "num_denoising_steps=1"]) == 0
+    again = evaluation.evaluate(
+        EvaluateSettings(agent=str(tmp_path), episodes=1, max_game_steps=20, device="cpu"), progress=False
+    )
+    assert len(again.returns) == 1
+
+
+def test_learning_in_the_real_game_beside_another_agent(finished, checkpoint, tmp_path):
+    more = ["where=real", f"beside={finished}"]
+    assert main(["train", *arguments(checkpoint, tmp_path, *more)]) == 0
+    players = [s["player"] for s in json.loads((tmp_path / "score.json").read_text())["scores"]]
+    assert players == ["ppo, real", "ppo, untrained", f"beside: {finished}", "random"]
+
+
+def test_scores_of_a_saved_agent_in_both_worlds(finished, checkpoint, capsys):
+    short = ["episodes=3", "max_game_steps=30", "horizon=5", "device=cpu"]
+    for where in ("real", "imagination"):
+        command = ["evaluate", f"agent={finished}", f"where={where}", f"checkpoint={checkpoint}", *short]
+        assert main(command) == 0
+        first = capsys.readouterr().out
+        assert f"{finished / 'agent.zip'}, {where}" in first
+        assert main(command) == 0
+        assert capsys.readouterr().out == first
+
+
+def test_every_environment_plays_its_share():
+    env = games.real("Breakout", 2, frame_stack=1, training=False, max_steps=12, seed=0)
+    returns = scoring.play_games(scoring.random_policy(env, 0), env, 5, "", progress=False)
+    assert len(returns) == 5
+    env.close()
+
+
+def test_real_games_train_on_lives_and_signs_and_are_scored_whole():
+    lives = games.real("MsPacman", 1, frame_stack=2, training=True, max_steps=500, seed=0)
+    whole = games.real("MsPacman", 1, frame_stack=2, training=False, max_steps=500, seed=0)
+    rewards, ends = [], []
+    for env in (lives, whole):
+        assert env.reset().shape == (1, 64, 64, 6)
+        steps = [env.step([1])[1:3] for _ in range(150)]
+        rewards.append({float(reward[0]) for reward, _ in steps})
+        ends.append(sum(int(done[0]) for _, done in steps))
+        env.close()
+    assert rewards[0] == {0.0, 1.0} and max(rewards[1]) >= 10
+    assert ends[0] > ends[1]
+
+
+def test_bootstrap_interval():
+    returns = [float(x) for x in np.random.default_rng(0).normal(10, 2, 100)]
+    low, high = scoring.bootstrap_interval(returns)
+    half = 1.96 * np.std(returns) / 10
+    assert low == pytest.approx(np.mean(returns) - half, abs=0.1)
+    assert high == pytest.approx(np.mean(returns) + half, abs=0.1)
+    score = scoring.Score.of("me", [1.0, 2.0, 9.0])
+    assert (score.mean, score.median) == (4, 2)
+    assert "me" in scoring.table([score])
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        (["fly"], 2, "unknown command fly: accepted are train, evaluate"),
+        (["train", "algo=sac"], 2, "algo must be one of ppo, a2c, dqn, recurrent_ppo, qrdqn, got 'sac'"),
+        (["train", "where=moon"], 2, "where must be one of imagination, real"),
+        (["train", "total_timesteps=0"], 2, "total_timesteps must be at least 1, got 0"),
+        (["train", "seed=-1"], 2, "seed must be at least 0"),
+        (["train", "steps=5"], 2, "unknown option 'steps'"),
+        (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
+        (["train", "game=Nogame"], 2, "Nogame"),
+        (["evaluate"], 2, "missing: agent=PATH"),
+        (["evaluate", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
+    ],
+)
+def test_wrong_arguments_give_one_line(command, code, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == code
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_no_world_to_learn_in(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    assert main(["train", "game=Asterix", f"out={tmp_path / 'run'}"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_agents_that_do_not_fit(finished, tmp_path):
+    with pytest.raises(
+        InvalidInputError, match=r"was trained for Discrete\(4\), these games have Discrete\(6\)"
+    ):
+        evaluation.evaluate(EvaluateSettings(agent=str(finished), game="Pong"), progress=False)
+    (tmp_path / "agent.zip").write_bytes(b"PK nonsense")
+    with pytest.raises(CheckpointError, match="is not an agent of Stable-Baselines3"):
+        agents.load_agent(tmp_path / "agent.zip", device="cpu")
+    with pytest.raises(CheckpointNotFoundError):
+        agents.find_agent(tmp_path / "none")
+    cart = PPO("MlpPolicy", "CartPole-v1", device="cpu")
+    cart.save(tmp_path / "cart.zip")
+    with pytest.raises(InvalidInputError, match="accepted are stacks of 64x64 RGB frames"):
+        evaluation.evaluate(EvaluateSettings(agent=str(tmp_path / "cart.zip")), progress=False)
+
+
+def test_help(capsys):
+    for command in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
+        assert main(command) == 0
+    text = capsys.readouterr().out
+    assert "total_timesteps=500000" in text and "deterministic=false" in text
+    assert main([]) == 2
+    assert options.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"

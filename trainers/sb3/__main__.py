@@ -1,0 +1,87 @@
+"""`python -m trainers.sb3`: trains and scores agents of Stable-Baselines3.
+
+Exit codes: 0 done, 1 failed, 2 wrong argument, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from diamond_gym import options
+from diamond_gym.errors import DiamondGymError, InvalidInputError, MissingDependencyError, UnknownGameError
+from trainers.sb3.settings import EvaluateSettings, TrainSettings
+
+_HELP = ("-h", "--help", "help")
+USAGE = """\
+usage: python -m trainers.sb3 COMMAND [key=value ...]
+
+commands (COMMAND --help tells more):
+  train      an agent learns in imagination and is scored in the real game:  train game=Breakout algo=ppo
+  evaluate   scores a saved agent in either world:  evaluate agent=outputs/sb3/Breakout-ppo-imagination-0"""
+TRAIN = """\
+usage: python -m trainers.sb3 train [key=value ...]
+
+The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
+the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
+learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
+
+"""
+EVALUATE = """\
+usage: python -m trainers.sb3 evaluate agent=PATH [key=value ...]
+
+Scores an agent's zip. A zip holds pickled Python: load only those of people you trust.
+
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit code."""
+    commands = {"train": _train, "evaluate": _evaluate}
+    if not arguments or arguments[0] in _HELP:
+        print(USAGE)
+        return 0 if arguments else 2
+    try:
+        if arguments[0] not in commands:
+            raise InvalidInputError(f"unknown command {arguments[0]}: accepted are {', '.join(commands)}")
+        commands[arguments[0]](arguments[1:])
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _train(arguments: Sequence[str]) -> None:
+    if any(argument in _HELP for argument in arguments):
+        print(TRAIN + options.describe(TrainSettings))
+        return
+    settings = options.parse(TrainSettings, arguments)
+    _require_sb3()
+    from trainers.sb3 import scoring, training
+
+    print(scoring.table(training.train(settings)))
+    print(f"wrote {settings.folder}/")
+
+
+def _evaluate(arguments: Sequence[str]) -> None:
+    if any(argument in _HELP for argument in arguments):
+        print(EVALUATE + options.describe(EvaluateSettings))
+        return
+    settings = options.parse(EvaluateSettings, arguments)
+    _require_sb3()
+    from trainers.sb3 import evaluation, scoring
+
+    print(scoring.table([evaluation.evaluate(settings)]))
+
+
+def _require_sb3() -> None:
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError("this needs Stable-Baselines3: pip install 'diamond-gym[sb3]'") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,70 @@
+"""Scores a saved agent in the real game or in imagination."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.registration import game_name
+from trainers.sb3 import games, scoring
+from trainers.sb3.agents import check_fits, find_agent, load_agent
+from trainers.sb3.scoring import Score
+from trainers.sb3.settings import EvaluateSettings
+
+_NUM_ENVS = 8
+
+
+def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
+    """Lets an agent play.
+
+    Raises:
+        CheckpointNotFoundError: there is no such file.
+        CheckpointError: it is no agent.
+        InvalidInputError: it is one for another game.
+        DiamondGymError: the world model is not usable; the subclass says how.
+    """
+    path = find_agent(Path(settings.agent))
+    agent = load_agent(path, device=settings.device)
+    env = _games(settings, frame_stack(agent, path))
+    try:
+        check_fits(agent, env, path)
+        policy = scoring.policy_of(agent, deterministic=settings.deterministic, seed=settings.seed)
+        returns = scoring.play_games(policy, env, settings.episodes, settings.where, progress=progress)
+    finally:
+        env.close()
+    return Score.of(f"{path}, {settings.where}", returns)
+
+
+def frame_stack(agent: BaseAlgorithm, path: Path) -> int:
+    """How many frames an agent sees.
+
+    Raises:
+        InvalidInputError: it does not see stacks of 64x64 RGB frames.
+    """
+    shape = sorted(agent.observation_space.shape or ())
+    if len(shape) != 3 or shape[1:] != [64, 64] or shape[0] % 3:
+        raise InvalidInputError(
+            f"{path} sees observations of shape {agent.observation_space.shape}; accepted are stacks of "
+            "64x64 RGB frames"
+        )
+    return shape[0] // 3
+
+
+def _games(settings: EvaluateSettings, stack: int) -> VecEnv:
+    game, num_envs = game_name(settings.game), min(_NUM_ENVS, settings.episodes)
+    if settings.where == "real":
+        return games.real(
+            game,
+            num_envs,
+            frame_stack=stack,
+            training=False,
+            max_steps=settings.max_game_steps,
+            seed=settings.seed,
+        )
+    world = {"checkpoint": settings.checkpoint, "device": settings.device}
+    return games.imagined(
+        game, num_envs, frame_stack=stack, horizon=settings.horizon, seed=settings.seed, world=world
+    )

@@ -1,0 +1,95 @@
+"""What a run looked like: returns against steps, and the agent playing in both worlds."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from stable_baselines3.common.vec_env import VecEnv
+
+from diamond_gym import rendering
+from diamond_gym.evaluate.pictures import write_figure
+from diamond_gym.video import write_mp4
+from trainers.sb3.scoring import Policy
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SCALE = 4
+_GAP = 2
+
+
+def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Path], where: str) -> None:
+    """Draws the returns of the games learned from and of the real games in between, against steps.
+
+    Args:
+        path: the PNG to write.
+        progress: the CSVs that Stable-Baselines3's logger wrote, in order.
+        evaluations: the NPZs that its EvalCallback wrote, in order.
+        where: what the games learned from were.
+    """
+    write_figure(_curves(_read_progress(progress), _read_evaluations(evaluations), where), path)
+
+
+def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
+    """Steps, and mean returns of the latest 100 episodes."""
+    rows = []
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += [row for row in csv.DictReader(file) if row.get("rollout/ep_rew_mean")]
+    steps, returns = "time/total_timesteps", "rollout/ep_rew_mean"
+    return [float(row[steps]) for row in rows], [float(row[returns]) for row in rows]
+
+
+def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
+    """Steps (k,), and returns of real games (k, n)."""
+    saved = [np.load(path) for path in paths]
+    if not saved:
+        return np.zeros(0), np.zeros((0, 1))
+    steps, returns = (np.concatenate([part[name] for part in saved]) for name in ("timesteps", "results"))
+    return steps, returns
+
+
+def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(*learned)
+    left.set(title=f"episodes learned from ({where})", ylabel="mean return of 100 episodes")
+    steps, returns = played
+    if len(steps):
+        right.plot(steps, returns.mean(axis=1), marker="o", label="mean")
+        right.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.2, label="all games")
+        right.legend()
+    right.set(title="whole real games", ylabel="score")
+    for axes in (left, right):
+        axes.set_xlabel("steps learned from")
+        axes.grid(alpha=0.3)
+    return figure
+
+
+def write_film(path: Path, worlds: list[tuple[Policy, VecEnv]], num_steps: int) -> None:
+    """Films a policy in several worlds side by side (MP4)."""
+    films = [_frames(policy, env) for policy, env in worlds]
+    write_mp4(
+        path, (_side_by_side(next(film) for film in films) for _ in range(num_steps)), rendering.RENDER_FPS
+    )
+
+
+def _frames(policy: Policy, env: VecEnv) -> Iterator[NDArray[np.uint8]]:
+    """The newest frame of the first game, without end."""
+    obs, begins = env.reset(), np.ones(env.num_envs, bool)
+    while True:
+        assert isinstance(obs, np.ndarray)
+        yield obs[0, ..., -3:]
+        obs, _, begins, _ = env.step(policy(obs, begins))
+
+
+def _side_by_side(frames: Iterator[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    padded = [np.pad(frame, ((0, 0), (0, _GAP), (0, 0))) for frame in frames]
+    return rendering.enlarge(np.concatenate(padded, axis=1), _SCALE)

@@ -1,0 +1,161 @@
+"""What is trained and scored, from the command line; the presets of each algorithm."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.options import option
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "ppo": {
+        "n_steps": 64,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": 2.5e-4,
+        "gamma": 0.985,
+        "gae_lambda": 0.95,
+        "clip_range": 0.1,
+        "ent_coef": 0.01,
+    },
+    "a2c": {"n_steps": 15, "learning_rate": 7e-4, "gamma": 0.985, "ent_coef": 0.01},
+    "dqn": {
+        "buffer_size": 100_000,
+        "learning_starts": 10_000,
+        "train_freq": 4,
+        "target_update_interval": 1_000,
+        "learning_rate": 1e-4,
+        "gamma": 0.985,
+        "exploration_fraction": 0.2,
+        "exploration_final_eps": 0.02,
+    },
+    "recurrent_ppo": {
+        "n_steps": 64,
+        "batch_size": 256,
+        "n_epochs": 4,
+        "learning_rate": 2.5e-4,
+        "gamma": 0.985,
+        "ent_coef": 0.01,
+    },
+    "qrdqn": {
+        "buffer_size": 100_000,
+        "learning_starts": 10_000,
+        "train_freq": 4,
+        "target_update_interval": 1_000,
+        "learning_rate": 1e-4,
+        "gamma": 0.985,
+        "exploration_fraction": 0.2,
+        "exploration_final_eps": 0.02,
+    },
+}
+"""Keyword arguments of each algorithm, where they differ from Stable-Baselines3's own."""
+RECURRENT = ("recurrent_ppo",)
+"""Algorithms whose policy remembers by itself: they see single frames."""
+WHERE = ("imagination", "real")
+
+
+@dataclass
+class TrainSettings:
+    """What to train.
+
+    Raises:
+        InvalidInputError: an algorithm or a place is unknown, or a number is out of range.
+    """
+
+    game: str = option("Breakout", "the game")
+    algo: str = option("ppo", f"the algorithm: {', '.join(PRESETS)}")
+    where: str = option("imagination", "where it learns: imagination or real")
+    total_timesteps: int = option(500_000, "steps of all games together")
+    num_envs: int = option(32, "games at once")
+    horizon: int = option(50, "steps after which an imagined game is cut short")
+    frame_stack: int | None = option(None, "frames the policy sees; without it 4, recurrent policies 1", int)
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
+    contexts: str | None = option(None, "where imagined games start: a folder of recorded episodes", str)
+    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
+    learning_rate: float | None = option(None, "instead of the preset's", float)
+    ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's", float)
+    seed: int = option(0, "fixes the games and the agent")
+    device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    eval_every: int = option(50_000, "steps between evaluations in the real game")
+    eval_episodes: int = option(5, "real games of each evaluation")
+    final_episodes: int = option(30, "real games that the trained agent is scored by")
+    max_game_steps: int = option(5_000, "steps after which a real game is cut short")
+    out: str | None = option(None, "run folder; without it outputs/sb3/GAME-ALGO-WHERE-SEED", str)
+    beside: str | None = option(None, "another agent's zip, for the table", str)
+
+    def __post_init__(self) -> None:
+        check_choice("algo", self.algo, tuple(PRESETS))
+        check_choice("where", self.where, WHERE)
+        counts = ("total_timesteps", "num_envs", "horizon", "frame_stack", "num_denoising_steps")
+        games = ("eval_every", "eval_episodes", "final_episodes", "max_game_steps")
+        check_positive(self, *counts, *games)
+        check_seed(self.seed)
+        if self.learning_rate is not None and not self.learning_rate > 0:
+            raise InvalidInputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.ent_coef is not None and self.algo in ("dqn", "qrdqn"):
+            raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
+
+    @property
+    def stacked(self) -> int:
+        """Frames that the policy sees."""
+        return self.frame_stack or (1 if self.algo in RECURRENT else 4)
+
+    @property
+    def folder(self) -> str:
+        """The run folder."""
+        return self.out or f"outputs/sb3/{self.game}-{self.algo}-{self.where}-{self.seed}"
+
+    def keywords(self) -> dict[str, Any]:
+        """Keyword arguments of the algorithm."""
+        given = {"learning_rate": self.learning_rate, "ent_coef": self.ent_coef}
+        return PRESETS[self.algo] | {name: x for name, x in given.items() if x is not None}
+
+
+@dataclass
+class EvaluateSettings:
+    """What to score, and where.
+
+    Raises:
+        InvalidInputError: a place is unknown, or a number is out of range.
+    """
+
+    agent: str = option("", "the agent's zip, or the run folder it lies in")
+    game: str = option("Breakout", "the game")
+    where: str = option("real", "where it plays: real or imagination")
+    episodes: int = option(
+        30, "games, from their start to game over (imagined: to a lost life or the horizon)"
+    )
+    horizon: int = option(50, "steps after which an imagined game is cut short")
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
+    max_game_steps: int = option(5_000, "steps after which a real game is cut short")
+    deterministic: bool = option(False, "take the likeliest action instead of drawing one")
+    seed: int = option(0, "fixes the games and the drawn actions")
+    device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+
+    def __post_init__(self) -> None:
+        if not self.agent:
+            raise InvalidInputError("missing: agent=PATH, an agent's zip or its run folder")
+        check_choice("where", self.where, WHERE)
+        check_positive(self, "episodes", "horizon", "max_game_steps")
+        check_seed(self.seed)
+
+
+def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
+    """Raises `InvalidInputError` unless a value is one of the accepted."""
+    if value not in accepted:
+        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def check_positive(settings: object, *names: str) -> None:
+    """Raises `InvalidInputError` unless numbers are at least 1, or None."""
+    for name in names:
+        number = getattr(settings, name)
+        if number is not None and number < 1:
+            raise InvalidInputError(f"{name} must be at least 1, got {number}")
+
+
+def check_seed(seed: int) -> None:
+    """Raises `InvalidInputError` unless a seed is one."""
+    if not 0 <= seed < 2**31:
+        raise InvalidInputError(f"seed must be at least 0 and below 2^31, got {seed}")

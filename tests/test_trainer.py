@@ -19,7 +19,7 @@ from diamond_gym.checkpoints import load_agent
 from diamond_gym.disk import write_torch
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError
-from tests.recordings import NUM_ACTIONS, save_dataset
+from tests.recordings import NUM_ACTIONS, episode, save_dataset
 from trainers.diamond import data, launch, settings
 from trainers.diamond.config import PARTS, TrainerConfig
 from trainers.diamond.errors import DivergedError, RunInUseError
@@ -438,6 +438,22 @@ def test_weights_come_from_a_checkpoint_part_by_part(finished, recordings, tmp_p
     edit_config(run, ("training.num_epochs", 2))
     launch.resume(run.path, progress=False)
     assert_same_weights(given.denoiser.state_dict(), load_agent(run.path).denoiser.state_dict())
+
+
+def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, capsys):
+    theirs = copy_of(finished, tmp_path / "checkpoint").path
+    episodes = [episode(12, number=i) for i in range(4)]
+    episodes[0].act[0] = NUM_ACTIONS + 1
+    EpisodeDataset(tmp_path / "more" / "train", create=True).extend(episodes)
+    one_epoch = ["training.num_epochs=1", "training.parts=[rew_end_model]"]
+    start = f"initialization.path_to_ckpt={theirs}"
+    with pytest.raises(CheckpointError, match=r"or initialization.new_actions=true"):
+        train(tmp_path / "more", tmp_path / "refused", *one_epoch, start)
+    run = train(tmp_path / "more", tmp_path, *one_epoch, start, "initialization.new_actions=true")
+    assert "denoiser: other actions, inner_model.act_emb.0.weight start anew" in capsys.readouterr().out
+    given, taken = (load_agent(path).denoiser.state_dict() for path in (theirs, run.path))
+    same = [name for name in given if torch.equal(given[name], taken[name])]
+    assert set(given) - set(same) == {"inner_model.act_emb.0.weight"}
 
 
 def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished, recordings, tmp_path):

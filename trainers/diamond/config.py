@@ -192,12 +192,16 @@ class StaticDatasetConfig:
 
 @dataclass
 class InitializationConfig:
-    """Weights to start from: any checkpoint that loads as a world, and which parts to take from it."""
+    """Weights to start from: any checkpoint that loads as a world, and which parts to take from it.
+
+    `new_actions` lets it be of a game with another number of actions: what depends on that starts anew.
+    """
 
     path_to_ckpt: str | None = None
     load_denoiser: bool = True
     load_rew_end_model: bool = True
     load_actor_critic: bool = True
+    new_actions: bool = False
 
 
 @dataclass

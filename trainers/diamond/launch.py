@@ -16,6 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from torch import nn
 
 from diamond_gym import atari
 from diamond_gym.acceleration import can_compile, choose_upsampling
@@ -231,21 +232,34 @@ def initialize(agent: Agent, config: TrainerConfig) -> None:
         CheckpointNotFoundError: There is no checkpoint.
         CheckpointError: It is damaged, or its networks are of other sizes.
     """
-    initialization = config.initialization
+    initialization, num_actions = config.initialization, agent.config.num_actions
     if initialization.path_to_ckpt is None:
         return
+    assert num_actions is not None
     given = load_agent(initialization.path_to_ckpt)
+    sizes = given.config.with_num_actions(num_actions) if initialization.new_actions else given.config
     for name in PARTS:
         is_wanted = getattr(initialization, f"load_{name}")
         if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
             continue
-        ours, theirs = getattr(agent.config, name), getattr(given.config, name)
+        ours, theirs = getattr(agent.config, name), getattr(sizes, name)
         if ours != theirs:
+            other = given.config.num_actions != num_actions and not initialization.new_actions
+            hint = ", or initialization.new_actions=true to start from another game's" if other else ""
             raise CheckpointError(
-                f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, "
-                f"the run's is {ours}. Set agent.{name} accordingly, or initialization.load_{name}=false"
+                f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, the run's is "
+                f"{ours}. Set agent.{name} accordingly, or initialization.load_{name}=false{hint}"
             )
-        getattr(agent, name).load_state_dict(getattr(given, name).state_dict())
+        _take_weights(name, getattr(agent, name), getattr(given, name))
+
+
+def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
+    """All that have our shapes; what depends on another number of actions stays as it is."""
+    weights = ours.state_dict()
+    taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
+    ours.load_state_dict(weights | taken)
+    if len(taken) < len(weights):
+        print(f"{name}: other actions, {', '.join(sorted(weights.keys() - taken.keys()))} start anew")
 
 
 def _check_playing(config: TrainerConfig) -> None:

@@ -243,6 +243,13 @@ def test_play_is_seeded_and_gives_whole_lives():
     assert other[0].act.tolist() != first[0].act.tolist()
 
 
+def test_an_episode_that_is_cut_short_ends_its_game():
+    played = heldout.play("Pong", RandomPolicy(6), num_episodes=2, seed=0, max_steps=30)
+    first = heldout.HELD_OUT_SEED
+    assert played.seeds == [first, first + 1] and [len(x) for x in played.episodes] == [30, 30]
+    assert played.episodes[0].trunc[-1] and not played.episodes[0].end.any()
+
+
 def test_starts_are_spread_evenly_and_stop_at_the_end():
     episodes = [episode(13), episode(3), episode(40, seed=1)]
     starts = heldout.choose_starts(episodes, num_starts=9, num_conditioning=4, horizon=10)

@@ -55,6 +55,7 @@ def test_the_objective_draws_again_what_was_predicted_badly():
     n = worlds.NUM_STEPS_CONDITIONING
     weights = favours.hard_steps.weights(60)
     assert weights.argmax() == 40 and weights[40] > 5 * np.median(weights[n:40])
+    assert not weights[:n].any(), "frames without a past are not hard but unknowable"
     with_it = [
         bool((favours.example(replay, np.random.default_rng(step), step).batch["step"][:, n:] == 40).any())
         for step in range(100, 110)

@@ -3,14 +3,23 @@ import pytest
 
 from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.players import PLAYER_NAMES, RandomPolicy, ScriptedBreakout, player, scripted_player
+from diamond_gym.players import (
+    PLAYER_NAMES,
+    RandomPolicy,
+    ScriptedBreakout,
+    ScriptedPong,
+    player,
+    scripted_player,
+)
+from trainers.diamond import data
+from trainers.diamond.config import PlayerConfig
 
 BLACK = np.zeros((64, 64, 3), np.uint8)
 
 
-def play(policy, seed, max_steps=4000):
-    """Actions and return of one whole game."""
-    env = AtariEnv("Breakout", training=False)
+def play(policy, seed, max_steps=4000, game="Breakout"):
+    """Actions and return of one game, whole if it is over by `max_steps`."""
+    env = AtariEnv(game, training=False)
     obs, _ = env.reset(seed=seed)
     actions, total = [], 0.0
     for _ in range(max_steps):
@@ -75,22 +84,58 @@ def test_scripted_serves_when_it_sees_no_ball():
     assert 1 in [policy(BLACK) for _ in range(10)]
 
 
+def test_scripted_pong_plays_worse_with_more_noise():
+    _, best = play(ScriptedPong(seed=0, noise=0), seed=0, max_steps=400, game="Pong")
+    _, worst = play(ScriptedPong(seed=0, noise=1), seed=0, max_steps=400, game="Pong")
+    assert best >= 2
+    assert worst <= -2
+
+
+def test_scripted_pong_by_default_beats_random_play():
+    actions, total = play(ScriptedPong(seed=0), seed=0, max_steps=300, game="Pong")
+    _, by_chance = play(RandomPolicy(6, seed=0, repeat=4), seed=0, max_steps=300, game="Pong")
+    assert total >= by_chance + 4
+    assert set(actions) <= set(range(6))
+    assert {0, 2, 3} < set(actions)
+
+
+def test_scripted_pong_repeats_itself_with_the_same_seed():
+    policy = ScriptedPong(seed=7)
+    first, _ = play(policy, seed=1, max_steps=80, game="Pong")
+    policy.reset(7)
+    second, _ = play(policy, seed=1, max_steps=80, game="Pong")
+    policy.reset(8)
+    third, _ = play(policy, seed=1, max_steps=80, game="Pong")
+    assert first == second != third
+
+
+def test_scripted_pong_serves_when_it_sees_no_ball():
+    policy = ScriptedPong(seed=0, noise=0)
+    assert 1 in [policy(BLACK) for _ in range(10)]
+
+
 @pytest.mark.parametrize("name", PLAYER_NAMES)
-def test_players_by_name(name):
-    policy = player(name, "Breakout", 4, seed=3)
-    assert all(policy(BLACK) in range(4) for _ in range(20))
+@pytest.mark.parametrize(("game", "num_actions"), [("Breakout", 4), ("Pong", 6)])
+def test_players_by_name(name, game, num_actions):
+    policy = player(name, game, num_actions, seed=3)
+    assert all(policy(BLACK) in range(num_actions) for _ in range(20))
 
 
-def test_scripted_player_of_breakout():
-    assert scripted_player("Breakout", seed=1, noise=0.3).noise == 0.3
+@pytest.mark.parametrize(("game", "kind"), [("Breakout", ScriptedBreakout), ("Pong", ScriptedPong)])
+def test_scripted_player_of_a_game(game, kind):
+    policy = scripted_player(game, seed=1, noise=0.3)
+    assert type(policy) is kind
+    assert policy.noise == 0.3
+    assert data.player_name(PlayerConfig("auto"), game) == "scripted"
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: scripted_player("Pong"), "no scripted player for 'Pong', only for Breakout"),
+        (lambda: scripted_player("Alien"), "no scripted player for 'Alien', only for Breakout, Pong"),
         (lambda: player("expert", "Breakout", 4), "unknown player 'expert'; known: random, scripted"),
         (lambda: ScriptedBreakout(noise=1.5), r"noise must be in \[0, 1\], got 1.5"),
+        (lambda: ScriptedPong(noise=-0.1), r"noise must be in \[0, 1\], got -0.1"),
         (lambda: RandomPolicy(0), "num_actions must be at least 1, got 0"),
         (lambda: RandomPolicy(4, repeat=0), "repeat must be at least 1, got 0"),
     ],

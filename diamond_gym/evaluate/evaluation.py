@@ -50,7 +50,7 @@ def run(settings: Settings) -> None:
     policy = find_policy(settings.policy, game)
     world = _load(settings, game)
 
-    held_out = heldout.play(game, policy, settings.episodes, settings.seed)
+    held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
     num_starts = settings.starts or default_num_starts(world)
     num_conditioning = world.world_model.num_steps_conditioning
     starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)

@@ -20,7 +20,7 @@ HELD_OUT_SEED = 2**40
 """Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""
 
 _SEEDS_PER_RUN = 10_000
-_MAX_STEPS = 27_000
+MAX_STEPS = 27_000
 """Of one episode; ALE itself stops a game after 108 000 raw frames."""
 
 
@@ -68,7 +68,9 @@ class Starts:
         return len(self.obs)
 
 
-def play(game: str, policy: SeededPolicy, num_episodes: int, seed: int) -> HeldOut:
+def play(
+    game: str, policy: SeededPolicy, num_episodes: int, seed: int, max_steps: int = MAX_STEPS
+) -> HeldOut:
     """Real episodes from seeds apart from those of training; an episode ends with a lost life.
 
     A game is played until it is over, then the next one starts from its own seed.
@@ -78,6 +80,7 @@ def play(game: str, policy: SeededPolicy, num_episodes: int, seed: int) -> HeldO
         policy: who plays; reset with a seed of its own at every episode.
         num_episodes: how many.
         seed: counts from 0; different seeds share no game.
+        max_steps: after so many an episode is cut short, and the next game begins.
     """
     env = AtariEnv(game, training=True)
     held_out = HeldOut([], [])
@@ -89,7 +92,7 @@ def play(game: str, policy: SeededPolicy, num_episodes: int, seed: int) -> HeldO
             next_game += game_over
             obs, _ = env.reset(seed=game_seed)
             policy.reset(first + number)
-            episode, game_over = _play_episode(env, policy, obs)
+            episode, game_over = _play_episode(env, policy, obs, max_steps)
             held_out.episodes.append(episode)
             held_out.seeds.append(game_seed)
     finally:
@@ -97,7 +100,9 @@ def play(game: str, policy: SeededPolicy, num_episodes: int, seed: int) -> HeldO
     return held_out
 
 
-def _play_episode(env: AtariEnv, policy: SeededPolicy, obs: np.ndarray) -> tuple[Episode, bool]:
+def _play_episode(
+    env: AtariEnv, policy: SeededPolicy, obs: np.ndarray, max_steps: int
+) -> tuple[Episode, bool]:
     """One episode, and whether the game is over with it."""
     frames, acts, rewards = [obs], [], []
     while True:
@@ -106,7 +111,7 @@ def _play_episode(env: AtariEnv, policy: SeededPolicy, obs: np.ndarray) -> tuple
         frames.append(obs)
         acts.append(act)
         rewards.append(reward)
-        truncated |= len(acts) >= _MAX_STEPS and not terminated
+        truncated |= len(acts) >= max_steps and not terminated
         if terminated or truncated:
             break
     stack = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).copy())

@@ -25,6 +25,9 @@ class Settings:
         "who plays the real game: scripted, random, auto (scripted where there is one), or a checkpoint",
     )
     episodes: int = option(20, "held-out real episodes, each up to a lost life")
+    max_episode_steps: int = option(
+        1000, "steps after which a real episode is cut short: those of Pong last long"
+    )
     starts: int | None = option(
         None, "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU", int
     )
@@ -36,7 +39,14 @@ class Settings:
     out: str = option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4")
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "starts", "horizon", "num_denoising_steps", "batch_size"):
+        for name in (
+            "episodes",
+            "max_episode_steps",
+            "starts",
+            "horizon",
+            "num_denoising_steps",
+            "batch_size",
+        ):
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise InvalidInputError(f"{name} must be at least 1, got {number}")

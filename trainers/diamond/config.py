@@ -382,7 +382,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
         hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were
-            last seen (0 as published).
+            last seen (0 as published); an episode's first steps, which nothing foretells, are left out.
     """
 
     num_autoregressive_steps: int = 1

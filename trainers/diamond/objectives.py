@@ -155,7 +155,8 @@ class DenoiserObjective:
             errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
             loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
         if favours_hard:
-            self._remember(batch.step[:, n:], errors.detach(), mask)
+            has_past = batch.mask_padding[:, :num_predictions]  # without it nobody could have known
+            self._remember(batch.step[:, n:], errors.detach(), mask & has_past)
         return Example(loss, metrics, vars(batch))
 
     def _remember(self, step: Tensor, errors: Tensor, mask: Tensor) -> None:

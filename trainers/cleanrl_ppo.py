@@ -1,0 +1,257 @@
+"""PPO in one file, in the manner of CleanRL: an agent learns in imagination, on the world model's own device.
+
+    python -m trainers.cleanrl_ppo --env-id DiamondBreakout-v0 --total-timesteps 500000
+
+Frames, actions and rewards stay tensors (`output="torch"`): nothing is copied to NumPy on the way. In the end
+the agent plays whole games of the real one. PPO is that of Schulman et al. (2017) with the details of Huang
+et al. (2022), "The 37 Implementation Details of Proximal Policy Optimization".
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from tqdm import tqdm
+
+import diamond_gym
+from diamond_gym.atari import AtariEnv
+from diamond_gym.disk import prepare_folder, write_torch
+from diamond_gym.errors import DiamondGymError
+from diamond_gym.pixels import to_float
+from diamond_gym.registration import game_name
+
+gym.register_envs(diamond_gym)
+
+
+def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
+    """Orthogonal weights, no bias."""
+    nn.init.orthogonal_(layer.weight, std)  # pyright: ignore[reportArgumentType]
+    nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    return layer
+
+
+class Agent(nn.Module):
+    """The network of the Nature paper, with a head for the policy and one for the value."""
+
+    def __init__(self, num_frames: int, num_actions: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            layer_init(nn.Conv2d(3 * num_frames, 32, 8, stride=4)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3)),
+            nn.ReLU(),
+            nn.Flatten(),
+            layer_init(nn.Linear(64 * 4 * 4, 512)),
+            nn.ReLU(),
+        )
+        self.actor = layer_init(nn.Linear(512, num_actions), std=0.01)
+        self.critic = layer_init(nn.Linear(512, 1), std=1)
+
+    def forward(self, frames: Tensor) -> tuple[Categorical, Tensor]:
+        """Policy and value (b,) at stacks of frames, uint8 (b, n, 3, 64, 64)."""
+        hidden = self.network(to_float(frames).flatten(1, 2))
+        return Categorical(logits=self.actor(hidden)), self.critic(hidden).squeeze(1)
+
+
+class Games:
+    """Imagined games with stacked frames; a new game's stack begins with its context."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.envs: Any = gym.make_vec(
+            args.env_id,
+            num_envs=args.num_envs,
+            max_episode_steps=args.horizon,
+            autoreset_mode="SAME_STEP",
+            output="torch",
+            checkpoint=args.checkpoint,
+            device=args.device,
+        )
+        self.num_frames, self.num_actions = args.num_frames, int(self.envs.single_action_space.n)
+        _, infos = self.envs.reset(seed=args.seed)
+        self.stack = self._contexts(infos)
+
+    def step(self, act: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rewards, ends, horizons reached, and the stacks that the step led to, before any reset."""
+        obs, rew, end, trunc, infos = self.envs.step(act)
+        over = end | trunc
+        last = torch.where(over[:, None, None, None], infos["final_obs"], obs) if over.any() else obs
+        led_to = torch.cat([self.stack[:, 1:], last.permute(0, 3, 1, 2)[:, None]], dim=1)
+        self.stack = led_to
+        if over.any():
+            self.stack = torch.where(over[:, None, None, None, None], self._contexts(infos), led_to)
+        return rew, end, trunc, led_to
+
+    def _contexts(self, infos: dict[str, Any]) -> Tensor:
+        return infos["context"]["obs"][:, -self.num_frames :].permute(0, 1, 4, 2, 3)
+
+
+@dataclass
+class Rollout:
+    """t steps of b games; `rew` of a game cut short holds the value of what would have come."""
+
+    frames: Tensor
+    act: Tensor
+    log_prob: Tensor
+    rew: Tensor
+    over: Tensor
+    val: Tensor
+    last_val: Tensor
+
+    def advantages(self, gamma: float, gae_lambda: float) -> Tensor:
+        """Generalised advantage estimates (Schulman et al. 2016)."""
+        advantages, next_val, running = torch.zeros_like(self.val), self.last_val, 0.0
+        for t in reversed(range(len(self.rew))):
+            goes_on = ~self.over[t]
+            delta = self.rew[t] + gamma * next_val * goes_on - self.val[t]
+            running = delta + gamma * gae_lambda * goes_on * running
+            advantages[t], next_val = running, self.val[t]
+        return advantages
+
+
+@torch.no_grad()
+def play(agent: Agent, games: Games, num_steps: int, gamma: float) -> Rollout:
+    """Lets the agent play."""
+    steps: list[tuple[Tensor, ...]] = []
+    for _ in range(num_steps):
+        frames = games.stack
+        policy, val = agent(frames)
+        act = policy.sample()
+        rew, end, trunc, led_to = games.step(act)
+        cut_short = trunc & ~end
+        if cut_short.any():
+            rew = rew + gamma * agent(led_to)[1] * cut_short
+        steps.append((frames, act, policy.log_prob(act), rew, end | trunc, val))
+    return Rollout(*(torch.stack(x) for x in zip(*steps, strict=True)), last_val=agent(games.stack)[1])
+
+
+def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: argparse.Namespace) -> None:
+    """A few epochs of minibatches."""
+    advantages = rollout.advantages(args.gamma, args.gae_lambda).flatten()
+    returns = advantages + rollout.val.flatten()
+    frames, act, log_prob = (x.flatten(0, 1) for x in (rollout.frames, rollout.act, rollout.log_prob))
+    for _ in range(args.num_epochs):
+        for index in torch.randperm(len(act), device=act.device).split(args.minibatch_size):
+            policy, val = agent(frames[index])
+            ratio = (policy.log_prob(act[index]) - log_prob[index]).exp()
+            advantage = advantages[index]
+            advantage = (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+            clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
+            loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+            loss = loss + 0.5 * (val - returns[index]).square().mean()
+            loss = loss - args.ent_coef * policy.entropy().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(agent: Agent, game: str, num_games: int, seed: int, max_steps: int = 5_000) -> list[float]:
+    """Scores of whole real games."""
+    device, num_frames = agent.actor.weight.device, agent.network[0].in_channels // 3  # pyright: ignore
+    env, scores = AtariEnv(game, training=False), []
+    for number in tqdm(range(num_games), desc="real games", unit="game"):
+        obs, _ = env.reset(seed=seed + number)
+        stack = np.zeros((1, num_frames, 3, 64, 64), np.uint8)
+        total = 0.0
+        for _ in range(max_steps):
+            stack = np.concatenate([stack[:, 1:], obs.transpose(2, 0, 1)[None, None]], axis=1)
+            act = agent(torch.from_numpy(stack).to(device))[0].sample()
+            obs, rew, terminated, truncated, _ = env.step(int(act))
+            total += rew
+            if terminated or truncated:
+                break
+        scores.append(total)
+    env.close()
+    return scores
+
+
+def train(args: argparse.Namespace) -> Agent:
+    """Trains an agent and saves its weights."""
+    torch.manual_seed(args.seed)
+    games = Games(args)
+    device = games.stack.device
+    agent = Agent(args.num_frames, games.num_actions).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    num_updates = max(1, args.total_timesteps // (args.num_envs * args.num_steps))
+    begin = time.perf_counter()
+    bar = tqdm(range(num_updates), unit="update")
+    for update in bar:
+        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
+        rollout = play(agent, games, args.num_steps, args.gamma)
+        learn(agent, optimizer, rollout, args)
+        steps = (update + 1) * args.num_envs * args.num_steps
+        speed = steps / (time.perf_counter() - begin)
+        bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
+    games.envs.close()
+    write_torch(args.out / "agent.pt", agent.state_dict())
+    return agent
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers.cleanrl_ppo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--env-id", default="DiamondBreakout-v0")
+    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--total-timesteps", type=int, default=500_000)
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--num-steps", type=int, default=64, help="steps of each game between updates")
+    parser.add_argument("--horizon", type=int, default=50, help="steps of an imagined game")
+    parser.add_argument(
+        "--num-frames", type=int, default=4, choices=range(1, 5), help="frames the agent sees"
+    )
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--num-epochs", type=int, default=4)
+    parser.add_argument("--minibatch-size", type=int, default=256)
+    parser.add_argument("--gamma", type=float, default=0.985)
+    parser.add_argument("--gae-lambda", type=float, default=0.95)
+    parser.add_argument("--clip", type=float, default=0.1)
+    parser.add_argument("--ent-coef", type=float, default=0.01)
+    parser.add_argument("--num-games", type=int, default=30, help="real games to score the agent by")
+    parser.add_argument("--out", type=Path, default=Path("outputs/cleanrl_ppo"), help="folder for agent.pt")
+    args = parser.parse_args(argv)
+    for name in ("total_timesteps", "num_envs", "num_steps", "horizon", "num_epochs", "minibatch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and scores an agent; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        prepare_folder(args.out)
+        agent = train(args)
+        scores = score(agent, game_name(args.env_id), args.num_games, args.seed)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if scores:
+        print(
+            f"mean score of {len(scores)} real games: {np.mean(scores):.2f}, median {np.median(scores):.2f}"
+        )
+    print(f"wrote {args.out / 'agent.pt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

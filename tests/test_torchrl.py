@@ -1,0 +1,113 @@
+"""The TorchRL adapter: specs, resets of single games, and the games of the batched environment."""
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("torchrl")
+from torchrl.envs import TransformedEnv, check_env_specs
+from torchrl.envs.transforms import CatFrames, RewardSum, ToTensorImage
+
+from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
+from diamond_gym.errors import InvalidInputError
+from tests import worlds
+
+ID = "DiamondBreakout-v0"
+HORIZON = 5
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"), end_bias=-2.0)
+
+
+@pytest.fixture
+def make(checkpoint):
+    made = []
+
+    def make(num_envs=3, **kwargs):
+        kwargs = {"checkpoint": checkpoint, "max_episode_steps": HORIZON, **worlds.PLAIN, **kwargs}
+        made.append(DiamondTorchRLEnv(ID, num_envs, **kwargs))
+        return made[-1]
+
+    yield make
+    for env in made:
+        if not env.is_closed:
+            env.close()
+
+
+@pytest.mark.parametrize("with_context", [False, True])
+def test_specs(make, with_context):
+    env = make(with_context=with_context)
+    check_env_specs(env)
+    assert ("context" in env.reset()) == with_context
+
+
+def test_its_games_are_those_of_the_batched_environment(make, checkpoint):
+    env = make(seed=4, with_context=True)
+    games = gymnasium.make_vec(
+        ID, 3, checkpoint=checkpoint, max_episode_steps=HORIZON, autoreset_mode="DISABLED", **worlds.PLAIN
+    )
+    state, (obs, infos) = env.reset(), games.reset(seed=4)
+    np.testing.assert_array_equal(state["pixels"], obs)
+    context = infos["context"]
+    resets = 0
+    for step in range(15):
+        act = np.full(3, step % 4)
+        both = env.step_and_maybe_reset(state.set("action", torch.from_numpy(act)))
+        led_to, state = both[0]["next"], both[1]
+        obs, rew, end, trunc, _ = games.step(act)
+        np.testing.assert_array_equal(led_to["pixels"], obs)
+        np.testing.assert_array_equal(led_to["reward"][:, 0], rew)
+        np.testing.assert_array_equal(led_to["terminated"][:, 0], end)
+        np.testing.assert_array_equal(led_to["truncated"][:, 0], trunc)
+        over = end | trunc
+        if over.any():
+            resets += 1
+            obs, infos = games.reset(options={"reset_mask": over})
+            for name in ("obs", "act"):
+                context[name][over] = infos["context"][name][over]
+        np.testing.assert_array_equal(state["pixels"], obs)
+        np.testing.assert_array_equal(state["context", "obs"], context["obs"])
+        np.testing.assert_array_equal(state["context", "act"], context["act"])
+    assert resets > 2
+    games.close()
+
+
+def test_seeds(make):
+    env, other = make(), make(seed=7)
+    env.set_seed(7)
+    first = env.reset()["pixels"]
+    assert torch.equal(first, other.reset()["pixels"])
+    assert not torch.equal(first, env.reset()["pixels"])
+
+
+def test_transforms_and_rollouts(make):
+    env = make(seed=0)
+    env = TransformedEnv(env, ToTensorImage(in_keys=["pixels"]))
+    env.append_transform(CatFrames(4, dim=-3, in_keys=["pixels"]))
+    env.append_transform(RewardSum())
+    rollout = env.rollout(12, break_when_any_done=False)
+    assert rollout["pixels"].shape == (3, 12, 12, 64, 64)
+    assert rollout["next", "truncated"].any()
+
+
+def test_wrong_input(make):
+    with pytest.raises(InvalidInputError, match="CartPole-v1 is not an imagined game"):
+        DiamondTorchRLEnv("CartPole-v1")
+    with pytest.raises(InvalidInputError, match="num_envs is an integer >= 1"):
+        make(0)
+
+
+def test_the_example_trains(checkpoint, tmp_path, capsys):
+    from trainers import torchrl_ppo
+
+    short = f"--checkpoint {checkpoint} --out {tmp_path} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
+    short = f"{short} --total-frames 48 --minibatch-size 8 --num-epochs 1".split()
+    assert torchrl_ppo.main(short) == 0
+    assert "imagined return" in capsys.readouterr().out
+    weights = torch.load(tmp_path / "agent.pt", weights_only=True)
+    policy, _ = torchrl_ppo.make_networks(4, torch.device("cpu"))
+    policy.load_state_dict(weights)
+    assert torchrl_ppo.main([*short, "--checkpoint", "nowhere.pt"]) == 1

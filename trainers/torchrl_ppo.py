@@ -1,0 +1,169 @@
+"""PPO of TorchRL: its collector, its advantages and its loss, on imagined games.
+
+    python -m trainers.torchrl_ppo --env-id DiamondBreakout-v0 --total-frames 500000
+
+An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
+but the lines that make the games.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from diamond_gym.disk import prepare_folder, write_torch
+from diamond_gym.errors import DiamondGymError, MissingDependencyError
+
+try:
+    from tensordict.nn import TensorDictModule
+    from torchrl.collectors import Collector
+    from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+    from torchrl.envs import TransformedEnv
+    from torchrl.envs.transforms import CatFrames, Compose, RewardSum, ToTensorImage
+    from torchrl.modules import ConvNet, ProbabilisticActor, ValueOperator
+    from torchrl.objectives import ClipPPOLoss
+    from torchrl.objectives.value import GAE
+except ImportError:
+    raise MissingDependencyError("this needs TorchRL: pip install 'diamond-gym[torchrl]'") from None
+
+from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
+
+
+def make_env(args: argparse.Namespace) -> TransformedEnv:
+    """Imagined games whose "pixels" are stacks of float frames (b, 12, 64, 64)."""
+    games = DiamondTorchRLEnv(
+        args.env_id,
+        args.num_envs,
+        seed=args.seed,
+        max_episode_steps=args.horizon,
+        checkpoint=args.checkpoint,
+        device=args.device,
+    )
+    stack = CatFrames(4, dim=-3, in_keys=["pixels"], padding="same")
+    images = ToTensorImage(in_keys=["pixels"])
+    return TransformedEnv(games, Compose(images, stack, RewardSum()))  # pyright: ignore[reportCallIssue]
+
+
+def make_networks(num_actions: int, device: torch.device) -> tuple[ProbabilisticActor, ValueOperator]:
+    """The Nature network for the policy, and one for the value."""
+
+    def network(num_outputs: int) -> nn.Module:
+        convolutions = ConvNet(
+            in_features=12, num_cells=[32, 64, 64], kernel_sizes=[8, 4, 3], strides=[4, 2, 1], device=device
+        )
+        return nn.Sequential(
+            convolutions,
+            nn.Linear(64 * 4 * 4, 512, device=device),
+            nn.ReLU(),
+            nn.Linear(512, num_outputs, device=device),
+        )
+
+    policy = ProbabilisticActor(
+        TensorDictModule(network(num_actions), in_keys=["pixels"], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+    )
+    return policy, ValueOperator(network(1), in_keys=["pixels"])
+
+
+def train(args: argparse.Namespace) -> list[float]:
+    """Trains an agent and saves its weights; returns the mean imagined return of each batch's episodes."""
+    torch.manual_seed(args.seed)
+    env = make_env(args)
+    device, num_actions = torch.device(str(env.device)), int(env.action_spec.space.n)  # pyright: ignore
+    policy, value = make_networks(num_actions, device)
+    frames_per_batch = args.num_envs * args.num_steps
+    collector = Collector(
+        env, policy, frames_per_batch=frames_per_batch, total_frames=args.total_frames, device=device
+    )
+    advantages = GAE(gamma=args.gamma, lmbda=args.gae_lambda, value_network=value, average_gae=True)
+    loss_of = ClipPPOLoss(policy, value, clip_epsilon=args.clip, entropy_coeff=args.ent_coef)
+    optimizer = torch.optim.Adam(loss_of.parameters(), lr=args.learning_rate, eps=1e-5)
+    minibatches = ReplayBuffer(
+        storage=LazyTensorStorage(frames_per_batch, device=device),
+        sampler=SamplerWithoutReplacement(),
+        batch_size=min(args.minibatch_size, frames_per_batch),
+    )
+    returns: list[float] = []
+    with tqdm(total=args.total_frames, unit="frame") as bar:
+        for batch in collector:
+            for _ in range(args.num_epochs):
+                with torch.no_grad():
+                    advantages(batch)
+                minibatches.extend(batch.reshape(-1))
+                for minibatch in minibatches:
+                    _learn(loss_of, optimizer, minibatch)
+            done = batch["next", "done"]
+            if done.any():
+                returns.append(float(batch["next", "episode_reward"][done].mean()))
+                bar.set_postfix_str(f"imagined return {returns[-1]:.2f}")
+            bar.update(batch.numel())
+    collector.shutdown()
+    write_torch(args.out / "agent.pt", policy.state_dict())
+    return returns
+
+
+def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: Any) -> None:
+    losses = loss_of(minibatch)
+    loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(loss_of.parameters(), 0.5)
+    optimizer.step()
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m trainers.torchrl_ppo",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--env-id", default="DiamondBreakout-v0")
+    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--total-frames", type=int, default=500_000)
+    parser.add_argument("--num-envs", type=int, default=32)
+    parser.add_argument("--num-steps", type=int, default=64, help="steps of each game between updates")
+    parser.add_argument("--horizon", type=int, default=50, help="steps of an imagined game")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--num-epochs", type=int, default=4)
+    parser.add_argument("--minibatch-size", type=int, default=256)
+    parser.add_argument("--gamma", type=float, default=0.985)
+    parser.add_argument("--gae-lambda", type=float, default=0.95)
+    parser.add_argument("--clip", type=float, default=0.1)
+    parser.add_argument("--ent-coef", type=float, default=0.01)
+    parser.add_argument("--out", type=Path, default=Path("outputs/torchrl_ppo"), help="folder for agent.pt")
+    args = parser.parse_args(argv)
+    for name in ("total_frames", "num_envs", "num_steps", "horizon", "num_epochs", "minibatch_size"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains an agent; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        prepare_folder(args.out)
+        returns = train(args)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if returns:
+        print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
+    print(f"wrote {args.out / 'agent.pt'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -154,7 +154,8 @@ def segments(num_steps, batch_size=4) -> SegmentBatch:
     nothing = torch.zeros(batch_size, num_steps)
     return SegmentBatch(
         obs=obs,
-        step=torch.arange(batch_size * num_steps).reshape(batch_size, num_steps),
+        episode=torch.arange(batch_size),
+        start=torch.zeros(batch_size, dtype=torch.int64),
         act=torch.randint(4, (batch_size, num_steps), generator=generator),
         rew=nothing,
         end=nothing.bool(),

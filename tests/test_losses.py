@@ -29,7 +29,8 @@ def segments(obs, act, mask, rew=None, end=None, final_obs=None) -> SegmentBatch
         final[ended] = final_obs
     return SegmentBatch(
         obs=obs,
-        step=torch.arange(b * t).reshape(b, t),
+        episode=torch.arange(b),
+        start=torch.zeros(b, dtype=torch.int64),
         act=act,
         rew=torch.zeros(b, t) if rew is None else rew,
         end=end,

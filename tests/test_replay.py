@@ -164,48 +164,60 @@ def test_without_events_segments_are_drawn_as_ever():
 
 
 def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
+    """Draws segments of 6 steps; `steps` maps (episode, time) to weights."""
+    firsts = source.lengths.cumsum() - source.lengths
     weights = np.zeros(source.num_steps, np.float32)
-    weights[list(steps)] = list(steps.values())
+    for (e, time), weight in steps.items():
+        weights[firsts[e] + time] = weight
     hard = Hard(fraction, weights, num_steps)
     rng = np.random.default_rng(0)
     return source.draw(rng, count, 6, sample_weights=None, pad_after=False, hard=hard)
 
 
+def where(batch, e, time):
+    """Whether each place of each segment holds a step of an episode."""
+    times = batch.start[:, None] + torch.arange(batch.act.shape[1])
+    return (batch.episode[:, None] == e) & (times == time) & batch.mask_padding
+
+
 def test_hard_steps_are_drawn_by_weight_and_lie_among_the_last_of_their_segments():
     source = replay(20, 30, 25)
-    batch = hard_draw(source, {8: 3.0, 40: 1.0}, 1.0, num_steps=3)
-    place = ((batch.step == 8) | (batch.step == 40)) & batch.mask_padding
+    batch = hard_draw(source, {(0, 8): 3.0, (1, 20): 1.0}, 1.0, num_steps=3)
+    place = where(batch, 0, 8) | where(batch, 1, 20)
     assert (place.sum(dim=1) == 1).all()
-    assert_allclose(
-        np.bincount(place.nonzero()[:, 1], minlength=6) / 2000, [0, 0, 0, *3 * [1 / 3]], atol=0.03
-    )
-    assert abs((batch.step == 8).any(dim=1).float().mean() - 0.75) < 0.03
+    shares = np.bincount(place.nonzero()[:, 1], minlength=6) / 2000
+    assert_allclose(shares, [0, 0, 0, *3 * [1 / 3]], atol=0.03)
+    assert abs(where(batch, 0, 8).any(dim=1).float().mean() - 0.75) < 0.03
 
 
 def test_a_hard_step_at_the_edge_of_an_episode_is_drawn_without_leaving_it():
     source = replay(20, 30)
-    for step in (0, 19, 20, 49):
-        batch = hard_draw(source, {step: 1.0}, 1.0, count=50)
-        assert ((batch.step == step) & batch.mask_padding).any(dim=1).all()
+    for e, time in ((0, 0), (0, 19), (1, 0), (1, 29)):
+        batch = hard_draw(source, {(e, time): 1.0}, 1.0, count=50)
+        assert where(batch, e, time).any(dim=1).all()
         assert batch.mask_padding[:, -1].all()
 
 
 def test_the_other_segments_are_drawn_as_ever():
     source = replay(20, 30, 25)
-    share = ((batch := hard_draw(source, {60: 2.0}, 0.5)).step == 60).any(dim=1).float().mean()
-    assert 0.5 < share < 0.62
+    batch = hard_draw(source, {(2, 10): 2.0}, 0.5)
+    assert 0.5 < where(batch, 2, 10).any(dim=1).float().mean() < 0.62
     plain = draw(source, 2000, 6, pad_after=False)
-    kept = (batch.step == plain.step).all(dim=1)
+    kept = (batch.episode == plain.episode) & (batch.start == plain.start)
     assert kept.float().mean() > 0.45
     nothing_known = hard_draw(source, {}, 1.0)
-    assert torch.equal(nothing_known.step, plain.step)
+    assert torch.equal(nothing_known.start, plain.start)
 
 
-def test_steps_are_where_the_replay_holds_them():
-    source = replay(4, 5)
-    source.go_on(0, episode(7, number=0, size=4))
-    batch = draw(source, 50, 3, pad_after=False)
-    assert torch.equal(torch.from_numpy(source._obs[batch.step]), batch.obs)
+def test_segments_say_which_steps_they_hold_however_the_episodes_came():
+    whole = [episode(7, number=0, size=4), episode(5, number=1, size=4)]
+    grown = Replay([episode(4, number=0, size=4), whole[1]])
+    grown.go_on(0, whole[0])
+    for source in (Replay(whole), grown):
+        batch = draw(source, 50, 3, pad_after=False)
+        for i, place in batch.mask_padding.nonzero().tolist():
+            frame = whole[batch.episode[i]].obs[batch.start[i] + place]
+            assert torch.equal(batch.obs[i, place], frame)
 
 
 def test_a_batch_is_a_function_of_its_generator():

@@ -273,6 +273,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_pa
         "collection.test.num_final_episodes=1",
         "evaluation.every=2",
         "actor_critic.training.ema_decay=0.5",
+        "denoiser.training.hard_fraction=0.5",
         *(f"{part}.training.{key}=2" for part in PARTS for key in ("steps_first_epoch", "steps_per_epoch")),
     )
     config = settings.parse(more)

@@ -16,31 +16,45 @@ from torch import Tensor
 
 
 class HardSteps:
-    """The error of every step of a replay when it was last predicted; 0 where it never was."""
+    """The error of every step when it was last predicted, by episode and time; 0 where it never was."""
 
     def __init__(self) -> None:
+        self._lengths = np.zeros(0, np.int64)
         self._errors = np.zeros(0, np.float32)
 
-    def note(self, step: Int64[Tensor, " k"], error: Float[Tensor, " k"]) -> None:
-        """Remembers errors >= 0 of steps, by their place in the replay."""
-        if not len(step):
-            return
-        missing = int(step.max()) + 1 - len(self._errors)
-        if missing > 0:
-            self._errors = np.concatenate([self._errors, np.zeros(missing, np.float32)])
-        self._errors[step.numpy()] = error.numpy()
+    def weights(self, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """How much each step should be drawn, episode after episode.
 
-    def weights(self, num_steps: int) -> NDArray[np.float32]:
-        """How much each of the first `num_steps` steps of the replay should be drawn."""
-        weights = np.zeros(num_steps, np.float32)
-        known = min(num_steps, len(self._errors))
-        weights[:known] = self._errors[:known]
-        return weights
+        Args:
+            lengths: Of the episodes; they grow, and more come, but none shrinks.
+        """
+        if not np.array_equal(lengths, self._lengths):
+            self._make_room(lengths)
+        return self._errors
+
+    def note(
+        self, episode: Int64[Tensor, " k"], time: Int64[Tensor, " k"], error: Float[Tensor, " k"]
+    ) -> None:
+        """Remembers errors >= 0 of steps that `weights` has heard of; what is not finite is left out."""
+        finite = error.isfinite()
+        firsts = self._lengths.cumsum() - self._lengths
+        self._errors[firsts[episode[finite].numpy()] + time[finite].numpy()] = error[finite].numpy()
+
+    def _make_room(self, lengths: NDArray[np.int64]) -> None:
+        errors = np.zeros(int(lengths.sum()), np.float32)
+        first, first_before = 0, 0
+        for length, before in zip(lengths, self._lengths, strict=False):
+            errors[first : first + before] = self._errors[first_before : first_before + before]
+            first, first_before = first + length, first_before + before
+        self._lengths, self._errors = lengths.copy(), errors
 
     def state_dict(self) -> dict[str, Any]:
         """The errors."""
-        return {"errors": torch.from_numpy(self._errors.copy())}
+        return {
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "errors": torch.from_numpy(self._errors.copy()),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remembers what was known then."""
-        self._errors = state["errors"].numpy().copy()
+        self._lengths, self._errors = (state[name].numpy().copy() for name in ("lengths", "errors"))

@@ -138,7 +138,7 @@ class DenoiserObjective:
         favours_hard = training.hard_fraction > 0 and not plain
         hard = None
         if favours_hard:
-            weights = self.hard_steps.weights(replay.num_steps)
+            weights = self.hard_steps.weights(replay.lengths)
             hard = Hard(training.hard_fraction, weights, num_predictions)
         batch = self.draw(replay, rng, n + num_predictions, plain=plain, hard=hard)
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
@@ -156,17 +156,19 @@ class DenoiserObjective:
             loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
         if favours_hard:
             has_past = batch.mask_padding[:, :num_predictions]  # without it nobody could have known
-            self._remember(batch.step[:, n:], errors.detach(), mask & has_past)
+            self._remember(batch, n, errors.detach(), mask & has_past)
         return Example(loss, metrics, vars(batch))
 
-    def _remember(self, step: Tensor, errors: Tensor, mask: Tensor) -> None:
+    def _remember(self, batch: SegmentBatch, n: int, errors: Tensor, counts: Tensor) -> None:
         """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
-        size, share = self.draw.training.batch_size, self.draw.share
-        seen = torch.zeros(3, size, errors.shape[1], dtype=torch.float64)
-        seen[:, share] = torch.stack([x.cpu().double() for x in (step, errors, mask)])
-        step, errors, mask = self.draw.group.total(seen)
-        counts = mask.bool()
-        self.hard_steps.note(step[counts].long(), errors[counts].float())
+        num_predictions = errors.shape[1]
+        time = batch.start[:, None] + torch.arange(n, n + num_predictions, device=errors.device)
+        told = (batch.episode[:, None].expand_as(time), time, errors, counts)
+        seen = torch.zeros(len(told), self.draw.training.batch_size, num_predictions, dtype=torch.float64)
+        seen[:, self.draw.share] = torch.stack([x.cpu().double() for x in told])
+        episode, time, errors, counts = self.draw.group.total(seen)
+        kept = counts.bool()
+        self.hard_steps.note(episode[kept].long(), time[kept].long(), errors[kept].float())
 
     def state_dict(self) -> dict[str, Any]:
         """Which steps are hard."""

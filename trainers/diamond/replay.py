@@ -29,7 +29,8 @@ class SegmentBatch:
 
     Attributes:
         obs: Frames; anything where `mask_padding` is False.
-        step: Where each step lies in the replay; where padded, where its neighbour does.
+        episode: Which episode it is of.
+        start: Time of its first step in the episode, negative where that is padding.
         act: Actions, 0 where padded.
         rew: Raw rewards, 0 where padded.
         end: Whether the episode terminated at the step.
@@ -41,7 +42,8 @@ class SegmentBatch:
     """
 
     obs: UInt8[Tensor, "b l c h w"]
-    step: Int64[Tensor, "b l"]
+    episode: Int64[Tensor, " b"]
+    start: Int64[Tensor, " b"]
     act: Int64[Tensor, "b l"]
     rew: Float[Tensor, "b l"]
     end: Bool[Tensor, "b l"]
@@ -65,7 +67,7 @@ class Hard:
 
     Attributes:
         fraction: Share of the segments, in [0, 1].
-        weights: How much each step of the replay should be drawn, >= 0.
+        weights: How much each step should be drawn, >= 0, episode after episode.
         num_steps: The step is among so many last ones of its segment.
     """
 
@@ -177,7 +179,8 @@ class Replay:
         index = self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
         return SegmentBatch(
             obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
-            step=torch.from_numpy(index),
+            episode=torch.from_numpy(episode),
+            start=torch.from_numpy(start),
             act=torch.from_numpy(np.where(mask, self._act[index], 0)),
             rew=torch.from_numpy(np.where(mask, self._rew[index], np.float32(0))),
             end=torch.from_numpy(self._end[index] & mask),
@@ -257,7 +260,7 @@ class Replay:
         self, rng: np.random.Generator, count: int, length: int, hard: Hard
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes and starts of segments with a step, drawn by weight, among their last `hard.num_steps`."""
-        total = hard.weights[self._index].cumsum(dtype=np.float64)
+        total = hard.weights.cumsum(dtype=np.float64)
         drawn = np.searchsorted(total, rng.random(count) * total[-1], side="right")
         episode, time = self._located(drawn)
         start = time - (length - hard.num_steps) - rng.integers(hard.num_steps, size=count)

@@ -51,6 +51,26 @@ def parse(kind: type[_T], arguments: Sequence[str]) -> _T:
     return kind(**values)
 
 
+def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
+    """Raises `InvalidInputError` unless a value is one of the accepted."""
+    if value not in accepted:
+        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
+
+
+def check_positive(given: object, *names: str) -> None:
+    """Raises `InvalidInputError` unless these attributes are at least 1, or None."""
+    for name in names:
+        number = getattr(given, name)
+        if number is not None and number < 1:
+            raise InvalidInputError(f"{name} must be at least 1, got {number}")
+
+
+def check_seed(seed: int, bits: int) -> None:
+    """Raises `InvalidInputError` unless a seed is at least 0 and has at most so many bits."""
+    if not 0 <= seed < 2**bits:
+        raise InvalidInputError(f"seed must be at least 0 and below 2^{bits}, got {seed}")
+
+
 def describe(kind: type) -> str:
     """A line of help for each option, with its default."""
     lines = []

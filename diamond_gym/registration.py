@@ -137,6 +137,20 @@ def game_name(text: str) -> str:
     raise UnknownGameError(f"unknown game {text!r}: {hint}")
 
 
+def check_imagined(id: str) -> None:
+    """Makes sure that an id is that of an imagined game, this library's or `register_world_model`'s.
+
+    Raises:
+        InvalidInputError: It is not registered, or another environment's.
+    """
+    try:
+        spec = gymnasium.spec(id)
+    except gymnasium.error.Error as error:
+        raise InvalidInputError(f"{id!r} is no environment: {error}") from error
+    if spec.vector_entry_point != _VECTOR_ENTRY_POINT:
+        raise InvalidInputError(f"{id} is not an imagined game such as DiamondBreakout-v0")
+
+
 def _squash(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 

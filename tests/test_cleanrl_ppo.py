@@ -87,5 +87,7 @@ def test_the_whole_command(checkpoint, tmp_path, capsys, monkeypatch):
 def test_wrong_arguments(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cleanrl_ppo.main(["--num-envs", "0"])
+    assert cleanrl_ppo.main([*short(checkpoint, tmp_path), "--env-id", "CartPole-v1"]) == 1
+    assert cleanrl_ppo.main([*short(checkpoint, tmp_path), "--env-id", "DiamondFoo-v0"]) == 1
     assert cleanrl_ppo.main([*short(tmp_path / "none", tmp_path)]) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")

@@ -43,7 +43,7 @@ def test_the_command(tmp_path, capsys):
     (run / "config" / "trainer.yaml").touch()
     assert main(["curves", f"run={run}"]) == 2
     assert "nothing to draw yet" in capsys.readouterr().err
-    (run / "metrics.jsonl").write_text("\n".join(map(json.dumps, LINES)))
+    (run / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in LINES) + '{"epo')
     assert main(["curves", f"run={run}"]) == 0
     assert cv2.imread(str(run / "curves.png")).std() > 0
     assert main(["curves", f"run={tmp_path / 'no'}"]) == 1

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import diamond_gym
+from diamond_gym.evaluate import compare
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -76,3 +77,13 @@ def normal_name(requirement: str) -> str:
 def test_licence():
     text = (ROOT / "LICENSE").read_text()
     assert text.startswith("MIT License") and "Copyright (c) 2026 the diamond_gym authors" in text
+
+
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "diamond_gym" / "weights").glob("[A-Z]*")), ids=lambda x: x.name
+)
+def test_embedded_worlds_come_with_the_numbers_of_their_cards(folder):
+    numbers = compare.read_kept(folder / "fidelity.json")
+    assert numbers["settings"]["game"] == folder.name
+    assert compare.differences(numbers, numbers)
+    assert f"{numbers['steps'][0]['psnr']:.1f}" in (folder / "README.md").read_text()

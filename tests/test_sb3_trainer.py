@@ -5,8 +5,10 @@ import json
 import cv2
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import options
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
@@ -17,7 +19,6 @@ from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
 
 SHORT = ["total_timesteps=192", "num_envs=2", "horizon=6", "eval_every=128", "eval_episodes=1", "device=cpu"]
 SHORT += ["final_episodes=2", "max_game_steps=30"]
-WORLD = {"device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +57,9 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     film = cv2.VideoCapture(str(finished / "film.mp4"))
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == training.FILM_STEPS
     assert film.get(cv2.CAP_PROP_FRAME_WIDTH) >= 2 * 64 * 4
-    logs = {file.name.split(".")[0] for file in (finished / "log-1").iterdir()}
+    logs = {file.name.split(".")[0] for file in (finished / "log-001").iterdir()}
     assert logs == {"events", "progress", "evaluations"}
-    assert np.load(finished / "log-1" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
+    assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
 
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(finished, checkpoint, capsys):
@@ -69,7 +70,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, check
     more = [x for x in arguments(checkpoint, finished) if not x.startswith("total")] + ["total_timesteps=300"]
     assert main(["train", *more]) == 0
     assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
-    assert (finished / "log-2").is_dir()
+    assert (finished / "log-002").is_dir()
     assert main(["train", *arguments(checkpoint, finished, "seed=3")]) == 2
     assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
 
@@ -119,11 +120,73 @@ def test_scores_of_a_saved_agent_in_both_worlds(finished, checkpoint, capsys):
         assert capsys.readouterr().out == first
 
 
+class LongAndShort(VecEnv):
+    """Two games, of 2 and of 9 steps, whose return is their number and length."""
+
+    def __init__(self):
+        super().__init__(2, Box(0, 1, (1,)), Discrete(2))
+        self.age = np.zeros(2, int)
+
+    def reset(self):
+        self.age[:] = 0
+        return np.zeros((2, 1))
+
+    def step_async(self, actions):
+        pass
+
+    def step_wait(self):
+        self.age += 1
+        lengths = np.array([2, 9])
+        dones = self.age == lengths
+        infos = [{"episode": {"r": float(lengths[i])}} if dones[i] else {} for i in range(2)]
+        self.age[dones] = 0
+        return np.zeros((2, 1)), np.zeros(2), dones, infos
+
+    def close(self):
+        pass
+
+    def get_attr(self, attr_name, indices=None):
+        return [None, None]
+
+    set_attr = env_method = env_is_wrapped = None
+
+
 def test_every_environment_plays_its_share():
-    env = games.real("Breakout", 2, frame_stack=1, training=False, max_steps=12, seed=0)
-    returns = scoring.play_games(scoring.random_policy(env, 0), env, 5, "", progress=False)
-    assert len(returns) == 5
+    returns = scoring.play_games(
+        lambda obs, begins: np.zeros(2), LongAndShort(), 5, "", seed=0, progress=False
+    )
+    assert sorted(returns) == [2, 2, 2, 9, 9], "the first to end would be four short ones"
+
+
+def test_scores_follow_from_the_seed_whoever_played_before(finished):
+    agent = agents.load_agent(finished / "agent.zip", device="cpu")
+    env = games.real("Breakout", 2, frame_stack=4, training=False, max_steps=60, seed=0)
+    actions = []
+
+    def told(policy):
+        return lambda obs, begins: actions[-1].append(policy(obs, begins)) or actions[-1][-1]
+
+    for player in (agent, None, agent):
+        actions.append([])
+        policy = scoring.random_policy(env) if player is None else scoring.policy_of(agent)
+        scoring.play_games(told(policy), env, 2, "", seed=3, progress=False)
     env.close()
+    np.testing.assert_array_equal(actions[0], actions[2])
+
+
+def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "dqn", PRESETS["dqn"] | {"learning_starts": 20, "buffer_size": 200})
+    given = [x for x in arguments(checkpoint, tmp_path, "algo=dqn") if not x.startswith("total")]
+    assert main(["train", *given, "total_timesteps=40"]) == 0
+    assert main(["train", *given, "total_timesteps=80"]) == 0
+    assert "it fills up to step 60 first" in capsys.readouterr().out
+
+
+def test_a_run_that_failed_to_begin_does_not_stand_in_the_way(checkpoint, tmp_path):
+    wrong = arguments(tmp_path / "nowhere.pt", tmp_path / "run")
+    assert main(["train", *wrong]) == 1
+    given = [x for x in arguments(checkpoint, tmp_path / "run") if not x.startswith("total")]
+    assert main(["train", *given, "total_timesteps=2"]) == 0
 
 
 def test_real_games_train_on_lives_and_signs_and_are_scored_whole():
@@ -162,6 +225,7 @@ def test_bootstrap_interval():
         (["train", "steps=5"], 2, "unknown option 'steps'"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
         (["train", "game=Nogame"], 2, "Nogame"),
+        (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
         (["evaluate"], 2, "missing: agent=PATH"),
         (["evaluate", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
     ],
@@ -173,9 +237,8 @@ def test_wrong_arguments_give_one_line(command, code, message, capsys, tmp_path,
     assert message in error and error.count("\n") == 1
 
 
-def test_no_world_to_learn_in(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("HF_HOME", str(tmp_path))
-    assert main(["train", "game=Asterix", f"out={tmp_path / 'run'}"]) == 1
+def test_no_world_to_learn_in(tmp_path, capsys):
+    assert main(["train", "game=Asterix", "checkpoint=embedded", f"out={tmp_path / 'run'}"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -185,7 +248,7 @@ def test_agents_that_do_not_fit(finished, tmp_path):
     ):
         evaluation.evaluate(EvaluateSettings(agent=str(finished), game="Pong"), progress=False)
     (tmp_path / "agent.zip").write_bytes(b"PK nonsense")
-    with pytest.raises(CheckpointError, match="is not an agent of Stable-Baselines3"):
+    with pytest.raises(CheckpointError, match="is not an agent that this Stable-Baselines3 loads"):
         agents.load_agent(tmp_path / "agent.zip", device="cpu")
     with pytest.raises(CheckpointNotFoundError):
         agents.find_agent(tmp_path / "none")

@@ -27,9 +27,9 @@ from tqdm import tqdm
 import diamond_gym
 from diamond_gym.atari import AtariEnv
 from diamond_gym.disk import prepare_folder, write_torch
-from diamond_gym.errors import DiamondGymError
+from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
 from diamond_gym.pixels import to_float
-from diamond_gym.registration import game_name
+from diamond_gym.registration import check_imagined, game_name
 
 gym.register_envs(diamond_gym)
 
@@ -81,6 +81,9 @@ class Games:
         )
         self.num_frames, self.num_actions = args.num_frames, int(self.envs.single_action_space.n)
         _, infos = self.envs.reset(seed=args.seed)
+        known = infos["context"]["obs"].shape[1]
+        if known < self.num_frames:
+            raise InvalidInputError(f"--num-frames {self.num_frames}: this world's contexts have {known}")
         self.stack = self._contexts(infos)
 
     def step(self, act: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -179,6 +182,15 @@ def score(agent: Agent, game: str, num_games: int, seed: int, max_steps: int = 5
     return scores
 
 
+def real_game(env_id: str) -> str | None:
+    """The Atari game that an id imagines; None where it imagines something else."""
+    check_imagined(env_id)
+    try:
+        return game_name(gym.spec(env_id).kwargs.get("game") or env_id)
+    except UnknownGameError:
+        return None
+
+
 def train(args: argparse.Namespace) -> Agent:
     """Trains an agent and saves its weights."""
     torch.manual_seed(args.seed)
@@ -240,8 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_args(argv)
     try:
         prepare_folder(args.out)
+        game = real_game(args.env_id)
         agent = train(args)
-        scores = score(agent, game_name(args.env_id), args.num_games, args.seed)
+        scores = score(agent, game, args.num_games, args.seed) if game else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -16,6 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
 from diamond_gym.errors import InvalidInputError, MissingDependencyError
+from diamond_gym.registration import check_imagined
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
@@ -24,9 +25,6 @@ except ImportError:
     raise MissingDependencyError(
         "diamond_gym.adapters.sb3 needs Stable-Baselines3: pip install 'diamond-gym[sb3]'"
     ) from None
-
-
-_KNOWN_ID = "DiamondBreakout-v0"
 
 
 def make_sb3_vec_env(
@@ -52,8 +50,7 @@ def make_sb3_vec_env(
         InvalidInputError: The id is not that of an imagined game, or an argument is wrong.
         DiamondGymError: A keyword argument cannot be met; the subclass says how.
     """
-    if gymnasium.spec(env_id).vector_entry_point != gymnasium.spec(_KNOWN_ID).vector_entry_point:
-        raise InvalidInputError(f"{env_id} is not an imagined game such as {_KNOWN_ID}")
+    check_imagined(env_id)
     if max_episode_steps is not None:
         kwargs["max_episode_steps"] = max_episode_steps
     games = gymnasium.make_vec(

@@ -12,7 +12,8 @@ import gymnasium
 import torch
 from gymnasium.vector import VectorEnv
 
-from diamond_gym.errors import InvalidInputError, MissingDependencyError
+from diamond_gym.errors import MissingDependencyError
+from diamond_gym.registration import check_imagined
 
 try:
     from tensordict import TensorDict, TensorDictBase
@@ -22,8 +23,6 @@ except ImportError:
     raise MissingDependencyError(
         "diamond_gym.adapters.torchrl needs TorchRL: pip install 'diamond-gym[torchrl]'"
     ) from None
-
-_KNOWN_ID = "DiamondBreakout-v0"
 
 
 class DiamondTorchRLEnv(EnvBase):
@@ -58,8 +57,7 @@ class DiamondTorchRLEnv(EnvBase):
         with_context: bool = False,
         **kwargs: Any,
     ) -> None:
-        if gymnasium.spec(env_id).vector_entry_point != gymnasium.spec(_KNOWN_ID).vector_entry_point:
-            raise InvalidInputError(f"{env_id} is not an imagined game such as {_KNOWN_ID}")
+        check_imagined(env_id)
         if max_episode_steps is not None:
             kwargs["max_episode_steps"] = max_episode_steps
         games: VectorEnv = gymnasium.make_vec(

@@ -17,6 +17,7 @@ from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.measure import RADIUS, shown_steps
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import env_id
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
     return "\n\n".join(
         [
             f"{result['num_starts']} starts in {result['num_episodes']} held-out real episodes of the "
-            f"{settings['policy']} player; the world model is fed the same actions.",
+            f"{result['player']} player; the world model is fed the same actions.",
             _table(*_frames(shown)),
             *([_table(*_objects(shown, objects))] if objects else []),
             _events(result),
@@ -149,8 +150,12 @@ def _behaviour(result: dict[str, Any]) -> str:
 
 
 def _command(settings: dict[str, Any], repo_id: str | None) -> str:
-    keys = ("game", "episodes", "starts", "horizon", "seed")
-    given = {key: settings[key] for key in keys if settings[key] is not None}
+    keys = ("episodes", "max_episode_steps", "starts", "horizon", "seed", "num_denoising_steps")
+    defaults = Settings()
+    given = {key: settings[key] for key in keys if settings[key] != getattr(defaults, key)}
+    given = {"game": settings["game"], **given}
+    if settings["policy"] in ("scripted", "random"):
+        given["policy"] = settings["policy"]
     words = ["python -m diamond_gym.evaluate", *(f"{key}={value}" for key, value in given.items())]
     return " ".join(words if repo_id is None else [*words, f"checkpoint=hub:{repo_id}"])
 
@@ -217,7 +222,8 @@ def kept(result: dict[str, Any]) -> dict[str, Any]:
     returns = {name: x for name, x in result["returns"].items() if name not in ("real", "imagined")}
     spread = [result["spread"][step - 1] for step in shown_steps(len(rows))]
     left_out = ("source", "seconds", "definitions")
-    settings = {name: x for name, x in result["settings"].items() if name not in ("out", "checkpoint")}
+    here = ("out", "checkpoint", "policy")  # where files of this machine lie, or may lie
+    settings = {name: x for name, x in result["settings"].items() if name not in here}
     rest = {name: x for name, x in result.items() if name not in left_out}
     return rest | {"settings": settings, "steps": shown, "returns": returns, "spread": spread}
 

@@ -59,6 +59,9 @@ def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]
             raise InvalidInputError(
                 f"{name} is {now['settings'].get(name)} now and was {value}: only the same can be compared"
             )
+    for name in ("num_starts", "num_denoising_steps", "player"):
+        if now[name] != before[name]:
+            raise InvalidInputError(f"{name} is {now[name]} now and was {before[name]}: give the same")
     numbers, numbers_before = (dict(_numbers(result, _COMPARED)) for result in (now, before))
     if numbers.keys() != numbers_before.keys():
         missing = ", ".join(sorted(numbers.keys() ^ numbers_before.keys())[:5])
@@ -94,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
     measured, folder = map(Path, arguments)
     try:
         now = json.loads(json.dumps(kept(read_result(measured))))
-        found = differences(now, _read_kept(folder / "fidelity.json"))
+        found = differences(now, read_kept(folder / "fidelity.json"))
     except DiamondGymError as error:
         print(error, file=sys.stderr)
         return 1
@@ -109,11 +112,17 @@ def _text(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
-def _read_kept(path: Path) -> dict[str, Any]:
+def read_kept(path: Path) -> dict[str, Any]:
+    """The numbers beside a model card.
+
+    Raises:
+        InvalidInputError: The file is missing or something else.
+    """
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         dict(_numbers(result, _COMPARED))
-        return {**result, "settings": dict(result["settings"])}
+        names = ("num_starts", "num_denoising_steps", "player")
+        return result | {"settings": dict(result["settings"])} | {name: result[name] for name in names}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(f"{path} holds no numbers of an evaluation: {error!r}") from error
 

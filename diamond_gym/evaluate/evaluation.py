@@ -57,7 +57,7 @@ def run(settings: Settings) -> None:
     imaginer = Imaginer(world.world_model, settings.seed, settings.batch_size)
     imagined = imaginer.future(starts)
     result = {
-        **_facts(settings, world, held_out, starts),
+        **_facts(settings, game, world, held_out, starts),
         **measure.measure(game, starts, imagined),
         **measure.measure_transitions(predict_transitions(world.world_model, held_out.episodes)),
         "actions": _actions(imaginer, game, held_out, starts),
@@ -88,8 +88,7 @@ def find_policy(name: str, game: str) -> SeededPolicy:
         InvalidInputError: There is no such player or file, or it plays another game.
         CheckpointError: The file is damaged.
     """
-    if name == "auto":
-        name = "scripted" if game in SCRIPTED_GAMES else "random"
+    name = player_name(name, game)
     if name in PLAYER_NAMES:
         return player(name, game, num_actions(game))
     if not Path(name).exists():
@@ -102,6 +101,11 @@ def find_policy(name: str, game: str) -> SeededPolicy:
             "another game"
         )
     return AgentPolicy(agent)
+
+
+def player_name(policy: str, game: str) -> str:
+    """The player that "auto" means in a game; other names as they are."""
+    return policy if policy != "auto" else "scripted" if game in SCRIPTED_GAMES else "random"
 
 
 def default_num_starts(world: World) -> int:
@@ -123,10 +127,17 @@ def _load(settings: Settings, game: str) -> World:
     return world
 
 
-def _facts(settings: Settings, world: World, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
+def _shown_player(policy: str, game: str) -> str:
+    """Who played, without paths of this machine."""
+    name = player_name(policy, game)
+    return name if name in PLAYER_NAMES else f"actor-critic of {Path(name).name}"
+
+
+def _facts(settings: Settings, game: str, world: World, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
     return {
         "settings": asdict(settings),
         "source": world.source,
+        "player": _shown_player(settings.policy, game),
         "num_denoising_steps": world.world_model.config.num_steps_denoising,
         "num_episodes": len(held_out.episodes),
         "num_real_steps": sum(map(len, held_out.episodes)),

@@ -35,7 +35,7 @@ DEFINITIONS = {
     "repeat": "the same number for the last real frame repeated",
     "mean": "the same number for the mean of the starts' frames",
     "drift": "mean absolute difference of the mean real and the mean imagined frame, levels of 0..255",
-    "spread": "standard deviation of a pixel over imaginations with other noise, mean, levels of 0..255",
+    "spread": "mean sample standard deviation of a pixel over imaginations with other noise, levels of 255",
     "within": f"of the real frames with the object, those whose imagined one has it within {RADIUS:g} px",
     "error": "mean distance of the imagined object to the real one where both are there, px",
     "present": "of the real frames with the object, those whose imagined one has it anywhere",
@@ -126,8 +126,8 @@ def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> lis
         frame counts.
     """
     frames = np.stack([sample.obs.numpy() for sample in samples])  # (s, b, t, c, h, w)
-    steps = [frames[:, :, t].astype(np.float32).std(0).mean((1, 2, 3)) for t in range(frames.shape[2])]
-    return metrics.mean_where(np.stack(steps, 1).astype(np.float64), valid).tolist()
+    spreads = [frames[:, :, t].astype(np.float64).std(0, ddof=1) for t in range(frames.shape[2])]
+    return metrics.mean_where(np.stack([x.mean((1, 2, 3)) for x in spreads], axis=1), valid).tolist()
 
 
 def _squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:

@@ -21,7 +21,7 @@ from diamond_gym.video import write_mp4
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_FILM_SCALE = 3
+_FILM_SCALE = 4
 _FILM_STARTS = 6
 _GAP = 2
 """Black pixels between frames."""

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diamond_gym import options
-from diamond_gym.errors import InvalidInputError
 from diamond_gym.options import option
 
 
@@ -39,19 +38,9 @@ class Settings:
     out: str = option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4")
 
     def __post_init__(self) -> None:
-        for name in (
-            "episodes",
-            "max_episode_steps",
-            "starts",
-            "horizon",
-            "num_denoising_steps",
-            "batch_size",
-        ):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InvalidInputError(f"{name} must be at least 1, got {number}")
-        if not 0 <= self.seed < 2**30:
-            raise InvalidInputError(f"seed must be at least 0 and below 2^30, got {self.seed}")
+        counts = ("episodes", "max_episode_steps", "starts", "horizon", "num_denoising_steps", "batch_size")
+        options.check_positive(self, *counts)
+        options.check_seed(self.seed, 30)
 
 
 def parse(arguments: Sequence[str]) -> Settings:

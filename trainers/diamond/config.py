@@ -194,7 +194,8 @@ class StaticDatasetConfig:
 class InitializationConfig:
     """Weights to start from: any checkpoint that loads as a world, and which parts to take from it.
 
-    `new_actions` lets it be of a game with another number of actions: what depends on that starts anew.
+    `new_actions` lets it be of a game with another number of actions: what depends on that number starts
+    anew. Between games with equally many actions everything is taken, whatever the actions mean.
     """
 
     path_to_ckpt: str | None = None

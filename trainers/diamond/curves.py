@@ -67,10 +67,11 @@ def draw(options: CurvesOptions) -> Path:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none if there is no such file yet."""
+    """The whole lines of a metrics.jsonl, which may be growing; none if there is no such file yet."""
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def figure(lines: list[dict[str, Any]]) -> Figure:

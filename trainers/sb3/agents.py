@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
+from diamond_gym.acceleration import pick_device
 from diamond_gym.disk import replacing
 from diamond_gym.errors import (
     CheckpointError,
@@ -19,9 +22,21 @@ from diamond_gym.errors import (
     MissingDependencyError,
     first_line,
 )
-from trainers.sb3.settings import RECURRENT
+from trainers.sb3.settings import PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"
+_UNREADABLE = (
+    AttributeError,
+    EOFError,
+    ImportError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    json.JSONDecodeError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+"""What comes out of files that are damaged, of other programs or of other versions."""
 
 
 def algorithm(name: str) -> type[BaseAlgorithm]:
@@ -42,7 +57,7 @@ def algorithm(name: str) -> type[BaseAlgorithm]:
 def new_agent(name: str, env: VecEnv, *, seed: int, device: str, **kwargs: Any) -> BaseAlgorithm:
     """An agent that has learned nothing."""
     policy = "CnnLstmPolicy" if name in RECURRENT else "CnnPolicy"
-    return algorithm(name)(policy, env, seed=seed, device=device, **kwargs)
+    return algorithm(name)(policy, env, seed=seed, device=pick_device(device), **kwargs)
 
 
 def save_agent(agent: BaseAlgorithm, path: Path) -> None:
@@ -86,12 +101,22 @@ def load_agent(
         InvalidInputError: the agent is for other observations or actions.
         MissingDependencyError: its algorithm is one of sb3-contrib, which is not installed.
     """
+    kind, place = algorithm(algo or _algorithm_of(path)), pick_device(device)
     try:
-        return algorithm(algo or _algorithm_of(path)).load(path, env=env, device=device)
-    except (OSError, KeyError, zipfile.BadZipFile, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is not an agent of Stable-Baselines3: {first_line(error)}") from error
+        return kind.load(path, env=env, device=place)
+    except _UNREADABLE as error:
+        raise _unreadable(path, error) from error
     except ValueError as error:
         raise InvalidInputError(f"{path} was not trained for these games: {first_line(error)}") from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(f"{path} is not an agent that this Stable-Baselines3 loads: {first_line(error)}")
+
+
+def is_off_policy(agent: BaseAlgorithm) -> bool:
+    """Whether it learns from a replay buffer."""
+    return isinstance(agent, OffPolicyAlgorithm)
 
 
 def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
@@ -110,14 +135,19 @@ def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
 
 
 def _algorithm_of(path: Path) -> str:
-    """By what only one algorithm saves."""
-    with zipfile.ZipFile(path) as archive:
-        saved = json.loads(archive.read("data"))
-    module = str(saved["policy_class"])  # names the module of the policy
-    if "sb3_contrib.qrdqn" in module:
-        return "qrdqn"
-    if "sb3_contrib.common.recurrent" in module:
-        return "recurrent_ppo"
-    if "exploration_rate" in saved:
-        return "dqn"
-    return "ppo" if "clip_range" in saved else "a2c"
+    """By the module of the policy, and by what only one algorithm saves."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            saved = json.loads(archive.read("data"))
+        module = str(saved["policy_class"]["__module__"])
+    except (*_UNREADABLE, TypeError) as error:
+        raise _unreadable(path, error) from error
+    known = {
+        "sb3_contrib.qrdqn.policies": "qrdqn",
+        "sb3_contrib.common.recurrent.policies": "recurrent_ppo",
+        "stable_baselines3.dqn.policies": "dqn",
+        "stable_baselines3.common.policies": "ppo" if "clip_range" in saved else "a2c",
+    }
+    if module not in known:
+        raise CheckpointError(f"{path} is of an unknown algorithm ({module}); known: {', '.join(PRESETS)}")
+    return known[module]

@@ -31,8 +31,10 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
     env = _games(settings, frame_stack(agent, path))
     try:
         check_fits(agent, env, path)
-        policy = scoring.policy_of(agent, deterministic=settings.deterministic, seed=settings.seed)
-        returns = scoring.play_games(policy, env, settings.episodes, settings.where, progress=progress)
+        policy = scoring.policy_of(agent, deterministic=settings.deterministic)
+        returns = scoring.play_games(
+            policy, env, settings.episodes, settings.where, seed=settings.seed, progress=progress
+        )
     finally:
         env.close()
     return Score.of(f"{path}, {settings.where}", returns)
@@ -64,7 +66,11 @@ def _games(settings: EvaluateSettings, stack: int) -> VecEnv:
             max_steps=settings.max_game_steps,
             seed=settings.seed,
         )
-    world = {"checkpoint": settings.checkpoint, "device": settings.device}
     return games.imagined(
-        game, num_envs, frame_stack=stack, horizon=settings.horizon, seed=settings.seed, world=world
+        game,
+        num_envs,
+        frame_stack=stack,
+        horizon=settings.horizon,
+        seed=settings.seed,
+        world=games.world_options(settings),
     )

@@ -14,9 +14,16 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.registration import env_id
+from trainers.sb3.settings import EvaluateSettings, TrainSettings
 
 WorldOptions = dict[str, Any]
 """Keyword arguments of an imagined game: checkpoint, contexts, device, num_denoising_steps."""
+
+
+def world_options(settings: TrainSettings | EvaluateSettings) -> WorldOptions:
+    """Keyword arguments of the imagined games that are asked for."""
+    names = ("checkpoint", "contexts", "num_denoising_steps", "device")
+    return {name: getattr(settings, name) for name in names}
 
 
 def imagined(

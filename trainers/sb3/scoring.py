@@ -13,6 +13,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from trainers.sb3.agents import is_off_policy
+
 NUM_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 
@@ -61,7 +63,7 @@ def bootstrap_interval(returns: list[float]) -> tuple[float, float]:
 
 
 def play_games(
-    policy: Policy, env: VecEnv, num_games: int, what: str, *, progress: bool = True
+    policy: Policy, env: VecEnv, num_games: int, what: str, *, seed: int, progress: bool = True
 ) -> list[float]:
     """Plays games to their end and returns their returns.
 
@@ -73,10 +75,13 @@ def play_games(
         env: games whose `infos` hold "episode", as `Monitor` and `VecMonitor` add it.
         num_games: how many, at least 1.
         what: stands beside the bar.
+        seed: fixes the games and what the policy draws, at least 0.
         progress: show a bar on stderr.
     """
     quota = np.full(env.num_envs, num_games // env.num_envs)
     quota[: num_games % env.num_envs] += 1
+    set_random_seed(seed)
+    env.seed(seed)
     obs, begins = env.reset(), np.ones(env.num_envs, bool)
     returns: list[float] = []
     with tqdm(total=num_games, desc=what, unit="game", disable=not progress) as bar:
@@ -91,9 +96,9 @@ def play_games(
     return returns
 
 
-def policy_of(agent: BaseAlgorithm, *, deterministic: bool, seed: int) -> Policy:
-    """An agent as a policy; `seed` fixes what it draws."""
-    set_random_seed(seed)
+def policy_of(agent: BaseAlgorithm, *, deterministic: bool = False) -> Policy:
+    """An agent as a policy; one that learns values takes the best action, without exploring."""
+    deterministic = deterministic or is_off_policy(agent)
     memory: Any = None
 
     def policy(obs: NDArray[np.uint8], begins: NDArray[np.bool_]) -> NDArray[Any]:
@@ -104,10 +109,10 @@ def policy_of(agent: BaseAlgorithm, *, deterministic: bool, seed: int) -> Policy
     return policy
 
 
-def random_policy(env: VecEnv, seed: int) -> Policy:
-    """Uniformly random actions."""
-    rng, num_actions = np.random.default_rng(seed), int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
-    return lambda obs, begins: rng.integers(num_actions, size=len(obs))
+def random_policy(env: VecEnv) -> Policy:
+    """Uniformly random actions, out of NumPy's global generator as Stable-Baselines3 draws its own."""
+    num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
+    return lambda obs, begins: np.random.randint(num_actions, size=len(obs))
 
 
 def table(scores: list[Score]) -> str:

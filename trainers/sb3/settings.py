@@ -5,51 +5,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diamond_gym import options
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.options import option
 
+_ON_POLICY = {"gamma": 0.985, "ent_coef": 0.01}
+_PPO = _ON_POLICY | {"n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
+_DQN = {
+    "buffer_size": 20_000,  # 2 GB: stacks of 4 frames before and after each step
+    "learning_starts": 5_000,
+    "train_freq": 1,
+    "target_update_interval": 1_000,
+    "learning_rate": 1e-4,
+    "gamma": 0.985,
+    "exploration_fraction": 0.2,
+    "exploration_final_eps": 0.02,
+}
 PRESETS: dict[str, dict[str, Any]] = {
-    "ppo": {
-        "n_steps": 64,
-        "batch_size": 256,
-        "n_epochs": 4,
-        "learning_rate": 2.5e-4,
-        "gamma": 0.985,
-        "gae_lambda": 0.95,
-        "clip_range": 0.1,
-        "ent_coef": 0.01,
-    },
-    "a2c": {"n_steps": 15, "learning_rate": 7e-4, "gamma": 0.985, "ent_coef": 0.01},
-    "dqn": {
-        "buffer_size": 100_000,
-        "learning_starts": 10_000,
-        "train_freq": 4,
-        "target_update_interval": 1_000,
-        "learning_rate": 1e-4,
-        "gamma": 0.985,
-        "exploration_fraction": 0.2,
-        "exploration_final_eps": 0.02,
-    },
-    "recurrent_ppo": {
-        "n_steps": 64,
-        "batch_size": 256,
-        "n_epochs": 4,
-        "learning_rate": 2.5e-4,
-        "gamma": 0.985,
-        "ent_coef": 0.01,
-    },
-    "qrdqn": {
-        "buffer_size": 100_000,
-        "learning_starts": 10_000,
-        "train_freq": 4,
-        "target_update_interval": 1_000,
-        "learning_rate": 1e-4,
-        "gamma": 0.985,
-        "exploration_fraction": 0.2,
-        "exploration_final_eps": 0.02,
-    },
+    "ppo": _PPO | {"clip_range": 0.1},
+    "a2c": _ON_POLICY | {"n_steps": 15, "learning_rate": 7e-4},
+    "dqn": _DQN,
+    "recurrent_ppo": _PPO | {"clip_range": 0.1},
+    "qrdqn": _DQN,
 }
 """Keyword arguments of each algorithm, where they differ from Stable-Baselines3's own."""
+OFF_POLICY = ("dqn", "qrdqn")
+"""Algorithms that learn from a replay buffer, once for every 4 steps, and play without noise when scored."""
 RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy remembers by itself: they see single frames."""
 WHERE = ("imagination", "real")
@@ -85,15 +66,15 @@ class TrainSettings:
     beside: str | None = option(None, "another agent's zip, for the table", str)
 
     def __post_init__(self) -> None:
-        check_choice("algo", self.algo, tuple(PRESETS))
-        check_choice("where", self.where, WHERE)
+        options.check_choice("algo", self.algo, tuple(PRESETS))
+        options.check_choice("where", self.where, WHERE)
         counts = ("total_timesteps", "num_envs", "horizon", "frame_stack", "num_denoising_steps")
         games = ("eval_every", "eval_episodes", "final_episodes", "max_game_steps")
-        check_positive(self, *counts, *games)
-        check_seed(self.seed)
+        options.check_positive(self, *counts, *games)
+        options.check_seed(self.seed, 31)
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise InvalidInputError(f"learning_rate must be above 0, got {self.learning_rate}")
-        if self.ent_coef is not None and self.algo in ("dqn", "qrdqn"):
+        if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
 
     @property
@@ -109,7 +90,10 @@ class TrainSettings:
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the algorithm."""
         given = {"learning_rate": self.learning_rate, "ent_coef": self.ent_coef}
-        return PRESETS[self.algo] | {name: x for name, x in given.items() if x is not None}
+        keywords = PRESETS[self.algo] | {name: x for name, x in given.items() if x is not None}
+        if self.algo in OFF_POLICY:
+            keywords["gradient_steps"] = max(1, self.num_envs // 4)
+        return keywords
 
 
 @dataclass
@@ -128,34 +112,18 @@ class EvaluateSettings:
     )
     horizon: int = option(50, "steps after which an imagined game is cut short")
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
+    contexts: str | None = option(None, "where imagined games start: a folder of recorded episodes", str)
+    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     max_game_steps: int = option(5_000, "steps after which a real game is cut short")
-    deterministic: bool = option(False, "take the likeliest action instead of drawing one")
+    deterministic: bool = option(
+        False, "take the likeliest action instead of drawing one; dqn and qrdqn always take the best"
+    )
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
 
     def __post_init__(self) -> None:
         if not self.agent:
             raise InvalidInputError("missing: agent=PATH, an agent's zip or its run folder")
-        check_choice("where", self.where, WHERE)
-        check_positive(self, "episodes", "horizon", "max_game_steps")
-        check_seed(self.seed)
-
-
-def check_choice(name: str, value: str, accepted: tuple[str, ...]) -> None:
-    """Raises `InvalidInputError` unless a value is one of the accepted."""
-    if value not in accepted:
-        raise InvalidInputError(f"{name} must be one of {', '.join(accepted)}, got {value!r}")
-
-
-def check_positive(settings: object, *names: str) -> None:
-    """Raises `InvalidInputError` unless numbers are at least 1, or None."""
-    for name in names:
-        number = getattr(settings, name)
-        if number is not None and number < 1:
-            raise InvalidInputError(f"{name} must be at least 1, got {number}")
-
-
-def check_seed(seed: int) -> None:
-    """Raises `InvalidInputError` unless a seed is one."""
-    if not 0 <= seed < 2**31:
-        raise InvalidInputError(f"seed must be at least 0 and below 2^31, got {seed}")
+        options.check_choice("where", self.where, WHERE)
+        options.check_positive(self, "episodes", "horizon", "num_denoising_steps", "max_game_steps")
+        options.check_seed(self.seed, 31)

@@ -5,24 +5,37 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, ProgressBarCallback
 from stable_baselines3.common.logger import configure
+from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import disk
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.registration import game_name
 from trainers.sb3 import games, pictures, scoring
-from trainers.sb3.agents import AGENT_FILE, check_fits, find_agent, load_agent, new_agent, save_agent
+from trainers.sb3.agents import (
+    AGENT_FILE,
+    check_fits,
+    find_agent,
+    is_off_policy,
+    load_agent,
+    new_agent,
+    save_agent,
+)
 from trainers.sb3.scoring import Score
 from trainers.sb3.settings import TrainSettings
 
+_FIXED = (
+    *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "learning_rate", "ent_coef"),
+    *("checkpoint", "contexts", "num_denoising_steps"),
+)
+"""Settings that a run keeps: what it learns from, and how."""
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
@@ -45,14 +58,15 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
         KeyboardInterrupt: Ctrl-C; the agent has been saved.
     """
-    folder = Path(settings.folder)
-    game = game_name(settings.game)
+    settings = replace(settings, game=game_name(settings.game))
+    game, folder = settings.game, Path(settings.folder)
     disk.prepare_folder(folder)
     _check_settings(folder, settings)
     env = _games_to_learn_from(settings, game)
     try:
         beside = _beside(settings, env)
         agent = _agent(settings, env, folder)
+        _write_settings(folder, settings)
         _learn(agent, settings, game, folder, progress)
         scores = _score(agent, beside, settings, game, env, progress)
         _write(scores, agent, settings, game, folder)
@@ -69,7 +83,7 @@ def _games_to_learn_from(settings: TrainSettings, game: str) -> VecEnv:
             frame_stack=settings.stacked,
             horizon=settings.horizon,
             seed=settings.seed,
-            world=world_options(settings),
+            world=games.world_options(settings),
         )
     return _real(settings, game, settings.num_envs, training=True, seed=settings.seed)
 
@@ -85,25 +99,21 @@ def _real(settings: TrainSettings, game: str, num_envs: int, *, training: bool, 
     )
 
 
-def world_options(settings: TrainSettings) -> dict[str, Any]:
-    """Keyword arguments of the imagined games."""
-    names = ("checkpoint", "contexts", "num_denoising_steps", "device")
-    return {name: getattr(settings, name) for name in names}
-
-
 def _check_settings(folder: Path, settings: TrainSettings) -> None:
-    """Makes sure that a run goes on as it began, and writes down how that was."""
-    told = {name: x for name, x in asdict(settings).items() if name not in ("out", "beside", "device")}
+    """Makes sure that an agent that has begun to learn goes on as it began."""
     path = folder / SETTINGS_FILE
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changed = [name for name in told if name != "total_timesteps" and before.get(name) != told[name]]
-        if changed:
-            name = changed[0]
+    if not (path.is_file() and (folder / AGENT_FILE).is_file()):
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), asdict(settings)
+    for name in _FIXED:
+        if before.get(name) != now[name]:
             raise InvalidInputError(
-                f"{folder} holds a run with {name}={before.get(name)}, not {told[name]}: choose another out="
+                f"{folder} holds a run with {name}={before.get(name)}, not {now[name]}: choose another out="
             )
-    disk.write_file(path, json.dumps(told, indent=1).encode() + b"\n")
+
+
+def _write_settings(folder: Path, settings: TrainSettings) -> None:
+    disk.write_file(folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode() + b"\n")
 
 
 def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
@@ -120,6 +130,11 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
     if saved.is_file():
         agent = load_agent(saved, device=settings.device, algo=settings.algo, env=env)
         print(f"going on from {saved} at step {agent.num_timesteps}", flush=True)
+        # loading has seeded everything as at the start of the run: other games, other actions now
+        agent.set_random_seed(settings.seed + agent.num_timesteps)
+        if isinstance(agent, OffPolicyAlgorithm):
+            agent.learning_starts += agent.num_timesteps
+            print(f"the replay buffer is not saved: it fills up to step {agent.learning_starts} first")
         return agent
     return new_agent(settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords())
 
@@ -137,7 +152,7 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, game: str, folder: Pat
             n_eval_episodes=settings.eval_episodes,
             eval_freq=max(1, settings.eval_every // settings.num_envs),
             log_path=str(log),
-            deterministic=False,
+            deterministic=is_off_policy(agent),
             verbose=0,
         ),
         SaveAgent(folder / AGENT_FILE, max(1, _SAVE_EVERY // settings.num_envs)),
@@ -151,8 +166,8 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, game: str, folder: Pat
     finally:
         evaluation.close()
         agent.logger.close()
-    seconds, steps = time.perf_counter() - begin, agent.num_timesteps - before
-    _note_time(folder, seconds)
+        seconds, steps = time.perf_counter() - begin, agent.num_timesteps - before
+        _note_time(folder, seconds)
     print(f"learned from {agent.num_timesteps} steps, the last {steps} at {steps / seconds:.0f} steps/s")
 
 
@@ -182,8 +197,8 @@ class SaveAgent(BaseCallback):
 
 def _new_log(folder: Path) -> Path:
     """A folder for the logs of this part of the run; those of earlier parts stay."""
-    number = 1 + sum(1 for path in folder.glob("log-*") if path.is_dir())
-    return folder / f"log-{number}"
+    numbers = [int(path.name.removeprefix("log-")) for path in folder.glob("log-[0-9]*")]
+    return folder / f"log-{1 + max(numbers, default=0):03}"
 
 
 def _note_time(folder: Path, seconds: float) -> None:
@@ -191,7 +206,7 @@ def _note_time(folder: Path, seconds: float) -> None:
 
 
 def _seconds(folder: Path) -> float:
-    """Time spent on learning so far."""
+    """Time spent so far on learning, and on the real games in between."""
     path = folder / SECONDS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
 
@@ -204,27 +219,25 @@ def _score(
     env: VecEnv,
     progress: bool,
 ) -> list[Score]:
-    real = _real(
-        settings, game, min(_NUM_REAL_ENVS, settings.final_episodes), training=False, seed=_SCORING_SEED
-    )
     untrained = new_agent(
         settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords()
     )
     players = {f"{settings.algo}, {settings.where}": agent, f"{settings.algo}, untrained": untrained}
     if beside is not None:
         players[f"beside: {settings.beside}"] = beside
-    policies = {
-        name: scoring.policy_of(player, deterministic=False, seed=settings.seed)
-        for name, player in players.items()
-    }
-    policies["random"] = scoring.random_policy(real, settings.seed)
-    scores = []
-    for name, policy in policies.items():
-        real.seed(_SCORING_SEED)
-        returns = scoring.play_games(policy, real, settings.final_episodes, name, progress=progress)
-        scores.append(Score.of(name, returns))
-    real.close()
-    return scores
+    num_envs = min(_NUM_REAL_ENVS, settings.final_episodes)
+    with closing(_real(settings, game, num_envs, training=False, seed=_SCORING_SEED)) as real:
+        policies = {name: scoring.policy_of(player) for name, player in players.items()}
+        policies["random"] = scoring.random_policy(real)
+        return [
+            Score.of(
+                name,
+                scoring.play_games(
+                    policy, real, settings.final_episodes, name, seed=_SCORING_SEED, progress=progress
+                ),
+            )
+            for name, policy in policies.items()
+        ]
 
 
 def _write(
@@ -242,19 +255,21 @@ def _write(
         sorted(folder.glob("log-*/evaluations.npz")),
         settings.where,
     )
-    worlds = [_real(settings, game, 1, training=False, seed=_FILM_SEED)]
+    with ExitStack() as stack:
+        worlds = [stack.enter_context(closing(world)) for world in _worlds_to_film(settings, game)]
+        films = [(scoring.policy_of(agent), world) for world in worlds]
+        pictures.write_film(folder / "film.mp4", films, FILM_STEPS)
+
+
+def _worlds_to_film(settings: TrainSettings, game: str) -> Iterator[VecEnv]:
+    """One real game and, if the agent learned there, an imagined one."""
+    yield _real(settings, game, 1, training=False, seed=_FILM_SEED)
     if settings.where == "imagination":
-        worlds.append(
-            games.imagined(
-                game,
-                1,
-                frame_stack=settings.stacked,
-                horizon=settings.horizon,
-                seed=_FILM_SEED,
-                world=world_options(settings),
-            )
+        yield games.imagined(
+            game,
+            1,
+            frame_stack=settings.stacked,
+            horizon=settings.horizon,
+            seed=_FILM_SEED,
+            world=games.world_options(settings),
         )
-    policies = [scoring.policy_of(agent, deterministic=False, seed=settings.seed) for _ in worlds]
-    pictures.write_film(folder / "film.mp4", list(zip(policies, worlds, strict=True)), FILM_STEPS)
-    for env in worlds:
-        env.close()

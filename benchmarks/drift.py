@@ -23,7 +23,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import positive_int
 from diamond_gym import disk
 from diamond_gym.atari import num_actions
 from diamond_gym.checkpoints import World, load_world
@@ -34,6 +33,7 @@ from diamond_gym.evaluate import measure as measures
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.models.denoiser import OBJECTIVES
+from diamond_gym.options import positive_int
 from diamond_gym.players import player
 from diamond_gym.registration import game_name
 from diamond_gym.world_model import WorldModel

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from diamond_gym.options import positive_int
+
 MIN_REPEATS = 3
 
 
@@ -115,13 +117,6 @@ def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> 
     parser.add_argument(
         "--json", type=json_file, metavar="FILE", help="write the rows here, one JSON object a line"
     )
-
-
-def positive_int(text: str) -> int:
-    """An integer >= 1 from the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
-    return int(text)
 
 
 def positive_float(text: str) -> float:

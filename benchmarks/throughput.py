@@ -32,7 +32,6 @@ from benchmarks.rows import (
     add_common_arguments,
     in_turns,
     machine,
-    positive_int,
     print_machine,
     time_step,
     write_rows,
@@ -43,6 +42,7 @@ from diamond_gym.checkpoints import load_world
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.options import positive_int
 from diamond_gym.registration import game_name
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.vector_env import DiamondVectorEnv

@@ -32,7 +32,6 @@ from benchmarks.rows import (
     add_common_arguments,
     in_turns,
     machine,
-    positive_int,
     print_machine,
     time_step,
     write_rows,
@@ -40,6 +39,7 @@ from benchmarks.rows import (
 from diamond_gym.checkpoints import WorldDescription
 from diamond_gym.episodes import Episode
 from diamond_gym.errors import DiamondGymError
+from diamond_gym.options import positive_int
 from trainers.diamond import settings
 from trainers.diamond.config import PARTS, TrainerConfig
 from trainers.diamond.launch import find_device, new_agent, place

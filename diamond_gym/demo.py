@@ -27,7 +27,7 @@ from diamond_gym.atari import AtariEnv
 from diamond_gym.collect import Policy
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
-from diamond_gym.players import PLAYER_NAMES, SCRIPTED_GAMES, player
+from diamond_gym.players import PLAYER_NAMES, player, usual_player
 from diamond_gym.registration import env_id, game_name
 
 Frame = NDArray[np.uint8]
@@ -211,7 +211,7 @@ def play(game: str, checkpoint: str, player_name: str | None, num_steps: int, se
     env = gymnasium.make(env_id(game), checkpoint=checkpoint, max_episode_steps=HORIZON + 1)
     assert isinstance(env.unwrapped, DiamondEnv)
     world = env.unwrapped.world
-    name = player_name or ("scripted" if game in SCRIPTED_GAMES else "random")
+    name = player_name or usual_player(game)
     policy = player(name, game, len(world.action_meanings), seed, repeat=4)
     real = RealGame(game, policy, world.world_model.num_steps_conditioning, seed)
     moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))

@@ -1,10 +1,11 @@
-"""Command lines of `key=value` into dataclasses: one place for types, defaults, suggestions and help.
+"""Command lines of `key=value` into dataclasses, and the checks that all command lines share.
 
 Knows nothing of what the options are for.
 """
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import difflib
 from collections.abc import Sequence
@@ -69,6 +70,13 @@ def check_seed(seed: int, bits: int) -> None:
     """Raises `InvalidInputError` unless a seed is at least 0 and has at most so many bits."""
     if not 0 <= seed < 2**bits:
         raise InvalidInputError(f"seed must be at least 0 and below 2^{bits}, got {seed}")
+
+
+def positive_int(text: str) -> int:
+    """An integer >= 1, as the `type` of an argument of argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected an integer >= 1, got {text!r}")
+    return int(text)
 
 
 def describe(kind: type) -> str:

@@ -72,6 +72,11 @@ class RandomPolicy:
         return self._action
 
 
+def usual_player(game: str) -> str:
+    """The name of the player that a game gets if nobody asks for one: the scripted one where it has one."""
+    return "scripted" if game in SCRIPTED_GAMES else "random"
+
+
 def scripted_player(game: str, seed: int = 0, noise: float = DEFAULT_NOISE) -> Player:
     """The scripted player of a game.
 
@@ -83,7 +88,7 @@ def scripted_player(game: str, seed: int = 0, noise: float = DEFAULT_NOISE) -> P
     Raises:
         InvalidInputError: the game has no scripted player, or `noise` is out of range.
     """
-    if game not in _SCRIPTED:
+    if game not in SCRIPTED_GAMES:
         raise InvalidInputError(
             f"there is no scripted player for {game!r}, only for {', '.join(SCRIPTED_GAMES)}; "
             "use the random player"

@@ -1,4 +1,4 @@
-"""What the scripted players of `players.py` share: blunders on purpose, a ball's track, and plans.
+"""What the scripted players of `players.py` share: how they go about it, blunders, a ball's track, plans.
 
 Nothing here knows a game.
 """
@@ -6,6 +6,7 @@ Nothing here knows a game.
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,15 +73,61 @@ class BallTrack:
         self.position, self.hidden = ball, 0
 
 
-def checked_noise(noise: float) -> float:
-    """The noise, if it is one.
+class ScriptedPlayer(ABC):
+    """A player that looks, blunders now and then, and otherwise plays.
+
+    Args:
+        seed: fixes every random choice that follows.
+        noise: in [0, 1]; 0 plays as well as it can, 1 very badly.
+
+    Attributes:
+        blunder_rate: probability per step, at noise 1, that a burst of blunders begins.
+        num_actions: size of the game's action set.
 
     Raises:
         InvalidInputError: `noise` outside [0, 1].
     """
-    if not 0 <= noise <= 1:
-        raise InvalidInputError(f"noise must be in [0, 1], got {noise}")
-    return noise
+
+    blunder_rate: float
+    num_actions: int
+
+    def __init__(self, seed: int = 0, noise: float = DEFAULT_NOISE) -> None:
+        if not 0 <= noise <= 1:
+            raise InvalidInputError(f"noise must be in [0, 1], got {noise}")
+        self.noise = noise
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget what was seen; with a seed, restart the random numbers."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._blunder = Blunders(self._rng, self.blunder_rate * self.noise, self.num_actions)
+        self._forget()
+
+    def __call__(self, obs: NDArray[np.uint8]) -> int:
+        """The action for the frame `obs`, uint8 (64, 64, 3)."""
+        self._look(np.asarray(obs)[None])
+        action = self._blunder()
+        if action is None:
+            action = self._play()
+        self._remember(action)
+        return action
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """A new game: nothing has been seen or done."""
+
+    @abstractmethod
+    def _look(self, frame: NDArray[np.uint8]) -> None:
+        """Take in the frame, uint8 (1, 64, 64, 3)."""
+
+    @abstractmethod
+    def _play(self) -> int:
+        """The action it means to take."""
+
+    @abstractmethod
+    def _remember(self, action: int) -> None:
+        """The action that was taken."""
 
 
 def all_plans(length: int) -> NDArray[np.int64]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .objects import breakout_ball, breakout_paddle
-from .scripted import DEFAULT_NOISE, BallTrack, Blunders, all_plans, checked_noise, reflect
+from .scripted import BallTrack, ScriptedPlayer, all_plans, reflect
 
 NOOP, FIRE, RIGHT, LEFT = range(4)
 
@@ -27,7 +27,7 @@ _WANDER_STEPS = 7
 """With more steps than this before the ball comes down, the paddle strolls."""
 
 
-class ScriptedBreakout:
+class ScriptedBreakout(ScriptedPlayer):
     """Plays Breakout's minimal action set (NOOP, FIRE, RIGHT, LEFT) at 4 raw frames a step, from pixels.
 
     It predicts from two frames where the ball will come down, plans the paddle's moves for that moment, and
@@ -43,29 +43,18 @@ class ScriptedBreakout:
         InvalidInputError: `noise` outside [0, 1].
     """
 
-    def __init__(self, seed: int = 0, noise: float = DEFAULT_NOISE) -> None:
-        self.noise = checked_noise(noise)
-        self.reset(seed)
+    blunder_rate = 0.1
+    num_actions = 4
 
-    def reset(self, seed: int | None = None) -> None:
-        """Forget ball and paddle; with a seed, restart the random numbers."""
-        if seed is not None:
-            self._rng = np.random.default_rng(seed)
-        self._blunder = Blunders(self._rng, 0.1 * self.noise, num_actions=4)
+    def _forget(self) -> None:
         self._ball = BallTrack()
         self._paddle = 32.0
         self._last_move = 0
         self._stroll = float(self._rng.uniform(_FIELD_LEFT, _FIELD_RIGHT))
         self._new_aim()
 
-    def __call__(self, obs: NDArray[np.uint8]) -> int:
-        """The action for the frame `obs`, uint8 (64, 64, 3)."""
-        self._look(np.asarray(obs)[None])
-        action = self._blunder()
-        if action is None:
-            action = self._play()
+    def _remember(self, action: int) -> None:
         self._last_move = _direction(action)
-        return action
 
     def _new_aim(self) -> None:
         """Choose which part of the paddle meets the next ball, or to miss it."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .objects import pong_ball, pong_right_paddle
-from .scripted import DEFAULT_NOISE, BallTrack, Blunders, all_plans, checked_noise, reflect
+from .scripted import BallTrack, ScriptedPlayer, all_plans, reflect
 
 NOOP, FIRE, UP, DOWN, UP_FIRE, DOWN_FIRE = range(6)
 """ALE calls moving up RIGHT and moving down LEFT."""
@@ -61,7 +61,7 @@ _WALL_ERROR = 1.5
 _WITH_FIRE = {NOOP: FIRE, UP: UP_FIRE, DOWN: DOWN_FIRE}
 
 
-class ScriptedPong:
+class ScriptedPong(ScriptedPlayer):
     """Plays the right paddle of Pong's minimal action set at 4 raw frames a step, from pixels.
 
     It predicts from two frames where the ball will arrive, plans the paddle's moves for that moment, and
@@ -80,15 +80,10 @@ class ScriptedPong:
         InvalidInputError: `noise` outside [0, 1].
     """
 
-    def __init__(self, seed: int = 0, noise: float = DEFAULT_NOISE) -> None:
-        self.noise = checked_noise(noise)
-        self.reset(seed)
+    blunder_rate = 0.04
+    num_actions = 6
 
-    def reset(self, seed: int | None = None) -> None:
-        """Forget ball and paddle; with a seed, restart the random numbers."""
-        if seed is not None:
-            self._rng = np.random.default_rng(seed)
-        self._blunder = Blunders(self._rng, 0.04 * self.noise, num_actions=6)
+    def _forget(self) -> None:
         self._ball = _PongBall()
         self._paddle = (_PADDLE_TOP + _PADDLE_BOTTOM) / 2
         self._moves = deque([0] * _LONGEST, maxlen=_LONGEST)
@@ -96,14 +91,8 @@ class ScriptedPong:
         self._aim: float | None = None
         self._smash = False
 
-    def __call__(self, obs: NDArray[np.uint8]) -> int:
-        """The action for the frame `obs`, uint8 (64, 64, 3)."""
-        self._look(np.asarray(obs)[None])
-        action = self._blunder()
-        if action is None:
-            action = self._play()
+    def _remember(self, action: int) -> None:
         self._moves.appendleft(_direction(action))
-        return action
 
     def _new_stroll(self) -> None:
         self._stroll = float(self._rng.uniform(*_STROLL))

@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -28,8 +27,10 @@ import diamond_gym
 from diamond_gym.atari import AtariEnv
 from diamond_gym.disk import prepare_folder, write_torch
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.options import positive_int
 from diamond_gym.pixels import to_float
 from diamond_gym.registration import check_imagined, game_name
+from trainers.arguments import new_ppo_parser
 
 gym.register_envs(diamond_gym)
 
@@ -215,36 +216,13 @@ def train(args: argparse.Namespace) -> Agent:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers.cleanrl_ppo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--env-id", default="DiamondBreakout-v0")
-    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--total-timesteps", type=int, default=500_000)
-    parser.add_argument("--num-envs", type=int, default=32)
-    parser.add_argument("--num-steps", type=int, default=64, help="steps of each game between updates")
-    parser.add_argument("--horizon", type=int, default=50, help="steps of an imagined game")
+    parser = new_ppo_parser("cleanrl_ppo", __doc__)
+    parser.add_argument("--total-timesteps", type=positive_int, default=500_000)
     parser.add_argument(
         "--num-frames", type=int, default=4, choices=range(1, 5), help="frames the agent sees"
     )
-    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
-    parser.add_argument("--num-epochs", type=int, default=4)
-    parser.add_argument("--minibatch-size", type=int, default=256)
-    parser.add_argument("--gamma", type=float, default=0.985)
-    parser.add_argument("--gae-lambda", type=float, default=0.95)
-    parser.add_argument("--clip", type=float, default=0.1)
-    parser.add_argument("--ent-coef", type=float, default=0.01)
     parser.add_argument("--num-games", type=int, default=30, help="real games to score the agent by")
-    parser.add_argument("--out", type=Path, default=Path("outputs/cleanrl_ppo"), help="folder for agent.pt")
-    args = parser.parse_args(argv)
-    for name in ("total_timesteps", "num_envs", "num_steps", "horizon", "num_epochs", "minibatch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

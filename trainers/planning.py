@@ -24,7 +24,9 @@ from tqdm import tqdm
 import diamond_gym
 from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.options import positive_int
 from diamond_gym.registration import env_id, game_name
+from trainers.arguments import new_parser
 
 gym.register_envs(diamond_gym)
 
@@ -134,27 +136,16 @@ def play_game(policy: Policy, game: str, seed: int, max_steps: int, num_conditio
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     defaults = PlannerConfig()
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers.planning",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser("planning", __doc__)
     parser.add_argument("--game", default="Breakout")
-    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--episodes", type=int, default=2, help="real games")
-    parser.add_argument("--max-steps", type=int, default=1000, help="of each game")
+    parser.add_argument("--episodes", type=positive_int, default=2, help="real games")
+    parser.add_argument("--max-steps", type=positive_int, default=1000, help="of each game")
     parser.add_argument("--num-sequences", type=int, default=defaults.num_sequences)
     parser.add_argument("--horizon", type=int, default=defaults.horizon, help="steps imagined")
     parser.add_argument("--num-taken", type=int, default=defaults.num_taken, help="actions of each plan")
     parser.add_argument("--gamma", type=float, default=defaults.gamma)
     parser.add_argument("--end-penalty", type=float, default=defaults.end_penalty)
-    args = parser.parse_args(argv)
-    for name in ("episodes", "max_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    return args
+    return parser.parse_args(argv)
 
 
 def run(args: argparse.Namespace) -> dict[str, list[float]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,6 +33,8 @@ except ImportError:
     raise MissingDependencyError("this needs TorchRL: pip install 'diamond-gym[torchrl]'") from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
+from diamond_gym.options import positive_int
+from trainers.arguments import new_ppo_parser
 
 
 def make_env(args: argparse.Namespace) -> TransformedEnv:
@@ -122,32 +123,9 @@ def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: An
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m trainers.torchrl_ppo",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--env-id", default="DiamondBreakout-v0")
-    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--total-frames", type=int, default=500_000)
-    parser.add_argument("--num-envs", type=int, default=32)
-    parser.add_argument("--num-steps", type=int, default=64, help="steps of each game between updates")
-    parser.add_argument("--horizon", type=int, default=50, help="steps of an imagined game")
-    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
-    parser.add_argument("--num-epochs", type=int, default=4)
-    parser.add_argument("--minibatch-size", type=int, default=256)
-    parser.add_argument("--gamma", type=float, default=0.985)
-    parser.add_argument("--gae-lambda", type=float, default=0.95)
-    parser.add_argument("--clip", type=float, default=0.1)
-    parser.add_argument("--ent-coef", type=float, default=0.01)
-    parser.add_argument("--out", type=Path, default=Path("outputs/torchrl_ppo"), help="folder for agent.pt")
-    args = parser.parse_args(argv)
-    for name in ("total_frames", "num_envs", "num_steps", "horizon", "num_epochs", "minibatch_size"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
-    return args
+    parser = new_ppo_parser("torchrl_ppo", __doc__)
+    parser.add_argument("--total-frames", type=positive_int, default=500_000)
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

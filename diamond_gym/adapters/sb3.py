@@ -15,8 +15,8 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
+from diamond_gym.adapters.batch import make_batch
 from diamond_gym.errors import InvalidInputError, MissingDependencyError
-from diamond_gym.registration import check_imagined
 
 try:
     from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecMonitor
@@ -50,12 +50,7 @@ def make_sb3_vec_env(
         InvalidInputError: The id is not that of an imagined game, or an argument is wrong.
         DiamondGymError: A keyword argument cannot be met; the subclass says how.
     """
-    check_imagined(env_id)
-    if max_episode_steps is not None:
-        kwargs["max_episode_steps"] = max_episode_steps
-    games = gymnasium.make_vec(
-        env_id, num_envs, vectorization_mode="vector_entry_point", autoreset_mode="SAME_STEP", **kwargs
-    )
+    games = make_batch(env_id, num_envs, max_episode_steps, autoreset_mode="SAME_STEP", **kwargs)
     env: VecEnv = BatchedVecEnv(games)
     env.seed(seed)
     return VecMonitor(env) if monitor else env

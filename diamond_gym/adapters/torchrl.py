@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import gymnasium
 import torch
-from gymnasium.vector import VectorEnv
 
+from diamond_gym.adapters.batch import make_batch
 from diamond_gym.errors import MissingDependencyError
-from diamond_gym.registration import check_imagined
 
 try:
     from tensordict import TensorDict, TensorDictBase
@@ -57,16 +55,8 @@ class DiamondTorchRLEnv(EnvBase):
         with_context: bool = False,
         **kwargs: Any,
     ) -> None:
-        check_imagined(env_id)
-        if max_episode_steps is not None:
-            kwargs["max_episode_steps"] = max_episode_steps
-        games: VectorEnv = gymnasium.make_vec(
-            env_id,
-            num_envs,
-            vectorization_mode="vector_entry_point",
-            autoreset_mode="DISABLED",
-            output="torch",
-            **kwargs,
+        games = make_batch(
+            env_id, num_envs, max_episode_steps, autoreset_mode="DISABLED", output="torch", **kwargs
         )
         obs, infos = games.reset(seed=seed)
         super().__init__(device=obs.device, batch_size=torch.Size([num_envs]))

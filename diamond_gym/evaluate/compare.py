@@ -21,6 +21,8 @@ TOLERANCES = {"psnr": 0.3, "ssim": 0.005, "drift": 0.3, "spread": 0.5, "error": 
 OTHER_TOLERANCE = 0.06
 """Shares and correlations."""
 _COMPARED = ("steps", "reward", "end", "returns", "actions", "spread")
+_SAME = ("num_starts", "num_denoising_steps", "player")
+"""What must be equal beside the settings, which may leave it open."""
 _COUNTS = ("step", "frames", "starts", "confusion", "classes")
 
 
@@ -59,7 +61,7 @@ def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]
             raise InvalidInputError(
                 f"{name} is {now['settings'].get(name)} now and was {value}: only the same can be compared"
             )
-    for name in ("num_starts", "num_denoising_steps", "player"):
+    for name in _SAME:
         if now[name] != before[name]:
             raise InvalidInputError(f"{name} is {now[name]} now and was {before[name]}: give the same")
     numbers, numbers_before = (dict(_numbers(result, _COMPARED)) for result in (now, before))
@@ -96,8 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     measured, folder = map(Path, arguments)
     try:
-        now = json.loads(json.dumps(kept(read_result(measured))))
-        found = differences(now, read_kept(folder / "fidelity.json"))
+        found = differences(kept(read_result(measured)), read_kept(folder / "fidelity.json"))
     except DiamondGymError as error:
         print(error, file=sys.stderr)
         return 1
@@ -121,8 +122,7 @@ def read_kept(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         dict(_numbers(result, _COMPARED))
-        names = ("num_starts", "num_denoising_steps", "player")
-        return result | {"settings": dict(result["settings"])} | {name: result[name] for name in names}
+        return result | {"settings": dict(result["settings"])} | {name: result[name] for name in _SAME}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(f"{path} holds no numbers of an evaluation: {error!r}") from error
 

@@ -19,7 +19,7 @@ from diamond_gym.evaluate import branches, heldout, measure, pictures, report
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
 from diamond_gym.evaluate.settings import Settings
-from diamond_gym.players import PLAYER_NAMES, SCRIPTED_GAMES, player
+from diamond_gym.players import PLAYER_NAMES, player, usual_player
 from diamond_gym.registration import game_name
 
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
@@ -105,7 +105,7 @@ def find_policy(name: str, game: str) -> SeededPolicy:
 
 def player_name(policy: str, game: str) -> str:
     """The player that "auto" means in a game; other names as they are."""
-    return policy if policy != "auto" else "scripted" if game in SCRIPTED_GAMES else "random"
+    return usual_player(game) if policy == "auto" else policy
 
 
 def default_num_starts(world: World) -> int:

@@ -59,7 +59,7 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def write_json(result: dict[str, Any], path: Path) -> None:
+def write_json(result: Any, path: Path) -> None:
     """Write the numbers; NaN becomes null."""
     write_file(path, json.dumps(_plain(result), indent=1, allow_nan=False).encode() + b"\n")
 

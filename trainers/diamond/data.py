@@ -19,7 +19,7 @@ from diamond_gym.collect import collect
 from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError
-from diamond_gym.players import SCRIPTED_GAMES, player
+from diamond_gym.players import player, usual_player
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
@@ -54,9 +54,7 @@ def count_actions(path: Path) -> int:
 
 def player_name(config: PlayerConfig, game: str) -> str:
     """The player that "auto" means in a game."""
-    if config.name != "auto":
-        return config.name
-    return "scripted" if game in SCRIPTED_GAMES else "random"
+    return usual_player(game) if config.name == "auto" else config.name
 
 
 def check_players(config: TrainerConfig, game: str) -> None:

@@ -56,21 +56,14 @@ def frame_stack(agent: BaseAlgorithm, path: Path) -> int:
 
 
 def _games(settings: EvaluateSettings, stack: int) -> VecEnv:
-    game, num_envs = game_name(settings.game), min(_NUM_ENVS, settings.episodes)
-    if settings.where == "real":
-        return games.real(
-            game,
-            num_envs,
-            frame_stack=stack,
-            training=False,
-            max_steps=settings.max_game_steps,
-            seed=settings.seed,
-        )
-    return games.imagined(
-        game,
+    num_envs = min(_NUM_ENVS, settings.episodes)
+    if settings.where == "imagination":
+        return games.imagined(settings, num_envs, frame_stack=stack, seed=settings.seed)
+    return games.real(
+        game_name(settings.game),
         num_envs,
         frame_stack=stack,
-        horizon=settings.horizon,
+        training=False,
+        max_steps=settings.max_game_steps,
         seed=settings.seed,
-        world=games.world_options(settings),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import TimeLimit
@@ -16,21 +15,21 @@ from diamond_gym.atari import AtariEnv
 from diamond_gym.registration import env_id
 from trainers.sb3.settings import EvaluateSettings, TrainSettings
 
-WorldOptions = dict[str, Any]
-"""Keyword arguments of an imagined game: checkpoint, contexts, device, num_denoising_steps."""
-
-
-def world_options(settings: TrainSettings | EvaluateSettings) -> WorldOptions:
-    """Keyword arguments of the imagined games that are asked for."""
-    names = ("checkpoint", "contexts", "num_denoising_steps", "device")
-    return {name: getattr(settings, name) for name in names}
-
 
 def imagined(
-    game: str, num_envs: int, *, frame_stack: int, horizon: int, seed: int, world: WorldOptions
+    settings: TrainSettings | EvaluateSettings, num_envs: int, *, frame_stack: int, seed: int
 ) -> VecEnv:
-    """Imagined games in one batch; an episode is a life, or ends at the horizon."""
-    env = make_sb3_vec_env(env_id(game), num_envs, seed=seed, max_episode_steps=horizon, **world)
+    """Imagined games in one batch, of the world asked for; an episode is a life, or ends at the horizon."""
+    env = make_sb3_vec_env(
+        env_id(settings.game),
+        num_envs,
+        seed=seed,
+        max_episode_steps=settings.horizon,
+        checkpoint=settings.checkpoint,
+        contexts=settings.contexts,
+        num_denoising_steps=settings.num_denoising_steps,
+        device=settings.device,
+    )
     return ContextFrameStack(env, frame_stack)
 
 

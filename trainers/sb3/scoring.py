@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,10 +47,6 @@ class Score:
         """Summary of returns, at least one."""
         low, high = bootstrap_interval(returns)
         return cls(player, returns, float(np.mean(returns)), float(np.median(returns)), low, high)
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 def bootstrap_interval(returns: list[float]) -> tuple[float, float]:

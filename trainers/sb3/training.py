@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import disk
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.report import write_json
 from diamond_gym.registration import game_name
 from trainers.sb3 import games, pictures, scoring
 from trainers.sb3.agents import (
@@ -59,38 +60,31 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
         KeyboardInterrupt: Ctrl-C; the agent has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
-    game, folder = settings.game, Path(settings.folder)
+    folder = Path(settings.folder)
     disk.prepare_folder(folder)
     _check_settings(folder, settings)
-    env = _games_to_learn_from(settings, game)
+    env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)
         agent = _agent(settings, env, folder)
-        _write_settings(folder, settings)
-        _learn(agent, settings, game, folder, progress)
-        scores = _score(agent, beside, settings, game, env, progress)
-        _write(scores, agent, settings, game, folder)
+        write_json(asdict(settings), folder / SETTINGS_FILE)
+        _learn(agent, settings, folder, progress)
+        scores = _score(agent, beside, settings, env, progress)
+        _write(scores, agent, settings, folder)
     finally:
         env.close()
     return scores
 
 
-def _games_to_learn_from(settings: TrainSettings, game: str) -> VecEnv:
+def _games_to_learn_from(settings: TrainSettings) -> VecEnv:
     if settings.where == "imagination":
-        return games.imagined(
-            game,
-            settings.num_envs,
-            frame_stack=settings.stacked,
-            horizon=settings.horizon,
-            seed=settings.seed,
-            world=games.world_options(settings),
-        )
-    return _real(settings, game, settings.num_envs, training=True, seed=settings.seed)
+        return games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
+    return _real(settings, settings.num_envs, training=True, seed=settings.seed)
 
 
-def _real(settings: TrainSettings, game: str, num_envs: int, *, training: bool, seed: int) -> VecEnv:
+def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) -> VecEnv:
     return games.real(
-        game,
+        settings.game,
         num_envs,
         frame_stack=settings.stacked,
         training=training,
@@ -110,10 +104,6 @@ def _check_settings(folder: Path, settings: TrainSettings) -> None:
             raise InvalidInputError(
                 f"{folder} holds a run with {name}={before.get(name)}, not {now[name]}: choose another out="
             )
-
-
-def _write_settings(folder: Path, settings: TrainSettings) -> None:
-    disk.write_file(folder / SETTINGS_FILE, json.dumps(asdict(settings), indent=1).encode() + b"\n")
 
 
 def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
@@ -139,11 +129,11 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
     return new_agent(settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords())
 
 
-def _learn(agent: BaseAlgorithm, settings: TrainSettings, game: str, folder: Path, progress: bool) -> None:
+def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress: bool) -> None:
     left = settings.total_timesteps - agent.num_timesteps
     if left <= 0:
         return
-    evaluation = _real(settings, game, settings.eval_episodes, training=False, seed=_EVALUATION_SEED)
+    evaluation = _real(settings, settings.eval_episodes, training=False, seed=_EVALUATION_SEED)
     log = _new_log(folder)
     agent.set_logger(configure(str(log), ["csv", "tensorboard"]))
     callbacks: list[BaseCallback] = [
@@ -202,7 +192,7 @@ def _new_log(folder: Path) -> Path:
 
 
 def _note_time(folder: Path, seconds: float) -> None:
-    disk.write_file(folder / SECONDS_FILE, json.dumps(_seconds(folder) + seconds).encode())
+    write_json(_seconds(folder) + seconds, folder / SECONDS_FILE)
 
 
 def _seconds(folder: Path) -> float:
@@ -215,7 +205,6 @@ def _score(
     agent: BaseAlgorithm,
     beside: BaseAlgorithm | None,
     settings: TrainSettings,
-    game: str,
     env: VecEnv,
     progress: bool,
 ) -> list[Score]:
@@ -226,7 +215,7 @@ def _score(
     if beside is not None:
         players[f"beside: {settings.beside}"] = beside
     num_envs = min(_NUM_REAL_ENVS, settings.final_episodes)
-    with closing(_real(settings, game, num_envs, training=False, seed=_SCORING_SEED)) as real:
+    with closing(_real(settings, num_envs, training=False, seed=_SCORING_SEED)) as real:
         policies = {name: scoring.policy_of(player) for name, player in players.items()}
         policies["random"] = scoring.random_policy(real)
         return [
@@ -240,15 +229,13 @@ def _score(
         ]
 
 
-def _write(
-    scores: list[Score], agent: BaseAlgorithm, settings: TrainSettings, game: str, folder: Path
-) -> None:
+def _write(scores: list[Score], agent: BaseAlgorithm, settings: TrainSettings, folder: Path) -> None:
     result = {
         "steps": agent.num_timesteps,
         "seconds": _seconds(folder),
-        "scores": [score.as_json() for score in scores],
+        "scores": [asdict(score) for score in scores],
     }
-    disk.write_file(folder / SCORE_FILE, json.dumps(result, indent=1).encode() + b"\n")
+    write_json(result, folder / SCORE_FILE)
     pictures.write_learning_curve(
         folder / "learning_curve.png",
         sorted(folder.glob("log-*/progress.csv")),
@@ -256,20 +243,13 @@ def _write(
         settings.where,
     )
     with ExitStack() as stack:
-        worlds = [stack.enter_context(closing(world)) for world in _worlds_to_film(settings, game)]
+        worlds = [stack.enter_context(closing(world)) for world in _worlds_to_film(settings)]
         films = [(scoring.policy_of(agent), world) for world in worlds]
         pictures.write_film(folder / "film.mp4", films, FILM_STEPS)
 
 
-def _worlds_to_film(settings: TrainSettings, game: str) -> Iterator[VecEnv]:
+def _worlds_to_film(settings: TrainSettings) -> Iterator[VecEnv]:
     """One real game and, if the agent learned there, an imagined one."""
-    yield _real(settings, game, 1, training=False, seed=_FILM_SEED)
+    yield _real(settings, 1, training=False, seed=_FILM_SEED)
     if settings.where == "imagination":
-        yield games.imagined(
-            game,
-            1,
-            frame_stack=settings.stacked,
-            horizon=settings.horizon,
-            seed=_FILM_SEED,
-            world=games.world_options(settings),
-        )
+        yield games.imagined(settings, 1, frame_stack=settings.stacked, seed=_FILM_SEED)

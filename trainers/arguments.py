@@ -1,0 +1,46 @@
+"""The command lines of the single-file trainers: what all of them ask, and what those with PPO do."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diamond_gym.options import positive_int
+
+
+def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """A parser that knows `--checkpoint`, `--device` and `--seed`.
+
+    Args:
+        name: The module below `trainers`.
+        description: What `--help` says.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m trainers.{name}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """As `new_parser`, with the games, PPO's numbers, and `--out`."""
+    parser = new_parser(name, description)
+    parser.add_argument("--env-id", default="DiamondBreakout-v0")
+    parser.add_argument("--num-envs", type=positive_int, default=32)
+    parser.add_argument(
+        "--num-steps", type=positive_int, default=64, help="steps of each game between updates"
+    )
+    parser.add_argument("--horizon", type=positive_int, default=50, help="steps of an imagined game")
+    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--num-epochs", type=positive_int, default=4)
+    parser.add_argument("--minibatch-size", type=positive_int, default=256)
+    parser.add_argument("--gamma", type=float, default=0.985)
+    parser.add_argument("--gae-lambda", type=float, default=0.95)
+    parser.add_argument("--clip", type=float, default=0.1)
+    parser.add_argument("--ent-coef", type=float, default=0.01)
+    parser.add_argument("--out", type=Path, default=Path("outputs") / name, help="folder for agent.pt")
+    return parser

@@ -37,6 +37,14 @@ def without_shape_checks() -> Iterator[None]:
     config.update("jaxtyping_disable", False)
 
 
+@pytest.fixture(scope="session")
+def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny world model of Breakout on disk, for `checkpoint=`; about one step in eight is an end."""
+    from tests import worlds  # after the checks of shapes have been installed
+
+    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"), end_bias=-2.0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips what needs a GPU where there is none."""
     if torch.cuda.is_available():

@@ -5,27 +5,21 @@ import pytest
 import torch
 
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
-from tests import worlds
 from trainers import cleanrl_ppo
 from trainers.cleanrl_ppo import Rollout
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"), end_bias=-2.0)
-
-
-def short(checkpoint, out):
-    arguments = f"--checkpoint {checkpoint} --out {out} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
+def short(tiny_world, out):
+    arguments = f"--checkpoint {tiny_world} --out {out} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
     return f"{arguments} --total-timesteps 48 --num-games 1 --minibatch-size 8 --num-epochs 1".split()
 
 
-def test_its_games_are_those_of_the_stable_baselines_adapter(checkpoint, tmp_path):
-    args = cleanrl_ppo.parse_args([*short(checkpoint, tmp_path), "--seed", "4"])
+def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_path):
+    args = cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--seed", "4"])
     ours = cleanrl_ppo.Games(args)
     theirs = ContextFrameStack(
         make_sb3_vec_env(
-            "DiamondBreakout-v0", 3, seed=4, max_episode_steps=5, checkpoint=checkpoint, device="cpu"
+            "DiamondBreakout-v0", 3, seed=4, max_episode_steps=5, checkpoint=tiny_world, device="cpu"
         ),
         4,
     )
@@ -61,8 +55,8 @@ def test_advantages_stop_where_a_game_is_over():
     assert advantages.tolist() == pytest.approx([first, second, last])
 
 
-def test_a_horizon_is_bootstrapped_and_an_end_is_not(checkpoint, tmp_path):
-    args = cleanrl_ppo.parse_args(short(checkpoint, tmp_path))
+def test_a_horizon_is_bootstrapped_and_an_end_is_not(tiny_world, tmp_path):
+    args = cleanrl_ppo.parse_args(short(tiny_world, tmp_path))
     games = cleanrl_ppo.Games(args)
     agent = cleanrl_ppo.Agent(args.num_frames, games.num_actions)
     with torch.no_grad():
@@ -75,19 +69,19 @@ def test_a_horizon_is_bootstrapped_and_an_end_is_not(checkpoint, tmp_path):
     games.envs.close()
 
 
-def test_the_whole_command(checkpoint, tmp_path, capsys, monkeypatch):
+def test_the_whole_command(tiny_world, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(cleanrl_ppo.score, "__defaults__", (20,))
-    assert cleanrl_ppo.main(short(checkpoint, tmp_path)) == 0
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 0
     assert "mean score of 1 real games" in capsys.readouterr().out
     weights = torch.load(tmp_path / "agent.pt", weights_only=True)
     fresh = cleanrl_ppo.Agent(4, 4)
     fresh.load_state_dict(weights)
 
 
-def test_wrong_arguments(checkpoint, tmp_path, capsys):
+def test_wrong_arguments(tiny_world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cleanrl_ppo.main(["--num-envs", "0"])
-    assert cleanrl_ppo.main([*short(checkpoint, tmp_path), "--env-id", "CartPole-v1"]) == 1
-    assert cleanrl_ppo.main([*short(checkpoint, tmp_path), "--env-id", "DiamondFoo-v0"]) == 1
+    assert cleanrl_ppo.main([*short(tiny_world, tmp_path), "--env-id", "CartPole-v1"]) == 1
+    assert cleanrl_ppo.main([*short(tiny_world, tmp_path), "--env-id", "DiamondFoo-v0"]) == 1
     assert cleanrl_ppo.main([*short(tmp_path / "none", tmp_path)]) == 1
     assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")

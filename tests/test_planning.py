@@ -11,14 +11,9 @@ from trainers import planning
 from trainers.planning import LONGEST_HOLD, Planner, PlannerConfig
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"))
-
-
 @pytest.fixture
-def planner(checkpoint):
-    envs = gym.make_vec("DiamondBreakout-v0", 6, checkpoint=checkpoint, max_episode_steps=-1, **worlds.PLAIN)
+def planner(tiny_world):
+    envs = gym.make_vec("DiamondBreakout-v0", 6, checkpoint=tiny_world, max_episode_steps=-1, **worlds.PLAIN)
     yield Planner(envs, PlannerConfig(num_sequences=6, horizon=5, num_taken=3), seed=0)
     envs.close()
 
@@ -64,12 +59,12 @@ def test_drawn_actions_are_held(planner, monkeypatch):
     assert kept == pytest.approx(1 - changed + changed / 4, abs=0.01)
 
 
-def test_the_whole_command(checkpoint, capsys):
+def test_the_whole_command(tiny_world, capsys):
     short = "--episodes 1 --max-steps 12 --num-sequences 3 --horizon 4 --device cpu".split()
-    assert planning.main([*short, "--checkpoint", checkpoint]) == 0
+    assert planning.main([*short, "--checkpoint", tiny_world]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines] == ["planner", "random"]
-    assert planning.main([*short, "--checkpoint", checkpoint, "--num-taken", "9"]) == 2
+    assert planning.main([*short, "--checkpoint", tiny_world, "--num-taken", "9"]) == 2
     assert planning.main([*short, "--checkpoint", "nowhere.pt"]) == 1
 
 

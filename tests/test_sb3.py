@@ -24,32 +24,19 @@ ID = "DiamondBreakout-v0"
 HORIZON = 7
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"), end_bias=-2.0)
+@pytest.fixture
+def make(tiny_world):
+    with worlds.maker(make_sb3_vec_env, checkpoint=tiny_world, max_episode_steps=HORIZON) as make:
+        yield make
 
 
 @pytest.fixture
-def make(checkpoint):
-    made = []
-
-    def make(num_envs=3, **kwargs):
-        kwargs = {"checkpoint": checkpoint, "max_episode_steps": HORIZON, **worlds.PLAIN, **kwargs}
-        made.append(make_sb3_vec_env(ID, num_envs, **kwargs))
-        return made[-1]
-
-    yield make
-    for env in made:
-        env.close()
-
-
-@pytest.fixture
-def singles(checkpoint):
+def singles(tiny_world):
     """What SB3 makes itself out of single environments."""
     env = make_vec_env(
         ID,
         n_envs=3,
-        env_kwargs={"checkpoint": checkpoint, "max_episode_steps": HORIZON, **worlds.PLAIN},
+        env_kwargs={"checkpoint": tiny_world, "max_episode_steps": HORIZON, **worlds.PLAIN},
         vec_env_cls=DummyVecEnv,
     )
     yield env
@@ -206,12 +193,12 @@ def test_a_stack_without_contexts_is_a_frame_stack():
         ContextFrameStack(make(), 0)
 
 
-def test_wrong_input(make, checkpoint):
+def test_wrong_input(make, tiny_world):
     with pytest.raises(InvalidInputError, match="CartPole-v1 is not an imagined game"):
         make_sb3_vec_env("CartPole-v1")
     with pytest.raises(InvalidInputError, match="num_envs is an integer >= 1"):
         make(0)
-    games = gymnasium.make_vec(ID, 2, checkpoint=checkpoint)
+    games = gymnasium.make_vec(ID, 2, checkpoint=tiny_world)
     with pytest.raises(InvalidInputError, match="SAME_STEP"):
         BatchedVecEnv(games)
     games.close()

@@ -12,7 +12,6 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import options
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
-from tests import worlds
 from trainers.sb3 import agents, evaluation, games, scoring, training
 from trainers.sb3.__main__ import main
 from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
@@ -21,13 +20,8 @@ SHORT = ["total_timesteps=192", "num_envs=2", "horizon=6", "eval_every=128", "ev
 SHORT += ["final_episodes=2", "max_game_steps=30"]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"))
-
-
-def arguments(checkpoint, out, *more):
-    return [f"checkpoint={checkpoint}", f"out={out}", *SHORT, *more]
+def arguments(tiny_world, out, *more):
+    return [f"checkpoint={tiny_world}", f"out={out}", *SHORT, *more]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -39,9 +33,9 @@ def short_films():
 
 
 @pytest.fixture(scope="module")
-def finished(checkpoint, tmp_path_factory):
+def finished(tiny_world, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
-    assert main(["train", *arguments(checkpoint, out)]) == 0
+    assert main(["train", *arguments(tiny_world, out)]) == 0
     return out
 
 
@@ -62,20 +56,20 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
 
 
-def test_the_same_command_goes_on_and_other_settings_are_refused(finished, checkpoint, capsys):
+def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_world, capsys):
     before = (finished / "agent.zip").read_bytes()
-    assert main(["train", *arguments(checkpoint, finished)]) == 0
+    assert main(["train", *arguments(tiny_world, finished)]) == 0
     assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
     assert "going on from" in capsys.readouterr().out
-    more = [x for x in arguments(checkpoint, finished) if not x.startswith("total")] + ["total_timesteps=300"]
+    more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=300"]
     assert main(["train", *more]) == 0
     assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
     assert (finished / "log-002").is_dir()
-    assert main(["train", *arguments(checkpoint, finished, "seed=3")]) == 2
+    assert main(["train", *arguments(tiny_world, finished, "seed=3")]) == 2
     assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
 
 
-def test_a_stopped_run_has_saved_its_agent(checkpoint, tmp_path, monkeypatch):
+def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
     class Stop(BaseCallback):
         def _on_step(self):
             if self.n_calls == 70:  # in the second rollout
@@ -83,18 +77,18 @@ def test_a_stopped_run_has_saved_its_agent(checkpoint, tmp_path, monkeypatch):
             return True
 
     monkeypatch.setattr(training, "SaveAgent", lambda *_: Stop())
-    assert main(["train", *arguments(checkpoint, tmp_path)]) == 130
+    assert main(["train", *arguments(tiny_world, tmp_path)]) == 130
     assert 128 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 192
     monkeypatch.undo()
-    assert main(["train", *arguments(checkpoint, tmp_path)]) == 0
+    assert main(["train", *arguments(tiny_world, tmp_path)]) == 0
 
 
 @pytest.mark.parametrize("algo", [name for name in PRESETS if name != "ppo"])
-def test_every_algorithm(checkpoint, tmp_path, monkeypatch, algo):
+def test_every_algorithm(tiny_world, tmp_path, monkeypatch, algo):
     if "learning_starts" in PRESETS[algo]:
         small = {"learning_starts": 20, "buffer_size": 200}
         monkeypatch.setitem(PRESETS, algo, PRESETS[algo] | small)
-    given = [x for x in arguments(checkpoint, tmp_path, f"algo={algo}") if not x.startswith("total")]
+    given = [x for x in arguments(tiny_world, tmp_path, f"algo={algo}") if not x.startswith("total")]
     assert main(["train", *given, "total_timesteps=64", "num_denoising_steps=1"]) == 0
     again = evaluation.evaluate(
         EvaluateSettings(agent=str(tmp_path), episodes=1, max_game_steps=20, device="cpu"), progress=False
@@ -102,17 +96,17 @@ def test_every_algorithm(checkpoint, tmp_path, monkeypatch, algo):
     assert len(again.returns) == 1
 
 
-def test_learning_in_the_real_game_beside_another_agent(finished, checkpoint, tmp_path):
+def test_learning_in_the_real_game_beside_another_agent(finished, tiny_world, tmp_path):
     more = ["where=real", f"beside={finished}"]
-    assert main(["train", *arguments(checkpoint, tmp_path, *more)]) == 0
+    assert main(["train", *arguments(tiny_world, tmp_path, *more)]) == 0
     players = [s["player"] for s in json.loads((tmp_path / "score.json").read_text())["scores"]]
     assert players == ["ppo, real", "ppo, untrained", f"beside: {finished}", "random"]
 
 
-def test_scores_of_a_saved_agent_in_both_worlds(finished, checkpoint, capsys):
+def test_scores_of_a_saved_agent_in_both_worlds(finished, tiny_world, capsys):
     short = ["episodes=3", "max_game_steps=30", "horizon=5", "device=cpu"]
     for where in ("real", "imagination"):
-        command = ["evaluate", f"agent={finished}", f"where={where}", f"checkpoint={checkpoint}", *short]
+        command = ["evaluate", f"agent={finished}", f"where={where}", f"checkpoint={tiny_world}", *short]
         assert main(command) == 0
         first = capsys.readouterr().out
         assert f"{finished / 'agent.zip'}, {where}" in first
@@ -174,18 +168,18 @@ def test_scores_follow_from_the_seed_whoever_played_before(finished):
     np.testing.assert_array_equal(actions[0], actions[2])
 
 
-def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(checkpoint, tmp_path, monkeypatch, capsys):
+def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(PRESETS, "dqn", PRESETS["dqn"] | {"learning_starts": 20, "buffer_size": 200})
-    given = [x for x in arguments(checkpoint, tmp_path, "algo=dqn") if not x.startswith("total")]
+    given = [x for x in arguments(tiny_world, tmp_path, "algo=dqn") if not x.startswith("total")]
     assert main(["train", *given, "total_timesteps=40"]) == 0
     assert main(["train", *given, "total_timesteps=80"]) == 0
     assert "it fills up to step 60 first" in capsys.readouterr().out
 
 
-def test_a_run_that_failed_to_begin_does_not_stand_in_the_way(checkpoint, tmp_path):
+def test_a_run_that_failed_to_begin_does_not_stand_in_the_way(tiny_world, tmp_path):
     wrong = arguments(tmp_path / "nowhere.pt", tmp_path / "run")
     assert main(["train", *wrong]) == 1
-    given = [x for x in arguments(checkpoint, tmp_path / "run") if not x.startswith("total")]
+    given = [x for x in arguments(tiny_world, tmp_path / "run") if not x.startswith("total")]
     assert main(["train", *given, "total_timesteps=2"]) == 0
 
 

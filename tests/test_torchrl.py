@@ -17,24 +17,10 @@ ID = "DiamondBreakout-v0"
 HORIZON = 5
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return worlds.save_tiny_world(tmp_path_factory.mktemp("world"), end_bias=-2.0)
-
-
 @pytest.fixture
-def make(checkpoint):
-    made = []
-
-    def make(num_envs=3, **kwargs):
-        kwargs = {"checkpoint": checkpoint, "max_episode_steps": HORIZON, **worlds.PLAIN, **kwargs}
-        made.append(DiamondTorchRLEnv(ID, num_envs, **kwargs))
-        return made[-1]
-
-    yield make
-    for env in made:
-        if not env.is_closed:
-            env.close()
+def make(tiny_world):
+    with worlds.maker(DiamondTorchRLEnv, checkpoint=tiny_world, max_episode_steps=HORIZON) as make:
+        yield make
 
 
 @pytest.mark.parametrize("with_context", [False, True])
@@ -44,10 +30,10 @@ def test_specs(make, with_context):
     assert ("context" in env.reset()) == with_context
 
 
-def test_its_games_are_those_of_the_batched_environment(make, checkpoint):
+def test_its_games_are_those_of_the_batched_environment(make, tiny_world):
     env = make(seed=4, with_context=True)
     games = gymnasium.make_vec(
-        ID, 3, checkpoint=checkpoint, max_episode_steps=HORIZON, autoreset_mode="DISABLED", **worlds.PLAIN
+        ID, 3, checkpoint=tiny_world, max_episode_steps=HORIZON, autoreset_mode="DISABLED", **worlds.PLAIN
     )
     state, (obs, infos) = env.reset(), games.reset(seed=4)
     np.testing.assert_array_equal(state["pixels"], obs)
@@ -100,10 +86,10 @@ def test_wrong_input(make):
         make(0)
 
 
-def test_the_example_trains(checkpoint, tmp_path, capsys):
+def test_the_example_trains(tiny_world, tmp_path, capsys):
     from trainers import torchrl_ppo
 
-    short = f"--checkpoint {checkpoint} --out {tmp_path} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
+    short = f"--checkpoint {tiny_world} --out {tmp_path} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
     short = f"{short} --total-frames 48 --minibatch-size 8 --num-epochs 1".split()
     assert torchrl_ppo.main(short) == 0
     assert "imagined return" in capsys.readouterr().out

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -94,3 +97,17 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
         sampler=DiffusionSamplerConfig(num_steps_denoising=1),
         contexts=ContextBank(bank.obs, bank.act % len(action_meanings)),
     )
+
+
+@contextmanager
+def maker(kind: Callable[..., Any], **defaults: Any) -> Iterator[Callable[..., Any]]:
+    """Makes imagined Breakouts, three at once if not told otherwise, that are closed in the end."""
+    made = []
+
+    def make(num_envs: int = 3, **kwargs: Any) -> Any:
+        made.append(kind("DiamondBreakout-v0", num_envs, **{**PLAIN, **defaults, **kwargs}))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()

@@ -106,6 +106,8 @@ def test_actor_critic(agent, d):
 @torch.no_grad()
 def test_rollout(agent, d, monkeypatch):
     """The whole world model, fed the reference's initial noise in place of its own."""
+    # pixels that round to another level, as the order of sums decides, make others do so in later frames
+    torch.set_num_threads(2)
     init_noise = iter(d["rollout_init_noise"].unbind(1))
 
     def normal_and_uniform(key, step, draw, shape, uniform_draw, uniform_shape):
@@ -123,8 +125,7 @@ def test_rollout(agent, d, monkeypatch):
         assert_close(step.logits_end, d["rollout_logits_end"][:, t], rtol=1e-2, atol=1e-3)
     frames = torch.stack(frames, dim=1)
     assert_quantised_close(frames[:, 0], d["rollout_obs"][:, 0])
-    # pixels that round to another level, as the number of threads decides, make others do so in later frames
-    assert_quantised_close(frames, d["rollout_obs"], share=0.95, levels=2)
+    assert_quantised_close(frames, d["rollout_obs"], share=0.99, levels=2)
 
 
 def test_uint8_round_trip():

@@ -296,13 +296,26 @@ class TrainingConfig:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW."""
+    """How steps are made.
 
+    Attributes:
+        name: "adamw" (as published), or "muon": weights of layers by Muon, the rest by AdamW. Twice AdamW's
+            learning rate is a good one for it.
+        lr: Learning rate.
+        weight_decay: Of the weights of layers; biases, norms and embeddings have none.
+        eps: AdamW's.
+    """
+
+    name: str = "adamw"
     lr: float = 1e-4
     weight_decay: float = 1e-2
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
+        require(
+            self.name in ("adamw", "muon"),
+            f"optimizer.name={self.name!r}: accepted are adamw, muon",
+        )
         require(self.lr > 0, f"lr must be above 0, got {self.lr}")
         require(self.weight_decay >= 0, f"weight_decay must not be negative, got {self.weight_decay}")
         require(self.eps > 0, f"eps must be above 0, got {self.eps}")

@@ -1,13 +1,15 @@
-"""AdamW as DIAMOND uses it, and the moving average of weights."""
+"""AdamW as DIAMOND uses it, Muon instead where asked for, and the moving average of weights."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trainers.diamond.config import OptimizerConfig
+from trainers.diamond.muon import Muon
 
 _DECAYED = (nn.Linear, nn.Conv2d, nn.LSTM, nn.LSTMCell)
 
@@ -26,13 +28,17 @@ def weight_decay_groups(module: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW with the two groups of `weight_decay_groups`."""
+    """The two groups of `weight_decay_groups`, both AdamW's, or the first one Muon's."""
     decay, no_decay = weight_decay_groups(module)
     parameters = dict(module.named_parameters())
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [parameters[name] for name in decay], "weight_decay": config.weight_decay},
         {"params": [parameters[name] for name in no_decay], "weight_decay": 0.0},
     ]
+    if config.name == "muon":
+        for group, is_muon in zip(groups, (True, False), strict=True):
+            group["muon"] = is_muon
+        return Muon(groups, lr=config.lr, eps=config.eps, foreach=True)
     # the step count stays on the device: nothing waits for the GPU
     return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, foreach=True)
 

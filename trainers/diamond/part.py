@@ -74,8 +74,8 @@ class Part:
     ) -> Part:
         """Nothing is trained yet."""
         ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
-        adamw = make_optimizer(module, optimizer)
-        return cls(name, module, training, optimizer.lr, adamw, ema, objective, group)
+        moves = make_optimizer(module, optimizer)
+        return cls(name, module, training, optimizer.lr, moves, ema, objective, group)
 
     def step(self, replay: Replay, *, seed: int, lr_factor: float) -> Metrics:
         """Makes one optimiser step; its randomness is a function of seed, part and step.

@@ -18,6 +18,7 @@ usage: python -m trainers.sb3 COMMAND [key=value ...]
 
 commands (COMMAND --help tells more):
   train      an agent learns in imagination and is scored in the real game:  train game=Breakout algo=ppo
+  loop       as train, but the world also learns from the agent, in rounds:    loop game=Breakout rounds=3
   evaluate   scores a saved agent in either world:  evaluate agent=outputs/sb3/Breakout-ppo-imagination-0"""
 TRAIN = """\
 usage: python -m trainers.sb3 train [key=value ...]
@@ -25,6 +26,14 @@ usage: python -m trainers.sb3 train [key=value ...]
 The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
 learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
+
+"""
+LOOP = """\
+usage: python -m trainers.sb3 loop [key=value ...]
+
+DIAMOND's loop for any algorithm: the agent learns in imagination, plays the real game, and the world goes on
+learning from what it had and from the agent's episodes; then the next round begins. Every round leaves its
+agent, its episodes and its world in the folder. Ctrl-C saves; the same command goes on.
 
 """
 EVALUATE = """\
@@ -37,7 +46,7 @@ Scores an agent's zip. A zip holds pickled Python: load only those of people you
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    commands = {"train": _train, "evaluate": _evaluate}
+    commands = {"train": _train, "loop": _loop, "evaluate": _evaluate}
     if not arguments or arguments[0] in _HELP:
         print(USAGE)
         return 0 if arguments else 2
@@ -62,6 +71,18 @@ def _train(arguments: Sequence[str]) -> None:
     from trainers.sb3 import scoring, training
 
     print(scoring.table(training.train(settings)))
+    print(f"wrote {settings.folder}/")
+
+
+def _loop(arguments: Sequence[str]) -> None:
+    _require_sb3()
+    from trainers.sb3 import loop, scoring
+
+    if any(argument in _HELP for argument in arguments):
+        print(LOOP + options.describe(loop.LoopSettings))
+        return
+    settings = options.parse(loop.LoopSettings, arguments)
+    print(scoring.table(loop.loop(settings)))
     print(f"wrote {settings.folder}/")
 
 

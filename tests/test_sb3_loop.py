@@ -1,0 +1,126 @@
+"""`python -m trainers.sb3 loop`: rounds of learning, playing and training the world, stopped and resumed."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+
+from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.errors import InvalidInputError
+from trainers.diamond import launch
+from trainers.diamond import settings as world_settings
+from trainers.sb3 import agents, loop, training
+from trainers.sb3.__main__ import main
+from trainers.sb3.loop import LoopSettings
+from trainers.sb3.player import AgentPlayer
+
+WORLD = "preset=smoke training.num_epochs=1 training.parts=[denoiser,rew_end_model] evaluation.should=false "
+WORLD += "denoiser.training.steps_first_epoch=2 rew_end_model.training.steps_first_epoch=2"
+SHORT = ["total_timesteps=256", "num_envs=2", "horizon=6", "eval_every=500", "eval_episodes=1", "device=cpu"]
+SHORT += ["final_episodes=1", "max_game_steps=20", "rounds=2", "collect_steps=60", f"world={WORLD}"]
+
+
+@pytest.fixture(scope="module")
+def first_world(tmp_path_factory):
+    """A run of the trainer that has collected and learned next to nothing."""
+    config = world_settings.parse(["game=Breakout", *WORLD.split()])
+    return launch.train(config, outputs=tmp_path_factory.mktemp("first"), command="", progress=False)
+
+
+@pytest.fixture(autouse=True)
+def short_films(monkeypatch):
+    monkeypatch.setattr(training, "FILM_STEPS", 2)
+
+
+def arguments(first_world, out):
+    return ["loop", f"checkpoint={first_world}", f"data={first_world / 'dataset'}", f"out={out}", *SHORT]
+
+
+def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_the_agent(
+    first_world, tmp_path, monkeypatch, capsys
+):
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.launch, "train", stop)
+        assert main(arguments(first_world, tmp_path)) == 130
+    played = (tmp_path / "round-1" / "own" / "train" / "info.pt").read_bytes()
+    assert main(arguments(first_world, tmp_path)) == 0
+    assert (tmp_path / "round-1" / "own" / "train" / "info.pt").read_bytes() == played
+
+    sizes = [
+        EpisodeDataset(folder / "train").num_steps
+        for folder in (first_world / "dataset", tmp_path / "round-1" / "own", tmp_path / "round-1" / "data")
+    ]
+    assert sizes[1] == 60 and sizes[2] == sizes[0] + sizes[1]
+    (run,) = (tmp_path / "round-1" / "world").glob("*/*")
+    settings = json.loads((tmp_path / "round-2" / "agent" / "settings.json").read_text())
+    assert settings["checkpoint"] == str(run)
+    assert settings["contexts"] == str(tmp_path / "round-1" / "own" / "train")
+    weights = [torch.load(next(x.glob("checkpoints/agent_versions/*.pt"))) for x in (first_world, run)]
+    changed = [name for name, x in weights[0].items() if not torch.equal(x, weights[1][name])]
+    assert any(name.startswith("denoiser") for name in changed)
+    assert any(name.startswith("rew_end_model") for name in changed)
+
+    steps = [PPO.load(tmp_path / f"round-{i}" / "agent" / "agent.zip").num_timesteps for i in (1, 2)]
+    assert steps == [128, 256]
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in table[-5:-1]] == [
+        "round 1",
+        "round 2",
+        "ppo, untrained",
+        "random",
+    ]
+
+    monkeypatch.setattr(loop.training, "train", stop)  # all is there: nothing is done again
+    assert main(arguments(first_world, tmp_path)) == 0
+    assert main([*arguments(first_world, tmp_path), "seed=1"]) == 2
+    assert "holds a loop with seed=0, not 1: choose another out=" in capsys.readouterr().err
+
+
+def test_without_data_the_usual_player_plays_first(tmp_path):
+    settings = LoopSettings(game="Breakout", data_steps=50, out=str(tmp_path))
+    data = loop._first_data(settings, tmp_path, progress=False)
+    assert EpisodeDataset(data / "train").num_steps == 50
+
+
+def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
+    from trainers.sb3 import games
+
+    env = games.real("Breakout", 1, frame_stack=4, training=True, max_steps=100, seed=0)
+    agent = agents.new_agent("ppo", env, seed=0, device="cpu", n_steps=8, batch_size=8)
+    player = AgentPlayer(agent, 4)
+    player.reset(0)
+    obs = env.reset()
+    for _ in range(6):
+        assert isinstance(obs, np.ndarray)
+        player(obs[0, ..., -3:])
+        np.testing.assert_array_equal(player._stack, obs[0])
+        obs, *_ = env.step(np.array([1]))
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"rounds": 1}, "rounds must be at least 2"),
+        ({"collect_steps": 0}, "collect_steps must be at least 1"),
+        ({"where": "real"}, "leave out where"),
+        ({"beside": "x.zip"}, "leave out beside"),
+        ({"world": "game=Pong"}, "game is chosen by the loop"),
+        ({"world": "preset=nonsense"}, "preset=nonsense"),
+    ],
+)
+def test_refusals(given, message):
+    with pytest.raises(InvalidInputError, match=message):
+        LoopSettings(**given)
+
+
+def test_data_that_is_not_there_is_refused_before_anything_is_learned(first_world, tmp_path, capsys):
+    given = [x for x in arguments(first_world, tmp_path) if not x.startswith("data=")]
+    assert main([*given, f"data={tmp_path / 'nowhere'}"]) == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "round-1").exists()

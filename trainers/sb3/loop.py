@@ -1,0 +1,239 @@
+"""DIAMOND's loop for any agent: learn in imagination, play the real game, train the world on that, again.
+
+An agent that learns for long in a fixed world finds what that world gets wrong. Here each round's world has
+seen what the last round's agent does. Every stage leaves its result in a folder of its own, and one that is
+there already is not made again: the same command goes on with a loop that was stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from diamond_gym import disk, options
+from diamond_gym.atari import num_actions
+from diamond_gym.checkpoints import load_world
+from diamond_gym.collect import Policy, collect
+from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.evaluate.report import write_json
+from diamond_gym.options import option
+from diamond_gym.players import player, usual_player
+from diamond_gym.registration import game_name
+from trainers.diamond import launch
+from trainers.diamond import settings as world_settings
+from trainers.sb3 import training
+from trainers.sb3.agents import AGENT_FILE, load_agent
+from trainers.sb3.player import AgentPlayer
+from trainers.sb3.scoring import Score
+from trainers.sb3.settings import TrainSettings
+
+SETTINGS_FILE = "loop.json"
+_COLLECT_SEED = 40_000
+_CHOSEN_HERE = ("game", "static_dataset.path", "initialization.path_to_ckpt")
+
+
+@dataclass
+class LoopSettings(TrainSettings):
+    """As `TrainSettings`, and how often and how much the world learns from the agent.
+
+    Raises:
+        InvalidInputError: a number is out of range, or a key of the world's training is not accepted.
+    """
+
+    total_timesteps: int = option(300_000, "imagined steps of all games together, over all rounds")
+    contexts: str | None = option(
+        None, "where the first round's games start; later ones start in the agent's", str
+    )
+    rounds: int = option(3, "rounds, each with a world of its own; at least 2")
+    collect_steps: int = option(10_000, "real steps the agent plays after each round but the last")
+    data: str | None = option(
+        None, "folder of the episodes (train/, test/) that the first world learned from", str
+    )
+    data_steps: int = option(50_000, "without data: real steps that the game's usual player plays instead")
+    world: str = option("preset=finetune", "key=value arguments of `trainers.diamond train`, in quotes")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        options.check_positive(self, "collect_steps", "data_steps")
+        if self.rounds < 2:
+            raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")
+        if self.where != "imagination":
+            raise InvalidInputError("the loop learns in imagination: leave out where")
+        if self.beside is not None:
+            raise InvalidInputError("the loop scores its own rounds: leave out beside")
+        world_settings.parse(self.world_arguments)
+
+    @property
+    def folder(self) -> str:
+        """The loop's folder."""
+        return self.out or f"outputs/sb3/{self.game}-{self.algo}-loop-{self.seed}"
+
+    @property
+    def world_arguments(self) -> list[str]:
+        """Arguments of the world's training that are the user's to choose."""
+        arguments = shlex.split(self.world)
+        for argument in arguments:
+            key = argument.partition("=")[0]
+            if key in _CHOSEN_HERE:
+                raise InvalidInputError(f"world: {key} is chosen by the loop, leave it out")
+        return arguments
+
+    def round(self, number: int, folder: Path, checkpoint: str, contexts: str | None) -> TrainSettings:
+        """What the agent's part of a round, from 1, is: each learns equally long."""
+        own = {f.name: getattr(self, f.name) for f in fields(TrainSettings)}
+        return TrainSettings(
+            **own
+            | {
+                "total_timesteps": self.total_timesteps * number // self.rounds,
+                "checkpoint": checkpoint,
+                "contexts": contexts,
+                "out": str(folder),
+            }
+        )
+
+
+def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
+    """Goes through all rounds, or through those that are left.
+
+    Returns:
+        Scores in the real game: of the agent after each round, of an untrained and of a random player.
+
+    Raises:
+        InvalidInputError: The folder holds a loop of other settings.
+        DiamondGymError: A world model, the data or the folder is not usable; the subclass says how.
+        KeyboardInterrupt: Ctrl-C; what was begun has been saved.
+    """
+    settings = replace(settings, game=game_name(settings.game))
+    folder = Path(settings.folder)
+    disk.prepare_folder(folder)
+    _check_settings(folder / SETTINGS_FILE, settings)
+    checkpoint, contexts = settings.checkpoint, settings.contexts
+    data = _first_data(settings, folder, progress)
+    scores: list[list[Score]] = []
+    for number in range(1, settings.rounds + 1):
+        place = folder / f"round-{number}"
+        print(f"round {number} of {settings.rounds}: {settings.algo} in {checkpoint}", flush=True)
+        _take_along(folder / f"round-{number - 1}", place)
+        of_round = settings.round(number, place / "agent", checkpoint, contexts)
+        scores.append(_learned(of_round, progress))
+        if number < settings.rounds:
+            data = _extended(data, place, of_round, settings.collect_steps, progress)
+            checkpoint = _world(settings, place, data, checkpoint, progress)
+            contexts = str(place / "own" / "train")
+    return _summary(scores)
+
+
+def _check_settings(file: Path, settings: LoopSettings) -> None:
+    """Makes sure that a loop goes on as it began; notes how it begins."""
+    now = asdict(settings)
+    if file.is_file():
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in now.items():
+            if before.get(name) != value:
+                kept = f"{name}={before.get(name)}, not {value}"
+                raise InvalidInputError(f"{file.parent} holds a loop with {kept}: choose another out=")
+    write_json(now, file)
+
+
+def _learned(settings: TrainSettings, progress: bool) -> list[Score]:
+    """Scores of the round's agent, which learns if it has not yet."""
+    file = Path(settings.folder) / training.SCORE_FILE
+    if not file.is_file():
+        return training.train(settings, progress=progress)
+    return [Score(**score) for score in json.loads(file.read_text(encoding="utf-8"))["scores"]]
+
+
+def _take_along(before: Path, place: Path) -> None:
+    """The agent of the round before goes on."""
+    old, new = before / "agent" / AGENT_FILE, place / "agent" / AGENT_FILE
+    if old.is_file() and not new.is_file():
+        disk.write_file(new, old.read_bytes())
+
+
+def _first_data(settings: LoopSettings, folder: Path, progress: bool) -> Path:
+    if settings.data is not None:
+        EpisodeDataset(Path(settings.data) / "train")  # says so where there is none
+        return Path(settings.data)
+    name = usual_player(settings.game)
+    usual = player(name, settings.game, num_actions(settings.game), settings.seed, repeat=4)
+
+    def fill(place: Path) -> None:
+        _play(settings.game, usual, settings.data_steps, settings.seed, place, progress)
+
+    return _made(folder / "data", fill)
+
+
+def _play(game: str, policy: Policy, num_steps: int, seed: int, place: Path, progress: bool) -> None:
+    dataset = EpisodeDataset(place / "train", create=True)
+    collect(game, policy, num_steps=num_steps, seed=seed, dataset=dataset, progress=progress)
+
+
+def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, progress: bool) -> Path:
+    """The data, and what the round's agent plays."""
+
+    def own(folder: Path) -> None:
+        agent = load_agent(place / "agent" / AGENT_FILE, device=settings.device, algo=settings.algo)
+        seed = _COLLECT_SEED + settings.total_timesteps + settings.seed
+        _play(settings.game, AgentPlayer(agent, settings.stacked), num_steps, seed, folder, progress)
+
+    def both(folder: Path) -> None:
+        shutil.copytree(data, folder, copy_function=_link, dirs_exist_ok=True)
+        EpisodeDataset(folder / "train").extend(EpisodeDataset(place / "own" / "train"))
+
+    _made(place / "own", own)
+    return _made(place / "data", both)
+
+
+def _made(place: Path, fill: Callable[[Path], None]) -> Path:
+    """A folder that appears once it is full.
+
+    Raises:
+        CacheError: It cannot be written.
+    """
+    if place.is_dir():
+        return place
+    partial = place.with_name(f"{place.name}.partial")
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        fill(partial)
+        partial.rename(place)
+    except OSError as error:
+        raise CacheError(f"cannot write {place}: {error}") from error
+    return place
+
+
+def _link(source: str, target: str) -> None:
+    """Episodes are replaced, never written into: a second name costs no space where the disk has such."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, progress: bool) -> str:
+    """The run folder of the world of the next round."""
+    outputs = place / "world"
+    runs: Sequence[Path] = sorted(outputs.glob("*/*/config/trainer.yaml"))
+    if runs:
+        return str(launch.resume(runs[-1].parents[1], progress=progress))
+    before = load_world(settings.game, checkpoint, device=settings.device).source
+    arguments = [
+        *(f"game={settings.game}", f"static_dataset.path={data}", f"initialization.path_to_ckpt={before}"),
+        *settings.world_arguments,
+    ]
+    command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
+    config = world_settings.parse(arguments)
+    return str(launch.train(config, outputs=outputs, command=command, progress=progress))
+
+
+def _summary(rounds: list[list[Score]]) -> list[Score]:
+    """The agent's score of each round, then the others', which no round changes."""
+    own = [replace(scores[0], player=f"round {i}") for i, scores in enumerate(rounds, 1)]
+    return own + rounds[0][1:]

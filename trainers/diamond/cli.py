@@ -49,7 +49,8 @@ go on.
   train game=Freeway collection.train.temperature=0.01
   train game=Pong training.model_free=true           (no world model: learns in the real game)
 
-preset= is one of {presets} (default: {default}). env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
+preset= is one of {presets} (default: {default}).
+env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
 A list is written [a,b]; nothing is written null. What every key is for: trainers/diamond/config.py.
 
 Several GPUs, or CPUs, share every batch (batch_size is that of all together, and a multiple of their number):

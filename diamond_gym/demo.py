@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym import disk, rendering, video
+from diamond_gym import atari, disk, rendering, video
 from diamond_gym.atari import AtariEnv
-from diamond_gym.collect import Policy
+from diamond_gym.collect import Policy, SeededPolicy
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.players import PLAYER_NAMES, player, usual_player
@@ -66,10 +66,13 @@ class RealGame:
         self.player = player
         self.frames: deque[Frame] = deque(maxlen=num_steps_conditioning)
         self.actions: deque[int] = deque(maxlen=num_steps_conditioning)
+        self._rng = np.random.default_rng(seed)
         self._begin(seed)
 
     def _begin(self, seed: int | None) -> None:
         obs, _ = self.env.reset(seed=seed)
+        if isinstance(self.player, SeededPolicy):
+            self.player.reset(int(self._rng.integers(2**31)))
         self.frames.clear()
         self.actions.clear()
         self.frames.append(obs)
@@ -195,7 +198,10 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         disk.prepare_folder(args.out)
-        moments = play(args.game, args.checkpoint, args.player, args.steps, args.seed)
+        game = game_name(args.game)
+        name = args.player or usual_player(game)
+        policy = player(name, game, atari.num_actions(game), args.seed, repeat=4)
+        moments = play(game, args.checkpoint, policy, args.steps, args.seed)
         write_video(args.out / "demo.mp4", moments)
         write_strip(args.out / "demo.png", moments)
     except DiamondGymError as error:
@@ -205,15 +211,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def play(game: str, checkpoint: str, player_name: str | None, num_steps: int, seed: int) -> list[Moment]:
-    """Plays both worlds; without a name the player is the scripted one if the game has it, else random."""
-    game = game_name(game)
+def play(game: str, checkpoint: str, policy: Policy, num_steps: int, seed: int) -> list[Moment]:
+    """Plays both worlds under a policy that sees the real frames."""
     env = gymnasium.make(env_id(game), checkpoint=checkpoint, max_episode_steps=HORIZON + 1)
     assert isinstance(env.unwrapped, DiamondEnv)
-    world = env.unwrapped.world
-    name = player_name or usual_player(game)
-    policy = player(name, game, len(world.action_meanings), seed, repeat=4)
-    real = RealGame(game, policy, world.world_model.num_steps_conditioning, seed)
+    real = RealGame(game, policy, env.unwrapped.world.world_model.num_steps_conditioning, seed)
     moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))
     env.close()
     return moments

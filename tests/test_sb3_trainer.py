@@ -114,6 +114,23 @@ def test_scores_of_a_saved_agent_in_both_worlds(finished, tiny_world, capsys):
         assert capsys.readouterr().out == first
 
 
+def test_a_film_of_an_agent_in_both_worlds(finished, tiny_world, tmp_path, capsys):
+    command = [
+        "demo",
+        f"agent={finished}",
+        f"checkpoint={tiny_world}",
+        f"out={tmp_path}",
+        "steps=5",
+        "device=cpu",
+    ]
+    assert main(command) == 0
+    film = cv2.VideoCapture(str(tmp_path / "agent.mp4"))
+    assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+    assert "plays 5 steps of Breakout" in capsys.readouterr().out
+    assert main([*command, "game=Pong"]) == 2
+    assert "was trained for Discrete(4), Pong has Discrete(6)" in capsys.readouterr().err
+
+
 class LongAndShort(VecEnv):
     """Two games, of 2 and of 9 steps, whose return is their number and length."""
 
@@ -211,7 +228,7 @@ def test_bootstrap_interval():
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        (["fly"], 2, "unknown command fly: accepted are train, evaluate"),
+        (["fly"], 2, "unknown command fly: accepted are train, loop, evaluate, demo"),
         (["train", "algo=sac"], 2, "algo must be one of ppo, a2c, dqn, recurrent_ppo, qrdqn, got 'sac'"),
         (["train", "where=moon"], 2, "where must be one of imagination, real"),
         (["train", "total_timesteps=0"], 2, "total_timesteps must be at least 1, got 0"),
@@ -222,6 +239,10 @@ def test_bootstrap_interval():
         (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
         (["evaluate"], 2, "missing: agent=PATH"),
         (["evaluate", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
+        (["evaluate", "agent=embedded", "game=Asterix"], 1, "no embedded agent of Asterix; games with one: "),
+        (["demo", "steps=0"], 2, "steps must be at least 1, got 0"),
+        (["demo", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
+        (["loop", "rounds=1"], 2, "rounds must be at least 2, got 1"),
     ],
 )
 def test_wrong_arguments_give_one_line(command, code, message, capsys, tmp_path, monkeypatch):
@@ -245,7 +266,7 @@ def test_agents_that_do_not_fit(finished, tmp_path):
     with pytest.raises(CheckpointError, match="is not an agent that this Stable-Baselines3 loads"):
         agents.load_agent(tmp_path / "agent.zip", device="cpu")
     with pytest.raises(CheckpointNotFoundError):
-        agents.find_agent(tmp_path / "none")
+        agents.find_agent(str(tmp_path / "none"), "Breakout")
     cart = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     cart.save(tmp_path / "cart.zip")
     with pytest.raises(InvalidInputError, match="accepted are stacks of 64x64 RGB frames"):
@@ -253,7 +274,7 @@ def test_agents_that_do_not_fit(finished, tmp_path):
 
 
 def test_help(capsys):
-    for command in (["--help"], ["train", "--help"], ["evaluate", "--help"]):
+    for command in (["--help"], *([name, "--help"] for name in ("train", "loop", "evaluate", "demo"))):
         assert main(command) == 0
     text = capsys.readouterr().out
     assert "total_timesteps=500000" in text and "deterministic=false" in text

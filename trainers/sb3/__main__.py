@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from diamond_gym import options
 from diamond_gym.errors import DiamondGymError, InvalidInputError, MissingDependencyError, UnknownGameError
-from trainers.sb3.settings import EvaluateSettings, TrainSettings
+from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
 
 _HELP = ("-h", "--help", "help")
 USAGE = """\
@@ -19,7 +19,8 @@ usage: python -m trainers.sb3 COMMAND [key=value ...]
 commands (COMMAND --help tells more):
   train      an agent learns in imagination and is scored in the real game:  train game=Breakout algo=ppo
   loop       as train, but the world also learns from the agent, in rounds:    loop game=Breakout rounds=3
-  evaluate   scores a saved agent in either world:  evaluate agent=outputs/sb3/Breakout-ppo-imagination-0"""
+  evaluate   scores a saved agent in either world:  evaluate agent=outputs/sb3/Breakout-ppo-imagination-0
+  demo       films a saved agent in the real game, and what is imagined beside:  demo game=Breakout"""
 TRAIN = """\
 usage: python -m trainers.sb3 train [key=value ...]
 
@@ -42,11 +43,17 @@ usage: python -m trainers.sb3 evaluate agent=PATH [key=value ...]
 Scores an agent's zip. A zip holds pickled Python: load only those of people you trust.
 
 """
+DEMO = """\
+usage: python -m trainers.sb3 demo [key=value ...]
+
+An agent plays the real game; beside it the world model imagines the same steps, anew every 50 steps.
+
+"""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Does what the arguments say and returns the exit code."""
-    commands = {"train": _train, "loop": _loop, "evaluate": _evaluate}
+    commands = {"train": _train, "loop": _loop, "evaluate": _evaluate, "demo": _demo}
     if not arguments or arguments[0] in _HELP:
         print(USAGE)
         return 0 if arguments else 2
@@ -95,6 +102,17 @@ def _evaluate(arguments: Sequence[str]) -> None:
     from trainers.sb3 import evaluation, scoring
 
     print(scoring.table([evaluation.evaluate(settings)]))
+
+
+def _demo(arguments: Sequence[str]) -> None:
+    if any(argument in _HELP for argument in arguments):
+        print(DEMO + options.describe(DemoSettings))
+        return
+    settings = options.parse(DemoSettings, arguments)
+    _require_sb3()
+    from trainers.sb3 import film
+
+    film.demo(settings)
 
 
 def _require_sb3() -> None:

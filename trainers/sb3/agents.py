@@ -25,6 +25,8 @@ from diamond_gym.errors import (
 from trainers.sb3.settings import PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"
+EMBEDDED = Path(__file__).parent / "embedded"
+"""GAME.zip: agents that learned in the embedded world of their game, and nowhere else."""
 _UNREADABLE = (
     AttributeError,
     EOFError,
@@ -70,19 +72,31 @@ def save_agent(agent: BaseAlgorithm, path: Path) -> None:
         agent.save(file)  # pyright: ignore[reportArgumentType]  (any binary file will do)
 
 
-def find_agent(path: Path) -> Path:
+def find_agent(name: str, game: str) -> Path:
     """The zip of an agent.
 
     Args:
-        path: the zip, or a run folder.
+        name: path of the zip or of a run folder, or "embedded": the one that comes with the package.
+        game: the game it will play.
 
     Raises:
         CheckpointNotFoundError: there is none.
     """
+    if name == "embedded":
+        return _embedded_agent(game)
+    path = Path(name)
     found = path / AGENT_FILE if path.is_dir() else path
     if not found.is_file():
         raise CheckpointNotFoundError(f"there is no agent at {found}")
     return found
+
+
+def _embedded_agent(game: str) -> Path:
+    path = EMBEDDED / f"{game}.zip"
+    if not path.is_file():
+        games = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.zip")))
+        raise CheckpointNotFoundError(f"no embedded agent of {game}; games with one: {games}")
+    return path
 
 
 def load_agent(

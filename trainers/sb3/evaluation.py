@@ -26,7 +26,7 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
         InvalidInputError: it is one for another game.
         DiamondGymError: the world model is not usable; the subclass says how.
     """
-    path = find_agent(Path(settings.agent))
+    path = find_agent(settings.agent, game_name(settings.game))
     agent = load_agent(path, device=settings.device)
     env = _games(settings, frame_stack(agent, path))
     try:

@@ -104,7 +104,7 @@ class EvaluateSettings:
         InvalidInputError: a place is unknown, or a number is out of range.
     """
 
-    agent: str = option("", "the agent's zip, or the run folder it lies in")
+    agent: str = option("", "the agent's zip, the run folder it lies in, or embedded")
     game: str = option("Breakout", "the game")
     where: str = option("real", "where it plays: real or imagination")
     episodes: int = option(
@@ -123,7 +123,30 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         if not self.agent:
-            raise InvalidInputError("missing: agent=PATH, an agent's zip or its run folder")
+            raise InvalidInputError(
+                "missing: agent=PATH, an agent's zip or its run folder, or agent=embedded"
+            )
         options.check_choice("where", self.where, WHERE)
         options.check_positive(self, "episodes", "horizon", "num_denoising_steps", "max_game_steps")
+        options.check_seed(self.seed, 31)
+
+
+@dataclass
+class DemoSettings:
+    """Who plays the game that is shown, real and imagined.
+
+    Raises:
+        InvalidInputError: a number is out of range.
+    """
+
+    game: str = option("Breakout", "the game")
+    agent: str = option("embedded", "the agent's zip, the run folder it lies in, or embedded")
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
+    steps: int = option(200, "steps to show")
+    seed: int = option(0, "fixes the games and the drawn actions")
+    device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
+    out: str = option(".", "folder for agent.mp4")
+
+    def __post_init__(self) -> None:
+        options.check_positive(self, "steps")
         options.check_seed(self.seed, 31)

@@ -109,7 +109,7 @@ def _check_settings(folder: Path, settings: TrainSettings) -> None:
 def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
     if settings.beside is None:
         return None
-    path = find_agent(Path(settings.beside))
+    path = find_agent(settings.beside, settings.game)
     agent = load_agent(path, device=settings.device)
     check_fits(agent, env, path)
     return agent

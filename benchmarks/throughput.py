@@ -26,6 +26,7 @@ import torch
 from ale_py import AtariVectorEnv, roms
 from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers import vector as vector_wrappers
+from stable_baselines3.common.vec_env import VecEnv
 
 from benchmarks.rows import (
     Took,
@@ -36,14 +37,15 @@ from benchmarks.rows import (
     time_step,
     write_rows,
 )
+from diamond_gym import registration
 from diamond_gym.acceleration import build_world_model
+from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
 from diamond_gym.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.models import Agent, AgentConfig
 from diamond_gym.options import positive_int
-from diamond_gym.registration import game_name
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.vector_env import DiamondVectorEnv
 from diamond_gym.world_model import WorldModel
@@ -173,6 +175,16 @@ def vector_case(model: str, name: str, envs: gymnasium.vector.VectorEnv[Any, Any
     )
 
 
+def sb3_case(model: str, name: str, envs: VecEnv, **about: Any) -> Case:
+    """Games as Stable-Baselines3 steps them, under random actions."""
+    rng = np.random.default_rng(0)
+    num_actions = envs.action_space.n  # pyright: ignore[reportAttributeAccessIssue]
+    envs.reset()
+    return Case(
+        model, name, envs.num_envs, lambda: envs.step(rng.integers(num_actions, size=envs.num_envs)), **about
+    )
+
+
 def wrapped(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
     """An environment under the wrappers agents commonly put on it."""
     env = RecordEpisodeStatistics(TimeLimit(env, HORIZON))
@@ -258,6 +270,9 @@ def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
         cases.append(env_case(args.checkpoint, "DiamondEnv + wrappers", env, **about))
     envs = DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options)
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv", envs, **about))
+    env_id = registration.env_id(registration.game_name(args.game))
+    for_sb3 = make_sb3_vec_env(env_id, num_envs, max_episode_steps=HORIZON, seed=0, **options)
+    cases.append(sb3_case(args.checkpoint, "BatchedVecEnv (SB3)", for_sb3, **about))
     envs = wrapped_vector(DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options))
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv + wrappers", envs, **about))
     if args.baseline:
@@ -287,7 +302,7 @@ def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
 
 def real_cases(game: str, num_envs: int) -> list[Case]:
     """The real game, as its world models saw it and as ale_py steps it fastest."""
-    game = game_name(game)
+    game = registration.game_name(game)
     rom_id = next(rom for rom in roms.get_all_rom_ids() if rom.title().replace("_", "") == game)
     cases = [vector_case("the real game", "AtariVectorEnv", AtariVectorEnv(rom_id, num_envs))]
     if num_envs == 1:

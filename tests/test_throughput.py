@@ -28,6 +28,7 @@ def test_rows_of_a_tiny_world(checkpoint, tmp_path, capsys):
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     names = {n: {row["name"] for row in rows if row["num_envs"] == n} for n in (1, 2)}
     of_any_size = {"networks", "WorldModel", "DiamondVectorEnv", "DiamondVectorEnv + wrappers", "baseline"}
+    of_any_size.add("BatchedVecEnv (SB3)")
     assert names[2] == of_any_size | {"AtariVectorEnv"}
     assert names[1] == names[2] | {"DiamondEnv", "DiamondEnv + wrappers", "AtariEnv"}
     for row in rows:

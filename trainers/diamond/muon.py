@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose every matrix is made orthogonal before it is taken as a step.
 
 Gradients of weight matrices lie mostly in a few directions; all of them move equally far here. A small
-denoiser needs a third of AdamW's steps or less (benchmarks/recipes.md).
+denoiser needs about half of AdamW's steps (benchmarks/recipes.md).
 """
 
 from __future__ import annotations

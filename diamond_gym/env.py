@@ -210,9 +210,10 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.world = self.world.resampled(num_denoising_steps, order, s_churn)
 
     def denoising_trajectory(self) -> NDArray[np.float32] | None:
-        """How the latest frame came out of noise: float32 (steps + 1, h, w, c), noise first, in about [-1, 1].
+        """How the latest frame came out of noise.
 
-        None when the latest frame was not imagined by a `step` of this environment.
+        float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
+        imagined by a `step` of this environment.
         """
         if self._trajectory is None:
             return None

@@ -77,7 +77,13 @@ class _Gif:
             first, *others = self._images
             duration = 10 * round(100 / self._fps)  # ms
             first.save(
-                self._file, "gif", save_all=True, append_images=others, duration=duration, loop=0, optimize=True
+                self._file,
+                "gif",
+                save_all=True,
+                append_images=others,
+                duration=duration,
+                loop=0,
+                optimize=True,
             )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError
@@ -29,7 +30,9 @@ def find_datasets(folder: Path) -> list[EpisodeDataset]:
     datasets = [dataset for dataset in datasets if len(dataset) > 0]
     if not datasets:
         names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
-        raise DatasetError(f"no datasets in {folder}: no folder in it has an info.pt; found {names}. {_HOW_TO_GET}")
+        raise DatasetError(
+            f"no datasets in {folder}: no folder in it has an info.pt; found {names}. {_HOW_TO_GET}"
+        )
     return datasets
 
 
@@ -139,10 +142,15 @@ class DatasetBrowser:
         """The frame and what is known of it; its denoising below where that was recorded."""
         picture = pictures.scaled(self._frame(self.position.step), self.size)
         trajectories = self.episode.info.get(TRAJECTORY)
-        if trajectories is not None and self.position.step > 0:
-            trajectory = trajectories[self.position.step - 1].permute(0, 2, 3, 1).float().numpy()
-            picture = pictures.with_strip(picture, pictures.visible(trajectory))
+        if trajectories is not None:
+            picture = pictures.with_strip(picture, self._strip(trajectories))
         return View(picture, (self._place_facts(), self._step_facts(), self._return_facts()), self.message)
+
+    def _strip(self, trajectories: Tensor) -> list[pictures.Picture]:
+        """How the frame came about; black for the first."""
+        step = self.position.step
+        trajectory = trajectories[max(0, step - 1)].permute(0, 2, 3, 1).float().numpy()
+        return pictures.visible(trajectory if step > 0 else np.full_like(trajectory, -1))
 
     def _frame(self, step: int) -> pictures.Picture:
         final = self.episode.final_observation

@@ -56,15 +56,16 @@ class Canvas:
             room = round(share * (self.size - self.letters)) - self.letters
             self._column(header, left, top, facts, room, line)
             left += room + self.letters
-        size = text.fitting_size(view.message, self.letters, self.size - 2 * self.letters)
-        text.write(header, self.letters, top + (num_rows - 1) * line, view.message, size, text.YELLOW)
+        message, size = text.fitted(view.message, self.letters, self.size - 2 * self.letters)
+        text.write(header, self.letters, top + (num_rows - 1) * line, message, size, text.YELLOW)
         return header
 
     def _column(self, header: Picture, x: int, y: int, facts: Facts, room: int, line: int) -> None:
         for i, (name, value) in enumerate(facts):
-            size = text.fitting_size(f"{name}  {value}", self.letters, room)
-            after = text.write(header, x, y + i * line, name, size, text.GREY)
-            text.write(header, after + size // 2, y + i * line, value, size, _colour(value))
+            _, size = text.fitted(f"{name}   {value}", self.letters, room)
+            after = text.write(header, x, y + i * line, name, size, text.GREY) + size // 2
+            short, size = text.fitted(value, size, x + room - after)
+            text.write(header, after, y + i * line, short, size, _colour(value))
 
     def _helped(self, picture: Picture, sections: list[tuple[str, list[Row]]]) -> Picture:
         dimmed = picture // _HELP_DIMMING
@@ -78,9 +79,9 @@ class Canvas:
             text.write(dimmed, margin, y, title, size, text.YELLOW)
             y += line
             for keys, what in rows:
-                fitting = text.fitting_size(what, size, self.size - 2 * margin - keys_room)
+                short, fitting = text.fitted(what, size, self.size - 2 * margin - keys_room)
                 text.write(dimmed, margin, y, keys, size, text.GREEN)
-                text.write(dimmed, margin + keys_room, y, what, fitting)
+                text.write(dimmed, margin + keys_room, y, short, fitting)
                 y += line
         return dimmed
 

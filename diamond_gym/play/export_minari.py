@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +22,10 @@ from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
 USAGE = """\
 usage: python -m diamond_gym.play export-minari dataset=FOLDER id=NAME [key=value ...]
 
-Copies recorded episodes, such as those in dataset/rec_<env>_<H or π>, into a Minari dataset, where Minari keeps
-its own (MINARI_DATASETS_PATH). Frames, actions, rewards and ends come back exactly as they were recorded;
-screens and denoising trajectories, where they were stored, are in `infos`. Unfinished episodes are left out:
-Minari needs the frame after the last step.
+Copies recorded episodes, such as those in dataset/rec_<env>_<H or π>, into a Minari dataset, where Minari
+keeps its own (MINARI_DATASETS_PATH). Frames, actions, rewards and ends come back exactly as they were
+recorded; screens and denoising trajectories, where they were stored, are in `infos`. Unfinished episodes are
+left out: Minari needs the frame after the last step.
 
 options:
 """
@@ -35,7 +37,9 @@ class ExportOptions:
 
     dataset: str = option("", "folder of episodes, with info.pt")
     id: str = option("", "id of the new dataset, such as breakout/human-v0")
-    num_actions: int | None = option(None, "size of the action set; without it the largest action, and 1", int)
+    num_actions: int | None = option(
+        None, "size of the action set; without it the largest action, and 1", int
+    )
 
     def __post_init__(self) -> None:
         for name in ("dataset", "id"):
@@ -69,22 +73,9 @@ def export(arguments: Sequence[str]) -> str:
         raise DatasetError(f"{chosen.dataset} holds no finished episodes to export")
     num_actions = _num_actions(episodes, chosen.num_actions)
     space = _frame_space(episodes, chosen.dataset)
-    if chosen.id in minari.list_local_datasets():
-        raise InvalidInputError(f"id={chosen.id}: Minari has a dataset of that name, choose another")
-    try:
-        minari.create_dataset_from_buffers(
-            chosen.id,
-            list(_buffers(episodes)),
-            observation_space=space,
-            action_space=Discrete(num_actions),
-            data_format="hdf5",
-            jpeg_encoding=False,  # JPEG blurs small things
-            description=f"episodes recorded by diamond_gym.play in {Path(chosen.dataset).name}",
-        )
-    except OSError as error:
-        raise CacheError(f"cannot write Minari's datasets: {error}; set MINARI_DATASETS_PATH") from error
-    except (ValueError, AssertionError) as error:
-        raise InvalidInputError(f"id={chosen.id}: {' '.join(str(error).split())}") from error
+    _check_id(chosen.id, minari)
+    about = f"episodes recorded by diamond_gym.play in {Path(chosen.dataset).name}"
+    _write(minari, chosen.id, episodes, space, Discrete(num_actions), about)
     steps, left_out = sum(map(len, episodes)), len(dataset) - len(episodes)
     rest = f"; {left_out} unfinished left out" if left_out else ""
     return f"{chosen.id}: {len(episodes)} episodes, {steps} steps{rest}"
@@ -99,6 +90,40 @@ def _library() -> Any:
             f"export-minari needs minari ({error}): pip install 'diamond-gym[minari]'"
         ) from error
     return minari
+
+
+def _check_id(id: str, minari: Any) -> None:
+    from minari.dataset.minari_dataset import parse_dataset_id  # pyright: ignore[reportMissingImports]
+
+    try:
+        parse_dataset_id(id)
+    except ValueError:
+        raise InvalidInputError(f"an id is written name-v0 or namespace/name-v0, got {id!r}") from None
+    if id in minari.list_local_datasets():
+        raise InvalidInputError(f"id={id}: Minari has a dataset of that name, choose another")
+
+
+def _write(
+    minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
+) -> None:
+    """Makes the dataset, or leaves nothing of it."""
+    from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of authors and code that recorded episodes do not name
+            minari.create_dataset_from_buffers(
+                id,
+                list(_buffers(episodes)),
+                observation_space=frames,
+                action_space=actions,
+                data_format="hdf5",
+                jpeg_encoding=False,  # JPEG blurs small things
+                description=about,
+            )
+    except OSError as error:
+        shutil.rmtree(get_dataset_path(id), ignore_errors=True)
+        raise CacheError(f"cannot write Minari's datasets: {error}; set MINARI_DATASETS_PATH") from error
 
 
 def _num_actions(episodes: Sequence[Episode], given: int | None) -> int:

@@ -94,10 +94,7 @@ _PLAY = (
     Shortcut(("i",), Command.IMAGINE, "imagine on from this real frame"),
     Shortcut(("c",), Command.COMPARE, "real and imagined side by side"),
     Shortcut(("t",), Command.STRIP, "how the frame came out of noise"),
-    *(
-        Shortcut((str(n),), Command.DENOISING_STEPS, "denoising steps", value=float(n))
-        for n in range(1, 10)
-    ),
+    *(Shortcut((str(n),), Command.DENOISING_STEPS, "denoising steps", value=float(n)) for n in range(1, 10)),
     Shortcut(("o",), Command.ORDER, "sampler: Euler / Heun"),
     Shortcut(("+", "="), Command.MORE_CHURN, "churn +0.1"),
     Shortcut(("-",), Command.LESS_CHURN, "churn -0.1"),
@@ -121,8 +118,7 @@ def play_shortcuts(game_keys: Iterable[str]) -> tuple[Shortcut, ...]:
     """Of the play mode: a key that the game needs is the game's (S, where there is a DOWN)."""
     taken = set(game_keys)
     return tuple(
-        replace(s, keys=tuple(key for key in s.keys if key not in taken))
-        for s in (*_PLAY, *_GENERAL)
+        replace(s, keys=tuple(key for key in s.keys if key not in taken)) for s in (*_PLAY, *_GENERAL)
     )
 
 
@@ -202,8 +198,10 @@ class GameKeys:
 
     def explain(self) -> list[tuple[str, str]]:
         """A line for each action: its keys and its name."""
-        rows = [(" + ".join(spell(k) for k in sorted(keys, key=_place)), self.action_meanings[action])
-                for keys, action in self.combinations.items()]
+        rows = [
+            (" + ".join(spell(k) for k in sorted(keys, key=_place)), self.action_meanings[action])
+            for keys, action in self.combinations.items()
+        ]
         return [("no key", self.action_meanings[self.idle]), *rows]
 
 

@@ -46,7 +46,7 @@ def quarters(panels: list[tuple[str, Picture]], lines: list[str], side: int) -> 
         room = half - text.height(size) - 4
         canvas[y + half - room : y + half, x : x + half] = _centred(scaled(frame, room), room, half)
         text.write(canvas, x + (half - room) // 2, y + 2, label, size)
-    _write_lines(canvas[half:, half:], lines, size)
+    _write_lines(canvas[half:, half:], lines, round(1.2 * size))
     return canvas
 
 
@@ -80,5 +80,5 @@ def _centred(picture: Picture, height: int, width: int) -> Picture:
 def _write_lines(canvas: Picture, lines: list[str], size: int) -> None:
     margin = size
     for i, line in enumerate(lines):
-        fitting = text.fitting_size(line, size, canvas.shape[1] - 2 * margin)
-        text.write(canvas, margin, margin + round(1.6 * i * size), line, fitting)
+        fitted, fitting = text.fitted(line, size, canvas.shape[1] - 2 * margin)
+        text.write(canvas, margin, margin + round(1.6 * i * size), fitted, fitting)

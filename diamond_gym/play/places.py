@@ -6,6 +6,7 @@ plays, nor of what is shown.
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -181,7 +182,7 @@ class ImaginedPlace:
 
 
 class RealPlace:
-    """The real game.
+    """The real game; its emulator is loaded by the first reset.
 
     Args:
         game: Its name.
@@ -193,18 +194,22 @@ class RealPlace:
     def __init__(self, game: str, *, training: bool, num_frames: int, seed: int | None = None) -> None:
         self.slug = "train" if training else "test"
         self.name = f"real game ({self.slug})"
-        self.env = AtariEnv(game, training=training, render_mode="rgb_array")
         self.time, self._num_frames = 0, num_frames
-        self._start(seed)
+        self._game, self._training, self._seed = game, training, seed
+
+    @functools.cached_property
+    def env(self) -> AtariEnv:
+        """The game."""
+        return AtariEnv(self._game, training=self._training, render_mode="rgb_array")
 
     def reset(self) -> None:
         """Starts a game; in training, goes on with the one in which a life was lost."""
-        self._start(None)
-
-    def _start(self, seed: int | None) -> None:
-        frame, _ = self.env.reset(seed=seed)
+        frame, _ = self.env.reset(seed=self._seed)
+        self._seed = None
         # Before the first frame the console stood still, as far as a world model is concerned.
-        self.trail = Trail(np.repeat(frame[None], self._num_frames, axis=0), np.zeros(self._num_frames - 1, int))
+        self.trail = Trail(
+            np.repeat(frame[None], self._num_frames, axis=0), np.zeros(self._num_frames - 1, int)
+        )
         self.time = 0
 
     def step(self, action: int) -> Outcome:
@@ -232,8 +237,8 @@ class RealPlace:
 class Comparison:
     """Imagination beside a real game, under the same actions.
 
-    Imagination is forked from the real game's last frames, and again when it is over or the horizon is reached;
-    in between it sees nothing but the actions.
+    Imagination is forked from the real game's last frames, and again when it is over or the horizon is
+    reached; in between it sees nothing but the actions.
 
     Attributes:
         outcome: What the latest imagined step brought; None right after a fork.

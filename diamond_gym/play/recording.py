@@ -19,7 +19,7 @@ from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError
 
 TRAJECTORY = "denoising_trajectory"
-"""In an episode's `info`: float16 (t, steps + 1, c, h, w); entry i is how the frame after step i came about."""
+"""In an episode's `info`: float16 (t, steps + 1, c, h, w); entry i became the frame after step i."""
 ORIGINAL_OBS = "original_obs"
 """In an episode's `info`: uint8 (t + 1, c, h, w), the console's screens, the one after the last step too."""
 

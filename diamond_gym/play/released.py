@@ -51,5 +51,5 @@ def ask(read: Callable[[str], str] = input, write: Callable[[str], object] = pri
             write(str(error))
         except EOFError:
             raise InvalidInputError(
-                "which released model? give --pretrained and a number or a name, such as --pretrained Breakout"
+                "which released model? give --pretrained and a number or a name, such as --pretrained Pong"
             ) from None

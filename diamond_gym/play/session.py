@@ -5,9 +5,11 @@ Knows nothing of windows, browsers or letters on the screen.
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -29,8 +31,8 @@ from diamond_gym.play.view import Facts, View
 
 _SOLVERS = {1: "Euler", 2: "Heun"}
 _CHURN_STEP = 0.1
-_SPEED_MEMORY = 0.9
-"""Share of the old in the running mean of the time a step takes."""
+_SPEED_STEPS = 15
+"""Steps whose median time is the speed on the screen."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class PlaySession:
         self.message = ""
         self._is_stepping = False
         self._resting = 0
-        self._seconds: float | None = None
+        self._seconds: deque[float] = deque(maxlen=_SPEED_STEPS)
         self._saved: Saved | None = None
         self._commands = self._table()
         self._begin_episode()
@@ -172,9 +174,7 @@ class PlaySession:
     def _timed(self, action: int) -> Outcome:
         start = time.perf_counter()
         outcome = (self.comparison or self.place).step(action)
-        seconds = time.perf_counter() - start
-        before = seconds if self._seconds is None else self._seconds
-        self._seconds = _SPEED_MEMORY * before + (1 - _SPEED_MEMORY) * seconds
+        self._seconds.append(time.perf_counter() - start)
         return outcome
 
     def _finish(self, outcome: Outcome) -> None:
@@ -259,6 +259,7 @@ class PlaySession:
         if len(self.places) == 1:
             raise InvalidInputError("there is no real game of this world to go to")
         self.comparison = None
+        self._seconds.clear()
         self.where = (self.where + direction) % len(self.places)
         self._reset()
         self.message = self.place.name
@@ -327,11 +328,11 @@ class PlaySession:
         if value is None or value != int(value):
             raise InvalidInputError(f"denoising steps are an integer of at least 1, got {value}")
         self.imagined.env.set_sampler(num_denoising_steps=int(value))
-        self._seconds = None
+        self._seconds.clear()
 
     def _switch_order(self) -> None:
         self.imagined.env.set_sampler(order=3 - self._sampler.order)
-        self._seconds = None
+        self._seconds.clear()
 
     def _change_churn(self, change: float) -> None:
         churn = round(max(0.0, self._sampler.s_churn + change), 3)
@@ -402,7 +403,7 @@ class PlaySession:
             ("Reward", _number(reward)),
             ("Return", _number(self.moment.episode_return)),
             ("Action", "-" if action is None else self.game_keys.action_meanings[action]),
-            ("Speed", "-" if self._seconds is None else f"{1 / self._seconds:.0f} steps/s"),
+            ("Speed", f"{1 / statistics.median(self._seconds):.0f} steps/s" if self._seconds else "-"),
         )
 
     def _model_facts(self) -> Facts:

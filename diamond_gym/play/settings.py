@@ -80,7 +80,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.record and (self.store_denoising_trajectory or self.store_original_obs):
-            raise InvalidInputError("--store-denoising-trajectory and --store-original-obs need --record (-r)")
+            raise InvalidInputError(
+                "--store-denoising-trajectory and --store-original-obs need --record (-r)"
+            )
         if not (math.isfinite(self.fps) and 1 <= self.fps <= 1000):
             raise InvalidInputError(f"--fps must be in 1..1000, got {self.fps:g}")
         if not _MIN_SIZE <= self.size <= _MAX_SIZE:
@@ -158,7 +160,9 @@ def _is_path(text: str) -> bool:
         game_name(text)
         return False
     except UnknownGameError as error:
-        looks_like_one = "/" in text or Path(text).suffix in (".pt", ".safetensors") or text.startswith("hub:")
+        looks_like_one = (
+            "/" in text or Path(text).suffix in (".pt", ".safetensors") or text.startswith("hub:")
+        )
         if looks_like_one or Path(text).expanduser().exists():
             return True
         raise UnknownGameError(f"{error}; nor is there a run folder or file of that name") from None
@@ -173,7 +177,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("what", nargs="*", metavar="key=value", help="a game or a path, and options; default: game=Breakout")
-    add("-p", "--pretrained", nargs="?", const=_ASK, metavar="WHICH", help="a released model: 1-26 or its game")
+    add(
+        "-p",
+        "--pretrained",
+        nargs="?",
+        const=_ASK,
+        metavar="WHICH",
+        help="a released model: 1-26 or its game",
+    )
     add(
         *("-d", "--dataset-mode"),
         nargs="?",
@@ -197,7 +208,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--fps", type=float, default=15.0, help="pictures, and steps, per second; default: 15")
     add("--size", type=int, default=640, help="width of the window; default: %(default)s")
     add("--no-header", action="store_true", help="only the picture")
-    add("--captures", type=Path, default=Path("captures"), help="folder of screenshots and films; default: captures")
+    add(
+        "--captures",
+        type=Path,
+        default=Path("captures"),
+        help="folder of screenshots and films; default: captures",
+    )
     add("--film", type=Path, metavar="FILE", help="film everything from the start, .mp4 or .gif")
     add("--frames", type=int, metavar="N", help="leave after so many pictures")
     return parser

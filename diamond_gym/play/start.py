@@ -1,4 +1,4 @@
-"""From settings to a session: loads the world model, sets up the places, says on the terminal what is what."""
+"""From settings to a session: loads the world model, sets up places, says what is what."""
 
 from __future__ import annotations
 
@@ -32,7 +32,13 @@ def play_session(settings: Settings, tell: Callable[[str], object] = print) -> P
         DiamondGymError: The world model cannot be had, or the recordings' folder cannot be written.
     """
     recorder = _recorder(settings)
-    env = _make_env(settings.world)
+    return session_in(_make_env(settings.world), settings, recorder, tell)
+
+
+def session_in(
+    env: DiamondEnv, settings: Settings, recorder: Recorder | None, tell: Callable[[str], object]
+) -> PlaySession:
+    """The same in an environment that is there already."""
     world, seed = env.world, settings.world.seed
     policy = policy_of(world, seed or 0)
     bank = _bank(settings, world, policy) if settings.num_steps_initial_collect else None
@@ -106,9 +112,14 @@ def _bank(settings: Settings, world: World, policy: Policy) -> ContextBank:
     if world.game is None:
         raise InvalidInputError("-n plays the real game first, and this world is of none: leave it out")
     if num_steps < n:
-        raise InvalidInputError(f"-n must be 0, or at least the {n} steps that a start takes, got {num_steps}")
+        raise InvalidInputError(
+            f"-n must be 0, or at least the {n} steps that a start takes, got {num_steps}"
+        )
     report = collect(
-        world.game, lambda frame: policy.look(frame).action, num_steps=num_steps, seed=settings.world.seed or 0
+        world.game,
+        lambda frame: policy.look(frame).action,
+        num_steps=num_steps,
+        seed=settings.world.seed or 0,
     )
     num_starts = int(num_windows(report.episodes, n).sum())
     if num_starts == 0:

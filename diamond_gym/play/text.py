@@ -49,11 +49,15 @@ def width(text: str, size: int) -> int:
     return _mask(text, size).shape[1]
 
 
-def fitting_size(text: str, size: int, room: int) -> int:
-    """The size, or the largest one below in which the text is not wider than the room."""
+def fitted(text: str, size: int, room: int) -> tuple[str, int]:
+    """The text and the size, or a smaller size and in the end a shorter text, not wider than the room."""
     while size > _SMALLEST and width(text, size) > room:
         size -= 1
-    return size
+    short = text
+    while short and width(short, size) > room:
+        text = text[:-1]
+        short = f"{text}..." if text else ""
+    return short, size
 
 
 def write(

@@ -109,7 +109,10 @@ class Viewer:
 
     def help(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """Titles and rows of keys and what they do."""
-        sections = [("Game keys", self.session.instructions()), ("Keys", keys.explain(self.session.shortcuts))]
+        sections = [
+            ("Game keys", self.session.instructions()),
+            ("Keys", keys.explain(self.session.shortcuts)),
+        ]
         return [(title, rows) for title, rows in sections if rows]
 
     def close(self) -> str:

@@ -10,8 +10,8 @@ from diamond_gym.play.viewer import Viewer
 from diamond_gym.rendering import Window
 
 NO_DISPLAY = (
-    "Play on a desktop or under `xvfb-run`; or set SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` show "
-    "what would have been on the screen"
+    "Play on a desktop or under `xvfb-run`; or set SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` "
+    "show what would have been on the screen"
 )
 """What to do without a display."""
 

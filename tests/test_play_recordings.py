@@ -33,10 +33,15 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> DiamondEnv:
     return DiamondEnv("Breakout", checkpoint=checkpoint, **worlds.PLAIN)
 
 
-def make_session(env: DiamondEnv, root: Path, horizon: int = 6, **store: bool) -> PlaySession:
+def make_session(
+    env: DiamondEnv, root: Path, *, store_trajectory: bool = False, store_original: bool = False
+) -> PlaySession:
+    """With a horizon of 6."""
     env.set_sampler(num_denoising_steps=1, order=1, s_churn=0)
-    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", f"--horizon={horizon}"])
-    session = start.session_in(env, given, Recorder(root, **store), tell=lambda line: None)
+    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", "--horizon=6"])
+    session = start.session_in(
+        env, given, Recorder(root, store_trajectory, store_original), tell=lambda line: None
+    )
     session.rest = 0
     return session
 
@@ -143,7 +148,8 @@ def test_original_screens(env: DiamondEnv, tmp_path: Path):
     (episode,) = EpisodeDataset(tmp_path / "rec_Breakout-train_H")
     screens = episode.info[ORIGINAL_OBS]
     assert screens.shape == (len(episode) + 1, 3, 210, 160) and screens.dtype == torch.uint8
-    for screen, frame in zip(screens, [*episode.obs, episode.final_observation], strict=True):
+    frames = torch.cat([episode.obs, episode.final_observation[None]])  # pyright: ignore[reportOptionalSubscript]
+    for screen, frame in zip(screens, frames, strict=True):
         small = cv2.resize(screen.permute(1, 2, 0).numpy(), (64, 64), interpolation=cv2.INTER_AREA)
         assert np.array_equal(small, frame.permute(1, 2, 0))
 

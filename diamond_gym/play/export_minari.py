@@ -147,10 +147,12 @@ def _buffers(episodes: Sequence[Episode]) -> Iterator[Any]:
     for i, episode in enumerate(episodes):
         final = episode.final_observation
         assert final is not None
+        frames: Any = np.concatenate([_channels_last(episode.obs), _channels_last(final[None])])
+        actions: Any = episode.act.numpy()
         yield EpisodeBuffer(
             id=i,
-            observations=np.concatenate([_channels_last(episode.obs), _channels_last(final[None])]),
-            actions=episode.act.numpy(),
+            observations=frames,
+            actions=actions,
             rewards=episode.rew.tolist(),
             terminations=episode.end.bool().tolist(),
             truncations=episode.trunc.bool().tolist(),

@@ -6,9 +6,10 @@ one took any step is a person's.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from numpy.typing import NDArray
 from diamond_gym import disk
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
 
 TRAJECTORY = "denoising_trajectory"
 """In an episode's `info`: float16 (t, steps + 1, c, h, w); entry i became the frame after step i."""
@@ -126,12 +129,12 @@ def _episode(
     last = torch.zeros(len(steps), dtype=torch.uint8)
     last[-1] = 1
     info: dict[str, Any] = {"final_observation": _channels_first(final)}
-    originals = [step.original for step in steps] + [original]
-    if all(screen is not None for screen in originals):
-        info[ORIGINAL_OBS] = _channels_first(np.stack(originals))  # pyright: ignore[reportArgumentType, reportCallIssue]
-    trajectories = [step.trajectory for step in steps]
-    if all(trajectory is not None for trajectory in trajectories):
-        info[TRAJECTORY] = _channels_first(_of_one_length(trajectories))  # pyright: ignore[reportArgumentType]
+    screens = _all_there([*(step.original for step in steps), original])
+    if screens is not None:
+        info[ORIGINAL_OBS] = _channels_first(np.stack(screens))
+    trajectories = _all_there([step.trajectory for step in steps])
+    if trajectories is not None:
+        info[TRAJECTORY] = _channels_first(_of_one_length(trajectories))
     return Episode(
         obs=_channels_first(np.stack([step.obs for step in steps])),
         act=torch.tensor([step.act for step in steps], dtype=torch.int64),
@@ -140,6 +143,12 @@ def _episode(
         trunc=torch.zeros_like(last) if terminated else last,
         info=info,
     )
+
+
+def _all_there(arrays: Sequence[_Array | None]) -> list[_Array] | None:
+    """The arrays, None if one is missing."""
+    there = [array for array in arrays if array is not None]
+    return there if len(there) == len(arrays) else None
 
 
 def _of_one_length(trajectories: list[NDArray[np.float16]]) -> NDArray[np.float16]:

@@ -36,10 +36,12 @@ class Session(Protocol):
     Attributes:
         title: What is shown, for a title bar or a file's name.
         shortcuts: Keys for its commands.
+        message: What happened last; a viewer may put others, and takes each away after a while.
     """
 
     title: str
     shortcuts: tuple[Shortcut, ...]
+    message: str
 
     def command(self, command: Command, value: float | None = None) -> None:
         """Does what was asked for.

@@ -108,7 +108,8 @@ class Keyboard:
         on_key(self._character(event) or name, is_repeated=is_repeated)
 
     def _name(self, event: Any) -> str:
-        return _NAMES.get(name := self._pygame.key.name(event.key), name)
+        name: str = self._pygame.key.name(event.key)
+        return _NAMES.get(name, name)
 
     def _character(self, event: Any) -> str | None:
         """What the key types on this keyboard, for signs that are elsewhere on others."""

@@ -106,22 +106,15 @@ class Window:
         fits = surface is not None and (self._is_fullscreen or surface.get_size() == (width, height))
         if Window._on_screen is self and surface is not None and fits and not self._is_stale:
             return surface
+        if self._is_stale:
+            self._pygame.display.quit()  # a window that is only resized may stay where it was, or as large
         self._init_display()
-        surface = self._open(width, height)
-        if not self._is_fullscreen and surface.get_size() != (width, height):
-            self._pygame.display.quit()  # some drivers stay as large as the screen was
-            self._init_display()
-            surface = self._open(width, height)
+        mode = ((0, 0), self._pygame.FULLSCREEN) if self._is_fullscreen else ((width, height), 0)
+        surface = self._pygame.display.set_mode(*mode)
         self._pygame.display.set_caption(self.title)
         Window._on_screen = self
         self._is_stale = False
         return surface
-
-    def _open(self, width: int, height: int) -> pygame.Surface:
-        display = self._pygame.display
-        if self._is_fullscreen:
-            return display.set_mode((0, 0), self._pygame.FULLSCREEN)
-        return display.set_mode((width, height))
 
     def _put(self, image: pygame.Surface, surface: pygame.Surface) -> None:
         """Copies a picture to the screen; where it is smaller or larger, scaled to its middle."""

@@ -9,18 +9,23 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
+from numpy.typing import NDArray
 
 from diamond_gym import disk
 from diamond_gym.errors import InvalidInputError
 
 SUFFIXES = (".mp4", ".gif")
-_GIF_COLOURS = 128
+_GIF_COLOURS = 96
+_GIF_STILL_SHARE = 0.8
+_GIF_TOLERANCE = 16
+"""Levels of 0..255 by which a pixel may be off: imagined frames are never quite still."""
 
 
 class Film:
     """A film that is being taken; its file appears when it is closed.
 
-    H.264 goes to the disk as it comes. A GIF's frames wait in memory, a byte a pixel.
+    H.264 goes to the disk as it comes. A GIF's frames wait in memory, a byte a pixel; it has few colours, and
+    pixels that hardly change stay as they were.
 
     Args:
         path: The file, `.mp4` or `.gif`; one that was there is replaced once the new one is complete.
@@ -59,15 +64,23 @@ class Film:
 
 
 class _Gif:
-    """Collects frames of few colours, undithered, so that what does not change costs nothing."""
+    """Collects frames of few colours, undithered, so that what hardly changes costs nothing."""
 
     def __init__(self, file: Any, fps: float) -> None:
         self._file, self._fps = file, fps
         self._images: list[Any] = []
+        self._shown: NDArray[np.uint8] | None = None
 
     def append_data(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
         from PIL import Image
 
+        if self._shown is not None:
+            is_still = np.abs(frame.astype(np.int16) - self._shown).max(axis=2) <= _GIF_TOLERANCE
+            if (
+                is_still.mean() > _GIF_STILL_SHARE
+            ):  # else it is another scene, in which old pixels would be seen
+                frame = np.where(is_still[..., None], self._shown, frame)
+        self._shown = frame
         self._images.append(
             Image.fromarray(frame).quantize(_GIF_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         )

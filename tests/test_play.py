@@ -301,7 +301,7 @@ def test_side_by_side(viewer: Viewer, game: PlaySession):
     picture, half = viewer.view().picture, SIZE // 2
     assert picture.shape == (SIZE, SIZE, 3)
     quarters = [picture[:half, :half], picture[:half, half:], picture[half:, :half]]
-    side = half - text.height(9) - 4
+    side = half - text.height(8) - 4
     for quarter, frame in zip(quarters, (real.frame, imagined.frame), strict=False):
         shown = cv2.resize(frame, (side, side), interpolation=cv2.INTER_NEAREST)
         left = (half - side) // 2

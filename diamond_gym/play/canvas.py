@@ -31,7 +31,7 @@ class Canvas:
     @property
     def letters(self) -> int:
         """Size of the letters."""
-        return max(10, self.size // 42)
+        return max(8, self.size // 42)
 
     def draw(self, view: View, help_sections: list[tuple[str, list[Row]]] | None = None) -> Picture:
         """The picture of a view, its width and height multiples of 8 as films like them.

@@ -41,7 +41,7 @@ def quarters(panels: list[tuple[str, Picture]], lines: list[str], side: int) -> 
     half = side // 2
     canvas = np.full((side, side, 3), text.BACKGROUND, np.uint8)
     corners = [(0, 0), (0, half), (half, 0)]
-    size = max(9, side // 42)
+    size = max(8, side // 42)
     for (label, frame), (y, x) in zip(panels, corners, strict=True):
         room = half - text.height(size) - 4
         canvas[y + half - room : y + half, x : x + half] = _centred(scaled(frame, room), room, half)

@@ -73,7 +73,6 @@ class Keyboard:
         self._pygame: Any = importlib.import_module("pygame")
         self._held: list[str] = []
         self._tapped: list[str] = []
-        self._repeats = False
 
     def held(self) -> list[str]:
         """Keys that are held or were since the last picture, in the order in which they went down."""
@@ -81,9 +80,7 @@ class Keyboard:
 
     def read(self, on_key: OnKey) -> None:
         """Takes what has happened since the last picture."""
-        if not self._repeats:  # once there is a window
-            self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)
-            self._repeats = True
+        self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window forgets it
         self._tapped = []
         for event in self._pygame.event.get():
             if event.type == self._pygame.QUIT:

@@ -159,8 +159,8 @@ def test_held_keys_are_actions_and_m_hands_over_to_the_policy(viewer: Viewer):
     viewer.press("m")
     assert facts(viewer.view())["Controller"] == "policy (actor-critic)"
     actions = set()
-    for _ in range(20):
-        viewer.advance(["d"])
+    for _ in range(10):
+        viewer.advance(["d"])  # what a person holds does not matter now
         actions.add(facts(viewer.view())["Action"])
     assert len(actions) > 1
     viewer.press("m")
@@ -249,7 +249,7 @@ def outcomes(viewer: Viewer, count: int = 4) -> list[Any]:
     return shown
 
 
-@pytest.mark.parametrize("to_place", [[], ["right"], ["right", "right"], ["c"]])
+@pytest.mark.parametrize("to_place", [[], ["right", "right"], ["c"]])
 def test_a_saved_moment_has_one_future(viewer: Viewer, to_place: list[str]):
     viewer.press("l")
     assert "no moment has been saved" in viewer.view().message
@@ -259,11 +259,11 @@ def test_a_saved_moment_has_one_future(viewer: Viewer, to_place: list[str]):
     viewer.press("s")
     saved = viewer.view().picture
     assert facts(viewer.view())["Saved state"] == "step 3"
-    first = outcomes(viewer, 8)
+    first = outcomes(viewer)
     viewer.press("left")
     viewer.press("l")
     assert np.array_equal(viewer.view().picture, saved)
-    assert outcomes(viewer, 8) == first
+    assert outcomes(viewer) == first
     viewer.press("l")
     assert np.array_equal(viewer.view().picture, saved)
 
@@ -519,6 +519,11 @@ def test_no_text_is_clipped(viewer: Viewer, size: int):
     third = round(0.36 * (size - Canvas(size).letters))
     gap = header[: header.shape[0] // 2, third : third + Canvas(size).letters]
     assert gap.max() <= 24  # columns do not run into each other
+
+
+def test_letters_that_the_font_lacks_are_spelled_out():
+    assert text.width("rec_π", 20) == text.width("rec_pi", 20)
+    assert text.width("日本", 20) == text.width("??", 20)
 
 
 def test_without_header(env: DiamondEnv, tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -33,6 +34,9 @@ def _export(arguments: Sequence[str]) -> int:
 
 def _show(settings: Settings) -> None:
     """Opens a window and leaves it again; what was played or filmed is kept, whatever ends it."""
+    # Threads that spin while they wait stall each other when anything else runs: seconds a picture were seen.
+    # It is read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Seconds of imports, which a typing error need not wait for.
     from diamond_gym.play import start, window
     from diamond_gym.play.canvas import Canvas

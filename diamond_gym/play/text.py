@@ -18,6 +18,8 @@ GREEN: Colour = (120, 220, 130)
 BACKGROUND: Colour = (18, 18, 24)
 
 _SMALLEST = 7
+_SPELLED_OUT = str.maketrans({"π": "pi"})
+"""The font that comes with Pillow has no Greek letters."""
 
 
 @functools.cache
@@ -32,7 +34,7 @@ def _mask(text: str, size: int) -> UInt8[np.ndarray, "h w"]:
     """How much of each pixel is covered by the text, in a box as high as any text of the size."""
     from PIL import Image, ImageDraw
 
-    font = _font(size)
+    font, text = _font(size), text.translate(_SPELLED_OUT).encode("ascii", "replace").decode()
     image = Image.new("L", (max(1, round(font.getlength(text)) + 1), height(size)))
     ImageDraw.Draw(image).text((0, 0), text, font=font, fill=255)
     return np.asarray(image)

@@ -85,6 +85,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
         self.action_space = Discrete(len(self.world.action_meanings))
         self._state: WorldModelState | None = None
+        self._trajectory: list[Tensor] | None = None
         self._over = False
         self._closed = False
 
@@ -109,6 +110,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         given = imagination.check_context(self.world, options.get("context"))
         super().reset(seed=seed)
         self._state, contexts = imagination.start_games(self.world, [self.np_random], given)
+        self._trajectory = None
         self._over = False
         self._show()
         return self._observe(), {"context": {"obs": contexts.obs[0], "act": contexts.act[0]}}
@@ -135,6 +137,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._state, step = imagination.advance_games(
             self.world, state, torch.tensor([act], device=state.act.device)
         )
+        self._trajectory = step.trajectory
         self._over = bool(step.end)
         self._show()
         return self._observe(), float(step.rew), self._over, False, {}
@@ -187,8 +190,34 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         imagination.require_open(self._closed)
         self._state, over = imagination.check_state(self.world, state, 1)
         self._over = bool(over)
+        self._trajectory = None
         imagination.restore_rngs([self.np_random], state)
         return self._observe()
+
+    def set_sampler(
+        self,
+        *,
+        num_denoising_steps: int | None = None,
+        order: int | None = None,
+        s_churn: float | None = None,
+    ) -> None:
+        """Samples the frames to come otherwise; the game goes on. None leaves a number as it is.
+
+        Raises:
+            InvalidInputError: A number is out of range, or this world cannot be sampled like this; nothing
+                has changed.
+        """
+        self.world = self.world.resampled(num_denoising_steps, order, s_churn)
+
+    def denoising_trajectory(self) -> NDArray[np.float32] | None:
+        """How the latest frame came out of noise.
+
+        float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
+        imagined by a `step` of this environment.
+        """
+        if self._trajectory is None:
+            return None
+        return torch.stack(self._trajectory)[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
 
     def get_action_meanings(self) -> list[str]:
         """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""

@@ -28,6 +28,10 @@ METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps"
 
 _MAX_TILES_SIDE = 1024
 _UNSEEN_DRIVERS = ("dummy", "offscreen")
+_ADVICE = (
+    'Use render_mode="rgb_array", run under a desktop or `xvfb-run`, '
+    "or set SDL_VIDEODRIVER=dummy to draw without a screen"
+)
 
 
 def enlarge(frame: UInt8[np.ndarray, "h w 3"], scale: int = SCALE) -> UInt8[np.ndarray, "h2 w2 3"]:
@@ -51,9 +55,13 @@ class Window:
 
     pygame has one window per process: the latest `Window` to show a picture has it.
 
+    Attributes:
+        title: Text of the title bar, from the next time the window opens.
+
     Args:
-        title: Text of the title bar.
+        title: See above.
         fps: Pictures per second; `show` waits so as not to be faster.
+        advice: What to do where there is no display, for the error's message.
 
     Raises:
         MissingDependencyError: pygame is not installed.
@@ -62,20 +70,29 @@ class Window:
 
     _on_screen: ClassVar[Window | None] = None
 
-    def __init__(self, title: str, fps: int = RENDER_FPS) -> None:
+    def __init__(self, title: str, fps: float = RENDER_FPS, advice: str = _ADVICE) -> None:
         self._pygame = _import_pygame()
-        self._title = title
+        self.title = title
         self._fps = fps
+        self._advice = advice
+        self._is_fullscreen = self._is_stale = False
         self._clock = self._pygame.time.Clock()
         self._init_display()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
         """Shows a picture, keeps the window responsive, and waits for the frame's turn."""
-        surface = self._surface_for(picture.shape[1], picture.shape[0])
-        self._pygame.surfarray.blit_array(surface, picture.swapaxes(0, 1))
+        height, width = picture.shape[:2]
+        surface = self._surface_for(width, height)
+        image = self._pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
+        self._put(image, surface)
         self._pygame.event.pump()
         self._pygame.display.flip()
         self._clock.tick(self._fps)
+
+    def toggle_fullscreen(self) -> None:
+        """From the next picture on, fills the screen with pictures as large as fit on it, or no longer."""
+        self._is_fullscreen = not self._is_fullscreen
+        self._is_stale = True
 
     def close(self) -> None:
         """Closes the window if it is this one's. Closing twice is harmless."""
@@ -86,30 +103,39 @@ class Window:
     def _surface_for(self, width: int, height: int) -> pygame.Surface:
         """The screen, if this window has it in that size; else a new one."""
         surface = self._pygame.display.get_surface() if self._pygame.display.get_init() else None
-        if Window._on_screen is self and surface is not None and surface.get_size() == (width, height):
+        fits = surface is not None and (self._is_fullscreen or surface.get_size() == (width, height))
+        if Window._on_screen is self and surface is not None and fits and not self._is_stale:
             return surface
+        if self._is_stale:
+            self._pygame.display.quit()  # a window that is only resized may stay where it was, or as large
         self._init_display()
-        surface = self._pygame.display.set_mode((width, height))
-        self._pygame.display.set_caption(self._title)
+        mode = ((0, 0), self._pygame.FULLSCREEN) if self._is_fullscreen else ((width, height), 0)
+        surface = self._pygame.display.set_mode(*mode)
+        self._pygame.display.set_caption(self.title)
         Window._on_screen = self
+        self._is_stale = False
         return surface
+
+    def _put(self, image: pygame.Surface, surface: pygame.Surface) -> None:
+        """Copies a picture to the screen; where it is smaller or larger, scaled to its middle."""
+        (width, height), (screen_width, screen_height) = image.get_size(), surface.get_size()
+        if (width, height) != (screen_width, screen_height):
+            scale = min(screen_width / width, screen_height / height)
+            width, height = int(scale * width), int(scale * height)
+            image = self._pygame.transform.scale(image, (width, height))
+            surface.fill(0)
+        surface.blit(image, ((screen_width - width) // 2, (screen_height - height) // 2))
 
     def _init_display(self) -> None:
         """Starts pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""
         try:
             self._pygame.display.init()
         except self._pygame.error as error:
-            raise DisplayError(f"no window can be opened ({error}). {_ADVICE}") from error
+            raise DisplayError(f"no window can be opened ({error}). {self._advice}") from error
         driver = self._pygame.display.get_driver()
         if driver in _UNSEEN_DRIVERS and os.environ.get("SDL_VIDEODRIVER") != driver:
             self._pygame.display.quit()
-            raise DisplayError(f"no window can be opened: there is no display. {_ADVICE}")
-
-
-_ADVICE = (
-    'Use render_mode="rgb_array", run under a desktop or `xvfb-run`, '
-    "or set SDL_VIDEODRIVER=dummy to draw without a screen"
-)
+            raise DisplayError(f"no window can be opened: there is no display. {self._advice}")
 
 
 def _import_pygame() -> Any:
@@ -118,5 +144,5 @@ def _import_pygame() -> Any:
         return importlib.import_module("pygame")
     except ImportError as error:
         raise MissingDependencyError(
-            'render_mode="human" needs pygame: pip install "diamond-gym[play]"'
+            'a window (render_mode="human") needs pygame: pip install "diamond-gym[play]"'
         ) from error

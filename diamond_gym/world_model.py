@@ -71,6 +71,7 @@ class WorldModelStep:
         end: Whether the episode ended.
         logits_rew: Logits of the reward classes -1, 0, 1.
         logits_end: Logits of going on and of ending.
+        trajectory: The frame at every noise level, from noise to `obs`, float32, about [-1, 1].
     """
 
     obs: UInt8[Tensor, "b c h w"]
@@ -78,6 +79,7 @@ class WorldModelStep:
     end: Bool[Tensor, " b"]
     logits_rew: Float[Tensor, "b 3"]
     logits_end: Float[Tensor, "b 2"]
+    trajectory: list[Float[Tensor, "b c h w"]]
 
 
 def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[Tensor, " b"]:
@@ -185,7 +187,8 @@ class WorldModel:
         init_noise, u = noise.normal_and_uniform(
             state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]), noise.Draw.REW_END, (2,)
         )
-        next_obs = self._sample(state, act_history, init_noise)[-1]
+        trajectory = self._sample(state, act_history, init_noise)
+        next_obs = trajectory[-1]
         frame = to_uint8(next_obs)
         logits_rew, logits_end, (hx, cx) = self.rew_end_model.predict_rew_end(
             to_float(state.obs[:, -1:]), act[:, None], next_obs[:, None], (state.hx[None], state.cx[None])
@@ -196,6 +199,7 @@ class WorldModel:
             end=draw_class(logits_end[:, 0], u[:, 1:]).bool(),
             logits_rew=logits_rew[:, 0],
             logits_end=logits_end[:, 0],
+            trajectory=trajectory,
         )
         next_state = WorldModelState(
             obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),

@@ -93,3 +93,26 @@ def test_numbers_out_of_range(agent, arguments):
 def test_a_world_model_alone_has_no_policy():
     with pytest.raises(InvalidInputError, match="no actor-critic"):
         AgentPolicy(Agent(parity.agent_config("tiny"), with_actor_critic=False))
+
+
+def test_a_decision_tells_entropy_and_value(agent, frames):
+    policy = AgentPolicy(agent, temperature=0)
+    decisions = [policy.decide(frame) for frame in frames]
+    logits = logits_of(agent, frames)
+    entropy = torch.distributions.Categorical(logits=logits).entropy() / np.log(2)
+    np.testing.assert_allclose([d.entropy for d in decisions], entropy, rtol=1e-4)
+    assert [d.action for d in decisions] == logits.argmax(dim=1).tolist()
+    hx_cx = agent.actor_critic.initial_state(1)
+    first = to_float(torch.from_numpy(frames[:1]).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        value = agent.actor_critic.predict_act_value(first, hx_cx)[1]
+    assert decisions[0].value == pytest.approx(float(value), abs=1e-5)
+
+
+def test_a_fork_goes_on_by_itself(agent, frames):
+    policy = AgentPolicy(agent, seed=5)
+    play(policy, frames[:4])
+    fork = policy.fork()
+    expected = play(fork.fork(), frames[4:])
+    assert play(policy, frames[4:]) == expected == play(fork, frames[4:])
+    assert fork.actor_critic is policy.actor_critic

@@ -232,6 +232,34 @@ def test_restore_refuses_what_does_not_fit(checkpoint: str, tmp_path: Path):
     assert env.step(0)[0] in env.observation_space
 
 
+def test_the_denoising_trajectory_ends_in_the_observation(endless_checkpoint: str):
+    env = make(endless_checkpoint)
+    env.reset(seed=0)
+    assert env.denoising_trajectory() is None
+    obs = env.step(1)[0]
+    trajectory = env.denoising_trajectory()
+    assert trajectory is not None and trajectory.shape == (2, 64, 64, 3)
+    np.testing.assert_array_equal(np.round((trajectory[-1] + 1) * 127.5), obs)
+    env.restore_state(env.clone_state())
+    assert env.denoising_trajectory() is None
+
+
+def test_the_sampler_can_be_changed_in_the_middle_of_a_game(endless_checkpoint: str):
+    env, other = (
+        make(endless_checkpoint),
+        make(endless_checkpoint, num_denoising_steps=3, order=2, s_churn=0.5),
+    )
+    env.reset(seed=0)
+    env.step(1)
+    other.reset(seed=0)
+    other.restore_state(env.clone_state())
+    env.set_sampler(num_denoising_steps=3, order=2, s_churn=0.5)
+    np.testing.assert_array_equal(env.step(2)[0], other.step(2)[0])
+    with pytest.raises(InvalidInputError, match="order must be 1"):
+        env.set_sampler(num_denoising_steps=1, order=3)
+    assert env.world.world_model.config.num_steps_denoising == 3
+
+
 @pytest.mark.filterwarnings("error")
 def test_check_env(env_id: str):
     check_env(gym.make(env_id).unwrapped)

@@ -42,6 +42,18 @@ class World:
     agent: Agent
     source: str
 
+    def resampled(
+        self, num_denoising_steps: int | None = None, order: int | None = None, s_churn: float | None = None
+    ) -> World:
+        """The same world on the same networks, its frames sampled otherwise; None leaves a number as it is.
+
+        Raises:
+            InvalidInputError: A number is out of range, or the denoiser cannot be sampled like this.
+        """
+        model = self.world_model
+        sampler = _overridden(model.config, num_denoising_steps, order, s_churn)
+        return replace(self, world_model=WorldModel(model.denoiser, model.rew_end_model, sampler))
+
 
 def load_world(
     game: str | None,

@@ -42,7 +42,8 @@ go on.
   train game=Breakout                                (as published: days on a GPU)
   train game=Breakout preset=small
   train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
-  train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes)
+  train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes, or is
+                                                       what diamond_gym.play recorded)
   train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
   train game=Breakout preset=small training.parts=[actor_critic] static_dataset.path=folder
         initialization.path_to_ckpt=outputs/2026-01-31/12-00-00

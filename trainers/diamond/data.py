@@ -30,15 +30,26 @@ _HELD_OUT = 10
 """Without test episodes, one in so many is held out of training."""
 
 
+def static_folders(path: Path) -> tuple[Path, Path]:
+    """Train and test episodes of a static dataset: `train` and `test` in it.
+
+    A folder that is a dataset itself, as `diamond_gym.play` records them, has training episodes only.
+    """
+    is_dataset_itself = (path / "info.pt").is_file() and not (path / "train").is_dir()
+    return path if is_dataset_itself else path / "train", path / "test"
+
+
 def check_static_dataset(path: Path) -> None:
     """Makes sure that there are episodes to train on.
 
     Raises:
         DatasetError: There are none, or the index is corrupt.
     """
-    train = path / "train"
+    train, _ = static_folders(path)
     if not train.is_dir():
-        raise DatasetError(f"static_dataset.path={path}: there is no folder {train} of episodes")
+        raise DatasetError(
+            f"static_dataset.path={path}: there is no folder {train} of episodes, nor an info.pt"
+        )
     try:
         num_episodes = len(EpisodeDataset(train))
     except DatasetError as error:
@@ -49,7 +60,7 @@ def check_static_dataset(path: Path) -> None:
 
 def count_actions(path: Path) -> int:
     """Actions that occur in a static dataset: the largest one, and 1."""
-    return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(path / "train"))
+    return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(static_folders(path)[0]))
 
 
 def player_name(config: PlayerConfig, game: str) -> str:
@@ -106,8 +117,7 @@ def dataset_folders(config: TrainerConfig, run: RunFolder) -> tuple[Path, Path]:
     """Folders of the train and test episodes; the latter may not exist."""
     if config.static_dataset.path is None:
         return run.dataset("train"), run.dataset("test")
-    path = Path(config.static_dataset.path)
-    return path / "train", path / "test"
+    return static_folders(Path(config.static_dataset.path))
 
 
 def load_replays(

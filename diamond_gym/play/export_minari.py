@@ -1,0 +1,175 @@
+"""Recorded episodes as a Minari dataset, without loss. The only module here that knows the library."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from torch import Tensor
+
+from diamond_gym import options
+from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
+from diamond_gym.options import option
+from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
+
+USAGE = """\
+usage: python -m diamond_gym.play export-minari dataset=FOLDER id=NAME [key=value ...]
+
+Copies recorded episodes, such as those in dataset/rec_<env>_<H or π>, into a Minari dataset, where Minari
+keeps its own (MINARI_DATASETS_PATH). Frames, actions, rewards and ends come back exactly as they were
+recorded; screens and denoising trajectories, where they were stored, are in `infos`. Unfinished episodes are
+left out: Minari needs the frame after the last step.
+
+options:
+"""
+
+
+@dataclass
+class ExportOptions:
+    """What to export, and under which name."""
+
+    dataset: str = option("", "folder of episodes, with info.pt")
+    id: str = option("", "id of the new dataset, such as breakout/human-v0")
+    num_actions: int | None = option(
+        None, "size of the action set; without it the largest action, and 1", int
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "id"):
+            if not getattr(self, name):
+                raise InvalidInputError(f"{name}=... is needed: see --help")
+        options.check_positive(self, "num_actions")
+
+
+def usage() -> str:
+    """The help text."""
+    return USAGE + options.describe(ExportOptions)
+
+
+def export(arguments: Sequence[str]) -> str:
+    """Makes the Minari dataset.
+
+    Returns:
+        What was exported, in a line.
+
+    Raises:
+        InvalidInputError: An argument is wrong, or Minari has a dataset of that id.
+        MissingDependencyError: minari is not installed.
+        DatasetError: There are no finished episodes, or they are of different sizes.
+        CacheError: Minari's folder cannot be written.
+    """
+    chosen = options.parse(ExportOptions, arguments)
+    minari = _library()
+    dataset = EpisodeDataset(chosen.dataset)
+    episodes = [episode for episode in dataset if episode.final_observation is not None]
+    if not episodes:
+        raise DatasetError(f"{chosen.dataset} holds no finished episodes to export")
+    num_actions = _num_actions(episodes, chosen.num_actions)
+    space = _frame_space(episodes, chosen.dataset)
+    _check_id(chosen.id, minari)
+    about = f"episodes recorded by diamond_gym.play in {Path(chosen.dataset).name}"
+    _write(minari, chosen.id, episodes, space, Discrete(num_actions), about)
+    steps, left_out = sum(map(len, episodes)), len(dataset) - len(episodes)
+    rest = f"; {left_out} unfinished left out" if left_out else ""
+    return f"{chosen.id}: {len(episodes)} episodes, {steps} steps{rest}"
+
+
+def _library() -> Any:
+    try:
+        import h5py  # noqa: F401  # pyright: ignore[reportMissingImports]
+        import minari  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"export-minari needs minari ({error}): pip install 'diamond-gym[minari]'"
+        ) from error
+    return minari
+
+
+def _check_id(id: str, minari: Any) -> None:
+    from minari.dataset.minari_dataset import parse_dataset_id  # pyright: ignore[reportMissingImports]
+
+    try:
+        parse_dataset_id(id)
+    except ValueError:
+        raise InvalidInputError(f"an id is written name-v0 or namespace/name-v0, got {id!r}") from None
+    if id in minari.list_local_datasets():
+        raise InvalidInputError(f"id={id}: Minari has a dataset of that name, choose another")
+
+
+def _write(
+    minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
+) -> None:
+    """Makes the dataset, or leaves nothing of it."""
+    from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of authors and code that recorded episodes do not name
+            minari.create_dataset_from_buffers(
+                id,
+                list(_buffers(episodes)),
+                observation_space=frames,
+                action_space=actions,
+                data_format="hdf5",
+                jpeg_encoding=False,  # JPEG blurs small things
+                description=about,
+            )
+    except OSError as error:
+        shutil.rmtree(get_dataset_path(id), ignore_errors=True)
+        raise CacheError(f"cannot write Minari's datasets: {error}; set MINARI_DATASETS_PATH") from error
+
+
+def _num_actions(episodes: Sequence[Episode], given: int | None) -> int:
+    least = 1 + max(int(episode.act.max()) for episode in episodes)
+    if given is not None and given < least:
+        raise InvalidInputError(f"num_actions={given}: the episodes hold action {least - 1}")
+    return given or least
+
+
+def _frame_space(episodes: Sequence[Episode], source: str) -> Box:
+    shapes = {tuple(episode.obs.shape[1:]) for episode in episodes}
+    if len(shapes) > 1:
+        raise DatasetError(f"{source}: frames are of different sizes, {sorted(shapes)}")
+    c, h, w = shapes.pop()
+    return Box(0, 255, (h, w, c), np.uint8)
+
+
+def _buffers(episodes: Sequence[Episode]) -> Iterator[Any]:
+    from minari.data_collector import EpisodeBuffer  # pyright: ignore[reportMissingImports]
+
+    for i, episode in enumerate(episodes):
+        final = episode.final_observation
+        assert final is not None
+        frames: Any = np.concatenate([_channels_last(episode.obs), _channels_last(final[None])])
+        actions: Any = episode.act.numpy()
+        yield EpisodeBuffer(
+            id=i,
+            observations=frames,
+            actions=actions,
+            rewards=episode.rew.tolist(),
+            terminations=episode.end.bool().tolist(),
+            truncations=episode.trunc.bool().tolist(),
+            infos=_infos(episode),
+        )
+
+
+def _infos(episode: Episode) -> dict[str, Any] | None:
+    """What was stored besides, an entry a frame: nothing came out of noise before the first step."""
+    infos = {}
+    if ORIGINAL_OBS in episode.info:
+        infos[ORIGINAL_OBS] = _channels_last(episode.info[ORIGINAL_OBS])
+    if TRAJECTORY in episode.info:
+        trajectories = _channels_last(episode.info[TRAJECTORY])
+        infos[TRAJECTORY] = np.concatenate([np.zeros_like(trajectories[:1]), trajectories])
+    return infos or None
+
+
+def _channels_last(frames: Tensor) -> np.ndarray:
+    return np.ascontiguousarray(frames.movedim(-3, -1).numpy())

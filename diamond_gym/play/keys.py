@@ -1,0 +1,209 @@
+"""What can be asked of a viewer, by which keys, and which keys are the game's own.
+
+Keys are named by their character ("m", ".", " ") or by "enter", "escape", "up", "down", "left", "right",
+"pageup", "pagedown", "f1" and so on, with "ctrl+" before them where Control is held. The module knows
+neither windows nor browsers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from diamond_gym.imagination import keys_to_action
+
+
+class Command(StrEnum):
+    """Everything a person can ask for besides the game's own actions."""
+
+    LEAVE = "leave"
+    HELP = "help"
+    FULLSCREEN = "fullscreen"
+    SCREENSHOT = "screenshot"
+    FILM_MP4 = "film_mp4"
+    FILM_GIF = "film_gif"
+    # games
+    RESET = "reset"
+    CONTROLLER = "controller"
+    PAUSE = "pause"
+    STEP = "step"
+    LONGER_HORIZON = "longer_horizon"
+    SHORTER_HORIZON = "shorter_horizon"
+    NEXT_PLACE = "next_place"
+    PREVIOUS_PLACE = "previous_place"
+    SAVE = "save"
+    LOAD = "load"
+    IMAGINE = "imagine"
+    COMPARE = "compare"
+    STRIP = "strip"
+    DENOISING_STEPS = "denoising_steps"
+    ORDER = "order"
+    MORE_CHURN = "more_churn"
+    LESS_CHURN = "less_churn"
+    # recorded episodes
+    NEXT_DATASET = "next_dataset"
+    NEXT_EPISODE = "next_episode"
+    PREVIOUS_EPISODE = "previous_episode"
+    FORWARD = "forward"
+    BACK = "back"
+    FORWARD_TEN = "forward_ten"
+    BACK_TEN = "back_ten"
+    FIRST = "first"
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """Keys that ask for something.
+
+    Attributes:
+        keys: Names of keys, any of which will do.
+        command: What each of them asks for.
+        text: What that does, in a few words.
+        value: A number that goes with the command; None for none.
+        repeats: Whether it is asked for again and again while its key is held.
+    """
+
+    keys: tuple[str, ...]
+    command: Command
+    text: str
+    value: float | None = None
+    repeats: bool = False
+
+
+_GENERAL = (
+    Shortcut(("p",), Command.SCREENSHOT, "screenshot (PNG)"),
+    Shortcut(("r",), Command.FILM_MP4, "start, stop a film (MP4)"),
+    Shortcut(("g",), Command.FILM_GIF, "start, stop a film (GIF)"),
+    Shortcut(("f", "f11"), Command.FULLSCREEN, "fullscreen"),
+    Shortcut(("h", "f1"), Command.HELP, "this help"),
+    Shortcut(("escape",), Command.LEAVE, "leave"),
+)
+
+_PLAY = (
+    Shortcut(("enter",), Command.RESET, "reset"),
+    Shortcut(("m",), Command.CONTROLLER, "policy / human"),
+    Shortcut(("up",), Command.LONGER_HORIZON, "imagination horizon +1", repeats=True),
+    Shortcut(("down",), Command.SHORTER_HORIZON, "imagination horizon -1", repeats=True),
+    Shortcut(("right",), Command.NEXT_PLACE, "world model > real (test) > real (train)"),
+    Shortcut(("left",), Command.PREVIOUS_PLACE, "the other way round"),
+    Shortcut((".",), Command.PAUSE, "pause"),
+    Shortcut(("e",), Command.STEP, "one step while paused", repeats=True),
+    Shortcut(("s", "ctrl+s", "f5"), Command.SAVE, "save this moment"),
+    Shortcut(("l", "f9"), Command.LOAD, "go back to it"),
+    Shortcut(("i",), Command.IMAGINE, "imagine on from this real frame"),
+    Shortcut(("c",), Command.COMPARE, "real and imagined side by side"),
+    Shortcut(("t",), Command.STRIP, "how the frame came out of noise"),
+    *(Shortcut((str(n),), Command.DENOISING_STEPS, "denoising steps", value=float(n)) for n in range(1, 10)),
+    Shortcut(("o",), Command.ORDER, "sampler: Euler / Heun"),
+    Shortcut(("+", "="), Command.MORE_CHURN, "churn +0.1"),
+    Shortcut(("-",), Command.LESS_CHURN, "churn -0.1"),
+)
+
+DATASET_SHORTCUTS = (
+    Shortcut(("m",), Command.NEXT_DATASET, "next dataset"),
+    Shortcut(("up",), Command.NEXT_EPISODE, "next episode", repeats=True),
+    Shortcut(("down",), Command.PREVIOUS_EPISODE, "previous episode", repeats=True),
+    Shortcut(("right",), Command.FORWARD, "next time step", repeats=True),
+    Shortcut(("left",), Command.BACK, "previous time step", repeats=True),
+    Shortcut(("pageup",), Command.FORWARD_TEN, "ten time steps on", repeats=True),
+    Shortcut(("pagedown",), Command.BACK_TEN, "ten time steps back", repeats=True),
+    Shortcut(("enter",), Command.FIRST, "first time step"),
+    *_GENERAL,
+)
+"""Of the dataset mode."""
+
+
+def play_shortcuts(game_keys: Iterable[str]) -> tuple[Shortcut, ...]:
+    """Of the play mode: a key that the game needs is the game's (S, where there is a DOWN)."""
+    taken = set(game_keys)
+    return tuple(
+        replace(s, keys=tuple(key for key in s.keys if key not in taken)) for s in (*_PLAY, *_GENERAL)
+    )
+
+
+def find(shortcuts: Iterable[Shortcut], key: str) -> Shortcut | None:
+    """What a key asks for, None for nothing."""
+    return next((s for s in shortcuts if key in s.keys), None)
+
+
+def explain(shortcuts: Sequence[Shortcut]) -> list[tuple[str, str]]:
+    """A line of help for each command: its keys and what they do."""
+    rows: dict[Command, tuple[list[str], str]] = {}
+    for s in shortcuts:
+        keys, _ = rows.setdefault(s.command, ([], s.text))
+        keys.extend(s.keys)
+    return [(_join(keys), text) for keys, text in rows.values()]
+
+
+def _join(keys: list[str]) -> str:
+    if len(keys) > 4:
+        return f"{spell(keys[0])}-{spell(keys[-1])}"
+    return " or ".join(map(spell, keys))
+
+
+_SPELLINGS = {" ": "Space", "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc", "ctrl+s": "Ctrl+S"}
+
+
+def spell(key: str) -> str:
+    """A key as people write it."""
+    return _SPELLINGS.get(key, key.capitalize())
+
+
+_SPARE_KEYS = ("w", "a", "s", "d", " ", "q", "z", "x", "b", "n", "u", "v", "y")
+"""For actions without names, in order; none of them is a shortcut but S."""
+
+
+@dataclass(frozen=True)
+class GameKeys:
+    """Which keys are which actions.
+
+    Attributes:
+        action_meanings: Names of the actions in order.
+        combinations: Keys to hold together -> action.
+        idle: The action without any key.
+    """
+
+    action_meanings: tuple[str, ...]
+    combinations: dict[frozenset[str], int]
+    idle: int
+
+    @classmethod
+    def of(cls, action_meanings: Sequence[str]) -> GameKeys:
+        """WASD and space for actions with the console's names, else one key an action, as far as they go."""
+        idle = action_meanings.index("NOOP") if "NOOP" in action_meanings else 0
+        named = {frozenset(keys): action for keys, action in keys_to_action(action_meanings).items()}
+        if not set(named.values()) - {idle}:
+            others = [action for action in range(len(action_meanings)) if action != idle]
+            named = {frozenset({key}): action for key, action in zip(_SPARE_KEYS, others, strict=False)}
+        combinations = {keys: action for keys, action in named.items() if action != idle}
+        return cls(tuple(action_meanings), combinations, idle)
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Every key that the game uses."""
+        return frozenset[str]().union(*self.combinations)
+
+    def action(self, held: Sequence[str]) -> int:
+        """The action of the keys that are held, in the order in which they were pressed.
+
+        Where they are no action together, it is that of as many as possible, the latest of them first.
+        """
+        candidates = [keys for keys in self.combinations if keys <= set(held)]
+        if not candidates:
+            return self.idle
+        age = {key: i for i, key in enumerate(held)}
+        best = max(candidates, key=lambda keys: (len(keys), sorted((age[key] for key in keys), reverse=True)))
+        return self.combinations[best]
+
+    def explain(self) -> list[tuple[str, str]]:
+        """A line for each action: its keys and its name."""
+        rows = [
+            (" + ".join(spell(k) for k in sorted(keys, key=_place)), self.action_meanings[action])
+            for keys, action in self.combinations.items()
+        ]
+        return [("no key", self.action_meanings[self.idle]), *rows]
+
+
+def _place(key: str) -> int:
+    return _SPARE_KEYS.index(key)

@@ -1,0 +1,37 @@
+"""How evenly pictures came."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+
+class Pacing:
+    """Times between pictures, from the first on.
+
+    Args:
+        fps: Pictures per second that were asked for.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self.fps = fps
+        self.seconds: list[float] = []
+        self._last: float | None = None
+
+    def tick(self) -> None:
+        """A picture has been shown."""
+        now = time.perf_counter()
+        if self._last is not None:
+            self.seconds.append(now - self._last)
+        self._last = now
+
+    def __str__(self) -> str:
+        if not self.seconds:
+            return "frame pacing: fewer than two pictures were shown"
+        p50, p95 = 1e3 * np.percentile(self.seconds, [50, 95])
+        achieved = len(self.seconds) / sum(self.seconds)
+        return (
+            f"frame pacing: p50 {p50:.1f} ms, p95 {p95:.1f} ms, {achieved:.1f} fps of {self.fps:g} "
+            f"over {len(self.seconds) + 1} pictures"
+        )

@@ -1,0 +1,275 @@
+"""Where a game is played: imagined, or real in the two ways that models are trained and tested in.
+
+A place steps, keeps its last frames and actions, and can be saved and gone back to. It knows nothing of who
+plays, nor of what is shown.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diamond_gym.atari import AtariEnv, AtariState
+from diamond_gym.contexts import ContextBank
+from diamond_gym.env import DiamondEnv
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.imagination import ImaginedState
+
+Frame = NDArray[np.uint8]
+Context = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a step brought.
+
+    Attributes:
+        reward: Raw in the real game, a sign in imagination.
+        terminated: The game is over; in the world model and in training, a life is lost.
+        truncated: The horizon, or the emulator's limit, is reached.
+    """
+
+    reward: float
+    terminated: bool
+    truncated: bool
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the episode has ended, either way."""
+        return self.terminated or self.truncated
+
+
+@dataclass(frozen=True)
+class PlaceState:
+    """A moment of a place, from `Place.save`.
+
+    Attributes:
+        env: The environment's own state.
+        trail: The last frames and actions.
+        time: Steps since the reset.
+    """
+
+    env: AtariState | ImaginedState
+    trail: Trail
+    time: int
+
+
+class Trail:
+    """The last n frames, and the actions that led from one to the next."""
+
+    def __init__(self, obs: NDArray[np.uint8], act: NDArray[np.integer]) -> None:
+        self._obs = deque(obs, maxlen=len(obs))
+        self._act = deque(act, maxlen=len(obs) - 1)
+
+    @property
+    def frame(self) -> Frame:
+        """The latest frame, uint8 (h, w, 3)."""
+        return self._obs[-1]
+
+    def add(self, action: int, frame: Frame) -> None:
+        """Takes a step."""
+        self._obs.append(frame)
+        self._act.append(action)
+
+    def context(self) -> Context:
+        """The frames and actions, as an environment's `reset(options={"context": ...})` takes them."""
+        return {"obs": np.stack(self._obs), "act": np.array(self._act, np.int64)}
+
+    def copy(self) -> Trail:
+        """A trail that goes on from here by itself."""
+        obs, act = self.context().values()
+        return Trail(obs, act)
+
+
+class Place(Protocol):
+    """A game that can be played.
+
+    Attributes:
+        name: What it is called on the screen.
+        slug: The same in a folder's name.
+        trail: Its last frames.
+        time: Steps since the reset.
+    """
+
+    name: str
+    slug: str
+    trail: Trail
+    time: int
+
+    def reset(self) -> None:
+        """Starts an episode."""
+        ...
+
+    def step(self, action: int) -> Outcome:
+        """Takes an action; the new frame is `trail.frame`."""
+        ...
+
+    def original(self) -> Frame | None:
+        """The latest frame before it was made small, uint8 (h, w, 3); None where it never was larger."""
+        ...
+
+    def save(self) -> PlaceState:
+        """This moment; going back to it replays the same future under the same actions."""
+        ...
+
+    def restore(self, state: PlaceState) -> None:
+        """Goes back to a moment of this place."""
+        ...
+
+
+class ImaginedPlace:
+    """The world model.
+
+    Args:
+        env: An environment without a time limit of its own.
+        horizon: Steps after which an episode is truncated, at least 1.
+        bank: Where episodes start, instead of at the environment's own start contexts.
+        seed: Of everything random; None for another game every time.
+    """
+
+    name, slug = "world model", "wm"
+
+    def __init__(
+        self, env: DiamondEnv, horizon: int, bank: ContextBank | None = None, seed: int | None = None
+    ) -> None:
+        self.env, self.horizon, self.time = env, horizon, 0
+        self._bank, self._rng = bank, np.random.default_rng(seed)
+        _, info = env.reset(seed=seed)
+        self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
+
+    def reset(self) -> None:
+        """Starts at one of the start contexts."""
+        if self._bank is None:
+            self.imagine_from(None)
+        else:
+            i = int(self._rng.integers(len(self._bank)))
+            self.imagine_from({"obs": self._bank.obs[i], "act": self._bank.act[i]})
+
+    def imagine_from(self, context: Context | None) -> None:
+        """Starts from given frames and actions; None draws one of the environment's contexts."""
+        _, info = self.env.reset(options=None if context is None else {"context": context})
+        self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
+        self.time = 0
+
+    def step(self, action: int) -> Outcome:
+        """Imagines a step."""
+        frame, reward, terminated, _, _ = self.env.step(action)
+        self.trail.add(action, frame)
+        self.time += 1
+        return Outcome(reward, terminated, self.time >= self.horizon and not terminated)
+
+    def original(self) -> None:
+        """Imagined frames never were larger."""
+
+    def denoising(self) -> NDArray[np.float32] | None:
+        """How the latest frame came out of noise, see `DiamondEnv.denoising_trajectory`."""
+        return self.env.denoising_trajectory()
+
+    def save(self) -> PlaceState:
+        """This moment, random numbers included."""
+        return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
+
+    def restore(self, state: PlaceState) -> None:
+        """Goes back to a moment."""
+        assert isinstance(state.env, ImaginedState)
+        self.env.restore_state(state.env)
+        self.trail, self.time = state.trail.copy(), state.time
+
+
+class RealPlace:
+    """The real game; its emulator is loaded by the first reset.
+
+    Args:
+        game: Its name.
+        training: Whether a lost life ends an episode, as in training; else only the end of the game does.
+        num_frames: Frames to keep, as many as the world model looks back on.
+        seed: Of the emulator and its no-ops; None for another game every time.
+    """
+
+    def __init__(self, game: str, *, training: bool, num_frames: int, seed: int | None = None) -> None:
+        self.slug = "train" if training else "test"
+        self.name = f"real game ({self.slug})"
+        self.time, self._num_frames = 0, num_frames
+        self._game, self._training, self._seed = game, training, seed
+
+    @functools.cached_property
+    def env(self) -> AtariEnv:
+        """The game."""
+        return AtariEnv(self._game, training=self._training, render_mode="rgb_array")
+
+    def reset(self) -> None:
+        """Starts a game; in training, goes on with the one in which a life was lost."""
+        frame, _ = self.env.reset(seed=self._seed)
+        self._seed = None
+        # Before the first frame the console stood still, as far as a world model is concerned.
+        self.trail = Trail(
+            np.repeat(frame[None], self._num_frames, axis=0), np.zeros(self._num_frames - 1, int)
+        )
+        self.time = 0
+
+    def step(self, action: int) -> Outcome:
+        """Plays a step, four raw frames."""
+        frame, reward, terminated, truncated, _ = self.env.step(action)
+        self.trail.add(action, frame)
+        self.time += 1
+        return Outcome(reward, terminated, truncated)
+
+    def original(self) -> Frame | None:
+        """The console's screen, uint8 (210, 160, 3) in most games."""
+        return self.env.render()
+
+    def save(self) -> PlaceState:
+        """This moment, the emulator's random numbers included."""
+        return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
+
+    def restore(self, state: PlaceState) -> None:
+        """Goes back to a moment."""
+        assert isinstance(state.env, AtariState)
+        self.env.restore_state(state.env)
+        self.trail, self.time = state.trail.copy(), state.time
+
+
+class Comparison:
+    """Imagination beside a real game, under the same actions.
+
+    Imagination is forked from the real game's last frames, and again when it is over or the horizon is
+    reached; in between it sees nothing but the actions.
+
+    Attributes:
+        outcome: What the latest imagined step brought; None right after a fork.
+        imagined_return: Sum of imagined rewards since the fork.
+    """
+
+    def __init__(self, real: RealPlace, imagined: ImaginedPlace) -> None:
+        self.real, self.imagined = real, imagined
+        self.fork()
+
+    def fork(self) -> None:
+        """Imagination goes on from where the real game is."""
+        self.imagined.imagine_from(self.real.trail.context())
+        self.outcome: Outcome | None = None
+        self.imagined_return = 0.0
+
+    def step(self, action: int) -> Outcome:
+        """Takes an action in both; what the real step brought."""
+        if self.outcome is not None and self.outcome.is_over:
+            self.fork()
+        self.outcome = self.imagined.step(action)
+        self.imagined_return += self.outcome.reward
+        return self.real.step(action)
+
+
+def check_horizon(horizon: int) -> int:
+    """A horizon.
+
+    Raises:
+        InvalidInputError: Below 1.
+    """
+    if horizon < 1:
+        raise InvalidInputError(f"the horizon must be at least 1 step, got {horizon}")
+    return horizon

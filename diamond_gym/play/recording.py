@@ -1,0 +1,162 @@
+"""Episodes that were played here, kept in the dataset layout.
+
+One folder for each place and for who played: `<root>/rec_<env>_<H or π>`. H is a person: an episode in which
+one took any step is a person's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diamond_gym import disk
+from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import CacheError
+
+_Array = TypeVar("_Array", bound=NDArray[Any])
+
+TRAJECTORY = "denoising_trajectory"
+"""In an episode's `info`: float16 (t, steps + 1, c, h, w); entry i became the frame after step i."""
+ORIGINAL_OBS = "original_obs"
+"""In an episode's `info`: uint8 (t + 1, c, h, w), the console's screens, the one after the last step too."""
+
+
+@dataclass(frozen=True)
+class RecordedStep:
+    """A step as it is kept until the episode is over.
+
+    Attributes:
+        obs: Frame before the step, uint8 (h, w, 3).
+        act: The action.
+        rew: Its reward.
+        by_human: Whether a person chose it.
+        original: The frame before the step as the console drew it.
+        trajectory: How the frame after the step came out of noise, float16 (steps + 1, h, w, 3).
+    """
+
+    obs: NDArray[np.uint8]
+    act: int
+    rew: float
+    by_human: bool
+    original: NDArray[np.uint8] | None = None
+    trajectory: NDArray[np.float16] | None = None
+
+
+@dataclass
+class Recorder:
+    """Gathers the steps of an episode, and writes it when it is over.
+
+    An episode that could not be written is kept and tried again with the next one and at the end.
+
+    Attributes:
+        root: Folder of the datasets.
+        steps: Of the episode so far.
+        num_saved: Episodes written.
+    """
+
+    root: Path
+    store_trajectory: bool = False
+    store_original: bool = False
+    steps: tuple[RecordedStep, ...] = ()
+    num_saved: int = 0
+    _waiting: list[tuple[Path, Episode]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        disk.prepare_folder(self.root)
+
+    def forget(self) -> None:
+        """The episode so far was cut off: it is not kept."""
+        self.steps = ()
+
+    def add(self, step: RecordedStep) -> None:
+        """Takes a step."""
+        self.steps = (*self.steps, step)
+
+    def finish(
+        self, env_name: str, final: NDArray[np.uint8], original: NDArray[np.uint8] | None, *, terminated: bool
+    ) -> Path:
+        """The episode is over: writes it.
+
+        Args:
+            env_name: Where it was played.
+            final: The frame after the last step.
+            original: The same as the console drew it.
+            terminated: Whether the game ended, or else the episode was truncated.
+
+        Returns:
+            The dataset's folder.
+
+        Raises:
+            CacheError: It cannot be written now.
+        """
+        letter = "H" if any(step.by_human for step in self.steps) else "π"
+        folder = self.root / f"rec_{env_name}_{letter}"
+        self._waiting.append((folder, _episode(self.steps, final, original, terminated)))
+        self.steps = ()
+        self.flush()
+        return folder
+
+    def flush(self) -> None:
+        """Writes the episodes that wait.
+
+        Raises:
+            CacheError: One cannot be written.
+        """
+        while self._waiting:
+            folder, episode = self._waiting[0]
+            try:
+                EpisodeDataset(folder, create=True).append(episode)
+            except CacheError as error:
+                raise CacheError(
+                    f"{len(self._waiting)} episode(s) not saved yet, tried again later: {error}"
+                ) from error
+            self._waiting.pop(0)
+            self.num_saved += 1
+
+
+def _episode(
+    steps: tuple[RecordedStep, ...],
+    final: NDArray[np.uint8],
+    original: NDArray[np.uint8] | None,
+    terminated: bool,
+) -> Episode:
+    last = torch.zeros(len(steps), dtype=torch.uint8)
+    last[-1] = 1
+    info: dict[str, Any] = {"final_observation": _channels_first(final)}
+    screens = _all_there([*(step.original for step in steps), original])
+    if screens is not None:
+        info[ORIGINAL_OBS] = _channels_first(np.stack(screens))
+    trajectories = _all_there([step.trajectory for step in steps])
+    if trajectories is not None:
+        info[TRAJECTORY] = _channels_first(_of_one_length(trajectories))
+    return Episode(
+        obs=_channels_first(np.stack([step.obs for step in steps])),
+        act=torch.tensor([step.act for step in steps], dtype=torch.int64),
+        rew=torch.tensor([step.rew for step in steps], dtype=torch.float32),
+        end=last if terminated else torch.zeros_like(last),
+        trunc=torch.zeros_like(last) if terminated else last,
+        info=info,
+    )
+
+
+def _all_there(arrays: Sequence[_Array | None]) -> list[_Array] | None:
+    """The arrays, None if one is missing."""
+    there = [array for array in arrays if array is not None]
+    return there if len(there) == len(arrays) else None
+
+
+def _of_one_length(trajectories: list[NDArray[np.float16]]) -> NDArray[np.float16]:
+    """Trajectories stacked; where the number of denoising steps changed, shorter ones repeat their end."""
+    longest = max(map(len, trajectories))
+    padding = [(0, 0)] * (trajectories[0].ndim - 1)
+    return np.stack([np.pad(t, [(0, longest - len(t)), *padding], mode="edge") for t in trajectories])
+
+
+def _channels_first(frames: NDArray[Any]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))

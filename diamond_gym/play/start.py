@@ -1,0 +1,144 @@
+"""From settings to a session: loads the world model, sets up places, says what is what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from diamond_gym import atari
+from diamond_gym.checkpoints import World
+from diamond_gym.collect import collect
+from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
+from diamond_gym.env import DiamondEnv
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.play.browser import DatasetBrowser, find_datasets
+from diamond_gym.play.keys import GameKeys
+from diamond_gym.play.places import ImaginedPlace, RealPlace
+from diamond_gym.play.policy import Policy, policy_of
+from diamond_gym.play.recording import Recorder
+from diamond_gym.play.session import PlaySession
+from diamond_gym.play.settings import Settings, WorldOptions
+
+RECORDINGS = Path("dataset")
+"""Where recorded episodes go, and are looked for."""
+_REST_SECONDS = 0.5
+"""For so long the end of an episode stays on the screen."""
+
+
+def play_session(settings: Settings, tell: Callable[[str], object] = print) -> PlaySession:
+    """A session to play in.
+
+    Raises:
+        DiamondGymError: The world model cannot be had, or the recordings' folder cannot be written.
+    """
+    recorder = _recorder(settings)
+    return session_in(_make_env(settings.world), settings, recorder, tell)
+
+
+def session_in(
+    env: DiamondEnv, settings: Settings, recorder: Recorder | None, tell: Callable[[str], object]
+) -> PlaySession:
+    """The same in an environment that is there already."""
+    world, seed = env.world, settings.world.seed
+    policy = policy_of(world, seed or 0)
+    bank = _bank(settings, world, policy) if settings.num_steps_initial_collect else None
+    imagined = ImaginedPlace(env, settings.horizon, bank, seed)
+    session = PlaySession(
+        world.game or Path(settings.world.checkpoint or "world").name,
+        imagined,
+        _real_places(world, seed),
+        policy,
+        GameKeys.of(world.action_meanings),
+        size=settings.size,
+        recorder=recorder,
+        rest=round(_REST_SECONDS * settings.fps),
+        is_human=not settings.is_policy,
+    )
+    _introduce(session, world, tell)
+    return session
+
+
+def dataset_browser(settings: Settings) -> DatasetBrowser:
+    """A session to look at recorded episodes.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    datasets = find_datasets(_dataset_folder(settings))
+    game = settings.world.game
+    meanings = None if game is None else atari.action_meanings(game)
+    return DatasetBrowser(datasets, meanings, size=settings.size)
+
+
+def _dataset_folder(settings: Settings) -> Path:
+    if settings.dataset_mode:
+        return Path(settings.dataset_mode).expanduser()
+    run = Path(settings.world.checkpoint or "").expanduser()
+    is_run = settings.world.game is None and (run / RECORDINGS).is_dir()
+    return run / RECORDINGS if is_run else RECORDINGS
+
+
+def _recorder(settings: Settings) -> Recorder | None:
+    if not settings.record:
+        return None
+    return Recorder(RECORDINGS, settings.store_denoising_trajectory, settings.store_original_obs)
+
+
+def _make_env(options: WorldOptions) -> DiamondEnv:
+    return DiamondEnv(
+        options.game,
+        checkpoint=options.checkpoint or "auto",
+        device=options.device,
+        dtype=options.dtype,
+        compile=options.compile,
+        num_denoising_steps=options.num_denoising_steps,
+        order=options.order,
+        s_churn=options.s_churn,
+        contexts=options.contexts,
+    )
+
+
+def _real_places(world: World, seed: int | None) -> list[RealPlace]:
+    """The real game as models are tested and trained in it; none where the world is of no such game."""
+    if world.game is None or world.contexts.obs.shape[2:4] != (atari.SCREEN_SIZE, atari.SCREEN_SIZE):
+        return []
+    n = world.world_model.num_steps_conditioning
+    return [RealPlace(world.game, training=training, num_frames=n, seed=seed) for training in (False, True)]
+
+
+def _bank(settings: Settings, world: World, policy: Policy) -> ContextBank:
+    """Start contexts out of steps that the policy plays now."""
+    n, num_steps = world.world_model.num_steps_conditioning, settings.num_steps_initial_collect
+    if world.game is None:
+        raise InvalidInputError("-n plays the real game first, and this world is of none: leave it out")
+    if num_steps < n:
+        raise InvalidInputError(
+            f"-n must be 0, or at least the {n} steps that a start takes, got {num_steps}"
+        )
+    report = collect(
+        world.game,
+        lambda frame: policy.look(frame).action,
+        num_steps=num_steps,
+        seed=settings.world.seed or 0,
+    )
+    num_starts = int(num_windows(report.episodes, n).sum())
+    if num_starts == 0:
+        raise InvalidInputError(f"-n {num_steps} gave no episode of {n} steps: give more")
+    return contexts_from_episodes(
+        report.episodes, num_contexts=min(NUM_CONTEXTS, num_starts), num_steps_conditioning=n, seed=0
+    )
+
+
+def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]) -> None:
+    """Says which world this is, who its policy is, and the game's keys."""
+    tell(f"{session.title}, imagined by {world.source}")
+    tell(f"policy: {_who(session.policy)}")
+    for keys, meaning in session.game_keys.explain():
+        tell(f"  {keys:16} {meaning}")
+    tell("H shows all keys")
+
+
+def _who(policy: Policy) -> str:
+    if policy.name == "actor-critic":
+        return "the checkpoint's actor-critic"
+    return f"{policy.name} (the checkpoint has no actor-critic)"

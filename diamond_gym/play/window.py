@@ -1,0 +1,129 @@
+"""A viewer on the screen: keys into it, pictures out of it. The only module here that knows pygame."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol
+
+from diamond_gym.play.pacing import Pacing
+from diamond_gym.play.viewer import Viewer
+from diamond_gym.rendering import Window
+
+NO_DISPLAY = (
+    "Play on a desktop or under `xvfb-run`; or set SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` "
+    "show what would have been on the screen"
+)
+"""What to do without a display."""
+
+_REPEAT_DELAY_MS, _REPEAT_MS = 400, 60
+
+
+def open_window(title: str, fps: float) -> Window:
+    """A window that opens with its first picture.
+
+    Raises:
+        MissingDependencyError: pygame is not installed.
+        DisplayError: There is no display.
+    """
+    return Window(title, fps, advice=NO_DISPLAY)
+
+
+def run(viewer: Viewer, window: Window, pacing: Pacing, num_frames: int | None = None) -> None:
+    """Shows the viewer until it is left, the window is closed, or so many pictures were shown.
+
+    Args:
+        viewer: What to show.
+        window: Where; it is closed in the end.
+        pacing: Is told of every picture.
+        num_frames: None for no end.
+    """
+    keyboard = Keyboard()
+    is_fullscreen = False
+    try:
+        while not viewer.has_left and num_frames != 0:
+            window.show(viewer.advance(keyboard.held()))
+            pacing.tick()
+            keyboard.read(viewer.press)
+            viewer.has_left |= keyboard.is_closed
+            if viewer.is_fullscreen != is_fullscreen:
+                is_fullscreen = viewer.is_fullscreen
+                window.toggle_fullscreen()
+            num_frames = None if num_frames is None else num_frames - 1
+    finally:
+        window.close()
+
+
+class OnKey(Protocol):
+    """Is told of keys that go down."""
+
+    def __call__(self, key: str, *, is_repeated: bool) -> object:
+        """A key went down, or has been down for a while."""
+        ...
+
+
+class Keyboard:
+    """Which keys are held, and which went down.
+
+    Attributes:
+        is_closed: Whether the window was closed.
+    """
+
+    def __init__(self) -> None:
+        self.is_closed = False
+        self._pygame: Any = importlib.import_module("pygame")
+        self._held: list[str] = []
+        self._tapped: list[str] = []
+
+    def held(self) -> list[str]:
+        """Keys that are held or were since the last picture, in the order in which they went down."""
+        return list(dict.fromkeys([*self._tapped, *self._held]))
+
+    def read(self, on_key: OnKey) -> None:
+        """Takes what has happened since the last picture."""
+        self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window forgets it
+        self._tapped = []
+        for event in self._pygame.event.get():
+            if event.type == self._pygame.QUIT:
+                self.is_closed = True
+            elif event.type == self._pygame.WINDOWFOCUSLOST:
+                self._held = []  # nobody tells when they are let go
+            elif event.type == self._pygame.KEYUP:
+                name = self._name(event)
+                self._held = [key for key in self._held if key != name]
+            elif event.type == self._pygame.KEYDOWN:
+                self._press(event, on_key)
+
+    def _press(self, event: Any, on_key: OnKey) -> None:
+        name = self._name(event)
+        if event.mod & self._pygame.KMOD_CTRL:
+            on_key(f"ctrl+{name}", is_repeated=False)
+            return
+        is_repeated = name in self._held
+        if not is_repeated:
+            self._held.append(name)
+            self._tapped.append(name)
+        on_key(self._character(event) or name, is_repeated=is_repeated)
+
+    def _name(self, event: Any) -> str:
+        name: str = self._pygame.key.name(event.key)
+        return _NAMES.get(name, name)
+
+    def _character(self, event: Any) -> str | None:
+        """What the key types on this keyboard, for signs that are elsewhere on others."""
+        typed = getattr(event, "unicode", "")
+        return typed if typed in _SIGNS and typed else None
+
+
+_NAMES = {
+    "return": "enter",
+    "keypad enter": "enter",
+    "space": " ",
+    "page up": "pageup",
+    "page down": "pagedown",
+    "[+]": "+",
+    "[-]": "-",
+    "[.]": ".",
+    **{f"[{n}]": str(n) for n in range(10)},
+}
+"""pygame's names of keys -> ours, where they differ."""
+_SIGNS = "+-=.123456789"

@@ -54,8 +54,11 @@ class AdaGroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
         x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
         scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
-        x = x * (1 + scale) if torch.is_grad_enabled() else x.mul_(1 + scale)
-        return x.add_(shift)  # rounds as the published code does; addcmul would not
+        if torch.is_grad_enabled():
+            return (x * (1 + scale)).add_(shift)
+        if x.dtype == torch.float32:
+            return x.mul_(1 + scale).add_(shift)  # rounds as the published code does, addcmul would not
+        return torch.addcmul(shift, x, 1 + scale)
 
 
 class SelfAttention2d(nn.Module):

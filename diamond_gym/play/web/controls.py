@@ -45,6 +45,7 @@ class Controls:
         self._keys = HeldKeys()
         self._presses: list[Press] = []
         self._num_people = 0
+        self._is_ended = False
 
     def down(self, key: str) -> None:
         """A key is held from now on."""
@@ -82,6 +83,12 @@ class Controls:
             self._num_people = count
             self._changed.notify_all()
 
+    def end(self) -> None:
+        """The game is to end: from now on nobody is there."""
+        with self._changed:
+            self._is_ended = True
+            self._changed.notify_all()
+
     def wait_for_people(self, seconds: float | None = None) -> bool:
         """Waits until somebody is there; gives whether somebody is.
 
@@ -89,7 +96,8 @@ class Controls:
             seconds: At most so long; None for as long as it takes.
         """
         with self._changed:
-            return self._changed.wait_for(lambda: self._num_people > 0, seconds)
+            self._changed.wait_for(lambda: self._is_ended or self._num_people > 0, seconds)
+            return self._num_people > 0 and not self._is_ended
 
     def _add(self, press: Press) -> None:
         if len(self._presses) < _MAX_PRESSES:

@@ -110,9 +110,8 @@ class Game:
         return self._viewer is not None
 
     def run(self) -> None:
-        """Plays whenever somebody is there, until so many pictures were shown or for ever."""
-        while self._num_frames != 0:
-            self._controls.wait_for_people()
+        """Plays whenever somebody is there, until so many pictures were shown or the controls are ended."""
+        while self._num_frames != 0 and self._controls.wait_for_people():
             viewer = self._viewer or self._try_to_open()
             if viewer is not None:
                 self._visit(viewer)

@@ -4,6 +4,8 @@
 const RETRY_MS = [500, 1000, 2000, 4000];
 const FIRST_CODE_TO_STAY_AWAY = 4000; // the server closed on purpose: coming back is up to the person
 
+const SMALLEST_SCREEN = 256; // pixels
+
 const $ = (id) => document.getElementById(id);
 const context = $("picture").getContext("2d", { alpha: false });
 
@@ -83,6 +85,7 @@ async function draw(view, png) {
     if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
       canvas.width = bitmap.width;
       canvas.height = bitmap.height;
+      canvas.classList.toggle("has-text", bitmap.width >= SMALLEST_SCREEN); // others are frames in their own size
     }
     context.drawImage(bitmap, 0, 0);
     showFacts(view);
@@ -130,6 +133,7 @@ function notice(text, canComeAgain) {
 
 function showSeat(text) {
   $("seat-text").textContent = text;
+  document.body.classList.toggle("is-playing", state.isPlayer);
   $("sit").hidden = state.isPlayer || !state.isFree || !text;
   document.querySelectorAll("#groups button").forEach((button) => {
     button.disabled = !state.isPlayer && button.dataset.command !== "fullscreen";

@@ -55,10 +55,12 @@ class Tab:
     Attributes:
         page: Playwright's.
         errors: What went wrong in it.
+        devtools: A session of the protocol that knows fingers; None until one is needed.
     """
 
     def __init__(self, page: Any, url: str) -> None:
         self.page, self.errors = page, []
+        self.devtools: Any = None
         page.on("pageerror", lambda error: self.errors.append(str(error)))
         page.on("console", lambda line: self.errors.append(line.text) if line.type == "error" else None)
         page.goto(url)
@@ -74,7 +76,8 @@ class Tab:
 
     def facts(self) -> dict[str, str]:
         rows = self.page.evaluate(
-            "[...document.querySelectorAll('#header div')].map((row) => [...row.children].map((e) => e.textContent))"
+            """[...document.querySelectorAll('#header div')]
+                .map((row) => [...row.children].map((e) => e.textContent))"""
         )
         return dict(rows)
 
@@ -164,17 +167,20 @@ def test_keys_move_the_paddle_on_the_canvas(served: Served, open_tab: OpenTab):
     tab.screenshot("desktop")
 
 
+def is_shown(picture: np.ndarray, pixels: np.ndarray, width: int) -> bool:
+    """Whether a canvas of a width shows every pixel of a picture."""
+    factor = len(picture) // len(pixels)
+    return pixels.shape[1] == width and np.array_equal(pixels.repeat(factor, 0).repeat(factor, 1), picture)
+
+
 def test_every_pixel_arrives_as_it_was(served: Served, open_tab: OpenTab):
     tab = open_tab(served.url)
-    for key, value in ((".", "paused"), ("c", "paused"), ("t", "paused")):
-        tab.wait_for_game()
+    tab.wait_for_game()
+    tab.page.keyboard.press(".")
+    tab.wait(lambda: "paused" in tab.facts()["Time step"])
+    for key, width in (("m", 64), ("c", SIZE), ("t", SIZE)):
         tab.page.keyboard.press(key)
-        tab.wait(lambda value=value: value in tab.facts()["Time step"])
-        tab.page.wait_for_timeout(500)
-        pixels = tab.pixels()
-        factor = SIZE // len(pixels)
-        expected = served.viewers[0].view().picture
-        assert np.array_equal(pixels.repeat(factor, 0).repeat(factor, 1), expected)
+        tab.wait(lambda width=width: is_shown(served.viewers[0].view().picture, tab.pixels(), width))
     assert "has-text" in tab.page.locator("#picture").get_attribute("class")
     tab.screenshot("compare")
 
@@ -300,7 +306,7 @@ def test_a_token_can_be_typed_in(env: DiamondEnv, tmp_path: Path, open_tab: Open
     with serve(lambda: make_viewer(env, tmp_path), host="0.0.0.0", fps=15) as served:
         port, token = served.url.split(":")[2].split("/?token=")
         tab = open_tab(f"http://127.0.0.1:{port}/")
-        assert "a token is needed" in tab.text("body")
+        assert "A token is needed" in tab.text("body")
         tab.screenshot("token")
         tab.errors.clear()  # the 403
         tab.page.locator("input").fill(token)
@@ -317,6 +323,7 @@ def test_datasets(tmp_path: Path, open_tab: OpenTab):
         assert not tab.page.locator("#pad").is_visible()
         tab.page.get_by_role("button", name="Step on").tap()
         tab.wait(lambda: tab.facts()["Time step"].startswith("1 of"))
+        assert tab.page.evaluate("scrollY") == 0  # buttons are in sight of the picture
         tab.screenshot("phone-datasets")
 
 
@@ -325,9 +332,10 @@ def test_datasets(tmp_path: Path, open_tab: OpenTab):
 
 def touch(tab: Tab, *points: tuple[float, float]) -> None:
     """Fingers are at these places now; none for no finger."""
-    session = tab.page.context.new_cdp_session(tab.page)
+    if tab.devtools is None:
+        tab.devtools = tab.page.context.new_cdp_session(tab.page)
     kind = "touchStart" if points else "touchEnd"
-    session.send(
+    tab.devtools.send(
         "Input.dispatchTouchEvent",
         {"type": kind, "touchPoints": [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]},
     )

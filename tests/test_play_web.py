@@ -1,4 +1,4 @@
-"""Play in a browser, as far as the server goes: real sockets to a real server. `test_play_page` has the page."""
+"""Play in a browser, as far as the server goes: real sockets to a real server. The page: `test_play_page`."""
 
 from __future__ import annotations
 
@@ -266,7 +266,7 @@ def test_a_token_is_asked_for(env: DiamondEnv, tmp_path: Path):
         port, token = served.url.split(":")[2].split("/?token=")
         here = f"127.0.0.1:{port}"
         assert httpx.get(f"http://{here}/?token={token}").status_code == 200
-        for query, message in (("", "a token is needed"), ("?token=wrong", "the token is wrong")):
+        for query, message in (("", "token is needed"), ("?token=wrong", "token is wrong")):
             answer = httpx.get(f"http://{here}/{query}")
             assert answer.status_code == 403 and message in answer.text and "<form >" in answer.text
             code, reason = closing(f"ws://{here}/socket{query}")

@@ -118,7 +118,7 @@ def _asks_for_token(refusal: str, access: Access) -> str:
     return (
         (_PAGE / "refused.html")
         .read_text()
-        .replace("REFUSAL", _escaped(refusal))
+        .replace("REFUSAL", _escaped(f"{refusal[0].upper()}{refusal[1:]}."))
         .replace("HIDDEN", "" if access.token else "hidden")
     )
 

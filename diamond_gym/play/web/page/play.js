@@ -98,7 +98,6 @@ function showFacts({ header, message, shows_help }) {
   if (state.game.has_header) showHeader(header);
   $("message").textContent = message;
   $("help").hidden = !shows_help;
-  document.body.dataset.number = state.drawn;
 }
 
 function showHeader(columns) {

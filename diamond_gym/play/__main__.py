@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
@@ -81,7 +82,7 @@ def _serve(settings: Settings, web: WebOptions) -> None:
     signal.signal(
         signal.SIGTERM, signal.default_int_handler
     )  # how services are ended: keeps what Ctrl-C keeps
-    with server.serving(listener, web.host) as served:
+    with _ended_like_ctrl_c(signal.SIGTERM), server.serving(listener, web.host) as served:
         try:
             open_viewer = _opener(settings)
             game = Game(
@@ -94,6 +95,16 @@ def _serve(settings: Settings, web: WebOptions) -> None:
                 game.close()
         except KeyboardInterrupt:
             print()
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c(number: signal.Signals) -> Iterator[None]:
+    """Within the block this signal, with which services are ended, keeps what Ctrl-C keeps."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
 
 
 def _opener(settings: Settings) -> Callable[[], Viewer]:

@@ -15,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.play.web.access import Access
-from diamond_gym.play.web.outbox import Close
+from diamond_gym.play.web.outbox import PATIENCE_SECONDS, Close
 from diamond_gym.play.web.room import FULL, Person, Room
 
 _PAGE = Path(__file__).parent / "page"
@@ -72,7 +72,9 @@ async def _serve(websocket: WebSocket, room: Room) -> None:
         asyncio.create_task(_send(websocket, person)),
     ]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
     finally:
         room.leave(person)
         for task in tasks:
@@ -87,18 +89,27 @@ async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
 
 async def _send(websocket: WebSocket, person: Person) -> None:
     """Sends what there is to send; ends where the page is closed or has gone."""
-    while True:
+    is_open = True
+    while is_open:
         try:
-            for message in await person.outbox.take():
-                if isinstance(message, Close):
-                    await websocket.close(message.code, message.reason)
-                    return
-                if isinstance(message, str):
-                    await websocket.send_text(message)
-                else:
-                    await websocket.send_bytes(message)
-        except (TimeoutError, WebSocketDisconnect, RuntimeError):
-            return
+            messages = await person.outbox.take()
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                is_open = await _send_all(websocket, messages)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):  # Starlette's word for a closed socket
+            is_open = False
+
+
+async def _send_all(websocket: WebSocket, messages: list[str | bytes | Close]) -> bool:
+    """Sends messages; gives whether the socket is still open then."""
+    for message in messages:
+        if isinstance(message, Close):
+            await websocket.close(message.code, message.reason)
+            return False
+        if isinstance(message, str):
+            await websocket.send_text(message)
+        else:
+            await websocket.send_bytes(message)
+    return True
 
 
 def _with_headers(app: ASGIApp) -> ASGIApp:

@@ -13,7 +13,7 @@ MAX_IN_FLIGHT = 4
 
 At 15 pictures a second that is enough for a round trip of 250 ms.
 """
-_PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Outbox:
         patience: Seconds after which a page that draws nothing has gone.
     """
 
-    def __init__(self, patience: float = _PATIENCE_SECONDS) -> None:
+    def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
         self._patience = patience
         self._changed = asyncio.Event()
         self._texts: dict[str, str] = {}

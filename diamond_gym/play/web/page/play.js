@@ -95,7 +95,7 @@ async function draw(view, png) {
 }
 
 function showFacts({ header, message, shows_help }) {
-  if (state.game.has_header) showHeader(header);
+  if (state.game?.has_header) showHeader(header);
   $("message").textContent = message;
   $("help").hidden = !shows_help;
 }

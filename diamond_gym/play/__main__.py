@@ -76,12 +76,10 @@ def _serve(settings: Settings, web: WebOptions) -> None:
 
     extra.check_installed()
     from diamond_gym.play.web import server
-    from diamond_gym.play.web.game import Game
 
     listener = server.listen(web.host, web.port)  # first: without one nothing needs to be loaded
-    signal.signal(
-        signal.SIGTERM, signal.default_int_handler
-    )  # how services are ended: keeps what Ctrl-C keeps
+    from diamond_gym.play.web.game import Game
+
     with _ended_like_ctrl_c(signal.SIGTERM), server.serving(listener, web.host) as served:
         try:
             open_viewer = _opener(settings)

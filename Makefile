@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test slow check fidelity bench $(VENV)
+.PHONY: help install demo test test-web slow check fidelity bench $(VENV)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create the virtual environment and install everything in it
 
@@ -25,11 +25,14 @@ demo: $(STAMP) ## imagine Breakout beside the real game, and play it: demo.mp4, 
 	$(PY) -m diamond_gym.demo
 	$(PY) -m trainers.sb3 demo
 
-test: $(STAMP) ## the tests, without the slow ones and those that need a GPU
-	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu"
+test: $(STAMP) ## the tests, without the slow ones and those that need a GPU or a browser
+	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not web"
+
+test-web: $(STAMP) ## play's page in a browser; needs Chromium (apt-get install chromium)
+	$(PY) -m pytest -q -m web
 
 slow: $(STAMP) ## the slow tests
-	$(PY) -m pytest -q -m "slow and not gpu"
+	$(PY) -m pytest -q -m "slow and not gpu and not web"
 
 check: $(STAMP) ## style, types and the direction of imports
 	$(PY) -m ruff check .

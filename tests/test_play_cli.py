@@ -209,6 +209,7 @@ def test_no_display(world: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert main([world]) == 1
     errors = capsys.readouterr().err
     assert "there is no display" in errors and "--film FILE --frames N" in errors and errors.count("\n") == 1
+    assert "in a browser, here or elsewhere, with `--web`" in errors
 
 
 def test_no_pygame(world: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

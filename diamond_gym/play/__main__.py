@@ -1,13 +1,21 @@
-"""`python -m diamond_gym.play game=Breakout`: a window into a world model."""
+"""`python -m diamond_gym.play game=Breakout`: a window, or a page, into a world model."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
-from diamond_gym.play.settings import Settings, parse
+from diamond_gym.play.settings import Settings, WebOptions, parse
+
+if TYPE_CHECKING:
+    from diamond_gym.play.view import Session
+    from diamond_gym.play.viewer import Viewer
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,23 +41,24 @@ def _export(arguments: Sequence[str]) -> int:
 
 
 def _show(settings: Settings) -> None:
-    """Opens a window and leaves it again; what was played or filmed is kept, whatever ends it."""
+    """Plays in a window, or serves the page; what was played or filmed is kept, whatever ends it."""
     # Threads that spin while they wait stall each other when anything else runs: seconds a picture were seen.
     # It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if settings.web is None:
+        _open_window(settings)
+    else:
+        _serve(settings, settings.web)
+
+
+def _open_window(settings: Settings) -> None:
     # Seconds of imports, which a typing error need not wait for.
-    from diamond_gym.play import start, window
-    from diamond_gym.play.canvas import Canvas
+    from diamond_gym.play import window
     from diamond_gym.play.pacing import Pacing
-    from diamond_gym.play.view import Session
-    from diamond_gym.play.viewer import Viewer
 
     screen = window.open_window("DIAMOND", settings.fps)  # first: without one nothing needs to be loaded
-    is_playing = settings.dataset_mode is None
-    session: Session = start.play_session(settings) if is_playing else start.dataset_browser(settings)
-    screen.title = f"DIAMOND {session.title}"
-    canvas = Canvas(settings.size, settings.has_header)
-    viewer = Viewer(session, canvas, fps=settings.fps, captures=settings.captures)
+    viewer = _open_viewer(settings)
+    screen.title = f"DIAMOND {viewer.session.title}"
     pacing = Pacing(settings.fps)
     try:
         if settings.film is not None:
@@ -60,6 +69,65 @@ def _show(settings: Settings) -> None:
     finally:
         kept = viewer.close()
         print(f"{kept}\n{pacing}" if kept else pacing)
+
+
+def _serve(settings: Settings, web: WebOptions) -> None:
+    from diamond_gym.play.web import extra
+
+    extra.check_installed()
+    from diamond_gym.play.web import server
+
+    listener = server.listen(web.host, web.port)  # first: without one nothing needs to be loaded
+    from diamond_gym.play.web.game import Game
+
+    with _ended_like_ctrl_c(signal.SIGTERM), server.serving(listener, web.host) as served:
+        try:
+            open_viewer = _opener(settings)
+            game = Game(
+                open_viewer, served.controls, served, fps=settings.fps, num_frames=settings.num_frames
+            )
+            print(f"play at {served.url} (Ctrl-C ends)", flush=True)
+            try:
+                game.run()
+            finally:
+                game.close()
+        except KeyboardInterrupt:
+            print()
+
+
+@contextlib.contextmanager
+def _ended_like_ctrl_c(number: signal.Signals) -> Iterator[None]:
+    """Within the block this signal, with which services are ended, keeps what Ctrl-C keeps."""
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
+def _opener(settings: Settings) -> Callable[[], Viewer]:
+    """Opens viewers, one after the other. Each visit has a film of its own."""
+    visits = itertools.count(1)
+
+    def open_viewer() -> Viewer:
+        viewer, visit, film = _open_viewer(settings), next(visits), settings.film
+        if film is not None:
+            viewer.start_film(film if visit == 1 else film.with_stem(f"{film.stem}-{visit}"))
+        return viewer
+
+    return open_viewer
+
+
+def _open_viewer(settings: Settings) -> Viewer:
+    from diamond_gym.play import start
+    from diamond_gym.play.canvas import Canvas
+    from diamond_gym.play.viewer import Viewer
+
+    is_playing = settings.dataset_mode is None
+    session: Session = start.play_session(settings) if is_playing else start.dataset_browser(settings)
+    return Viewer(
+        session, Canvas(settings.size, settings.has_header), fps=settings.fps, captures=settings.captures
+    )
 
 
 if __name__ == "__main__":

@@ -99,6 +99,10 @@ class DatasetBrowser:
         """There are no keys but shortcuts."""
         return []
 
+    def held_keys(self) -> list[tuple[str, str]]:
+        """None: nothing moves by itself."""
+        return []
+
     def close(self) -> str:
         """Nothing to keep."""
         return ""

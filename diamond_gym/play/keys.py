@@ -184,6 +184,15 @@ class GameKeys:
         """Every key that the game uses."""
         return frozenset[str]().union(*self.combinations)
 
+    def alone(self) -> list[tuple[str, str]]:
+        """Every key that the game uses, and its action where no other key is held: "" for none."""
+        actions = [self.combinations.get(frozenset({key})) for key in self._ordered()]
+        names = ["" if action is None else self.action_meanings[action] for action in actions]
+        return list(zip(self._ordered(), names, strict=True))
+
+    def _ordered(self) -> list[str]:
+        return sorted(self.keys, key=_place)
+
     def action(self, held: Sequence[str]) -> int:
         """The action of the keys that are held, in the order in which they were pressed.
 

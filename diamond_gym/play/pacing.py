@@ -1,4 +1,4 @@
-"""How evenly pictures came."""
+"""When pictures are due, and how evenly they came."""
 
 from __future__ import annotations
 
@@ -26,6 +26,10 @@ class Pacing:
             self.seconds.append(now - self._last)
         self._last = now
 
+    def pause(self) -> None:
+        """Pictures stop for a while; the time until the next one is not counted."""
+        self._last = None
+
     def __str__(self) -> str:
         if not self.seconds:
             return "frame pacing: fewer than two pictures were shown"
@@ -35,3 +39,24 @@ class Pacing:
             f"frame pacing: p50 {p50:.1f} ms, p95 {p95:.1f} ms, {achieved:.1f} fps of {self.fps:g} "
             f"over {len(self.seconds) + 1} pictures"
         )
+
+
+class Clock:
+    """Waits until it is a picture's turn. A late picture delays those after it: there are no bursts.
+
+    Args:
+        fps: Pictures per second.
+    """
+
+    def __init__(self, fps: float) -> None:
+        self._period = 1 / fps
+        self._turn = time.perf_counter()
+
+    def wait(self) -> None:
+        """Sleeps until a period after the last turn, or not at all where that is over."""
+        self._turn += self._period
+        now = time.perf_counter()
+        if self._turn > now:
+            time.sleep(self._turn - now)
+        else:
+            self._turn = now

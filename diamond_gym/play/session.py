@@ -143,6 +143,10 @@ class PlaySession:
         """The game's own keys."""
         return self.game_keys.explain()
 
+    def held_keys(self) -> list[tuple[str, str]]:
+        """The game's keys and their actions."""
+        return self.game_keys.alone()
+
     def close(self) -> str:
         """Writes episodes that wait.
 

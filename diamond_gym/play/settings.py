@@ -15,6 +15,7 @@ from diamond_gym.play import released
 from diamond_gym.registration import DEFAULT_MAX_EPISODE_STEPS, game_name
 
 _MIN_SIZE, _MAX_SIZE = 256, 4096
+_MAX_PORT = 65535
 _ASK = ""
 """Value of --pretrained and --dataset-mode without a value."""
 
@@ -25,6 +26,7 @@ Play inside a world model.
   python -m diamond_gym.play outputs/DATE/TIME        a training run's folder, a .pt or a .safetensors
   python -m diamond_gym.play --pretrained [WHICH]     a released model by number or name, else from a menu
   python -m diamond_gym.play -d [FOLDER]              look at recorded episodes
+  python -m diamond_gym.play game=Breakout --web      either of them in a browser, here or elsewhere
   python -m diamond_gym.play export-minari --help     recorded episodes as a Minari dataset
 
 H shows the keys."""
@@ -54,6 +56,28 @@ class WorldOptions:
             options.check_seed(self.seed, 31)
 
 
+@dataclass(frozen=True)
+class WebOptions:
+    """Where browsers find the page.
+
+    Attributes:
+        host: Name or address of this machine; with one that others can reach, the page asks for a token.
+        port: 0 takes a free one.
+
+    Raises:
+        InvalidInputError: The port is out of range, or the host is empty.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= _MAX_PORT:
+            raise InvalidInputError(f"--port must be in 0..{_MAX_PORT} (0 takes a free one), got {self.port}")
+        if not self.host:
+            raise InvalidInputError("--host must be a name or an address of this machine, got ''")
+
+
 @dataclass
 class Settings:
     """Everything that was asked for.
@@ -61,6 +85,7 @@ class Settings:
     Attributes:
         world: The world model; `world.game` is a game's name or None, `world.checkpoint` is set.
         dataset_mode: Folder of datasets to look at; None to play; "" for the usual place.
+        web: Where to serve it to browsers; None for a window.
     """
 
     world: WorldOptions
@@ -77,6 +102,7 @@ class Settings:
     captures: Path
     film: Path | None
     num_frames: int | None
+    web: WebOptions | None = None
 
     def __post_init__(self) -> None:
         if not self.record and (self.store_denoising_trajectory or self.store_original_obs):
@@ -123,7 +149,15 @@ def parse(arguments: Sequence[str]) -> Settings:
         captures=args.captures,
         film=args.film,
         num_frames=args.frames,
+        web=_web_options(args),
     )
+
+
+def _web_options(args: argparse.Namespace) -> WebOptions | None:
+    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
+    if given and not args.web:
+        raise InvalidInputError("--host and --port need --web")
+    return WebOptions(**given) if args.web else None
 
 
 def _pairs(args: argparse.Namespace) -> list[str]:
@@ -216,4 +250,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--film", type=Path, metavar="FILE", help="film everything from the start, .mp4 or .gif")
     add("--frames", type=int, metavar="N", help="leave after so many pictures")
+    add("--web", action="store_true", help="in browsers instead of a window; needs no display")
+    add("--port", type=int, help=f"with --web; default: {WebOptions.port}, 0 takes a free one")
+    add(
+        "--host",
+        metavar="ADDRESS",
+        help=f"with --web; default: {WebOptions.host}, which only this machine can reach. 0.0.0.0 lets "
+        "others in, who need the token that is printed",
+    )
     return parser

@@ -67,6 +67,10 @@ class Session(Protocol):
         """Keys and what they do, where that is not a shortcut's affair."""
         ...
 
+    def held_keys(self) -> list[tuple[str, str]]:
+        """Keys that do something while they are held, and what each does alone; "" for nothing."""
+        ...
+
     def close(self) -> str:
         """Ends it, keeping what can be kept; a line on what was kept, or nothing."""
         ...

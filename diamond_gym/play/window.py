@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
+from diamond_gym.play.held import HeldKeys
 from diamond_gym.play.pacing import Pacing
 from diamond_gym.play.viewer import Viewer
 from diamond_gym.rendering import Window
 
 NO_DISPLAY = (
-    "Play on a desktop or under `xvfb-run`; or set SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` "
-    "show what would have been on the screen"
+    "Play on a desktop or under `xvfb-run`; or in a browser, here or elsewhere, with `--web`; or set "
+    "SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` show what would have been on the screen"
 )
 """What to do without a display."""
 
@@ -71,25 +72,23 @@ class Keyboard:
     def __init__(self) -> None:
         self.is_closed = False
         self._pygame: Any = importlib.import_module("pygame")
-        self._held: list[str] = []
-        self._tapped: list[str] = []
+        self._keys = HeldKeys()
 
     def held(self) -> list[str]:
         """Keys that are held or were since the last picture, in the order in which they went down."""
-        return list(dict.fromkeys([*self._tapped, *self._held]))
+        return self._keys.now()
 
     def read(self, on_key: OnKey) -> None:
         """Takes what has happened since the last picture."""
         self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window forgets it
-        self._tapped = []
+        self._keys.start_picture()
         for event in self._pygame.event.get():
             if event.type == self._pygame.QUIT:
                 self.is_closed = True
             elif event.type == self._pygame.WINDOWFOCUSLOST:
-                self._held = []  # nobody tells when they are let go
+                self._keys.release()  # nobody tells when they are let go
             elif event.type == self._pygame.KEYUP:
-                name = self._name(event)
-                self._held = [key for key in self._held if key != name]
+                self._keys.up(self._name(event))
             elif event.type == self._pygame.KEYDOWN:
                 self._press(event, on_key)
 
@@ -98,10 +97,7 @@ class Keyboard:
         if event.mod & self._pygame.KMOD_CTRL:
             on_key(f"ctrl+{name}", is_repeated=False)
             return
-        is_repeated = name in self._held
-        if not is_repeated:
-            self._held.append(name)
-            self._tapped.append(name)
+        is_repeated = self._keys.down(name)
         on_key(self._character(event) or name, is_repeated=is_repeated)
 
     def _name(self, event: Any) -> str:

@@ -176,7 +176,7 @@ def _told(value: Any) -> str:
 
 
 def _limits(result: dict[str, Any] | None, game: str | None) -> str:
-    lines = [] if game is None else ["Predicted ends are lost lives."]
+    lines = [] if game is None else ["An end is a lost life or, in games without lives, the end of the game."]
     if result is not None:
         lines.append(f"Beyond step {len(result['steps'])} nothing was measured.")
     lines.append("The model knows only what its players showed it; states they never reached are guesses.")

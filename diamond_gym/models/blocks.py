@@ -6,6 +6,7 @@ Attribute names are the state-dict interface of released checkpoints.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -43,22 +44,63 @@ class GroupNorm(nn.Module):
         return self.norm(x)
 
 
+class Modulation(NamedTuple):
+    """Scales and shifts of all `AdaGroupNorm` layers of a network, one after the other."""
+
+    scale: Float[Tensor, "b c 1 1"]
+    shift: Float[Tensor, "b c 1 1"]
+
+
 class AdaGroupNorm(nn.Module):
-    """Group normalisation whose scale and shift are a linear function of a conditioning vector."""
+    """Group normalisation whose scale and shift are a linear function of a conditioning vector.
+
+    Attributes:
+        first_channel: Where its part of a `Modulation` begins.
+    """
 
     def __init__(self, channels: int, cond_channels: int) -> None:
         super().__init__()
         self.num_groups = num_groups(channels)
         self.linear = nn.Linear(cond_channels, 2 * channels)
+        self.first_channel = 0
 
-    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        scale, shift = (part.narrow(1, self.first_channel, x.shape[1]) for part in modulation)
         x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
-        scale, shift = self.linear(cond)[:, :, None, None].chunk(2, dim=1)
         if torch.is_grad_enabled():
-            return (x * (1 + scale)).add_(shift)
+            return (x * scale).add_(shift)
         if x.dtype == torch.float32:
-            return x.mul_(1 + scale).add_(shift)  # rounds as the published code does, addcmul would not
-        return torch.addcmul(shift, x, 1 + scale)
+            return x.mul_(scale).add_(shift)  # rounds as the published code does, addcmul would not
+        return torch.addcmul(shift, x, scale)
+
+
+class Modulator:
+    """Computes the scales and shifts of all adaptive norms of a network in one matrix product.
+
+    Holds no weights: each norm keeps its own, as released checkpoints have them.
+
+    Args:
+        network: Whose norms.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, AdaGroupNorm)]
+        first_channel = 0
+        for norm in self.norms:
+            norm.first_channel = first_channel
+            first_channel += norm.linear.out_features // 2
+
+    def __call__(self, cond: Float[Tensor, "b d"]) -> Modulation:
+        weight = _scales_first([norm.linear.weight for norm in self.norms])
+        bias = _scales_first([norm.linear.bias for norm in self.norms])
+        scale, shift = F.linear(cond, weight, bias)[:, :, None, None].chunk(2, dim=1)
+        return Modulation(1 + scale, shift)
+
+
+def _scales_first(scales_and_shifts: list[Tensor]) -> Tensor:
+    """The first halves of all tensors, then the second halves."""
+    halves = [x.chunk(2) for x in scales_and_shifts]
+    return torch.cat([scales for scales, _ in halves] + [shifts for _, shifts in halves])
 
 
 class SelfAttention2d(nn.Module):
@@ -152,10 +194,10 @@ class ResBlock(nn.Module):
         self.attn = SelfAttention2d(out_channels) if attention else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
 
-    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c2 h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c2 h w"]:
         r = self.proj(x)
-        x = self.conv1(F.silu(self.norm1(x, cond), inplace=True))
-        x = self.conv2(F.silu(self.norm2(x, cond), inplace=True))
+        x = self.conv1(F.silu(self.norm1(x, modulation), inplace=True))
+        x = self.conv2(F.silu(self.norm2(x, modulation), inplace=True))
         return self.attn(x.add_(r))
 
 
@@ -172,12 +214,12 @@ class ResBlocks(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, cond: Tensor, skips: list[Tensor] | None = None
+        self, x: Tensor, modulation: Modulation, skips: list[Tensor] | None = None
     ) -> tuple[Tensor, list[Tensor]]:
         outputs = []
         for i, block in enumerate(self.resblocks):
             x = x if skips is None else torch.cat([x, skips[i]], dim=1)
-            x = block(x, cond)
+            x = block(x, modulation)
             outputs.append(x)
         return x, outputs
 
@@ -213,18 +255,18 @@ class UNet(nn.Module):
         self.downsamples = nn.ModuleList([nn.Identity(), *(Downsample(c) for c in channels[:-1])])
         self.upsamples = nn.ModuleList([nn.Identity(), *(Upsample(c) for c in reversed(channels[:-1]))])
 
-    def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c h w"]:
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
         h, w = x.shape[-2:]
         multiple = 2 ** (len(self.d_blocks) - 1)
         x = F.pad(x, (0, -w % multiple, 0, -h % multiple))
         skips = []
         for downsample, block in zip(self.downsamples, self.d_blocks, strict=True):
             x_level = downsample(x)
-            x, outputs = block(x_level, cond)
+            x, outputs = block(x_level, modulation)
             skips.append([*reversed(outputs), x_level])
-        x, _ = self.mid_blocks(x, cond)
+        x, _ = self.mid_blocks(x, modulation)
         for upsample, block, level_skips in zip(self.upsamples, self.u_blocks, reversed(skips), strict=True):
-            x, _ = block(upsample(x), cond, level_skips)
+            x, _ = block(upsample(x), modulation, level_skips)
         return x[..., :h, :w]
 
 

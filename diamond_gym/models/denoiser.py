@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from diamond_gym import ddpm
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.models.blocks import FourierFeatures, GroupNorm, UNet, conv3x3, level_channels, num_groups
+from diamond_gym.models.blocks import (
+    FourierFeatures,
+    GroupNorm,
+    Modulator,
+    UNet,
+    conv3x3,
+    level_channels,
+    num_groups,
+)
 from diamond_gym.pixels import quantize, to_float
 
 
@@ -146,6 +154,7 @@ class InnerModel(nn.Module):
         )
         self.conv_in = conv3x3(in_channels, config.channels[0])
         self.unet = UNet(cond_out_channels, config.depths, config.channels, config.attn_depths)
+        self.modulator = Modulator(self.unet)
         self.norm_out = GroupNorm(config.channels[0])
         skip_channels = in_channels if config.input_skip else 0
         self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)
@@ -183,7 +192,7 @@ class InnerModel(nn.Module):
         """
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
-        x = self.unet(self.conv_in(inputs), cond)
+        x = self.unet(self.conv_in(inputs), self.modulator(cond))
         x = F.silu(self.norm_out(x), inplace=True)
         x = self.conv_out(torch.cat([x, inputs], dim=1) if self.input_skip else x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x

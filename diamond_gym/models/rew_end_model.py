@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.models.blocks import Downsample, ResBlocks, conv3x3, init_lstm, level_channels
+from diamond_gym.models.blocks import Downsample, Modulator, ResBlocks, conv3x3, init_lstm, level_channels
 from diamond_gym.models.denoiser import check_levels
 
 NUM_REWARD_CLASSES = 3
@@ -73,11 +73,13 @@ class RewEndEncoder(nn.Module):
         self.downsamples = nn.ModuleList(
             [nn.Identity(), *(Downsample(c) for c in config.channels[:-1]), nn.Identity()]
         )
+        self.modulator = Modulator(self)
 
     def forward(self, x: Float[Tensor, "b c h w"], cond: Float[Tensor, "b d"]) -> Float[Tensor, "b c2 h2 w2"]:
         x = self.conv_in(F.pixel_unshuffle(x, self.patch_size) if self.patch_size > 1 else x)
+        modulation = self.modulator(cond)
         for block, downsample in zip(self.blocks, self.downsamples, strict=True):
-            x, _ = block(downsample(x), cond)
+            x, _ = block(downsample(x), modulation)
         return x
 
 

@@ -143,11 +143,17 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
-    """Arguments that all benchmarks have."""
-    parser.add_argument(
-        "--seconds", type=positive_float, default=seconds, help=f"for each row (default: {seconds:g})"
-    )
+def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float | None) -> None:
+    """Arguments that all benchmarks have.
+
+    Args:
+        parser: Gets them.
+        seconds: Default of how long a row is measured; None for benchmarks to which that means nothing.
+    """
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=positive_float, default=seconds, help=f"for each row (default: {seconds:g})"
+        )
     parser.add_argument(
         "--threads", type=positive_int, help="CPU threads of PyTorch (default: its own choice)"
     )
@@ -181,15 +187,16 @@ def output_file(text: str) -> Path:
     return file
 
 
-def add_world_arguments(parser: argparse.ArgumentParser) -> None:
-    """Arguments that say which world model imagines, and how."""
+def add_world_arguments(parser: argparse.ArgumentParser, *, compile: bool = True) -> None:
+    """Arguments that say which world model imagines, and how; `compile` is whether that is one of them."""
     parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
     parser.add_argument("--checkpoint", default="auto", help="as in gymnasium.make (default: auto)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
-    parser.add_argument(
-        "--compile", type=compile_choice, default="auto", help="auto, true or false (default: auto)"
-    )
+    if compile:
+        parser.add_argument(
+            "--compile", type=compile_choice, default="auto", help="auto, true or false (default: auto)"
+        )
     parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
 
 

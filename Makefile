@@ -54,6 +54,6 @@ bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the README's tab
 
 bench-long: $(STAMP) ## speed and memory by games and denoising steps, over 200 000 steps, and the floor of a step
 	mkdir -p bench
-	$(PY) -m benchmarks.floor --json bench/floor.jsonl --readme benchmarks/README.md
-	$(PY) -m benchmarks.scaling --json bench/scaling.jsonl --plot docs/scaling.png
-	$(PY) -m benchmarks.endurance --json bench/endurance.jsonl
+	$(PY) -m benchmarks.floor --checkpoint embedded --json bench/floor.jsonl --readme benchmarks/README.md
+	$(PY) -m benchmarks.scaling --checkpoint embedded --json bench/scaling.jsonl --plot docs/scaling.png
+	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl

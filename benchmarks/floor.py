@@ -255,13 +255,12 @@ def measure(model: str, world_model: WorldModel, num_envs: int, args: argparse.N
         work_of(passes(world_model, num_envs), world_model).total_flops
         for passes in (denoiser_passes, rew_end_pass)
     ]
-    timed = {dtype: product(dtype, args.matmul_size, device) for dtype in work.flops}
+    size = args.matmul_size or (1024 if device.type == "cpu" else 8192)
+    timed = {dtype: product(dtype, size, device) for dtype in work.flops}
     others = [copy(args.copy_megabytes, device), small_calls(device), step]
     runs = [partial(time_step, one, device.type) for one in (*timed.values(), *others)]
     seconds = [[took.seconds for took in repeats] for repeats in in_turns(runs, args.seconds)]
-    rates = {
-        dtype: 2 * args.matmul_size**3 / min(times) for dtype, times in zip(timed, seconds, strict=False)
-    }
+    rates = {dtype: 2 * size**3 / min(times) for dtype, times in zip(timed, seconds, strict=False)}
     copied, called, stepped = seconds[-3:]
     bandwidth, per_call = 2 * args.copy_megabytes * 10**6 / min(copied), min(called) / NUM_CALLS
     flops_ms = 1e3 * sum(flops / rates[dtype] for dtype, flops in work.flops.items())
@@ -391,9 +390,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--matmul-size",
         type=positive_int,
-        default=2048,
         metavar="N",
-        help="rows of the square matrices whose product gives the rate (default: 2048)",
+        help="rows of the square matrices whose product gives the rate (default: 1024, on accelerators 8192)",
     )
     parser.add_argument(
         "--copy-megabytes",

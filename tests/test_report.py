@@ -146,6 +146,11 @@ def test_rows_of_something_else_are_not_shown(run, rows):
     assert status == 2 and text == TEXT and "hold nothing of the table" in error
 
 
+def test_an_overhead_that_drowned_in_noise(run):
+    _, text, _, _ = run([throughput_row("embedded", "DiamondEnv", 1, overhead=-0.5)])
+    assert cells(text)["embedded Breakout outside its networks, 1 game"][0] == "within noise"
+
+
 def test_the_last_of_several_rows_counts(run):
     _, text, _, _ = run(THROUGHPUT, [throughput_row("embedded", "DiamondVectorEnv", 32, rate=301.0)])
     assert cells(text)["embedded Breakout, 32 games"][0] == "301 env-steps/s"

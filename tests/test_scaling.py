@@ -54,6 +54,11 @@ def test_a_point_in_a_process_of_its_own(tiny_world):
     assert row.num_envs == 2 and row.repeats >= MIN_REPEATS
 
 
+def test_a_process_that_is_ended():
+    with pytest.raises(scaling.MemoryEndedError, match="BrokenProcessPool"):
+        scaling.in_fresh_process(os._exit, 1)
+
+
 @pytest.mark.parametrize(
     "error",
     [MemoryError("no more"), torch.OutOfMemoryError("no more"), RuntimeError("can't allocate memory")],

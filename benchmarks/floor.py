@@ -45,6 +45,7 @@ from benchmarks.rows import (
     in_turns,
     machine,
     print_machine,
+    short_commit,
     time_step,
     write_rows,
 )
@@ -353,7 +354,7 @@ def rates_text(rows: Sequence[FloorRow], about: dict[str, Any]) -> str:
     call = number(1e6 * min(row.seconds_per_call for row in rows))
     return (
         f"One run of `python -m benchmarks.floor` on {place}; PyTorch {about['torch']}, commit "
-        f"{(about['commit'] or 'unknown')[:10]}.\n"
+        f"{short_commit(about)}.\n"
         f"Matrix products {rates}; copies read and write {bandwidth} GB/s; the smallest call takes "
         f"{call} microseconds. Bytes are an estimate, see above."
     )

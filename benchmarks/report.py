@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markers import replace_section
-from benchmarks.rows import read_rows
+from benchmarks.rows import read_rows, short_commit
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from trainers.diamond import schedule
 from trainers.diamond.config import PARTS, TrainerConfig
@@ -293,7 +293,7 @@ def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
     sentences = [
         f"Medians of one run of `make bench` on {place}; Python {about['python']}, PyTorch {about['torch']}, "
-        f"Gymnasium {about['gymnasium']}, commit {(about['commit'] or 'unknown')[:10]}.",
+        f"Gymnasium {about['gymnasium']}, commit {short_commit(about)}.",
         "Plain PyTorch is the same weights in eager float32 NCHW, measured in turns with ours.",
         count_targets(lines),
     ]

@@ -87,6 +87,12 @@ def commit() -> str | None:
     return (hash + "-dirty" * bool(changes)) or None
 
 
+def short_commit(about: dict[str, Any]) -> str:
+    """The commit in `machine()`, or in a row, as people write it."""
+    hash, dash, dirty = (about["commit"] or "unknown").partition("-")
+    return hash[:10] + dash + dirty
+
+
 def _git(*arguments: str) -> str:
     command = ["git", *arguments]
     try:

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from benchmarks import report
-from benchmarks.rows import read_rows
+from benchmarks.rows import read_rows, short_commit
 
 ABOUT = {
     "cpu": "a CPU",
@@ -231,3 +231,10 @@ def test_a_missing_readme(run, tmp_path, capsys):
 def test_rows_are_read_as_they_were_written(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n')
     assert read_rows(tmp_path / "rows.jsonl") == [{"a": 1}, {"a": 2}]
+
+
+@pytest.mark.parametrize(
+    ("commit", "short"), [("0" * 40, "0" * 10), ("0" * 40 + "-dirty", "0" * 10 + "-dirty"), (None, "unknown")]
+)
+def test_commits_as_people_write_them(commit, short):
+    assert short_commit({"commit": commit}) == short

@@ -348,7 +348,7 @@ def rates_text(rows: Sequence[FloorRow], about: dict[str, Any]) -> str:
         for name, rate in row.flops_per_second.items():
             products[name] = max(products[name], rate)
     rates = ", ".join(f"{number(rate / 1e9)} GFLOP/s in {name}" for name, rate in products.items())
-    place = f"{about['cpu']}, {about['num_threads']} threads"
+    place = f"{about['cpu']}, threads: {about['num_threads']}"
     place += f", {about['gpu']}" if rows[0].device != "cpu" else ""
     bandwidth = number(max(row.bytes_per_second for row in rows) / 1e9)
     call = number(1e6 * min(row.seconds_per_call for row in rows))

@@ -289,7 +289,7 @@ def count_targets(lines: Sequence[Line]) -> str:
 def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     """What the table is about, under it."""
     about, epoch = rows[0], find_epoch(rows)
-    place = f"{about['cpu']}, {about['num_threads']} threads"
+    place = f"{about['cpu']}, threads: {about['num_threads']}"
     place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
     sentences = [
         f"Medians of one run of `make bench` on {place}; Python {about['python']}, PyTorch {about['torch']}, "

@@ -108,7 +108,7 @@ def test_the_table_holds_what_the_rows_say(run):
     assert table["the real Breakout (`AtariVectorEnv`), 1 game"][0] == "not measured"
     assert "paper-size step, 1 game (bfloat16)" in text and "(training.autocast=auto)" in text
     assert "4 of 6 targets are met." in text
-    for about in ("a CPU, 2 threads", "Python 3.12.1", "PyTorch 2.13.0", "commit 0123456789."):
+    for about in ("a CPU, threads: 2", "Python 3.12.1", "PyTorch 2.13.0", "commit 0123456789."):
         assert about in text
 
 
@@ -172,7 +172,7 @@ def test_a_gpu_has_its_own_table_and_targets(run):
     rows = [{**row, **on_gpu} for row in THROUGHPUT[:2]] + [{**THROUGHPUT[-1], "gpu": "a GPU"}]
     trained = [{**row, "device": "cuda", "gpu": "a GPU"} for row in TRAINING]
     status, text, _, _ = run(rows, trained, text=TEXT + TEXT.replace("cpu", "cuda"))
-    assert status == 0 and text.startswith(TEXT) and "a CPU, 2 threads, a GPU;" in text
+    assert status == 0 and text.startswith(TEXT) and "a CPU, threads: 2, a GPU;" in text
     table = cells(text)
     assert table["paper-size step, 1 game"][-1] == "5x: missed"
     assert table["paper-size step, 256 games"] == ["not measured", "", "", "3x: not measured"]

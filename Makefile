@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check fidelity bench $(VENV)
+.PHONY: help install demo test test-web slow check fidelity bench bench-long $(VENV)
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create the virtual environment and install everything in it
 
@@ -46,5 +46,14 @@ fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model c
 		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
 	done
 
-bench: $(STAMP) ## steps per second and latency
-	$(PY) benchmarks/throughput.py
+bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the README's table
+	mkdir -p bench
+	$(PY) -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
+	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
+	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
+
+bench-long: $(STAMP) ## speed and memory by games and denoising steps, over 200 000 steps, and the floor of a step
+	mkdir -p bench
+	$(PY) -m benchmarks.floor --checkpoint embedded --json bench/floor.jsonl --readme benchmarks/README.md
+	$(PY) -m benchmarks.scaling --checkpoint embedded --json bench/scaling.jsonl --plot docs/scaling.png
+	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import platform
 import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from diamond_gym import disk
+from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.options import positive_int
 
 MIN_REPEATS = 3
@@ -68,16 +70,36 @@ def is_enough(took: Sequence[Took], seconds: float) -> bool:
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on besides the code, and which code it was."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
-    )
     return {
         "torch": torch.__version__,
+        "gymnasium": version("gymnasium"),
+        "python": platform.python_version(),
         "num_threads": torch.get_num_threads(),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def commit() -> str | None:
+    """The commit of this code, with "-dirty" where Python files differ; None outside a repository."""
+    hash, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", ":(top)*.py")
+    return (hash + "-dirty" * bool(changes)) or None
+
+
+def short_commit(about: dict[str, Any]) -> str:
+    """The commit in `machine()`, or in a row, as people write it."""
+    hash, dash, dirty = (about["commit"] or "unknown").partition("-")
+    return hash[:10] + dash + dirty
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:  # git is not installed
+        return ""
+    return done.stdout.strip()
 
 
 def cpu_name() -> str:
@@ -96,26 +118,53 @@ def print_machine(about: dict[str, Any]) -> None:
 
 
 def write_rows(file: Path, rows: Sequence[Any], about: dict[str, Any]) -> None:
-    """Writes dataclasses, one JSON object a line, whole or not at all."""
-    partial = file.with_name(file.name + ".partial")
-    with partial.open("w", encoding="utf-8") as stream:
-        for row in rows:
-            stream.write(json.dumps(asdict(row) | about) + "\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    """Writes dataclasses, one JSON object a line, whole or not at all.
+
+    Args:
+        file: Is replaced.
+        rows: Dataclasses.
+        about: Keys that are added to every row.
+
+    Raises:
+        CacheError: The file cannot be written.
+    """
+    lines = [json.dumps(asdict(row) | about) + "\n" for row in rows]
+    disk.write_file(file, "".join(lines).encode())
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float) -> None:
-    """Arguments that all benchmarks have."""
-    parser.add_argument(
-        "--seconds", type=positive_float, default=seconds, help=f"for each row (default: {seconds:g})"
-    )
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """What `write_rows` wrote.
+
+    Raises:
+        InvalidInputError: The file is not there, cannot be read, or holds no such rows.
+    """
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except OSError as error:
+        raise InvalidInputError(f"cannot read the rows {file}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise InvalidInputError(f"{file} does not hold one JSON object a line: {error}") from None
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise InvalidInputError(f"{file} does not hold rows of a benchmark, one JSON object a line")
+    return rows
+
+
+def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float | None) -> None:
+    """Arguments that all benchmarks have.
+
+    Args:
+        parser: Gets them.
+        seconds: Default of how long a row is measured; None for benchmarks to which that means nothing.
+    """
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=positive_float, default=seconds, help=f"for each row (default: {seconds:g})"
+        )
     parser.add_argument(
         "--threads", type=positive_int, help="CPU threads of PyTorch (default: its own choice)"
     )
     parser.add_argument(
-        "--json", type=json_file, metavar="FILE", help="write the rows here, one JSON object a line"
+        "--json", type=output_file, metavar="FILE", help="write the rows here, one JSON object a line"
     )
 
 
@@ -130,8 +179,42 @@ def positive_float(text: str) -> float:
     return value
 
 
-def json_file(text: str) -> Path:
-    """A file from the command line, in a folder that exists."""
-    if not Path(text).parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {Path(text).parent}")
-    return Path(text)
+def output_file(text: str) -> Path:
+    """A file from the command line, in a folder that exists and can be written."""
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{file} is a folder, not a file")
+    try:
+        disk.prepare_folder(file.parent)
+    except CacheError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return file
+
+
+def add_world_arguments(parser: argparse.ArgumentParser, *, compile: bool = True) -> None:
+    """Arguments that say which world model imagines, and how; `compile` is whether that is one of them."""
+    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
+    parser.add_argument("--checkpoint", default="auto", help="as in gymnasium.make (default: auto)")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
+    if compile:
+        parser.add_argument(
+            "--compile", type=compile_choice, default="auto", help="auto, true or false (default: auto)"
+        )
+    parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
+
+
+def world_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of both environments, from those of `add_world_arguments`."""
+    names = ("checkpoint", "device", "dtype", "compile", "num_denoising_steps")
+    return {name: getattr(args, name) for name in names}
+
+
+def compile_choice(text: str) -> bool | str:
+    """The `compile` argument from the command line."""
+    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
+    if text.lower() not in choices:
+        raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
+    return choices[text.lower()]

@@ -1,6 +1,6 @@
 """Steps per second and latency of imagined games, of what is around them, and of the real game beside them.
 
-    python benchmarks/throughput.py --num-envs 1 8 32 --json rows.jsonl
+    python -m benchmarks.throughput --num-envs 1 8 32 --json rows.jsonl
 
 What is compared is measured in turns, so that whatever else the machine does disturbs all of it alike. Ratios
 are those of medians; an overhead is what the fastest step takes longer than the fastest passes through the
@@ -28,17 +28,20 @@ from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, Reco
 from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.vec_env import VecEnv
 
+from benchmarks.imagined import HORIZON, make_envs, random_player
 from benchmarks.rows import (
     Took,
     add_common_arguments,
+    add_world_arguments,
     in_turns,
     machine,
     print_machine,
     time_step,
+    world_options,
     write_rows,
 )
 from diamond_gym import registration
-from diamond_gym.acceleration import build_world_model
+from diamond_gym.acceleration import build_world_model, pick_device
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
@@ -47,10 +50,10 @@ from diamond_gym.errors import DiamondGymError
 from diamond_gym.models import Agent, AgentConfig
 from diamond_gym.options import positive_int
 from diamond_gym.sampler import DiffusionSamplerConfig
-from diamond_gym.vector_env import DiamondVectorEnv
 from diamond_gym.world_model import WorldModel
 
-HORIZON = 50
+NUM_ENVS = [1, 32]
+NUM_ENVS_ON_ACCELERATORS = [*NUM_ENVS, 256]
 IMAGE_SHAPE = (3, 64, 64)
 
 
@@ -163,16 +166,7 @@ def env_case(model: str, name: str, env: gymnasium.Env[Any, Any], **about: Any) 
 
 def vector_case(model: str, name: str, envs: gymnasium.vector.VectorEnv[Any, Any, Any], **about: Any) -> Case:
     """A vector environment under random actions."""
-    rng = np.random.default_rng(0)
-    num_actions = envs.single_action_space.n  # pyright: ignore[reportAttributeAccessIssue]
-    envs.reset(seed=0)
-    return Case(
-        model,
-        name,
-        envs.num_envs,
-        lambda: envs.step(rng.integers(num_actions, size=envs.num_envs)),
-        **about,
-    )
+    return Case(model, name, envs.num_envs, random_player(envs), **about)
 
 
 def sb3_case(model: str, name: str, envs: VecEnv, **about: Any) -> Case:
@@ -207,23 +201,48 @@ def world_model_case(model: str, name: str, world_model: WorldModel, num_envs: i
 
 def networks_case(model: str, world_model: WorldModel, num_envs: int, **about: Any) -> Case:
     """Only the passes through the networks that one step needs."""
-    state = random_state(world_model, num_envs)
-    denoiser, rew_end_model, config = world_model.denoiser, world_model.rew_end_model, world_model.config
+    denoise = denoiser_passes(world_model, num_envs)
+    judge = rew_end_pass(world_model, num_envs)
+
+    def step() -> None:
+        denoise()
+        judge()
+
+    return Case(model, "networks", num_envs, step, **about)
+
+
+def num_denoiser_passes(config: DiffusionSamplerConfig) -> int:
+    """Passes through the denoiser that one frame needs."""
+    return config.num_steps_denoising * config.order - (config.order - 1)
+
+
+def denoiser_passes(world_model: WorldModel, num_envs: int) -> Callable[[], None]:
+    """Makes the passes through the denoiser's network that one step needs, and nothing else."""
+    denoiser, act = world_model.denoiser, random_state(world_model, num_envs).act
     frame = torch.zeros(num_envs, *IMAGE_SHAPE, device=world_model.device)
     past = denoiser.fold_past(frame.repeat(1, world_model.num_steps_conditioning, 1, 1))
     noisy = denoiser.inner_model.fold(frame.to(denoiser.dtype))
     c_noise = torch.zeros(num_envs, device=world_model.device, dtype=denoiser.dtype)
-    num_passes = config.num_steps_denoising * config.order - (config.order - 1)
 
     @torch.no_grad()
     def step() -> None:
-        for _ in range(num_passes):
-            denoiser.inner_model(noisy, c_noise, past, state.act)
-        rew_end_model.predict_rew_end(
-            frame[:, None], state.act[:, -1:], frame[:, None], (state.hx[None], state.cx[None])
-        )
+        for _ in range(num_denoiser_passes(world_model.config)):
+            denoiser.inner_model(noisy, c_noise, past, act)
 
-    return Case(model, "networks", num_envs, step, **about)
+    return step
+
+
+def rew_end_pass(world_model: WorldModel, num_envs: int) -> Callable[[], None]:
+    """Makes the pass through the reward/end model that one step needs, and nothing else."""
+    state = random_state(world_model, num_envs)
+    frame = torch.zeros(num_envs, 1, *IMAGE_SHAPE, device=world_model.device)
+
+    @torch.no_grad()
+    def step() -> None:
+        hx_cx = state.hx[None], state.cx[None]
+        world_model.rew_end_model.predict_rew_end(frame, state.act[:, -1:], frame, hx_cx)
+
+    return step
 
 
 def random_state(world_model: WorldModel, num_envs: int) -> Any:
@@ -250,13 +269,7 @@ def describe(world_model: WorldModel, compile: bool) -> dict[str, Any]:
 
 def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
-    options = {
-        "checkpoint": args.checkpoint,
-        "device": args.device,
-        "dtype": args.dtype,
-        "compile": args.compile,
-        "num_denoising_steps": args.num_denoising_steps,
-    }
+    options = world_options(args)
     world_model = load_world(args.game, **options).world_model
     about = describe(world_model, args.compile is True)
     cases = [
@@ -268,12 +281,12 @@ def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
         cases.append(env_case(args.checkpoint, "DiamondEnv", env, **about))
         env = wrapped(DiamondEnv(args.game, **options))
         cases.append(env_case(args.checkpoint, "DiamondEnv + wrappers", env, **about))
-    envs = DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options)
+    envs = make_envs(args.game, num_envs, options)
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv", envs, **about))
     env_id = registration.env_id(registration.game_name(args.game))
     for_sb3 = make_sb3_vec_env(env_id, num_envs, max_episode_steps=HORIZON, seed=0, **options)
     cases.append(sb3_case(args.checkpoint, "BatchedVecEnv (SB3)", for_sb3, **about))
-    envs = wrapped_vector(DiamondVectorEnv(num_envs, args.game, max_episode_steps=HORIZON, **options))
+    envs = wrapped_vector(make_envs(args.game, num_envs, options))
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv + wrappers", envs, **about))
     if args.baseline:
         agent = load_world(args.game, **{**options, "dtype": "float32", "compile": False}).agent
@@ -284,11 +297,16 @@ def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     return cases
 
 
+def paper_agent() -> Agent:
+    """Denoiser and reward/end model of the published sizes, with random weights."""
+    torch.manual_seed(0)
+    return Agent(AgentConfig(num_actions=4), with_actor_critic=False)
+
+
 def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     """The paper-size model with random weights, beside the plain baseline."""
-    torch.manual_seed(0)
     config = DiffusionSamplerConfig(num_steps_denoising=args.num_denoising_steps or 3)
-    agent = Agent(AgentConfig(num_actions=4), with_actor_critic=False)
+    agent = paper_agent()
     plain_agent = copy.deepcopy(agent)
     world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, compile=args.compile)
     plain = plain_world_model(plain_agent, config, world_model.device)
@@ -332,27 +350,20 @@ def print_row(row: Row) -> None:
     )
 
 
-def compile_choice(text: str) -> bool | str:
-    """The `compile` argument from the command line."""
-    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
-    if text.lower() not in choices:
-        raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
-    return choices[text.lower()]
-
-
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     flag = argparse.BooleanOptionalAction
-    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
-    parser.add_argument("--checkpoint", default="auto", help="as in gymnasium.make (default: auto)")
-    parser.add_argument("--num-envs", type=positive_int, nargs="+", default=[1, 8, 32], metavar="N")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
-    parser.add_argument("--compile", type=compile_choice, default="auto", help="auto, true or false")
-    parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
+    add_world_arguments(parser)
+    parser.add_argument(
+        "--num-envs",
+        type=positive_int,
+        nargs="+",
+        metavar="N",
+        help="games at once (default: 1 32, on accelerators 256, too)",
+    )
     parser.add_argument("--baseline", action=flag, default=True, help="the checkpoint in plain PyTorch too")
     parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
     add_common_arguments(parser, seconds=3)
@@ -362,7 +373,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 def run(args: argparse.Namespace) -> list[Row]:
     """Measures and prints everything asked for."""
     rows: list[Row] = []
-    for num_envs in args.num_envs:
+    is_cpu = pick_device(args.device).type == "cpu"
+    for num_envs in args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS):
         groups = [checkpoint_cases(args, num_envs), real_cases(args.game, num_envs)]
         if args.paper:
             groups.append(paper_cases(args, num_envs))
@@ -383,11 +395,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_header(about)
     try:
         rows = run(args)
+        if args.json is not None:
+            asked = {"game": registration.game_name(args.game), "checkpoint": args.checkpoint}
+            write_rows(args.json, rows, about | asked)
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.json is not None:
-        write_rows(args.json, rows, about)
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Optimiser steps per second of each network beside plain PyTorch, and what the replay costs.
+"""Optimiser steps per second of each network and collection beside plain PyTorch, and what the replay costs.
 
     python -m benchmarks.training --preset paper small --json rows.jsonl
     python -m benchmarks.training --preset paper --parts denoiser denoiser.training.batch_size=8
@@ -6,7 +6,8 @@
 Every step is the trainer's own, on made-up episodes. The plain baseline makes the same steps (same weights,
 same batches) in eager float32, in PyTorch's default memory layout, with its default AdamW and the C library's
 default memory settings. Both run in processes of their own and make their steps in turns; the ratio is that
-of the medians. "CPU s" is the time of all threads on the CPU, for machines that do other work meanwhile.
+of the medians. Collection is the actor-critic playing the real Breakout as in every epoch, its episodes
+written to disk. "CPU s" is the time of all threads on the CPU, for machines that do other work meanwhile.
 Arguments `key=value` change the presets, as in `python -m trainers.diamond train`.
 """
 
@@ -15,10 +16,10 @@ from __future__ import annotations
 import argparse
 import gc
 import multiprocessing
-import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,7 +27,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
+from benchmarks.memory import resident_bytes
 from benchmarks.rows import (
     Took,
     add_common_arguments,
@@ -37,18 +40,23 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym.checkpoints import WorldDescription
-from diamond_gym.episodes import Episode
+from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
+from diamond_gym.models import Agent
 from diamond_gym.options import positive_int
 from trainers.diamond import settings
+from trainers.diamond.collector import Collector
 from trainers.diamond.config import PARTS, TrainerConfig
 from trainers.diamond.launch import find_device, new_agent, place
 from trainers.diamond.part import Part
+from trainers.diamond.real_games import RealGames
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
 
+GAME = "Breakout"
 NUM_ACTIONS = 4
+COLLECTION = "collection"
 EPISODE_LENGTH = 500
 NUM_TRAINING_FRAMES = 4_000
 NUM_REPLAY_FRAMES = 100_000
@@ -61,11 +69,11 @@ class ProcessEndedError(DiamondGymError):
 
 @dataclass(frozen=True)
 class Case:
-    """A network whose steps are measured.
+    """A network whose steps are measured, or collection.
 
     Attributes:
         config: How it is trained.
-        part: Its name.
+        part: Its name, or "collection".
         is_plain: Whether it is the baseline.
         threads: CPU threads of PyTorch; None for its own choice.
     """
@@ -90,6 +98,20 @@ class StepRow:
     cpu_seconds: float
     baseline_cpu_seconds: float
     cpu_ratio: float
+    repeats: int
+
+
+@dataclass(frozen=True)
+class CollectRow:
+    """What an epoch collects: a line of the JSON file. `num_steps` steps of the real game take `seconds`."""
+
+    preset: str
+    part: str
+    device: str
+    num_steps: int
+    seconds: float
+    baseline_seconds: float
+    ratio: float
     repeats: int
 
 
@@ -146,8 +168,8 @@ def configuration(preset: str, overrides: Sequence[str], device: str) -> Trainer
     return config
 
 
-def build_part(case: Case) -> tuple[Part, Replay]:
-    """The network, ready to be trained by the trainer's own steps."""
+def build_agent(case: Case) -> Agent:
+    """The networks on their device, placed as the trainer does it, or for the baseline as PyTorch does."""
     config = case.config
     device = find_device(config.common.device)
     sizes = config.agent.with_num_actions(NUM_ACTIONS)
@@ -158,6 +180,12 @@ def build_part(case: Case) -> tuple[Part, Replay]:
         agent.to(device)
     else:
         place(agent, device, config)
+    return agent
+
+
+def build_part(case: Case) -> tuple[Part, Replay]:
+    """The network, ready to be trained by the trainer's own steps."""
+    config, agent = case.config, build_agent(case)
     replay = Replay(random_episodes(NUM_TRAINING_FRAMES, frame_shape(config)), NUM_TRAINING_FRAMES)
     trainer = Trainer(config, RunFolder(Path("nothing-is-saved")), agent, replay, Replay())
     part = next(part for part in trainer.parts if part.name == case.part)
@@ -166,22 +194,45 @@ def build_part(case: Case) -> tuple[Part, Replay]:
     return part, replay
 
 
+@contextmanager
+def training_steps(case: Case) -> Iterator[Callable[[], Any]]:
+    """Makes an optimiser step of a network."""
+    part, replay = build_part(case)
+    seed = case.config.common.seed
+    with part.as_trained():
+        yield lambda: part.step(replay, seed=seed, lr_factor=1.0)
+
+
+@contextmanager
+def collecting(case: Case, folder: Path) -> Iterator[Callable[[], Any]]:
+    """Collects the steps of an epoch from the real game, into a dataset in `folder`."""
+    sampling, seed = case.config.collection.train, case.config.common.seed
+    actor_critic = build_agent(case).eval().actor_critic
+    assert actor_critic is not None
+    games = RealGames(GAME, sampling.num_envs, training=True, seed=seed)
+    collector = Collector(actor_critic, games, sampling, seed=seed)
+    dataset, replay = EpisodeDataset(folder, create=True), Replay()
+    bar = tqdm(disable=True)
+    yield lambda: collector.collect(
+        dataset, replay, sampling.steps_per_epoch, bar=bar, should_stop=lambda: False
+    )
+
+
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """AdamW of the same parameters and numbers, computed as PyTorch does by default."""
     names = ("params", "lr", "betas", "eps", "weight_decay")
     return torch.optim.AdamW([{name: group[name] for name in names} for group in optimizer.param_groups])
 
 
-def serve(case: Case, connection: Connection) -> None:
+def serve(case: Case, folder: Path, connection: Connection) -> None:
     """Makes a step whenever it is asked to and sends what it took; the life of a measured process."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
-    part, replay = build_part(case)
     device = find_device(case.config.common.device).type
-    seed = case.config.common.seed
-    with part.as_trained():
+    steps = collecting(case, folder) if case.part == COLLECTION else training_steps(case)
+    with steps as step:
         while connection.recv():
-            connection.send(time_step(lambda: part.step(replay, seed=seed, lr_factor=1.0), device))
+            connection.send(time_step(step, device))
 
 
 class Measured:
@@ -194,7 +245,9 @@ class Measured:
         context = multiprocessing.get_context("spawn")
         self.case = case
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(case, theirs), daemon=True)
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        arguments = case, Path(self._folder.name), theirs
+        self._process = context.Process(target=serve, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
 
@@ -210,8 +263,8 @@ class Measured:
         except (EOFError, OSError):
             self._process.join()
             raise ProcessEndedError(
-                f"the process that trains the {self.case.part} ended with status {self._process.exitcode}; "
-                f"if memory ran out, try a smaller {self.case.part}.training.batch_size=..."
+                f"the process that measures the {self.case.part} ended with status {self._process.exitcode}; "
+                "if memory ran out, try a smaller PART.training.batch_size=... or smaller networks"
             ) from None
 
     def __enter__(self) -> Measured:
@@ -221,16 +274,22 @@ class Measured:
         self._process.terminate()
         self._process.join()
         self._connection.close()
+        self._folder.cleanup()
 
 
-def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.Namespace) -> StepRow:
-    """Makes steps of a network and of its baseline in turns."""
+def measure_in_turns(config: TrainerConfig, part: str, args: argparse.Namespace) -> list[list[Took]]:
+    """Makes steps of a network, or collects, and of the baseline in turns."""
     with ExitStack() as stack:
         measured = [
             stack.enter_context(Measured(Case(config, part, is_plain, args.threads)))
             for is_plain in (False, True)
         ]
-        took, baseline = in_turns([m.step for m in measured], args.seconds)
+        return in_turns([m.step for m in measured], args.seconds)
+
+
+def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.Namespace) -> StepRow:
+    """Measures a network's steps and those of its baseline."""
+    took, baseline = measure_in_turns(config, part, args)
     seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
     cpu, plain_cpu = (float(np.median([t.cpu_seconds for t in steps])) for steps in (took, baseline))
     return StepRow(
@@ -244,6 +303,22 @@ def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.
         cpu_seconds=cpu,
         baseline_cpu_seconds=plain_cpu,
         cpu_ratio=plain_cpu / cpu,
+        repeats=min(len(took), len(baseline)),
+    )
+
+
+def measure_collection(preset: str, config: TrainerConfig, args: argparse.Namespace) -> CollectRow:
+    """Measures what an epoch collects, with the trainer's actor-critic and with the plain one."""
+    took, baseline = measure_in_turns(config, COLLECTION, args)
+    seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
+    return CollectRow(
+        preset=preset,
+        part=COLLECTION,
+        device=find_device(config.common.device).type,
+        num_steps=config.collection.train.steps_per_epoch,
+        seconds=seconds,
+        baseline_seconds=plain_seconds,
+        ratio=plain_seconds / seconds,
         repeats=min(len(took), len(baseline)),
     )
 
@@ -287,12 +362,6 @@ def draw_batches(replay: Replay, config: TrainerConfig, part: str, length: int) 
     return [time_step(lambda i=i: draw(i), "cpu") for i in range(1 + NUM_DRAWS)][1:]
 
 
-def resident_bytes() -> int | None:
-    """Memory that this process occupies now; None where there is no /proc."""
-    statm = Path("/proc/self/statm")
-    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.is_file() else None
-
-
 def print_step_header() -> None:
     """Prints the column names of `print_step_row`."""
     print(
@@ -308,6 +377,15 @@ def print_step_row(row: StepRow) -> None:
         f"{row.preset:<8} {row.part:<14} {row.device:<7} {row.batch_size:>5} {row.steps_per_second:>9.3f} "
         f"{row.baseline_steps_per_second:>9.3f} {row.ratio:>5.2f}x {row.cpu_seconds:>8.3f} "
         f"{row.baseline_cpu_seconds:>9.3f} {row.cpu_ratio:>5.2f}x {row.repeats:>7}",
+        flush=True,
+    )
+
+
+def print_collect_row(row: CollectRow) -> None:
+    """Prints what collecting an epoch's steps takes."""
+    print(
+        f"{row.preset}: collecting {row.num_steps} steps of {GAME} in {row.seconds:.3f} s, "
+        f"baseline {row.baseline_seconds:.3f} s, ratio {row.ratio:.2f}x, repeats {row.repeats}",
         flush=True,
     )
 
@@ -337,18 +415,25 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--replay", action=argparse.BooleanOptionalAction, default=True, help="measure the replay, too"
     )
+    parser.add_argument(
+        "--collection", action=argparse.BooleanOptionalAction, default=True, help="measure collection, too"
+    )
     add_common_arguments(parser, seconds=10)
     return parser.parse_intermixed_args(argv)
 
 
-def run(args: argparse.Namespace) -> list[StepRow | ReplayRow]:
+def run(args: argparse.Namespace) -> list[StepRow | CollectRow | ReplayRow]:
     """Measures and prints everything asked for."""
     configs = {preset: configuration(preset, args.overrides, args.device) for preset in args.preset}
-    rows: list[StepRow | ReplayRow] = []
+    rows: list[StepRow | CollectRow | ReplayRow] = []
     for preset, config in configs.items() if args.replay else ():
         for row in measure_replay(preset, config, args.frames):
             print_replay_row(row)
             rows.append(row)
+    for preset, config in configs.items() if args.collection else ():
+        row = measure_collection(preset, config, args)
+        print_collect_row(row)
+        rows.append(row)
     print_step_header()
     for preset, config in configs.items():
         for part in args.parts:
@@ -367,11 +452,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     print_machine(about)
     try:
         rows = run(args)
+        if args.json is not None:
+            write_rows(args.json, rows, about | {"overrides": args.overrides})
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    if args.json is not None:
-        write_rows(args.json, rows, about)
     return 0
 
 

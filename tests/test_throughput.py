@@ -35,7 +35,8 @@ def test_rows_of_a_tiny_world(checkpoint, tmp_path, capsys):
         assert row["repeats"] >= MIN_REPEATS
         assert 0 < row["p50_ms"] <= row["p95_ms"]
         assert row["env_steps_per_second"] == pytest.approx(1e3 * row["num_envs"] / row["p50_ms"])
-        assert row["num_threads"] >= 1 and row["torch"]
+        assert row["num_threads"] >= 1 and row["torch"] and row["python"]
+        assert (row["game"], row["checkpoint"]) == ("Breakout", checkpoint)
         assert (row["speedup"] is not None) == (row["name"] == "WorldModel")
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 2
 
@@ -57,6 +58,7 @@ def test_measures_in_turns():
         ["--threads", "two"],
         ["--unknown"],
         ["--json", "no/such/folder/rows.jsonl"],
+        ["--json", "/"],
     ],
 )
 def test_wrong_arguments(arguments, capsys):

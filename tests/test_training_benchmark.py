@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import training
 from benchmarks.rows import MIN_REPEATS
+from diamond_gym.episodes import EpisodeDataset
 from trainers.diamond.config import PARTS
 
 ROOT = Path(__file__).parents[1]
@@ -27,17 +28,29 @@ def test_rows_of_tiny_networks(tmp_path, capsys):
     assert measure("--frames", "1200", "--json", str(file), "actor_critic.training.batch_size=2") == 0
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     replay = [row for row in rows if "num_frames" in row]
-    steps = [row for row in rows if "ratio" in row]
+    collected = [row for row in rows if row["part"] == training.COLLECTION]
+    steps = [row for row in rows if "cpu_ratio" in row]
     assert [row["part"] for row in replay] == ["denoiser", "rew_end_model"]
     assert [row["part"] for row in steps] == list(PARTS)
     assert [row["batch_size"] for row in steps] == [4, 4, 2]
+    (row,) = collected
+    assert row["num_steps"] == 50 and row["repeats"] >= MIN_REPEATS
+    assert row["ratio"] == pytest.approx(row["baseline_seconds"] / row["seconds"])
     for row in replay:
         assert row["num_frames"] == 1200 and 0 < row["draw_ms"] <= row["draw_p95_ms"]
     for row in steps:
+        assert row["overrides"] == ["actor_critic.training.batch_size=2"]
         assert row["repeats"] >= MIN_REPEATS and row["device"] == "cpu" and row["torch"]
         assert row["ratio"] == pytest.approx(row["steps_per_second"] / row["baseline_steps_per_second"])
         assert row["cpu_ratio"] == pytest.approx(row["baseline_cpu_seconds"] / row["cpu_seconds"])
     assert len(capsys.readouterr().out.splitlines()) == len(rows) + 2
+
+
+def test_collects_the_steps_of_an_epoch(tmp_path):
+    config = training.configuration("smoke", [], "cpu")
+    with training.collecting(training.Case(config, training.COLLECTION, False, None), tmp_path) as collect:
+        assert [collect().num_steps for _ in range(2)] == [50, 50]
+    assert EpisodeDataset(tmp_path).num_steps == 100
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -75,7 +88,7 @@ def test_trains_in_the_layout_that_trains_fastest_and_plays_in_channels_last(cap
     ],
 )
 def test_what_cannot_be_measured(arguments, message, capsys):
-    assert measure("--no-replay", *arguments) == 2
+    assert measure("--no-replay", "--no-collection", *arguments) == 2
     assert message in capsys.readouterr().err
 
 

@@ -1,0 +1,213 @@
+"""Whether imagination stays as fast and as small as it is: memory and speed over many steps, by tenths.
+
+    python -m benchmarks.endurance --steps 200000 --json endurance.jsonl
+
+Games of a vector environment go on under random actions, and are reset where they are over. The first tenth
+is warm-up. Fails (status 1) if the last tenth occupies more memory than the second by more than a tolerance,
+or its median step is slower by more than another. Memory is the largest of the tenth: all that the process
+occupies, and on CUDA also what PyTorch has allocated there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.imagined import make_envs, random_player
+from benchmarks.memory import resident_bytes
+from benchmarks.rows import (
+    add_common_arguments,
+    add_world_arguments,
+    machine,
+    positive_float,
+    print_machine,
+    synchronize,
+    world_options,
+    write_rows,
+)
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.options import positive_int
+from diamond_gym.registration import game_name
+
+NUM_TENTHS = 10
+
+
+@dataclass(frozen=True)
+class Tenth:
+    """A tenth of the steps: a line of the table and of the JSON file.
+
+    Attributes:
+        tenth: From 1.
+        env_steps: Steps of all games together.
+        seconds: On the clock.
+        env_steps_per_second: Over the whole tenth.
+        p50_ms: Median latency of a step of all games.
+        resident_bytes: The most that the process occupied; None where the system does not tell.
+        allocated_bytes: The most that PyTorch had allocated on CUDA; None elsewhere.
+    """
+
+    tenth: int
+    env_steps: int
+    seconds: float
+    env_steps_per_second: float
+    p50_ms: float
+    resident_bytes: int | None
+    allocated_bytes: int | None
+
+
+def measure(step: Callable[[], Any], num_envs: int, num_steps: int, device: torch.device) -> Iterator[Tenth]:
+    """Makes `num_steps` steps of all games, at least 10."""
+    ends = [num_steps * i // NUM_TENTHS for i in range(NUM_TENTHS + 1)]
+    for i in range(NUM_TENTHS):
+        yield measure_tenth(step, i + 1, num_envs, ends[i + 1] - ends[i], device)
+
+
+def measure_tenth(
+    step: Callable[[], Any], tenth: int, num_envs: int, num_steps: int, device: torch.device
+) -> Tenth:
+    """Makes the steps of one tenth."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    latencies, resident = np.empty(num_steps), 0
+    start = time.perf_counter()
+    for i in range(num_steps):
+        before = time.perf_counter()
+        step()
+        synchronize(device.type)
+        latencies[i] = time.perf_counter() - before
+        resident = max(resident, resident_bytes() or 0)
+    seconds = time.perf_counter() - start
+    return Tenth(
+        tenth=tenth,
+        env_steps=num_envs * num_steps,
+        seconds=seconds,
+        env_steps_per_second=num_envs * num_steps / seconds,
+        p50_ms=1e3 * float(np.median(latencies)),
+        resident_bytes=resident or None,
+        allocated_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+    )
+
+
+def failures(tenths: Sequence[Tenth], memory_tolerance: float, speed_tolerance: float) -> list[str]:
+    """What has become worse from the second tenth to the last, in sentences."""
+    second, last = tenths[1], tenths[-1]
+    memory = {
+        "the process": (second.resident_bytes, last.resident_bytes),
+        "PyTorch on CUDA": (second.allocated_bytes, last.allocated_bytes),
+    }
+    found = []
+    for what, (before, after) in memory.items():
+        if before is not None and after is not None and after > before * (1 + memory_tolerance):
+            found.append(
+                f"memory of {what} grew from {before / 1e6:.1f} MB in the second tenth to {after / 1e6:.1f} "
+                f"MB in the last, by {100 * (after / before - 1):.1f} % "
+                f"(tolerated: {100 * memory_tolerance:g} %)"
+            )
+    slowdown = 1 - second.p50_ms / last.p50_ms
+    if slowdown > speed_tolerance:
+        found.append(
+            f"a step took {second.p50_ms:.2f} ms in the second tenth and {last.p50_ms:.2f} ms in the last: "
+            f"{100 * slowdown:.1f} % fewer a second (tolerated: {100 * speed_tolerance:g} %)"
+        )
+    return found
+
+
+def print_header() -> None:
+    """Prints the column names of `print_tenth`."""
+    print(
+        f"{'tenth':>5} {'env-steps':>10} {'steps/s':>9} {'p50 ms':>9} {'memory MB':>10} {'CUDA MB':>9}",
+        flush=True,
+    )
+
+
+def print_tenth(row: Tenth) -> None:
+    """Prints a line of the table."""
+    resident, allocated = (
+        "-" if size is None else f"{size / 1e6:.1f}" for size in (row.resident_bytes, row.allocated_bytes)
+    )
+    print(
+        f"{row.tenth:>5} {row.env_steps:>10} {row.env_steps_per_second:>9.1f} {row.p50_ms:>9.2f} "
+        f"{resident:>10} {allocated:>9}",
+        flush=True,
+    )
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.endurance",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_world_arguments(parser)
+    parser.add_argument(
+        "--steps", type=positive_int, default=200_000, help="of all games together (default: 200000)"
+    )
+    parser.add_argument("--num-envs", type=positive_int, default=32, help="games at once (default: 32)")
+    parser.add_argument(
+        "--memory-tolerance",
+        type=positive_float,
+        default=0.02,
+        metavar="SHARE",
+        help="growth that is no failure, as a share of the second tenth's memory (default: 0.02)",
+    )
+    parser.add_argument(
+        "--speed-tolerance",
+        type=positive_float,
+        default=0.2,
+        metavar="SHARE",
+        help="loss of steps a second that is no failure, as a share (default: 0.2)",
+    )
+    add_common_arguments(parser, seconds=None)
+    return parser.parse_args(argv)
+
+
+def run(args: argparse.Namespace, about: dict[str, Any]) -> list[str]:
+    """Measures, prints and writes everything; returns what has become worse."""
+    num_steps = args.steps // args.num_envs
+    if num_steps < NUM_TENTHS:
+        raise InvalidInputError(
+            f"{args.num_envs} games need at least --steps {NUM_TENTHS * args.num_envs}, got {args.steps}"
+        )
+    game = game_name(args.game)
+    envs = make_envs(game, args.num_envs, world_options(args))
+    print_header()
+    tenths = []
+    for row in measure(random_player(envs), args.num_envs, num_steps, envs.world.world_model.device):
+        print_tenth(row)
+        tenths.append(row)
+    if args.json is not None:
+        asked = {"game": game, "checkpoint": args.checkpoint, "num_envs": args.num_envs}
+        write_rows(args.json, tenths, about | asked)
+    return failures(tenths, args.memory_tolerance, args.speed_tolerance)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    args = parse_args(argv)
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
+    about = machine()
+    print_machine(about)
+    try:
+        found = run(args, about)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for failure in found:
+        print(f"failed: {failure}", file=sys.stderr)
+    if not found:
+        print("memory and speed of the last tenth are those of the second, within the tolerances")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

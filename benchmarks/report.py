@@ -1,0 +1,371 @@
+"""The table of speeds in the README, from the rows that the benchmarks wrote.
+
+    python -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
+    python -m benchmarks.training --preset paper --json bench/training.jsonl
+    python -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
+
+prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
+<!-- /bench-cpu --> of the README (bench-cuda on CUDA). Nothing is measured here, and only what the rows hold
+appears: all of them must be of one machine, commit and device. Of several rows of one thing the last counts.
+
+The epoch is computed from the measured seconds of its parts: what it collects, and 400 steps of each of the
+three networks. So is the full game of the published schedule; the time of test games is not in it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.markers import replace_section
+from benchmarks.rows import read_rows, short_commit
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from trainers.diamond import schedule
+from trainers.diamond.config import PARTS, TrainerConfig
+
+MACHINE = ("cpu", "gpu", "num_threads", "python", "torch", "gymnasium", "commit")
+"""Keys of a row in which all rows must agree."""
+EMBEDDED = ("auto", "embedded")
+"""Checkpoints that are the embedded Breakout."""
+PUBLISHED = "2.9 days on an RTX 4090"
+EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
+NOT_MEASURED = "not measured"
+SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured of a line of the table.
+
+    Attributes:
+        value: What the target is about: a ratio, or steps a second.
+        ours: As the table shows it.
+        plain: The plain baseline, as the table shows it.
+        ratio: Ours by the baseline, as the table shows it.
+        how: Precision and settings.
+    """
+
+    value: float
+    ours: str
+    plain: str = ""
+    ratio: str = ""
+    how: str = ""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table.
+
+    Attributes:
+        what: Its name.
+        speed: None when it was not measured.
+        target: The least `speed.value`; None for no target.
+        unit: Of the target.
+    """
+
+    what: str
+    speed: Speed | None
+    target: float | None = None
+    unit: str = "x"
+
+    @property
+    def is_met(self) -> bool:
+        """Whether there is a target, and it was reached."""
+        return self.speed is not None and self.target is not None and self.speed.value >= self.target
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Seconds of an epoch of the published schedule, and of the whole schedule; with the plain baseline's."""
+
+    seconds: float
+    plain_seconds: float
+    game_seconds: float
+    plain_game_seconds: float
+    num_epochs: int
+    how: str
+
+
+def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    """The last row with these values; a tuple stands for any of its values."""
+    choices = {key: value if isinstance(value, tuple) else (value,) for key, value in wanted.items()}
+    found = [row for row in rows if all(row.get(key) in accepted for key, accepted in choices.items())]
+    return found[-1] if found else None
+
+
+def paper_step(rows: Sequence[Row], num_envs: int) -> Speed | None:
+    """One step of the paper-size world model."""
+    about = {"model": "paper size", "num_envs": num_envs}
+    ours, plain = find(rows, name="WorldModel", **about), find(rows, name="baseline", **about)
+    if ours is None or plain is None:
+        return None
+    latencies = f"{number(ours['p50_ms'])} ms", f"{number(plain['p50_ms'])} ms"
+    return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", precision(ours))
+
+
+def embedded_env(rows: Sequence[Row], num_envs: int) -> Speed | None:
+    """The environment of the embedded Breakout; what is compared with plain PyTorch is its world model."""
+    about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": num_envs}
+    env = find(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
+    if env is None:
+        return None
+    world_model = find(rows, name="WorldModel", **about)
+    speedup = None if world_model is None else world_model["speedup"]
+    ratio = "" if speedup is None else f"{speedup:.2f}x, world model alone"
+    rate = env["env_steps_per_second"]
+    return Speed(rate, f"{number(rate)} env-steps/s", ratio=ratio, how=precision(env))
+
+
+def overhead(rows: Sequence[Row]) -> Speed | None:
+    """What the embedded Breakout's environment takes besides the passes through the networks."""
+    env = find(rows, game="Breakout", checkpoint=EMBEDDED, model=EMBEDDED, num_envs=1, name="DiamondEnv")
+    if env is None or env["overhead_ms"] is None:
+        return None
+    is_measurable = env["overhead_ms"] > 0
+    return Speed(env["overhead_ms"], f"{number(env['overhead_ms'])} ms" if is_measurable else "within noise")
+
+
+def real_game(rows: Sequence[Row], num_envs: int) -> Speed | None:
+    """The real Breakout as ale_py steps it fastest."""
+    row = find(rows, game="Breakout", model="the real game", name="AtariVectorEnv", num_envs=num_envs)
+    rate = 0.0 if row is None else row["env_steps_per_second"]
+    return None if row is None else Speed(rate, f"{number(rate)} env-steps/s")
+
+
+def as_published(rows: Sequence[Row]) -> list[Row]:
+    """Rows of the paper preset in which nothing but how it is computed (`training.autocast=auto`) was set."""
+    return [
+        row
+        for row in rows
+        if row.get("preset") == "paper" and all(x.startswith("training.") for x in row.get("overrides", []))
+    ]
+
+
+def training_row(rows: Sequence[Row], part: str) -> Row | None:
+    """Steps of a network as published."""
+    batch_size = getattr(TrainerConfig(), part).training.batch_size
+    return find(as_published(rows), part=part, batch_size=batch_size)
+
+
+def denoiser_step(rows: Sequence[Row]) -> Speed | None:
+    """A training step of the paper-size denoiser."""
+    row = training_row(rows, "denoiser")
+    if row is None:
+        return None
+    ours, plain = (f"{number(1 / row[key])} s" for key in ("steps_per_second", "baseline_steps_per_second"))
+    return Speed(row["ratio"], ours, plain, f"{row['ratio']:.2f}x", ", ".join(row["overrides"]))
+
+
+def find_epoch(rows: Sequence[Row]) -> Epoch | None:
+    """The published epoch and schedule; None when one of their parts was not measured."""
+    steps = {part: training_row(rows, part) for part in PARTS}
+    parts = {"collection": find(as_published(rows), part="collection"), **steps}
+    measured = {name: row for name, row in parts.items() if row is not None}
+    if len(measured) < len(parts):
+        return None
+    settings = {tuple(row["overrides"]) for row in measured.values()}
+    if len(settings) > 1:
+        raise InvalidInputError(f"the parts of an epoch were measured under different settings: {settings}")
+    ours, plain = seconds_of(measured, ""), seconds_of(measured, "baseline_")
+    return Epoch(ours[0], plain[0], ours[1], plain[1], ours[2], ", ".join(settings.pop()))
+
+
+def seconds_of(measured: dict[str, Row], prefix: str) -> tuple[float, float, int]:
+    """Seconds of an epoch and of all epochs, and the number of epochs; "baseline_" for the plain ones."""
+    config = TrainerConfig(game="Breakout")
+    sampling = config.collection.train
+    num_epochs = schedule.num_epochs(config, sampling.first_epoch.min)
+    assert num_epochs is not None, "a run that collects knows its epochs after the first"
+    collection = measured["collection"]
+    collect = collection[f"{prefix}seconds"] / collection["num_steps"]
+    epoch, game = collect * sampling.steps_per_epoch, collect * sampling.num_steps_total
+    for part in PARTS:
+        training = getattr(config, part).training
+        step = 1 / measured[part][f"{prefix}steps_per_second"]
+        epoch += step * training.steps_per_epoch
+        game += step * training.num_steps(num_epochs)
+    return epoch, game, num_epochs
+
+
+def epoch_speed(epoch: Epoch | None) -> Speed | None:
+    """An epoch beside the plain baseline's."""
+    if epoch is None:
+        return None
+    ratio = epoch.plain_seconds / epoch.seconds
+    ours, plain = f"{number(epoch.seconds)} s", f"{number(epoch.plain_seconds)} s"
+    return Speed(ratio, ours, plain, f"{ratio:.2f}x", epoch.how)
+
+
+def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
+    """The table of a CPU; the targets are for 2 cores."""
+    return [
+        Line("paper-size step, 1 game", paper_step(rows, 1), 2),
+        Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
+        Line("embedded Breakout, 1 game", embedded_env(rows, 1), 60, " env-steps/s"),
+        Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
+        Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
+        Line(EPOCH, epoch_speed(find_epoch(rows)), 1.5),
+        *lines_without_target(rows),
+    ]
+
+
+def lines_on_cuda(rows: Sequence[Row]) -> list[Line]:
+    """The table of a GPU."""
+    return [
+        Line("paper-size step, 1 game", paper_step(rows, 1), 5),
+        Line("paper-size step, 32 games", paper_step(rows, 32), 3),
+        Line("paper-size step, 256 games", paper_step(rows, 256), 3),
+        Line("embedded Breakout, 1 game", embedded_env(rows, 1)),
+        Line("embedded Breakout, 32 games", embedded_env(rows, 32)),
+        Line("embedded Breakout, 256 games", embedded_env(rows, 256)),
+        Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 2.5),
+        Line(EPOCH, epoch_speed(find_epoch(rows))),
+        *lines_without_target(rows),
+    ]
+
+
+def lines_without_target(rows: Sequence[Row]) -> list[Line]:
+    """What the others are seen against."""
+    return [
+        Line("embedded Breakout outside its networks, 1 game", overhead(rows)),
+        Line("the real Breakout (`AtariVectorEnv`), 1 game", real_game(rows, 1)),
+        Line("the real Breakout (`AtariVectorEnv`), 32 games", real_game(rows, 32)),
+    ]
+
+
+def device_of(rows: Sequence[Row]) -> str:
+    """Where the networks ran: "cpu" or "cuda".
+
+    Raises:
+        InvalidInputError: Nowhere, on several, or where there is no table for.
+    """
+    kinds = {row["device"].partition(":")[0] for row in rows if "device" in row and row.get("dtype") != ""}
+    if len(kinds) != 1 or not kinds <= set(SECTIONS):
+        got = ", ".join(sorted(kinds)) or "none"
+        raise InvalidInputError(f"the rows must be of one device, {' or '.join(SECTIONS)}, got {got}")
+    return kinds.pop()
+
+
+def check_same_machine(rows: Sequence[Row]) -> None:
+    """Raises `InvalidInputError` unless all rows are of one machine, with one version of everything."""
+    for key in MACHINE:
+        values = list(dict.fromkeys(str(row.get(key)) for row in rows))
+        if len(values) > 1:
+            raise InvalidInputError(
+                f"the rows are of different runs, {key} is {' and '.join(values)}: measure all of them again"
+            )
+
+
+def table(lines: Sequence[Line]) -> str:
+    """The lines in Markdown."""
+    text = ["| | ours | plain PyTorch | ratio | target |", "| --- | --- | --- | --- | --- |"]
+    for line in lines:
+        speed = line.speed or Speed(0, NOT_MEASURED)
+        what = f"{line.what} ({speed.how})" if speed.how else line.what
+        text.append(f"| {what} | {speed.ours} | {speed.plain} | {speed.ratio} | {verdict(line)} |")
+    return "\n".join(text)
+
+
+def verdict(line: Line) -> str:
+    """The target, and whether it was reached."""
+    if line.target is None:
+        return ""
+    judged = NOT_MEASURED if line.speed is None else "met" if line.is_met else "missed"
+    return f"{line.target:g}{line.unit}: {judged}"
+
+
+def count_targets(lines: Sequence[Line]) -> str:
+    """How many targets were reached, in a sentence."""
+    targets = [line for line in lines if line.target is not None]
+    return f"{sum(line.is_met for line in targets)} of {len(targets)} targets are met."
+
+
+def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
+    """What the table is about, under it."""
+    about, epoch = rows[0], find_epoch(rows)
+    place = f"{about['cpu']}, threads: {about['num_threads']}"
+    place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
+    sentences = [
+        f"Medians of one run of `make bench` on {place}; Python {about['python']}, PyTorch {about['torch']}, "
+        f"Gymnasium {about['gymnasium']}, commit {short_commit(about)}.",
+        "Plain PyTorch is the same weights in eager float32 NCHW, measured in turns with ours.",
+        count_targets(lines),
+    ]
+    if epoch is not None:
+        hours, plain_hours = (number(x / 3600) for x in (epoch.game_seconds, epoch.plain_game_seconds))
+        sentences.append(
+            "The epoch is computed from the seconds of its parts, measured one by one; so computed, a full "
+            f"game ({epoch.num_epochs} epochs, without test games) takes {hours} hours, in plain PyTorch "
+            f"{plain_hours}; published: {PUBLISHED}."
+        )
+    return "\n".join(sentences)
+
+
+def number(x: float) -> str:
+    """Three significant digits, whole numbers whole: 0.0123, 45.9, 1 360."""
+    if x >= 1000:
+        return f"{round(x):,}".replace(",", " ")
+    return f"{x:#.3g}".rstrip(".")
+
+
+def precision(row: Row) -> str:
+    """How the networks ran: "bfloat16", "float32, compiled"."""
+    return row["dtype"] + ", compiled" * row["compile"]
+
+
+def report(rows: Sequence[Row]) -> tuple[str, str]:
+    """The device, and the section about it.
+
+    Raises:
+        InvalidInputError: The rows do not belong together, or hold nothing of the table.
+    """
+    check_same_machine(rows)
+    device = device_of(rows)
+    try:
+        lines = lines_on_cpu(rows) if device == "cpu" else lines_on_cuda(rows)
+        if all(line.speed is None for line in lines):
+            raise InvalidInputError("the rows hold nothing of the table: measure with `make bench`")
+        return device, f"{table(lines)}\n\n{notes(rows, lines)}"
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("rows", type=Path, nargs="+", metavar="FILE", help="rows that benchmarks wrote")
+    parser.add_argument(
+        "--readme", type=Path, default=Path("README.md"), help="text to change (default: README.md)"
+    )
+    parser.add_argument("--print-only", action="store_true", help="leave the text as it is")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prints and writes the table; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        device, section = report([row for file in args.rows for row in read_rows(file)])
+        print(section)
+        if not args.print_only:
+            is_new = replace_section(args.readme, SECTIONS[device], section)
+            print(f"{args.readme}: " + ("the table was rewritten" if is_new else "the table says so already"))
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

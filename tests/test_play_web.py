@@ -448,7 +448,7 @@ def ended(player: Guest) -> tuple[int, str]:
     return closed.value.rcvd.code, closed.value.rcvd.reason
 
 
-def wait_until(is_so: Any, seconds: float = 10) -> None:
+def wait_until(is_so: Any, seconds: float = 30) -> None:
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until

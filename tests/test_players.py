@@ -85,10 +85,12 @@ def test_scripted_serves_when_it_sees_no_ball():
 
 
 def test_scripted_pong_plays_worse_with_more_noise():
-    _, best = play(ScriptedPong(seed=0, noise=0), seed=0, max_steps=400, game="Pong")
-    _, worst = play(ScriptedPong(seed=0, noise=1), seed=0, max_steps=400, game="Pong")
-    assert best >= 2
-    assert worst <= -2
+    def points(noise: float) -> float:  # CPUs round differently, so single games do too
+        players = [ScriptedPong(seed=seed, noise=noise) for seed in range(3)]
+        return sum(play(p, seed=seed, max_steps=400, game="Pong")[1] for seed, p in enumerate(players))
+
+    assert points(noise=0) >= 3
+    assert points(noise=1) <= -3
 
 
 def test_scripted_pong_by_default_beats_random_play():

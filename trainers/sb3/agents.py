@@ -94,7 +94,7 @@ def find_agent(name: str, game: str) -> Path:
 def _embedded_agent(game: str) -> Path:
     path = EMBEDDED / f"{game}.zip"
     if not path.is_file():
-        games = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.zip")))
+        games = ", ".join(sorted(file.stem for file in EMBEDDED.glob("*.zip"))) or "none yet"
         raise CheckpointNotFoundError(f"no embedded agent of {game}; games with one: {games}")
     return path
 

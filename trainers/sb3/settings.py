@@ -22,7 +22,7 @@ _DQN = {
     "exploration_final_eps": 0.02,
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    "ppo": _PPO | {"clip_range": 0.1},
+    "ppo": _PPO | {"clip_range": 0.2, "learning_rate": 1e-3, "ent_coef": 0.003},
     "a2c": _ON_POLICY | {"n_steps": 15, "learning_rate": 7e-4},
     "dqn": _DQN,
     "recurrent_ppo": _PPO | {"clip_range": 0.1},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import time
 from dataclasses import replace
 
@@ -40,7 +41,9 @@ def test_a_leak_fails(run, monkeypatch, capsys):
     kept, step = [], DiamondVectorEnv.step
 
     def leaking(self, actions):
-        kept.append(np.ones(10**6))  # 8 MB
+        pages = np.frombuffer(mmap.mmap(-1, 8 * 10**6), np.uint8)  # new ones, not some that were freed before
+        pages[:] = 1
+        kept.append(pages)
         return step(self, actions)
 
     monkeypatch.setattr(DiamondVectorEnv, "step", leaking)

@@ -105,11 +105,11 @@ class Game:
         self._open()
 
     @property
-    @property
     def view(self) -> View | None:
         """What people see; None before the first picture. Any thread may ask."""
         return self._shown.view
 
+    @property
     def is_loaded(self) -> bool:
         """Whether there is a viewer."""
         return self._viewer is not None

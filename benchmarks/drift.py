@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.rows import make_parser
 from diamond_gym import disk
 from diamond_gym.atari import num_actions
 from diamond_gym.checkpoints import World, load_world
@@ -141,12 +142,7 @@ def seed(text: str) -> int:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.drift",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.drift")
     parser.add_argument(
         "worlds", type=named_path, nargs="+", metavar="NAME=PATH", help="edm=PATH, ddpm=PATH or both"
     )

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +26,14 @@ from benchmarks.memory import resident_bytes
 from benchmarks.rows import (
     add_common_arguments,
     add_world_arguments,
-    machine,
+    make_parser,
     positive_float,
-    print_machine,
+    run_benchmark,
     synchronize,
     world_options,
     write_rows,
 )
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.options import positive_int
 from diamond_gym.registration import game_name
 
@@ -141,12 +142,7 @@ def print_tenth(row: Tenth) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.endurance",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.endurance")
     add_world_arguments(parser)
     parser.add_argument(
         "--steps", type=positive_int, default=200_000, help="of all games together (default: 200000)"
@@ -170,8 +166,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace, about: dict[str, Any]) -> list[str]:
-    """Measures, prints and writes everything; returns what has become worse."""
+def run(args: argparse.Namespace, about: dict[str, Any]) -> int:
+    """Measures, prints and writes everything; returns 1 where something has become worse, else 0."""
     num_steps = args.steps // args.num_envs
     if num_steps < NUM_TENTHS:
         raise InvalidInputError(
@@ -187,26 +183,18 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> list[str]:
     if args.json is not None:
         asked = {"game": game, "checkpoint": args.checkpoint, "num_envs": args.num_envs}
         write_rows(args.json, tenths, about | asked)
-    return failures(tenths, args.memory_tolerance, args.speed_tolerance)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    about = machine()
-    print_machine(about)
-    try:
-        found = run(args, about)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    found = failures(tenths, args.memory_tolerance, args.speed_tolerance)
     for failure in found:
         print(f"failed: {failure}", file=sys.stderr)
     if not found:
         print("memory and speed of the last tenth are those of the second, within the tolerances")
     return 1 if found else 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit status."""
+    args = parse_args(argv)
+    return run_benchmark(partial(run, args), threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -43,8 +43,9 @@ from benchmarks.rows import (
     add_common_arguments,
     add_world_arguments,
     in_turns,
-    machine,
-    print_machine,
+    make_parser,
+    name_of,
+    run_benchmark,
     short_commit,
     time_step,
     write_rows,
@@ -58,7 +59,6 @@ from benchmarks.throughput import (
 )
 from diamond_gym.acceleration import build_world_model
 from diamond_gym.checkpoints import load_world
-from diamond_gym.errors import DiamondGymError
 from diamond_gym.options import positive_int
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
@@ -292,11 +292,6 @@ def measure(model: str, world_model: WorldModel, num_envs: int, args: argparse.N
     )
 
 
-def name_of(dtype: torch.dtype) -> str:
-    """A precision without "torch." before it."""
-    return str(dtype).removeprefix("torch.")
-
-
 def world_models(args: argparse.Namespace) -> Iterator[tuple[str, WorldModel]]:
     """The world models that are asked for, and their names, one after the other."""
     placed = {"device": args.device, "dtype": args.dtype, "compile": False}
@@ -367,12 +362,7 @@ def number(x: float) -> str:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.floor",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.floor")
     add_world_arguments(parser, compile=False)
     parser.add_argument(
         "--num-envs",
@@ -431,16 +421,7 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     args = parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    about = machine()
-    print_machine(about)
-    try:
-        run(args, about)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(partial(run, args), threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.markers import replace_section
-from benchmarks.rows import read_rows, short_commit
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from benchmarks.rows import exit_status, make_parser, read_rows, short_commit
+from diamond_gym.errors import InvalidInputError
 from trainers.diamond import schedule
 from trainers.diamond.config import PARTS, TrainerConfig
 
@@ -338,12 +338,7 @@ def report(rows: Sequence[Row]) -> tuple[str, str]:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.report")
     parser.add_argument("rows", type=Path, nargs="+", metavar="FILE", help="rows that benchmarks wrote")
     parser.add_argument(
         "--readme", type=Path, default=Path("README.md"), help="text to change (default: README.md)"
@@ -352,19 +347,19 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def run(args: argparse.Namespace) -> None:
+    """Prints and writes the table."""
+    device, section = report([row for file in args.rows for row in read_rows(file)])
+    print(section)
+    if not args.print_only:
+        is_new = replace_section(args.readme, SECTIONS[device], section)
+        print(f"{args.readme}: " + ("the table was rewritten" if is_new else "the table says so already"))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints and writes the table; returns the exit status."""
     args = parse_args(argv)
-    try:
-        device, section = report([row for file in args.rows for row in read_rows(file)])
-        print(section)
-        if not args.print_only:
-            is_new = replace_section(args.readme, SECTIONS[device], section)
-            print(f"{args.readme}: " + ("the table was rewritten" if is_new else "the table says so already"))
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return exit_status(lambda: run(args))
 
 
 if __name__ == "__main__":

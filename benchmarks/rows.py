@@ -6,6 +6,7 @@ import argparse
 import json
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from diamond_gym import disk
-from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.errors import CacheError, DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 
 MIN_REPEATS = 3
@@ -68,6 +70,17 @@ def is_enough(took: Sequence[Took], seconds: float) -> bool:
     return len(took) >= MIN_REPEATS and sum(t.seconds for t in took) >= seconds
 
 
+def median_and_p95(values: Sequence[float]) -> tuple[float, float]:
+    """The median and the 95th percentile."""
+    median, p95 = np.percentile(values, [50, 95])
+    return float(median), float(p95)
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """A precision without "torch." before it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def machine() -> dict[str, Any]:
     """What the numbers depend on besides the code, and which code it was."""
     return {
@@ -115,6 +128,42 @@ def cpu_name() -> str:
 def print_machine(about: dict[str, Any]) -> None:
     """Prints what `machine` found."""
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), flush=True)
+
+
+def run_benchmark(run: Callable[[dict[str, Any]], int | None], *, threads: int | None) -> int:
+    """Prints the machine, then measures.
+
+    Args:
+        run: Gets what `machine` found; returns the exit status, None for 0.
+        threads: CPU threads of PyTorch; None for its own choice.
+
+    Returns:
+        The exit status; 2 for an error, which is printed.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    about = machine()
+    print_machine(about)
+    return exit_status(lambda: run(about))
+
+
+def exit_status(run: Callable[[], int | None]) -> int:
+    """What a function returns, 0 for None; 2 for an error, which is printed."""
+    try:
+        return run() or 0
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
+    """A command line that shows a module's text as it is written, and takes no abbreviations."""
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def write_rows(file: Path, rows: Sequence[Any], about: dict[str, Any]) -> None:

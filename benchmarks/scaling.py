@@ -17,9 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 
 from benchmarks import memory
@@ -28,9 +28,11 @@ from benchmarks.rows import (
     add_common_arguments,
     add_world_arguments,
     in_turns,
-    machine,
+    make_parser,
+    median_and_p95,
+    name_of,
     output_file,
-    print_machine,
+    run_benchmark,
     time_step,
     world_options,
     write_rows,
@@ -102,7 +104,7 @@ def measure(point: Point) -> ScalingRow:
     step, world_model = random_player(envs), envs.world.world_model
     device = world_model.device
     (took,) = in_turns([lambda: time_step(step, device.type)], point.seconds)
-    median, p95 = (float(x) for x in np.percentile([t.seconds for t in took], [50, 95]))
+    median, p95 = median_and_p95([t.seconds for t in took])
     return ScalingRow(
         against=point.against,
         game=point.game,
@@ -110,7 +112,7 @@ def measure(point: Point) -> ScalingRow:
         num_envs=point.num_envs,
         num_denoising_steps=world_model.config.num_steps_denoising,
         device=str(device),
-        dtype=str(world_model.denoiser.dtype).removeprefix("torch."),
+        dtype=name_of(world_model.denoiser.dtype),
         env_steps_per_second=point.num_envs / median,
         p50_ms=1e3 * median,
         p95_ms=1e3 * p95,
@@ -268,12 +270,7 @@ def print_row(row: ScalingRow) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.scaling",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = make_parser(__doc__, "python -m benchmarks.scaling")
     add_world_arguments(parser)
     parser.add_argument("--max-envs", type=positive_int, default=1024, help="most games (default: 1024)")
     parser.add_argument(
@@ -315,14 +312,7 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     args = parse_args(argv)
-    about = machine() if args.threads is None else machine() | {"num_threads": args.threads}
-    print_machine(about)
-    try:
-        run(args, about)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(partial(run, args), threads=args.threads)
 
 
 if __name__ == "__main__":

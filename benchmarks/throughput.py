@@ -34,8 +34,10 @@ from benchmarks.rows import (
     add_common_arguments,
     add_world_arguments,
     in_turns,
-    machine,
-    print_machine,
+    make_parser,
+    median_and_p95,
+    name_of,
+    run_benchmark,
     time_step,
     world_options,
     write_rows,
@@ -46,7 +48,6 @@ from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
 from diamond_gym.env import DiamondEnv
-from diamond_gym.errors import DiamondGymError
 from diamond_gym.models import Agent, AgentConfig
 from diamond_gym.options import positive_int
 from diamond_gym.sampler import DiffusionSamplerConfig
@@ -126,7 +127,7 @@ def timed_step(case: Case) -> Took:
 def make_row(case: Case, seconds: dict[str, list[float]]) -> Row:
     """The row of one case; `seconds` are the latencies of all cases measured in the same turns, by name."""
     times = seconds[case.name]
-    median, p95 = (float(x) for x in np.percentile(times, [50, 95]))
+    median, p95 = median_and_p95(times)
     has_overhead = "networks" in seconds and case.name not in ("networks", "baseline")
     has_speedup = "baseline" in seconds and case.name == "WorldModel"
     return Row(
@@ -263,7 +264,7 @@ def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torc
 
 def describe(world_model: WorldModel, compile: bool) -> dict[str, Any]:
     """The columns of a case that say how its networks run."""
-    dtype = str(world_model.denoiser.dtype).removeprefix("torch.")
+    dtype = name_of(world_model.denoiser.dtype)
     return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
 
 
@@ -328,9 +329,8 @@ def real_cases(game: str, num_envs: int) -> list[Case]:
     return cases
 
 
-def print_header(about: dict[str, Any]) -> None:
-    """Prints the machine and the column names."""
-    print_machine(about)
+def print_header() -> None:
+    """Prints the column names of `print_row`."""
     print(
         f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<7} "
         f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
@@ -352,9 +352,7 @@ def print_row(row: Row) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     flag = argparse.BooleanOptionalAction
     add_world_arguments(parser)
     parser.add_argument(
@@ -370,8 +368,9 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run(args: argparse.Namespace) -> list[Row]:
-    """Measures and prints everything asked for."""
+def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+    """Measures, prints and writes everything."""
+    print_header()
     rows: list[Row] = []
     is_cpu = pick_device(args.device).type == "cpu"
     for num_envs in args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS):
@@ -383,25 +382,15 @@ def run(args: argparse.Namespace) -> list[Row]:
             for row in measured:
                 print_row(row)
             rows += measured
-    return rows
+    if args.json is not None:
+        asked = {"game": registration.game_name(args.game), "checkpoint": args.checkpoint}
+        write_rows(args.json, rows, about | asked)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     args = parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    about = machine()
-    print_header(about)
-    try:
-        rows = run(args)
-        if args.json is not None:
-            asked = {"game": registration.game_name(args.game), "checkpoint": args.checkpoint}
-            write_rows(args.json, rows, about | asked)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(partial(run, args), threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ from benchmarks.rows import (
     Took,
     add_common_arguments,
     in_turns,
-    machine,
-    print_machine,
+    make_parser,
+    median_and_p95,
+    run_benchmark,
     time_step,
     write_rows,
 )
@@ -340,7 +342,7 @@ def measure_replay(preset: str, config: TrainerConfig, num_frames: int) -> list[
     for part, length in lengths.items():
         batch_size = getattr(config, part).training.batch_size
         times = [1e3 * took.seconds for took in draw_batches(replay, config, part, length)]
-        median, p95 = (float(x) for x in np.percentile(times, [50, 95]))
+        median, p95 = median_and_p95(times)
         rows.append(ReplayRow(preset, part, num_frames, grown, batch_size, length, median, p95))
     return rows
 
@@ -402,9 +404,7 @@ def print_replay_row(row: ReplayRow) -> None:
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = make_parser(__doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the presets")
     parser.add_argument("--preset", nargs="+", default=["paper", "small"], choices=settings.PRESETS)
     parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="(default: all)")
@@ -422,8 +422,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def run(args: argparse.Namespace) -> list[StepRow | CollectRow | ReplayRow]:
-    """Measures and prints everything asked for."""
+def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+    """Measures, prints and writes everything."""
     configs = {preset: configuration(preset, args.overrides, args.device) for preset in args.preset}
     rows: list[StepRow | CollectRow | ReplayRow] = []
     for preset, config in configs.items() if args.replay else ():
@@ -440,24 +440,14 @@ def run(args: argparse.Namespace) -> list[StepRow | CollectRow | ReplayRow]:
             row = measure_steps(preset, config, part, args)
             print_step_row(row)
             rows.append(row)
-    return rows
+    if args.json is not None:
+        write_rows(args.json, rows, about | {"overrides": args.overrides})
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the benchmark; returns the exit status."""
     args = parse_args(argv)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    about: dict[str, Any] = machine()
-    print_machine(about)
-    try:
-        rows = run(args)
-        if args.json is not None:
-            write_rows(args.json, rows, about | {"overrides": args.overrides})
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_benchmark(partial(run, args), threads=args.threads)
 
 
 if __name__ == "__main__":

@@ -110,8 +110,8 @@ class Part:
 
         channels_last always plays faster, but see `trains_fast_in_channels_last`.
         """
-        weights = [p for p in self.module.parameters() if not trains_fast_in_channels_last(p.device)]
-        weights = [p for p in weights if p.ndim == 4]
+        convolutions = [p for p in self.module.parameters() if p.ndim == 4]
+        weights = [p for p in convolutions if not trains_fast_in_channels_last(p.device)]
         strides = [p.stride() for p in weights]
         for p in weights:
             p.data = p.data.clone(memory_format=torch.contiguous_format)

@@ -68,7 +68,7 @@ def with_steps(world_model: WorldModel, num_steps: int, spacing: str | None) -> 
     """The same networks with another number of denoising steps."""
     spacing = spacing or world_model.config.timestep_spacing
     config = replace(world_model.config, num_steps_denoising=num_steps, timestep_spacing=spacing)
-    return WorldModel(world_model.denoiser, world_model.rew_end_model, config)
+    return world_model.resampled(config)
 
 
 def measure(args: argparse.Namespace, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diamond_gym.cuda_graphs import GraphedWorldModel
 from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
@@ -46,10 +47,11 @@ def build_world_model(
         config: How frames are sampled.
         device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
         dtype: Precision of the networks: "float32", "bfloat16", on accelerators also "float16"; "auto" is
-            bfloat16 on CPUs with matrix units for it (AMX), else float32. Noise, sampler, LSTM and frames are
-            in float32 whatever is chosen.
+            bfloat16 on CPUs with matrix units for it (AMX) and on NVIDIA's GPUs that have it, else float32.
+            Noise, sampler, LSTM and frames are in float32 whatever is chosen.
         compile: True compiles the networks when they meet their first batch, which takes up to a minute and
-            is told on standard error; without a C++ compiler it warns and does not. "auto" is False.
+            is told on standard error; without a C++ compiler it warns and does not. "auto" does not. On
+            CUDA both run as CUDA graphs, see `GraphedWorldModel`; False is plain eager PyTorch everywhere.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted.
@@ -68,7 +70,13 @@ def build_world_model(
     if compiles:
         _compile(agent.denoiser.inner_model)
         _compile(agent.rew_end_model.encoder)
-    return WorldModel(agent.denoiser, agent.rew_end_model, config)
+    make = world_model_kind(place) if compile else WorldModel
+    return make(agent.denoiser, agent.rew_end_model, config)
+
+
+def world_model_kind(device: torch.device) -> type[WorldModel]:
+    """The class that imagines fastest on a device."""
+    return GraphedWorldModel if device.type == "cuda" else WorldModel
 
 
 def choose_upsampling(network: nn.Module, device: torch.device) -> None:
@@ -122,12 +130,19 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """
     accepted = _CPU_DTYPES if device.type == "cpu" else tuple(_DTYPES)
     if dtype == "auto":
-        return torch.bfloat16 if device.type == "cpu" and has_amx() else torch.float32
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if dtype not in accepted:
         raise InvalidInputError(
             f"dtype on {device.type} is one of {', '.join(('auto', *accepted))}, got {dtype!r}"
         )
     return _DTYPES[dtype]
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and has_amx()
 
 
 def has_amx() -> bool:

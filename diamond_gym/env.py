@@ -138,9 +138,10 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             self.world, state, torch.tensor([act], device=state.act.device)
         )
         self._trajectory = step.trajectory
-        self._over = bool(step.end)
+        frames, rew, end = imagination.to_host(imagination.latest_frames(self._state), step.rew, step.end)
+        self._over = bool(end[0])
         self._show()
-        return self._observe(), float(step.rew), self._over, False, {}
+        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, {}
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.

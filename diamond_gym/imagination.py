@@ -133,6 +133,22 @@ def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
     return state.obs[:, -1].clone(memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
 
 
+def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
+    """Copies of tensors of one device as arrays, contiguous if they come from a GPU.
+
+    A GPU's are copied one after the other while the host goes on, then waited for once.
+    """
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [x.cpu().numpy() for x in tensors]
+    # PyTorch keeps pinned memory for the next time, so what is handed out is a copy
+    pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for target, x in zip(pinned, tensors, strict=True):
+        target.copy_(x.contiguous(), non_blocking=True)
+    torch.cuda.current_stream(device).synchronize()
+    return [x.numpy().copy() for x in pinned]
+
+
 def clone_state(
     world: World, state: WorldModelState, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
 ) -> ImaginedState:

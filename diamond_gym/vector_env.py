@@ -189,7 +189,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         if self.autoreset_mode == AutoresetMode.SAME_STEP:
             infos = self._reset_finished()
         self._show()
-        return self._observe(), self._out(rewards), self._out(terminated), self._out(truncated), infos
+        frames = imagination.latest_frames(self._state)
+        obs, rewards, terminated, truncated = self._out(frames, rewards, terminated, truncated)
+        return obs, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[UInt8[np.ndarray, "h w 3"], ...] | None:
         """The latest frame of each game, uint8 (512, 512, 3); None in "human" mode: they share a window.
@@ -335,18 +337,24 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
 
     def _observe(self) -> Array:
         assert self._state is not None
-        return self._out(imagination.latest_frames(self._state))
+        (obs,) = self._out(imagination.latest_frames(self._state))
+        return obs
 
     def _frames(self) -> UInt8[np.ndarray, "b h w 3"]:
         assert self._state is not None
-        return imagination.latest_frames(self._state).cpu().numpy()
+        (frames,) = imagination.to_host(imagination.latest_frames(self._state))
+        return frames
 
-    def _out(self, x: UInt8[Tensor, "b h w c"] | Float[Tensor, " b"] | Bool[Tensor, " b"]) -> Array:
+    def _out(
+        self, *tensors: UInt8[Tensor, "b h w c"] | Float[Tensor, " b"] | Bool[Tensor, " b"]
+    ) -> Sequence[Array]:
         """What the caller gets: fresh memory; rewards as float64 in NumPy, as SyncVectorEnv has them."""
         if self.output == "torch":
-            return x.clone() if x.ndim == 1 else x
-        array = x.cpu().numpy()
-        return array.astype(np.float64 if array.dtype == np.float32 else array.dtype, order="C")
+            return [x.clone() if x.ndim == 1 else x for x in tensors]
+        arrays = imagination.to_host(*tensors)
+        is_copied = tensors[0].device.type == "cuda"
+        dtypes = [np.float64 if x.dtype == np.float32 else x.dtype for x in arrays]
+        return [x.astype(t, order="C", copy=not is_copied) for x, t in zip(arrays, dtypes, strict=True)]
 
     def _show(self) -> None:
         if self._window is not None:

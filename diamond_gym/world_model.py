@@ -122,6 +122,14 @@ class WorldModel:
         self.levels = noise_levels(denoiser.config.objective, self.config)
         self._conditioners: dict[float, Conditioners] = {}
 
+    def resampled(self, config: DiffusionSamplerConfig) -> WorldModel:
+        """One on the same networks, whose frames are sampled otherwise.
+
+        Raises:
+            InvalidInputError: The denoiser cannot be sampled as `config` says.
+        """
+        return type(self)(self.denoiser, self.rew_end_model, config)
+
     @property
     def num_steps_conditioning(self) -> int:
         """Frames and actions a step looks back on (n)."""

@@ -90,7 +90,9 @@ def test_lstm_stays_in_float32():
 def test_automatic_choices():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_amx() else torch.float32)
-    assert pick_dtype("auto", torch.device("cuda")) == torch.float32
+    if torch.cuda.is_available():
+        is_fast = torch.cuda.get_device_capability() >= (8, 0)
+        assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if is_fast else torch.float32)
 
 
 def test_old_torch_without_the_question_about_amx(monkeypatch):

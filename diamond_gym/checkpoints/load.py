@@ -52,7 +52,7 @@ class World:
         """
         model = self.world_model
         sampler = _overridden(model.config, num_denoising_steps, order, s_churn)
-        return replace(self, world_model=WorldModel(model.denoiser, model.rew_end_model, sampler))
+        return replace(self, world_model=model.resampled(sampler))
 
 
 def load_world(

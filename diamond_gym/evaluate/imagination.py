@@ -105,9 +105,9 @@ def _imagine(
     steps = []
     for act in acts.to(world_model.device).unbind(1):
         state, step = world_model.step(state, act)
-        steps.append((step.obs.cpu(), step.rew.cpu(), step.end.cpu()))
+        steps.append((step.obs, step.rew, step.end))
         bar.update(len(act))
-    frames, rew, end = (torch.stack(column, 1) for column in zip(*steps, strict=True))
+    frames, rew, end = (torch.stack(column, 1).cpu() for column in zip(*steps, strict=True))
     return frames, rew, end
 
 

@@ -57,7 +57,10 @@ class SegmentBatch:
         return to_float(self.obs).masked_fill_(~self.mask_padding[:, :, None, None, None], PADDING_LEVEL)
 
     def to(self, device: torch.device | str) -> SegmentBatch:
-        """The same batch on a device (frames travel as uint8)."""
+        """The same batch on a device (frames travel as uint8); a GPU's host goes on meanwhile."""
+        if torch.device(device).type == "cuda":
+            pinned = {name: x.pin_memory() for name, x in vars(self).items()}
+            return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in pinned.items()})
         return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
 
 

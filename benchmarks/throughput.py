@@ -27,6 +27,7 @@ from ale_py import AtariVectorEnv, roms
 from gymnasium.wrappers import FrameStackObservation, GrayscaleObservation, RecordEpisodeStatistics, TimeLimit
 from gymnasium.wrappers import vector as vector_wrappers
 from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
 
 from benchmarks.imagined import HORIZON, make_envs, random_player
 from benchmarks.rows import (
@@ -47,6 +48,7 @@ from diamond_gym.acceleration import build_world_model, pick_device
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
+from diamond_gym.cuda_graphs import GraphedWorldModel, Graphs
 from diamond_gym.env import DiamondEnv
 from diamond_gym.models import Agent, AgentConfig
 from diamond_gym.options import positive_int
@@ -209,7 +211,23 @@ def networks_case(model: str, world_model: WorldModel, num_envs: int, **about: A
         denoise()
         judge()
 
-    return Case(model, "networks", num_envs, step, **about)
+    return Case(model, "networks", num_envs, as_it_runs(step, world_model), **about)
+
+
+def as_it_runs(step: Callable[[], None], world_model: WorldModel) -> Callable[[], None]:
+    """Passes through networks as the world model makes them: as one CUDA graph if that is how it runs."""
+    if not isinstance(world_model, GraphedWorldModel):
+        return step
+    graphs, nothing = Graphs(world_model.device), torch.zeros(0, device=world_model.device)
+
+    def passes(x: Tensor) -> tuple[Tensor]:
+        step()
+        return (x,)
+
+    def replay() -> None:
+        graphs.run(passes, nothing)
+
+    return replay
 
 
 def num_denoiser_passes(config: DiffusionSamplerConfig) -> int:
@@ -363,6 +381,8 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
         help="games at once (default: 1 32, on accelerators 256, too)",
     )
     parser.add_argument("--baseline", action=flag, default=True, help="the checkpoint in plain PyTorch too")
+    parser.add_argument("--embedded", action=flag, default=True, help="the checkpoint, and what is around it")
+    parser.add_argument("--real", action=flag, default=True, help="the real game")
     parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
     add_common_arguments(parser, seconds=3)
     return parser.parse_args(argv)
@@ -374,10 +394,15 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
     rows: list[Row] = []
     is_cpu = pick_device(args.device).type == "cpu"
     for num_envs in args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS):
-        groups = [checkpoint_cases(args, num_envs), real_cases(args.game, num_envs)]
-        if args.paper:
-            groups.append(paper_cases(args, num_envs))
-        for cases in groups:
+        groups = {
+            "embedded": partial(checkpoint_cases, args),
+            "real": partial(real_cases, args.game),
+            "paper": partial(paper_cases, args),
+        }
+        for name, make_cases in groups.items():
+            if not getattr(args, name):
+                continue
+            cases = make_cases(num_envs)
             measured = measure(cases, args.seconds)
             for row in measured:
                 print_row(row)

@@ -178,7 +178,7 @@ def build_agent(case: Case) -> Agent:
     sampler = config.world_model_env.diffusion_sampler
     agent = new_agent(config, WorldDescription(sizes, sampler, game=None, action_meanings=None))
     if case.is_plain:
-        config.training.autocast = None
+        config.training.autocast, config.training.cuda_graphs = None, False
         agent.to(device)
     else:
         place(agent, device, config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import fields
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -81,7 +82,7 @@ class _Graph:
         self,
         function: Function,
         inputs: tuple[Tensor, ...],
-        pool: tuple[int, int],
+        pool: Any,
         autocast: bool,
         autocast_dtype: torch.dtype,
     ) -> None:
@@ -135,7 +136,8 @@ class GraphedWorldModel(WorldModel):
         outputs = self.graphs.run(self._step_tensors, *state.tensors(), act, key=self._place_of_weights())
         num_state, num_step = len(fields(WorldModelState)), len(fields(WorldModelStep)) - 1
         of_state, of_step = outputs[:num_state], outputs[num_state : num_state + num_step]
-        return WorldModelState(*of_state), WorldModelStep(*of_step, list(outputs[num_state + num_step :]))
+        trajectory = list(outputs[num_state + num_step :])
+        return WorldModelState(*of_state), WorldModelStep(*of_step, trajectory=trajectory)
 
     def _step_tensors(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         state, step = super().step(WorldModelState(*tensors[:-1]), tensors[-1])

@@ -6,16 +6,20 @@ import copy
 import gc
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
-import diamond_gym
 from diamond_gym.acceleration import build_world_model
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cuda_graphs import GraphedWorldModel, Graphs
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.models import fused_norm
+from diamond_gym.models.blocks import num_groups
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 from tests.worlds import contexts, tiny_agent
@@ -75,7 +79,7 @@ def play(envs, num_steps, seed=0):
     return [np.stack(column) for column in zip(*found, strict=True)]
 
 
-def make_vec(num_envs, **kwargs):
+def make_vec(num_envs, **kwargs) -> Any:
     return gymnasium.make_vec(BREAKOUT, num_envs, device="cuda", **kwargs)
 
 
@@ -100,9 +104,10 @@ def test_single_game():
 @pytest.mark.parametrize("output", ["numpy", "torch"])
 def test_many_games_beyond_the_horizon(mode, output):
     envs = make_vec(32, output=output, autoreset_mode=mode, max_episode_steps=12)
-    obs, _ = envs.reset(seed=0)
-    for _ in range(30):
-        obs, rewards, terminated, truncated, _ = envs.step(np.ones(32, np.int64))
+    envs.reset(seed=0)
+    for _ in range(29):
+        envs.step(np.ones(32, np.int64))
+    obs, rewards, terminated, truncated, _ = envs.step(np.ones(32, np.int64))
     if output == "torch":
         assert all(x.device.type == "cuda" for x in (obs, rewards, terminated, truncated))
     else:
@@ -296,10 +301,10 @@ def test_a_restored_moment_has_the_same_future():
     envs = make_vec(4)
     envs.reset(seed=0)
     play(envs, 3)
-    moment = envs.unwrapped.clone_state()
+    moment = envs.clone_state()
     futures = []
     for _ in range(2):
-        envs.unwrapped.restore_state(moment)
+        envs.restore_state(moment)
         futures.append(play(envs, 5))
     for x, y in zip(*futures, strict=True):
         np.testing.assert_array_equal(x, y)
@@ -322,7 +327,7 @@ def test_some_games_are_reset(output):
 def test_bad_actions_on_the_gpu_are_refused():
     envs = make_vec(2, output="torch")
     envs.reset(seed=0)
-    with pytest.raises(diamond_gym.errors.InvalidInputError):
+    with pytest.raises(InvalidInputError):
         envs.step(torch.tensor([0, 9], device="cuda"))
     envs.step(torch.tensor([0, 1], device="cuda"))
     envs.close()
@@ -383,3 +388,24 @@ def test_stable_baselines3_learns():
     agent = sb3.PPO("CnnPolicy", env, n_steps=8, batch_size=32, n_epochs=1, device="cuda")
     agent.learn(128)
     env.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "shape", [(2, 64, 64, 64), (3, 128, 9, 17), (1, 16, 4, 4), (2, 48, 32, 32), (5, 32, 1, 1)]
+)
+def test_fused_norms(shape, dtype):
+    pytest.importorskip("triton")
+    assert fused_norm.is_available(torch.device("cuda", torch.cuda.current_device()))
+    b, c = shape[:2]
+    groups = num_groups(c)
+    x = (3 * torch.randn(shape, device="cuda") + 5).to(dtype)
+    modulation = torch.randn(b, 2 * c + 10, device="cuda").to(dtype)
+    for scale in (modulation[:, :c], modulation[0, :c].expand(b, -1)):
+        shift = modulation[:, c + 5 : 2 * c + 5]
+        y = fused_norm.norm_scale_shift_silu(x, groups, scale, shift, 1e-5)
+        a, d = (v.double()[:, :, None, None] for v in (scale, shift))
+        expected = F.silu(F.group_norm(x.double(), groups, eps=1e-5) * a + d)
+        assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+        tolerance = 1e-4 if dtype == torch.float32 else 2e-2
+        torch.testing.assert_close(y.double(), expected, atol=tolerance, rtol=tolerance)

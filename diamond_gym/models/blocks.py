@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from diamond_gym.models import fused_norm
+
 GROUP_SIZE = 32
 GROUP_NORM_EPS = 1e-5
 ATTENTION_HEAD_DIM = 8
@@ -43,6 +45,13 @@ class GroupNorm(nn.Module):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         return self.norm(x)
 
+    def silu(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """SiLU of the output."""
+        if fused_norm.applies_to(x):
+            scale, shift = (v.expand(len(x), -1) for v in (self.norm.weight, self.norm.bias))
+            return fused_norm.norm_scale_shift_silu(x, self.norm.num_groups, scale, shift, GROUP_NORM_EPS)
+        return F.silu(self(x), inplace=True)
+
 
 class Modulation(NamedTuple):
     """Scales and shifts of all `AdaGroupNorm` layers of a network, one after the other."""
@@ -72,6 +81,14 @@ class AdaGroupNorm(nn.Module):
         if x.dtype == torch.float32:
             return x.mul_(scale).add_(shift)  # rounds as the published code does, addcmul would not
         return torch.addcmul(shift, x, scale)
+
+    def silu(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        """SiLU of the output."""
+        if fused_norm.applies_to(x):
+            parts = (part.narrow(1, self.first_channel, x.shape[1])[:, :, 0, 0] for part in modulation)
+            scale, shift = (part.expand(len(x), -1) for part in parts)
+            return fused_norm.norm_scale_shift_silu(x, self.num_groups, scale, shift, GROUP_NORM_EPS)
+        return F.silu(self(x, modulation), inplace=True)
 
 
 class Modulator:
@@ -196,8 +213,8 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c2 h w"]:
         r = self.proj(x)
-        x = self.conv1(F.silu(self.norm1(x, modulation), inplace=True))
-        x = self.conv2(F.silu(self.norm2(x, modulation), inplace=True))
+        x = self.conv1(self.norm1.silu(x, modulation))
+        x = self.conv2(self.norm2.silu(x, modulation))
         return self.attn(x.add_(r))
 
 

@@ -193,7 +193,7 @@ class InnerModel(nn.Module):
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
         x = self.unet(self.conv_in(inputs), self.modulator(cond))
-        x = F.silu(self.norm_out(x), inplace=True)
+        x = self.norm_out.silu(x)
         x = self.conv_out(torch.cat([x, inputs], dim=1) if self.input_skip else x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 

@@ -248,6 +248,7 @@ class TrainingConfig:
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
         compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
             and shortens every step.
+        cuda_graphs: Whether the actor-critic's games are imagined as CUDA graphs, where they are on CUDA.
         num_threads: CPU threads; null leaves torch's choice.
     """
 
@@ -259,6 +260,7 @@ class TrainingConfig:
     autocast: str | None = None
     tf32: bool = True
     compile: bool = False
+    cuda_graphs: bool = True
     num_threads: int | None = None
 
     def __post_init__(self) -> None:

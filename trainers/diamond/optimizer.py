@@ -39,9 +39,8 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
         for group, is_muon in zip(groups, (True, False), strict=True):
             group["muon"] = is_muon
         return Muon(groups, lr=config.lr, eps=config.eps, foreach=True)
-    is_on_gpu = next(module.parameters()).is_cuda  # there one kernel does it all; nothing waits for the GPU
-    fastest = {"fused": True} if is_on_gpu else {"foreach": True}
-    return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, **fastest)
+    on_gpu = next(module.parameters()).is_cuda  # there one kernel does it all, and nothing waits for the GPU
+    return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, foreach=not on_gpu, fused=on_gpu)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from diamond_gym.acceleration import has_amx, world_model_kind
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
+from diamond_gym.world_model import WorldModel
 from trainers.diamond import data, open_loop, schedule
 from trainers.diamond.collector import Collector, PlayReport, play_whole_games
 from trainers.diamond.config import (
@@ -111,7 +112,8 @@ class Trainer:
         self.stop_requested = False
         self.device = next(agent.parameters()).device
         sampler = config.world_model_env.diffusion_sampler
-        self.world_model = world_model_kind(self.device)(agent.denoiser, agent.rew_end_model, sampler)
+        kind = world_model_kind(self.device) if config.training.cuda_graphs else WorldModel
+        self.world_model = kind(agent.denoiser, agent.rew_end_model, sampler)
         self._autocast = autocast_of(config.training.autocast, self.device)
         self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
         self.parts = [self._part(name) for name in config.training.trained_parts]

@@ -166,7 +166,8 @@ def count_calls(step: Callable[[], Any]) -> int:
 
 def product(dtype: torch.dtype, size: int, device: torch.device) -> Callable[[], Any]:
     """Multiplies two square matrices, in TF32 where convolutions use it: 2 size^3 FLOPs."""
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    # random: a GPU multiplies ones faster than it ever does anything else
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     cuda = torch.backends.cuda.matmul
 

@@ -224,8 +224,9 @@ def lines_on_cuda(rows: Sequence[Row]) -> list[Line]:
         Line("embedded Breakout, 1 game", embedded_env(rows, 1)),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32)),
         Line("embedded Breakout, 256 games", embedded_env(rows, 256)),
+        Line("embedded Breakout, 1024 games", embedded_env(rows, 1024)),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 2.5),
-        Line(EPOCH, epoch_speed(find_epoch(rows))),
+        Line(EPOCH, epoch_speed(find_epoch(rows)), 2.5),
         *lines_without_target(rows),
     ]
 

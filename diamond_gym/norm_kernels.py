@@ -13,12 +13,13 @@ import triton.language as tl
 
 @triton.jit
 def _load_tile(x, image, group, block, pixels, channels, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Some pixels of a group's channels as float32, their offsets, and which of them exist."""
+    """Some pixels of a group's channels as float32, their offsets in the image, and which of them exist."""
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDTH)
-    offsets = (image.to(tl.int64) * pixels + pixel[:, None]) * channels + group * width + channel[None, :]
+    offsets = pixel[:, None] * channels + group * width + channel[None, :]
     exists = (pixel < pixels)[:, None] & (channel < width)[None, :]
-    return tl.load(x + offsets, mask=exists, other=0.0).to(tl.float32), offsets, exists
+    first = x + image.to(tl.int64) * pixels * channels
+    return tl.load(first + offsets, mask=exists, other=0.0).to(tl.float32), offsets, exists
 
 
 @triton.jit
@@ -73,4 +74,5 @@ def normalize(
     b = tl.load(shift + image * shift_stride + column, mask=channel < width, other=0.0).to(tl.float32)
     y = (tile - mean) * (1.0 / tl.sqrt(variance + eps)) * a[None, :] + b[None, :]
     y = y * (1.0 / (1.0 + tl.exp(-y)))
-    tl.store(out + offsets, y.to(out.dtype.element_ty), mask=exists)
+    first = out + image.to(tl.int64) * pixels * channels
+    tl.store(first + offsets, y.to(out.dtype.element_ty), mask=exists)

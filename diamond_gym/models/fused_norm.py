@@ -72,7 +72,7 @@ def norm_scale_shift_silu(
     num_blocks = -(-pixels // block)
     out = torch.empty_like(x)
     partial = torch.empty(b * num_groups, num_blocks, 2, dtype=torch.float32, device=x.device)
-    grid, tile = (b * num_groups, num_blocks), {"BLOCK": block, "WIDTH": _power_of_two(width)}
+    grid, tile = (b * num_groups, num_blocks), {"BLOCK": block, "WIDTH": _power_of_two(width), "num_warps": 8}
     sizes = num_groups, pixels, c, width
     scale, shift = (v if v.stride(1) == 1 else v.contiguous() for v in (scale, shift))
     strides = scale.stride(0), shift.stride(0)

@@ -9,6 +9,7 @@ Knows world models as tensors in, tensors out; nothing of environments or traini
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Hashable
 from dataclasses import fields
@@ -31,6 +32,12 @@ _WARM_UP_PASSES = 3
 
 Function = Callable[..., tuple[Tensor, ...]]
 """Tensors on a CUDA device in, tensors out, without random numbers of PyTorch's and without waiting."""
+
+
+@functools.cache
+def _recording_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings of a device: matrix products keep tens of megabytes for each stream."""
+    return torch.cuda.Stream(device)
 
 
 class Graphs:
@@ -86,7 +93,7 @@ class _Graph:
         autocast: bool,
         autocast_dtype: torch.dtype,
     ) -> None:
-        self._graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream()
+        self._graph, stream = torch.cuda.CUDAGraph(), _recording_stream(torch.cuda.current_device())
         # the graph outlives inference mode, and must cast weights anew each time
         with (
             torch.inference_mode(False),

@@ -177,7 +177,7 @@ def test_a_gpu_has_its_own_table_and_targets(run):
     assert table["paper-size step, 1 game"][-1] == "5x: missed"
     assert table["paper-size step, 256 games"] == ["not measured", "", "", "3x: not measured"]
     assert table["denoiser training step, batch 32, paper size"][-1] == "2.5x: missed"
-    assert table[report.EPOCH][-1] == ""
+    assert table[report.EPOCH][-1] == "2.5x: missed"
 
 
 @pytest.mark.parametrize(

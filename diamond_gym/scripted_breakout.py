@@ -25,12 +25,15 @@ next."""
 _PLAN_STEPS = 4
 _WANDER_STEPS = 7
 """With more steps than this before the ball comes down, the paddle strolls."""
+_LEAST_EAGER, _MOST_EAGER = 0.05, 0.7
+"""Between these lies the probability of a serve at a step without a ball, drawn for each life."""
 
 
 class ScriptedBreakout(ScriptedPlayer):
     """Plays Breakout's minimal action set (NOOP, FIRE, RIGHT, LEFT) at 4 raw frames a step, from pixels.
 
-    It predicts from two frames where the ball will come down, plans the paddle's moves for that moment, and
+    It serves at once or lets the paddle stroll first, so that games without a ball are seen, too. Then it
+    predicts from two frames where the ball will come down, plans the paddle's moves for that moment, and
     meets the ball with a part of the paddle drawn anew for each bounce, so that all angles occur.
 
     Args:
@@ -51,6 +54,7 @@ class ScriptedBreakout(ScriptedPlayer):
         self._paddle = 32.0
         self._last_move = 0
         self._stroll = float(self._rng.uniform(_FIELD_LEFT, _FIELD_RIGHT))
+        self._eagerness = float(np.exp(self._rng.uniform(np.log(_LEAST_EAGER), np.log(_MOST_EAGER))))
         self._new_aim()
 
     def _remember(self, action: int) -> None:
@@ -77,7 +81,7 @@ class ScriptedBreakout(ScriptedPlayer):
     def _play(self) -> int:
         position, velocity = self._ball.position, self._ball.velocity
         if position is None:
-            return FIRE if self._rng.random() < 0.5 else self._go_to(self._stroll, _PLAN_STEPS)
+            return FIRE if self._rng.random() < self._eagerness else self._go_to(self._stroll, _PLAN_STEPS)
         if velocity is None:
             return NOOP
         steps = self._steps_to_paddle(position, velocity)

@@ -375,7 +375,8 @@ def test_every_part_trains_and_is_played(optimizer, tmp_path):
     config = settings.parse(arguments(tmp_path / "recordings", *more))
     run = launch.train(config, outputs=tmp_path / "runs", command="train", progress=False)
     world = load_world(None, run, device="cuda")
-    state = world.world_model.start(*starts(2))
+    obs, acts, keys = starts(2)  # its actions are of a game that has more of them
+    state = world.world_model.start(obs, torch.zeros_like(acts), keys)
     act = torch.zeros(2, dtype=torch.int64, device="cuda")
     assert torch.isfinite(world.world_model.step(state, act)[1].logits_rew).all()
 

@@ -103,6 +103,13 @@ def test_returns_stop_with_the_first_end_and_at_the_real_one():
     np.testing.assert_array_equal(metrics.returns(rew, end, valid), [2, 4, -1])
 
 
+def test_event_rates_stop_with_the_first_end():
+    rew = np.array([[1.0, 0, -1, 1], [0, 1, 1, 1]])
+    end = np.array([[0, 0, 0, 0], [0, 1, 0, 1]], bool)
+    rates = metrics.event_rates(rew, end)
+    assert rates == {"frames": 6, "won": 3000 / 6, "lost": 1000 / 6, "ends": 1000 / 6}
+
+
 def test_correlation_and_distances():
     assert metrics.correlation(np.array([1.0, 2, 3]), np.array([2.0, 4, 6])) == pytest.approx(1)
     assert metrics.correlation(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == pytest.approx(-1)
@@ -302,6 +309,29 @@ def test_branches_are_what_the_game_does():
     assert len({frames.numpy().tobytes() for frames in found.obs[0]}) >= 2
 
 
+def test_random_play_is_what_the_game_does():
+    held_out = heldout.play("Breakout", ScriptedBreakout(noise=1), num_episodes=3, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=30, num_conditioning=4, horizon=6)
+    found = branches.play_randomly("Breakout", held_out, starts, num_starts=20, num_steps=120, seed=0)
+    assert found.act.shape == (20, 120) and found.end.any() and found.rew.abs().sum() > 0
+    assert set(found.act.flatten().tolist()) == {0, 1, 2, 3}
+    row = int(found.end.any(1).nonzero()[-1])
+    number, time = int(starts.episode[found.start[row]]), int(starts.time[found.start[row]])
+    env = AtariEnv("Breakout", training=True)
+    for past in range(number):
+        env.reset(seed=held_out.seeds[past])
+        for act in held_out.episodes[past].act.tolist():
+            env.step(act)
+    env.reset(seed=held_out.seeds[number])
+    for act in held_out.episodes[number].act[:time].tolist():
+        env.step(act)
+    last = int(found.end[row].long().argmax())
+    for step, act in enumerate(found.act[row, : last + 1].tolist()):  # by itself, without its neighbours
+        _, reward, terminated, _, _ = env.step(act)
+        assert (np.sign(reward), terminated) == (found.rew[row, step], found.end[row, step])
+    assert not found.rew[row, last + 1 :].any() and found.end[row].sum() == 1
+
+
 def test_many_actions_are_drawn_by_the_seed():
     held_out = heldout.play("Frostbite", RandomPolicy(18), num_episodes=1, seed=0)
     starts = heldout.choose_starts(held_out.episodes, num_starts=4, num_conditioning=4, horizon=6)
@@ -455,6 +485,7 @@ def test_the_whole_command(tmp_path, capsys):
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     assert len(result["spread"]) == 3 and result["spread"][0] > 0
     assert 0 <= result["actions"]["told_apart"] <= 1
+    assert result["random_play"]["horizon"] == 6 and result["random_play"]["imagined"]["frames"] > 0
     card_and_comparison(out, tmp_path / "world", capsys)
 
 
@@ -462,7 +493,7 @@ def card_and_comparison(out, world, capsys):
     """Writes the card, compares, then with a number that has changed and with other settings."""
     assert card.main([str(out / "fidelity.json"), str(world)]) == 0
     text = (world / "README.md").read_text()
-    assert "1 denoising step at play" in text and "told apart" in text
+    assert "1 denoising step at play" in text and "told apart" in text and "Random buttons" in text
     kept = world / "fidelity.json"
     assert str(world) not in kept.read_text()
     assert compare.main([str(out / "fidelity.json"), str(world)]) == 0

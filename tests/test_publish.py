@@ -103,6 +103,12 @@ def fidelity(folder, **changes):
         "end": {"precision": None, "recall": 0.0, "f1": None},
         "returns": {"real_mean": 0.25, "imagined_mean": 0.5, "correlation": None},
         "actions": {"correlation": 0.75, "gain": 1.5, "told_apart": 0.625, "starts": 4},
+        "random_play": {
+            "starts": 3,
+            "horizon": 4,
+            "real": {"frames": 9, "won": 125.0, "lost": 0.0, "ends": 250.0},
+            "imagined": {"frames": 8, "won": 62.5, "lost": 0.0, "ends": None},
+        },
         "spread": [0.0, 0.125],
         **changes,
     }

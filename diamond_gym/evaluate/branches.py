@@ -1,16 +1,19 @@
-"""What would have happened: real episodes played again, with another action at some moments of them.
+"""What would have happened: real episodes played again, with other actions from some moments of them on.
 
 Knows the real game and nothing of world models.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym.atari import AtariEnv
@@ -20,6 +23,10 @@ NUM_STEPS = 4
 """An action is held for so many steps: most games take one or two to answer."""
 MAX_ACTIONS = 4
 """Of a game with more, so many are drawn anew at each start."""
+MAX_HOLD = 4
+"""A random player holds an action for 1 to so many steps, all equally likely."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,23 @@ class Branches:
     obs: UInt8[Tensor, "k a c h w"]
 
 
+@dataclass(frozen=True)
+class RandomPlay:
+    """What random actions lead to from k starts; after a real end nothing more happens.
+
+    Attributes:
+        start: numbers of the starts.
+        act: the actions, each held for 1 to `MAX_HOLD` steps.
+        rew: the sign of the reward of each.
+        end: whether the episode ended with it.
+    """
+
+    start: Int64[Tensor, " k"]
+    act: Int64[Tensor, "k t"]
+    rew: Float[Tensor, "k t"]
+    end: Bool[Tensor, "k t"]
+
+
 def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: int) -> Branches | None:
     """Goes back to some of the starts in the real game and takes other actions there.
 
@@ -51,18 +75,12 @@ def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: 
         The branches, without starts where one of the actions ended the episode; None if none is left.
     """
     rng = np.random.default_rng(seed)
-    long_enough = starts.valid[:, min(NUM_STEPS, starts.valid.shape[1]) - 1].nonzero().flatten().numpy()
-    if not len(long_enough):
-        return None
-    chosen = long_enough[np.unique(np.linspace(0, len(long_enough) - 1, num_starts).round().astype(int))]
+    chosen = _spread_evenly(starts, num_starts, NUM_STEPS)
     env = AtariEnv(game, training=True)
     num_actions = len(env.action_meanings)
     size = min(num_actions, MAX_ACTIONS)
-    acts = {int(row): np.sort(rng.choice(num_actions, size, replace=False)) for row in chosen}
-    try:
-        ends = dict(_replay(env, held_out, starts, acts))
-    finally:
-        env.close()
+    acts = {row: np.sort(rng.choice(num_actions, size, replace=False)) for row in chosen}
+    ends = _replay(env, held_out, starts, chosen, lambda row: _ends(env, acts[row]))
     kept = {row: frames for row, frames in sorted(ends.items()) if frames is not None}
     if not kept:
         return None
@@ -72,22 +90,64 @@ def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: 
     return Branches(torch.tensor(rows), act, torch.from_numpy(frames.copy()))
 
 
+def play_randomly(
+    game: str, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int, seed: int
+) -> RandomPlay:
+    """Goes back to some of the starts in the real game and presses random buttons from there on.
+
+    Args:
+        game: the game's name.
+        held_out: the episodes.
+        starts: moments in them.
+        num_starts: how many, spread evenly.
+        num_steps: actions from each on.
+        seed: fixes the actions, at least 0.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = _spread_evenly(starts, num_starts, 1)
+    env = AtariEnv(game, training=True)
+    acts = {row: _random_actions(rng, len(env.action_meanings), num_steps) for row in chosen}
+    happened = _replay(env, held_out, starts, chosen, lambda row: _follow(env, acts[row]))
+    rew, end = (np.stack([happened[row][i] for row in chosen]) for i in range(2))
+    act = torch.from_numpy(np.stack([acts[row] for row in chosen]))
+    return RandomPlay(torch.tensor(chosen), act, torch.from_numpy(rew).float(), torch.from_numpy(end).bool())
+
+
+def _spread_evenly(starts: Starts, num_starts: int, num_steps: int) -> list[int]:
+    """Some of the starts that have so many steps to go."""
+    column = min(num_steps, starts.valid.shape[1]) - 1
+    rows = starts.valid[:, column].nonzero().flatten().numpy()
+    if not len(rows):
+        return []
+    return rows[np.unique(np.linspace(0, len(rows) - 1, num_starts).round().astype(int))].tolist()
+
+
+def _random_actions(rng: np.random.Generator, num_actions: int, num_steps: int) -> NDArray[np.int64]:
+    holds = rng.integers(1, MAX_HOLD + 1, num_steps)
+    return rng.integers(num_actions, size=num_steps).repeat(holds)[:num_steps]
+
+
 def _replay(
-    env: AtariEnv, held_out: HeldOut, starts: Starts, acts: dict[int, np.ndarray]
-) -> Iterable[tuple[int, np.ndarray | None]]:
-    """Plays the episodes again; yields the frames at the ends of the branches of each start among `acts`."""
-    rows = {(int(starts.episode[row]), int(starts.time[row])): row for row in acts}
+    env: AtariEnv, held_out: HeldOut, starts: Starts, chosen: list[int], look: Callable[[int], T]
+) -> dict[int, T]:
+    """Plays the episodes again, looks at every chosen start what would have happened, and closes `env`."""
+    rows = {(int(starts.episode[row]), int(starts.time[row])): row for row in chosen}
     last = max((episode for episode, _ in rows), default=-1)
-    for number in range(last + 1):
-        env.reset(seed=held_out.seeds[number])
-        for time, act in enumerate(held_out.episodes[number].act.tolist()):
-            row = rows.get((number, time))
-            if row is not None:
-                yield row, _ends(env, acts[row])
-            env.step(act)
+    seen: dict[int, T] = {}
+    with closing(env):
+        for number in range(last + 1):
+            env.reset(seed=held_out.seeds[number])
+            for time, act in enumerate(held_out.episodes[number].act.tolist()):
+                row = rows.get((number, time))
+                if row is not None:
+                    here = env.clone_state()
+                    seen[row] = look(row)
+                    env.restore_state(here)
+                env.step(act)
+    return seen
 
 
-def _ends(env: AtariEnv, acts: np.ndarray) -> np.ndarray | None:
+def _ends(env: AtariEnv, acts: NDArray[np.int64]) -> NDArray[np.uint8] | None:
     """The frame after holding each action from here, (a, h, w, c); None if one of them ends the episode."""
     here = env.clone_state()
     frames = []
@@ -97,7 +157,18 @@ def _ends(env: AtariEnv, acts: np.ndarray) -> np.ndarray | None:
     return None if any(frame is None for frame in frames) else np.stack(frames)
 
 
-def _hold(env: AtariEnv, act: int) -> np.ndarray | None:
+def _follow(env: AtariEnv, acts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Signs of the rewards, and ends, of actions taken from here on."""
+    rew, end = np.zeros(len(acts)), np.zeros(len(acts), bool)
+    for i, act in enumerate(acts):
+        _, reward, terminated, truncated, _ = env.step(int(act))
+        rew[i], end[i] = np.sign(reward), terminated or truncated
+        if end[i]:
+            break
+    return rew, end
+
+
+def _hold(env: AtariEnv, act: int) -> NDArray[np.uint8] | None:
     obs = None
     for _ in range(NUM_STEPS):
         obs, _, terminated, truncated, _ = env.step(act)

@@ -16,11 +16,14 @@ from typing import Any
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.card import kept, read_result
 
-TOLERANCES = {"psnr": 0.3, "ssim": 0.005, "drift": 0.3, "spread": 0.5, "error": 0.5, "f1": 0.03, "mean": 0.1}
+TOLERANCES = {
+    **{"psnr": 0.3, "ssim": 0.005, "drift": 0.3, "spread": 0.5, "error": 0.5, "f1": 0.03, "mean": 0.1},
+    **dict.fromkeys(("won", "lost", "ends"), 8.0),
+}
 """By a name, or its first or last part."""
 OTHER_TOLERANCE = 0.06
 """Shares and correlations."""
-_COMPARED = ("steps", "reward", "end", "returns", "actions", "spread")
+_COMPARED = ("steps", "reward", "end", "returns", "actions", "random_play", "spread")
 _SAME = ("num_starts", "num_denoising_steps", "player")
 """What must be equal beside the settings, which may leave it open."""
 _COUNTS = ("step", "frames", "starts", "confusion", "classes")

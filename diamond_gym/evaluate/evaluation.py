@@ -25,8 +25,10 @@ from diamond_gym.registration import game_name
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
 LARGE = 2_000_000
 """A denoiser with more weights counts as large: on a CPU, 30 starts of it take as long as one can wait."""
-BRANCHED, SPREAD = 2, 10
-"""One start in so many is imagined under other actions, and with other noise."""
+BRANCHED, SPREAD, WANDERED = 2, 10, 6
+"""One start in so many is imagined under other actions, with other noise, and under random actions."""
+RANDOM_HORIZONS = 2
+"""Horizons for which random actions go on."""
 NUM_SAMPLES = 4
 """Imaginations of a start with different noise."""
 _FRAME = (3, 64, 64)
@@ -61,6 +63,7 @@ def run(settings: Settings) -> None:
         **measure.measure(game, starts, imagined),
         **measure.measure_transitions(predict_transitions(world.world_model, held_out.episodes)),
         "actions": _actions(imaginer, game, held_out, starts),
+        "random_play": _random_play(imaginer, game, held_out, starts),
         "spread": _spread(imaginer, starts, imagined),
         "seconds": time.perf_counter() - begin,
     }
@@ -155,6 +158,13 @@ def _actions(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -
     rows = real.start.repeat_interleave(real.act.shape[1])
     acts = real.act.flatten()[:, None].expand(-1, branches.NUM_STEPS)
     return measure.measure_actions(real, imaginer.under(starts, rows, acts, "other actions"))
+
+
+def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
+    num_starts = max(1, len(starts) // WANDERED)
+    num_steps = RANDOM_HORIZONS * starts.future_act.shape[1]
+    real = branches.play_randomly(game, held_out, starts, num_starts, num_steps, imaginer.seed)
+    return measure.measure_random_play(real, imaginer.under(starts, real.start, real.act, "random play"))
 
 
 def _spread(imaginer: Imaginer, starts: Starts, imagined: Imagined) -> list[float]:

@@ -78,6 +78,18 @@ def returns(rew: Array, end: Mask, valid: Mask) -> Array:
     return np.where(running & valid, rew, 0).sum(1)
 
 
+def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
+    """How often points are won and lost and episodes end, in rewards and ends (b, t) up to the first end.
+
+    Returns:
+        "frames", the steps that count, and "won", "lost" and "ends" per 1 000 of them.
+    """
+    running = np.cumsum(end, axis=1) - end == 0
+    frames = int(running.sum())
+    counts = {"won": rew > 0, "lost": rew < 0, "ends": end}
+    return {"frames": frames, **{name: 1000 * (x & running).sum() / frames for name, x in counts.items()}}
+
+
 def distances(found: Array, real: Array) -> Array:
     """Distances between points (..., d); NaN where either is."""
     return np.sqrt(np.square(found - real).sum(-1))

@@ -53,10 +53,20 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
     a, spread = result["actions"], result["spread"]
     shown = ", ".join(f"{spread[step - 1]:.2f} at {step}" for step in shown_steps(len(spread)))
     return [
+        f"random play: {random_play(result['random_play'])}",
         f"actions: effect correlates {a['correlation']:.2f} with the real one, is {a['gain']:.2f} times as "
         f"large, {_share(a['told_apart'])} of pairs told apart ({a['starts']} starts)",
         f"spread over noise, levels: {shown}",
     ]
+
+
+def random_play(r: dict[str, Any]) -> str:
+    """One sentence about random play."""
+    worlds = (
+        f"{name} {_rate(r[name]['won'])} won, {_rate(r[name]['lost'])} lost, {_rate(r[name]['ends'])} ends"
+        for name in ("real", "imagined")
+    )
+    return f"per 1 000 steps {'; '.join(worlds)} ({r['starts']} starts, up to {r['horizon']} steps)"
 
 
 def write_json(result: Any, path: Path) -> None:
@@ -74,6 +84,10 @@ def _cell(name: str, value: Any) -> str:
 
 def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f} %"
+
+
+def _rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _plain(value: Any) -> Any:

@@ -393,15 +393,14 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
     print_header()
     rows: list[Row] = []
     is_cpu = pick_device(args.device).type == "cpu"
+    groups = [
+        (args.embedded, partial(checkpoint_cases, args)),
+        (args.real, partial(real_cases, args.game)),
+        (args.paper, partial(paper_cases, args)),
+    ]
+    wanted = [make_cases for is_wanted, make_cases in groups if is_wanted]
     for num_envs in args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS):
-        groups = {
-            "embedded": partial(checkpoint_cases, args),
-            "real": partial(real_cases, args.game),
-            "paper": partial(paper_cases, args),
-        }
-        for name, make_cases in groups.items():
-            if not getattr(args, name):
-                continue
+        for make_cases in wanted:
             cases = make_cases(num_envs)
             measured = measure(cases, args.seconds)
             for row in measured:

@@ -134,7 +134,7 @@ def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
-    """Copies of tensors of one device as arrays, contiguous if they come from a GPU.
+    """Tensors of one device as arrays: of the CPU's memory itself, contiguous copies of a GPU's.
 
     A GPU's are copied one after the other while the host goes on, then waited for once.
     """

@@ -13,7 +13,7 @@ from diamond_gym.acceleration import available_devices, build_world_model, has_a
 from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
-from tests.worlds import PLAIN, contexts, tiny_agent
+from tests.worlds import PLAIN, starts, tiny_agent
 
 CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
 CPU = torch.device("cpu")
@@ -21,9 +21,7 @@ CPU = torch.device("cpu")
 
 def imagine(world_model, num_steps=3):
     """Frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
-    bank = contexts(num_contexts=2)
-    obs = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3).contiguous()
-    state = world_model.start(obs, torch.from_numpy(bank.act), torch.tensor([3, 4]))
+    state = world_model.start(*starts(2), torch.tensor([3, 4]))
     steps = []
     for i in range(num_steps):
         state, step = world_model.step(state, torch.tensor([i % 4, 1]))

@@ -22,7 +22,8 @@ from diamond_gym.models import fused_norm
 from diamond_gym.models.blocks import num_groups
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
-from tests.worlds import contexts, tiny_agent
+from tests import worlds
+from tests.worlds import tiny_agent
 
 pytestmark = pytest.mark.gpu
 
@@ -42,9 +43,7 @@ def full_float32() -> Iterator[None]:
 
 def starts(num_games):
     """Frames, actions and keys of games."""
-    bank = contexts(num_contexts=num_games)
-    obs = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3).contiguous()
-    return obs, torch.from_numpy(bank.act), torch.arange(num_games)
+    return *worlds.starts(num_games), torch.arange(num_games)
 
 
 def pair(seed=0):
@@ -129,13 +128,13 @@ def test_numpy_and_torch_output_agree():
 
 
 def test_network_output_is_the_cpus(full_float32):
-    worlds = [load_world("Breakout", device=d, dtype="float32", compile=False) for d in ("cpu", "cuda")]
-    n = worlds[0].world_model.num_steps_conditioning
+    both = [load_world("Breakout", device=d, dtype="float32", compile=False) for d in ("cpu", "cuda")]
+    n = both[0].world_model.num_steps_conditioning
     g = torch.Generator().manual_seed(0)
     noisy, obs = torch.randn(4, 3, 64, 64, generator=g), torch.rand(4, 3 * n, 64, 64, generator=g) * 2 - 1
     act = torch.randint(4, (4, n), generator=g)
     outputs = []
-    for world in worlds:
+    for world in both:
         denoiser, place = world.world_model.denoiser, world.world_model.device
         c = denoiser.conditioners(torch.tensor([0.01, 0.1, 1.0, 5.0], device=place))
         with torch.no_grad():

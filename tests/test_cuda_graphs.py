@@ -9,7 +9,7 @@ from diamond_gym import cuda_graphs
 from diamond_gym.cuda_graphs import GraphedWorldModel
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
-from tests.worlds import contexts, tiny_agent
+from tests.worlds import starts, tiny_agent
 
 CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
 
@@ -34,9 +34,7 @@ def pair(monkeypatch):
 
 
 def start(world_model, num_games):
-    bank = contexts(num_contexts=num_games)
-    obs = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3).contiguous()
-    return world_model.start(obs, torch.from_numpy(bank.act), torch.arange(num_games))
+    return world_model.start(*starts(num_games), torch.arange(num_games))
 
 
 def test_a_step_is_that_of_the_plain_world_model(pair):

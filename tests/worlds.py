@@ -73,6 +73,13 @@ def contexts(
     return ContextBank(obs, rng.integers(0, 4, (num_contexts, num_steps)))
 
 
+def starts(num_games: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames and actions of `contexts`, as a world model starts from them."""
+    bank = contexts(num_contexts=num_games)
+    obs = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3).contiguous()
+    return obs, torch.from_numpy(bank.act)
+
+
 def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) -> str:
     """Saves a tiny world model into a folder, for `checkpoint=`."""
     save_world(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.measure import RADIUS, shown_steps
-from diamond_gym.evaluate.report import random_play, write_json
+from diamond_gym.evaluate.report import number, random_play, write_json
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import env_id
 
@@ -111,7 +111,7 @@ def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
 def _frames(shown: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     header = ["step", "PSNR, dB", "last frame repeated", "mean frame", "SSIM", "last frame repeated", "drift"]
     names = [("psnr", 1), ("psnr_repeat", 1), ("psnr_mean", 1), ("ssim", 3), ("ssim_repeat", 3), ("drift", 2)]
-    rows = [[str(row["step"]), *(_number(row[name], digits) for name, digits in names)] for row in shown]
+    rows = [[str(row["step"]), *(number(row[name], digits) for name, digits in names)] for row in shown]
     return header, rows
 
 
@@ -124,7 +124,7 @@ def _objects(shown: list[dict[str, Any]], objects: list[str]) -> tuple[list[str]
         cells = [str(row["step"])]
         for name in objects:
             shares = (_percent(row[f"{name}_{what}"]) for what in ("within", "present"))
-            cells += [*shares, _number(row[f"{name}_error"], 2)]
+            cells += [*shares, number(row[f"{name}_error"], 2)]
         rows.append(cells)
     return header, rows
 
@@ -132,21 +132,21 @@ def _objects(shown: list[dict[str, Any]], objects: list[str]) -> tuple[list[str]
 def _events(result: dict[str, Any]) -> str:
     reward, end, returns = result["reward"], result["end"], result["returns"]
     return (
-        f"On {result['num_real_steps']} real transitions: reward F1 {_number(reward['f1'], 3)} (precision "
-        f"{_number(reward['precision'], 3)}, recall {_number(reward['recall'], 3)}), end F1 "
-        f"{_number(end['f1'], 3)} ({_number(end['precision'], 3)}, {_number(end['recall'], 3)}). Mean return "
-        f"over {len(result['steps'])} steps: real {_number(returns['real_mean'], 2)}, imagined "
-        f"{_number(returns['imagined_mean'], 2)}, correlation {_number(returns['correlation'], 2)}."
+        f"On {result['num_real_steps']} real transitions: reward F1 {number(reward['f1'], 3)} (precision "
+        f"{number(reward['precision'], 3)}, recall {number(reward['recall'], 3)}), end F1 "
+        f"{number(end['f1'], 3)} ({number(end['precision'], 3)}, {number(end['recall'], 3)}). Mean return "
+        f"over {len(result['steps'])} steps: real {number(returns['real_mean'], 2)}, imagined "
+        f"{number(returns['imagined_mean'], 2)}, correlation {number(returns['correlation'], 2)}."
     )
 
 
 def _behaviour(result: dict[str, Any]) -> str:
     actions, spread = result["actions"], result["spread"]
     return (
-        f"Other actions: their effect on the frame correlates {_number(actions['correlation'], 2)} with the "
-        f"real one and is {_number(actions['gain'], 2)} times as large; {_percent(actions['told_apart'])} of "
+        f"Other actions: their effect on the frame correlates {number(actions['correlation'], 2)} with the "
+        f"real one and is {number(actions['gain'], 2)} times as large; {_percent(actions['told_apart'])} of "
         "pairs of actions are told apart (chance: 50 %). Other noise: a pixel's standard deviation is "
-        f"{_number(spread[-1], 2)} levels of 255 at step {len(spread)}."
+        f"{number(spread[-1], 2)} levels of 255 at step {len(spread)}."
     )
 
 
@@ -182,10 +182,6 @@ def _limits(result: dict[str, Any] | None, game: str | None) -> str:
         lines.append(f"Beyond step {len(result['steps'])} nothing was measured.")
     lines.append("The model knows only what its players showed it; states they never reached are guesses.")
     return " ".join(lines)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:

@@ -74,8 +74,7 @@ def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
 
 def returns(rew: Array, end: Mask, valid: Mask) -> Array:
     """Sums of rewards (b, t) up to and with the first end, over valid steps only; (b,)."""
-    running = np.cumsum(end, axis=1) - end == 0
-    return np.where(running & valid, rew, 0).sum(1)
+    return np.where(_until_first(end) & valid, rew, 0).sum(1)
 
 
 def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
@@ -84,10 +83,15 @@ def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
     Returns:
         "frames", the steps that count, and "won", "lost" and "ends" per 1 000 of them.
     """
-    running = np.cumsum(end, axis=1) - end == 0
+    running = _until_first(end)
     frames = int(running.sum())
     counts = {"won": rew > 0, "lost": rew < 0, "ends": end}
     return {"frames": frames, **{name: 1000 * (x & running).sum() / frames for name, x in counts.items()}}
+
+
+def _until_first(end: Mask) -> Mask:
+    """Which steps (b, t) come before the first end, or with it."""
+    return np.cumsum(end, axis=1) - end == 0
 
 
 def distances(found: Array, real: Array) -> Array:

@@ -63,7 +63,8 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
 def random_play(r: dict[str, Any]) -> str:
     """One sentence about random play."""
     worlds = (
-        f"{name} {_rate(r[name]['won'])} won, {_rate(r[name]['lost'])} lost, {_rate(r[name]['ends'])} ends"
+        f"{name} {number(r[name]['won'], 1)} won, {number(r[name]['lost'], 1)} lost, "
+        f"{number(r[name]['ends'], 1)} ends"
         for name in ("real", "imagined")
     )
     return f"per 1 000 steps {'; '.join(worlds)} ({r['starts']} starts, up to {r['horizon']} steps)"
@@ -86,8 +87,9 @@ def _share(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f} %"
 
 
-def _rate(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def number(value: float | None, digits: int) -> str:
+    """With so many decimals; a dash for nothing."""
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _plain(value: Any) -> Any:

@@ -58,10 +58,10 @@ class SegmentBatch:
 
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The same batch on a device (frames travel as uint8); a GPU's host goes on meanwhile."""
+        tensors = vars(self)
         if torch.device(device).type == "cuda":
-            pinned = {name: x.pin_memory() for name, x in vars(self).items()}
-            return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in pinned.items()})
-        return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in vars(self).items()})
+            tensors = {name: x.pin_memory() for name, x in tensors.items()}
+        return SegmentBatch(**{name: x.to(device, non_blocking=True) for name, x in tensors.items()})
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from diamond_gym import acceleration
-from diamond_gym.acceleration import available_devices, build_world_model, has_amx, pick_device, pick_dtype
+from diamond_gym.acceleration import (
+    available_devices,
+    build_world_model,
+    has_fast_bfloat16,
+    pick_device,
+    pick_dtype,
+)
 from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
@@ -87,14 +93,15 @@ def test_lstm_stays_in_float32():
 
 def test_automatic_choices():
     assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_amx() else torch.float32)
+    assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)
     if torch.cuda.is_available():
         is_fast = torch.cuda.get_device_capability() >= (8, 0)
         assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if is_fast else torch.float32)
 
 
-def test_old_torch_without_the_question_about_amx(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported", raising=False)
+def test_old_torch_without_the_questions_about_the_cpu(monkeypatch):
+    for unit in ("amx_tile", "avx512_bf16"):
+        monkeypatch.delattr(torch.cpu, f"_is_{unit}_supported", raising=False)
     assert pick_dtype("auto", CPU) == torch.float32
 
 

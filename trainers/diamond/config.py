@@ -244,7 +244,7 @@ class TrainingConfig:
             `collection.train.num_steps_total`, and `num_final_epochs`; 1000 where nothing is collected.
         num_final_epochs: Epochs without collection at the end, where `num_epochs` is null.
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
-            the hardware multiplies it (CUDA, CPUs with AMX), elsewhere float32, which is faster there.
+            the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32, which is faster there.
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
         compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
             and shortens every step.
@@ -422,16 +422,23 @@ class RewEndTrainingConfig(PartTrainingConfig):
         difference_init: Whether the first convolution starts as a detector of change, which
             finds rare and small events much sooner (False as published).
         event_weight: Weight in the loss of transitions with a reward, and of ends (1 as published).
+        imagined_fraction: Share of the segments that go on in imagination from some step on, as at play, as
+            long as that shows the same as the real game (0 as published).
     """
 
     seq_length: int = 19
     difference_init: bool = False
     event_weight: float = 1.0
+    imagined_fraction: float = 0.0
     max_grad_norm: float = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.event_weight > 0, f"event_weight must be above 0, got {self.event_weight}")
+        require(
+            0 <= self.imagined_fraction <= 1,
+            f"imagined_fraction must be in [0, 1], got {self.imagined_fraction}",
+        )
         require(self.seq_length >= 2, f"seq_length must be at least 2, got {self.seq_length}")
 
 

@@ -19,9 +19,6 @@ from diamond_gym.world_model import WorldModel, WorldModelState
 from trainers.diamond.replay import SegmentBatch, concatenated
 from trainers.diamond.rollout import Outcome
 
-PADDING_BYTE = 128
-"""Mid grey, for frames before an episode's first."""
-
 
 class ImaginedGames:
     """b games imagined in step.
@@ -75,9 +72,8 @@ class ImaginedGames:
         rngs = [np.random.default_rng([*self.seed, game, start]) for game, start in numbers]
         self.num_starts[index] += 1
         batch = concatenated([self._draw(rng) for rng in rngs])
-        padding = ~batch.mask_padding[:, :, None, None, None]
         keys = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
-        return self.world_model.start(batch.obs.masked_fill(padding, PADDING_BYTE), batch.act, keys)
+        return self.world_model.start(batch.padded_obs(), batch.act, keys)
 
     def state_dict(self) -> dict[str, Any]:
         """This moment of the games."""

@@ -183,6 +183,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     _check_frames(config)
     noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
     _check_playing(config)
+    _check_segments(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
@@ -279,6 +280,17 @@ def _check_playing(config: TrainerConfig) -> None:
         raise InvalidInputError(
             f"training.parts={training.parts} learns to play in imagination, and its {' and '.join(missing)} "
             "would stay untrained: give initialization.path_to_ckpt=FOLDER, or train all parts"
+        )
+
+
+def _check_segments(config: TrainerConfig) -> None:
+    """Segments of the reward/end model that go on in imagination need frames to start from."""
+    n, training = config.agent.denoiser.inner_model.num_steps_conditioning, config.rew_end_model.training
+    if training.imagined_fraction > 0 and training.seq_length <= n:
+        raise InvalidInputError(
+            f"rew_end_model.training.imagined_fraction={training.imagined_fraction} needs segments longer "
+            f"than the {n} frames that imagination starts from: rew_end_model.training.seq_length is "
+            f"{training.seq_length}"
         )
 
 

@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diamond_gym.models import ActorCritic, Denoiser, RewEndModel
+from diamond_gym.models import ActorCritic, Denoiser
+from diamond_gym.world_model import WorldModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
 from trainers.diamond.hard_steps import HardSteps
+from trainers.diamond.imagined_segments import with_imagined_frames
 from trainers.diamond.losses import (
     DenoiserNoise,
     Metrics,
@@ -182,9 +184,9 @@ class DenoiserObjective:
 
 @dataclass(frozen=True)
 class RewEndObjective(_Forgetful):
-    """The reward/end model's loss on segments of the replay."""
+    """The reward/end model's loss on segments of the replay, some of which `world_model` goes on with."""
 
-    model: RewEndModel
+    world_model: WorldModel
     config: RewEndPartConfig
     draw: Draw
     autocast: Autocast
@@ -194,8 +196,13 @@ class RewEndObjective(_Forgetful):
         training = self.config.training
         batch = self.draw(replay, rng, training.seq_length, pad_after=True, plain=plain)
         with self.autocast():
+            if training.imagined_fraction > 0 and not plain:
+                batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
             loss, metrics = rew_end_loss(
-                self.model, batch, event_weight=training.event_weight, total=self.draw.group.total
+                self.world_model.rew_end_model,
+                batch,
+                event_weight=training.event_weight,
+                total=self.draw.group.total,
             )
         return Example(loss, metrics, vars(batch))
 

@@ -20,6 +20,7 @@ from diamond_gym.errors import DatasetError
 from diamond_gym.pixels import to_float
 
 PADDING_LEVEL = 0.0
+_PADDING_BYTE = 128
 """Padding frames in [-1, 1] space: mid grey."""
 
 
@@ -55,6 +56,14 @@ class SegmentBatch:
     def frames(self) -> Float[Tensor, "b l c h w"]:
         """Frames in [-1, 1], mid grey where padded."""
         return to_float(self.obs).masked_fill_(~self.mask_padding[:, :, None, None, None], PADDING_LEVEL)
+
+    def padded_obs(self) -> UInt8[Tensor, "b l c h w"]:
+        """Frames as bytes, mid grey where padded."""
+        return self.obs.masked_fill(~self.mask_padding[:, :, None, None, None], _PADDING_BYTE)
+
+    def select(self, segments: slice) -> SegmentBatch:
+        """Some of the segments."""
+        return SegmentBatch(**{name: x[segments] for name, x in vars(self).items()})
 
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The same batch on a device (frames travel as uint8); a GPU's host goes on meanwhile."""

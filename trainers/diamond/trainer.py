@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.acceleration import has_amx, world_model_kind
+from diamond_gym.acceleration import has_fast_bfloat16, world_model_kind
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.models import Agent
@@ -432,9 +432,7 @@ class Trainer:
             objective = DenoiserObjective(self.agent.denoiser, self.config.denoiser, draw, self._autocast)
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         else:
-            objective = RewEndObjective(
-                self.agent.rew_end_model, self.config.rew_end_model, draw, self._autocast
-            )
+            objective = RewEndObjective(self.world_model, self.config.rew_end_model, draw, self._autocast)
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         module = getattr(self.agent, name)
         return Part.of(name, module, config.training, config.optimizer, objective, self.group)
@@ -488,8 +486,7 @@ class Trainer:
 def autocast_of(name: str | None, device: torch.device) -> Callable[[], AbstractContextManager]:
     """Makes contexts in which networks run in the precision of `training.autocast`."""
     if name == "auto":
-        is_fast = has_amx() if device.type == "cpu" else device.type == "cuda"
-        name = "bfloat16" if is_fast else None
+        name = "bfloat16" if has_fast_bfloat16(device) else None
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=name is not None)
 
 

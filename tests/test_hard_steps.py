@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.world_model import WorldModel
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond import settings
@@ -54,8 +55,12 @@ def test_what_is_not_finite_is_not_remembered():
 def objective(hard_fraction):
     config = settings.parse(["preset=smoke", "game=Breakout"]).denoiser
     config.training.hard_fraction = hard_fraction
+    agent = worlds.tiny_agent()
     return DenoiserObjective(
-        worlds.tiny_agent().denoiser, config, Draw(config.training, False, CPU), autocast_of(None, CPU)
+        WorldModel(agent.denoiser, agent.rew_end_model),
+        config,
+        Draw(config.training, False, CPU),
+        autocast_of(None, CPU),
     )
 
 

@@ -1,7 +1,8 @@
-"""Segments whose later frames are imagined: what the reward/end model meets at play, with real labels.
+"""Segments that are partly imagined: what the networks meet at play, with real labels.
 
-The model learns from real frames, but judges imagined ones. Where these look a little different, it overlooks
-ends, and a lost ball costs an agent nothing. Knows nothing of the loss.
+Networks that learn from real frames judge imagined ones at play, which look a little different: a reward/end
+model then overlooks ends, and a denoiser lets a ball dissolve that has been imagined for a while. What is
+imagined counts as long as it shows the same game as the real frames. Knows nothing of losses.
 """
 
 from __future__ import annotations
@@ -46,20 +47,52 @@ def with_imagined_frames(
     if size == 0:
         return batch
     changed = batch.select(slice(0, size))
-    frames = _imagined(changed, world_model, first, keys)
+    frames = _imagined(changed, world_model, first, length + 1, keys)
     changed = _judged(changed, frames, first)
     return concatenated([changed, batch.select(slice(size, None))])
 
 
+def after_imagination(
+    batch: SegmentBatch, world_model: WorldModel, num_steps: int, rng: np.random.Generator
+) -> SegmentBatch:
+    """The batch without its first `num_steps` steps, where the past of the rest may be imagined.
+
+    The past that the world model looks back on has been imagined for a drawn number of steps, 0 to
+    `num_steps`, under the real actions; what comes after it is real. Where the imagined game is not the real
+    one any more, everything is masked.
+
+    Args:
+        batch: Segments of `num_steps` more steps than are returned.
+        world_model: Imagines; it learns nothing.
+        num_steps: Most steps to imagine.
+        rng: Draws how many, the same for all, and the noise.
+    """
+    n = world_model.num_steps_conditioning
+    count = int(rng.integers(num_steps + 1))
+    keys = torch.from_numpy(rng.integers(2**62, size=len(batch.obs)))
+    rest = batch.later(num_steps)
+    if count == 0:
+        return rest
+    first, last = num_steps + n - count, num_steps + n
+    frames = _imagined(batch, world_model, first, last, keys)
+    agrees = agreement(batch.padded_obs()[:, first:last], frames).all(dim=1)
+    known = torch.cat([batch.obs[:, :first], frames], dim=1)[:, -n:]
+    return replace(
+        rest,
+        obs=torch.cat([known, rest.obs[:, n:]], dim=1),
+        mask_padding=rest.mask_padding & agrees[:, None],
+    )
+
+
 def _imagined(
-    batch: SegmentBatch, world_model: WorldModel, first: int, keys: Tensor
+    batch: SegmentBatch, world_model: WorldModel, first: int, last: int, keys: Tensor
 ) -> UInt8[Tensor, "b k c h w"]:
-    """Frames `first` to the segment's length, the one after its last step included."""
+    """Frames `first` to `last`, excluded; that number `length` is the one after the segment's last step."""
     n = world_model.num_steps_conditioning
     past = slice(first - n, first)
     state = world_model.start(batch.padded_obs()[:, past], batch.act[:, past], keys)
     frames = []
-    for act in batch.act[:, first - 1 :].unbind(1):
+    for act in batch.act[:, first - 1 : last - 1].unbind(1):
         state, step = world_model.step(state, act)
         frames.append(step.obs)
     return torch.stack(frames, dim=1)

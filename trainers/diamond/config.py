@@ -399,22 +399,25 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
         hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were
             last seen (0 as published); an episode's first steps, which nothing foretells, are left out.
-        num_imagined_steps: Up to so many steps before the first prediction are imagined as at play, as long
-            as that shows the same as the real game (0 as published).
+        imagined_fraction: Share of the segments whose past is imagined, as at play, and counts as long as it
+            shows the same as the real game (0 as published).
+        num_imagined_steps: For up to so many steps.
     """
 
     num_autoregressive_steps: int = 1
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     hard_fraction: float = 0.0
-    num_imagined_steps: int = 0
+    imagined_fraction: float = 0.0
+    num_imagined_steps: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         autoregression = ("num_autoregressive_steps", "autoregressive_from_step", "num_imagined_steps")
         for name in (*autoregression, "moving_pixels_weight"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        require(0 <= self.hard_fraction <= 1, f"hard_fraction must be in [0, 1], got {self.hard_fraction}")
+        for name in ("hard_fraction", "imagined_fraction"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @dataclass

@@ -53,35 +53,42 @@ def with_imagined_frames(
 
 
 def after_imagination(
-    batch: SegmentBatch, world_model: WorldModel, num_steps: int, rng: np.random.Generator
+    batch: SegmentBatch, world_model: WorldModel, fraction: float, num_steps: int, rng: np.random.Generator
 ) -> SegmentBatch:
     """The batch without its first `num_steps` steps, where the past of the rest may be imagined.
 
-    The past that the world model looks back on has been imagined for a drawn number of steps, 0 to
-    `num_steps`, under the real actions; what comes after it is real. Where the imagined game is not the real
-    one any more, everything is masked.
+    In a share of the segments, the past that the world model looks back on has been imagined for a drawn
+    number of steps, 0 to `num_steps`, under the real actions; what comes after it is real. Where that past is
+    not like the real one, everything is masked.
 
     Args:
         batch: Segments of `num_steps` more steps than are returned.
         world_model: Imagines; it learns nothing.
+        fraction: Share of the segments, in [0, 1]; the first ones.
         num_steps: Most steps to imagine.
         rng: Draws how many, the same for all, and the noise.
     """
-    n = world_model.num_steps_conditioning
+    size = round(fraction * len(batch.obs))
     count = int(rng.integers(num_steps + 1))
-    keys = torch.from_numpy(rng.integers(2**62, size=len(batch.obs)))
+    keys = torch.from_numpy(rng.integers(2**62, size=size))
     rest = batch.later(num_steps)
-    if count == 0:
+    if size == 0 or count == 0:
         return rest
-    first, last = num_steps + n - count, num_steps + n
-    frames = _imagined(batch, world_model, first, last, keys)
-    agrees = agreement(batch.padded_obs()[:, first:last], frames).all(dim=1)
-    known = torch.cat([batch.obs[:, :first], frames], dim=1)[:, -n:]
-    return replace(
-        rest,
-        obs=torch.cat([known, rest.obs[:, n:]], dim=1),
-        mask_padding=rest.mask_padding & agrees[:, None],
-    )
+    changed = _with_imagined_past(batch.select(slice(0, size)), world_model, num_steps, count, keys)
+    return concatenated([changed, rest.select(slice(size, None))])
+
+
+def _with_imagined_past(
+    batch: SegmentBatch, world_model: WorldModel, num_steps: int, count: int, keys: Tensor
+) -> SegmentBatch:
+    n, rest = world_model.num_steps_conditioning, batch.later(num_steps)
+    last = num_steps + n
+    frames = _imagined(batch, world_model, last - count, last, keys)[:, -n:]
+    known = slice(n - frames.shape[1], n)
+    agrees = agreement(rest.padded_obs()[:, known], frames).all(dim=1)
+    obs = rest.obs.clone()
+    obs[:, known] = frames
+    return replace(rest, obs=obs, mask_padding=rest.mask_padding & agrees[:, None])
 
 
 def _imagined(

@@ -140,7 +140,8 @@ class DenoiserObjective:
         autoregressive = step >= training.autoregressive_from_step
         num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
         denoiser, n = self.world_model.denoiser, self.world_model.num_steps_conditioning
-        num_imagined = 0 if plain else training.num_imagined_steps
+        fraction = 0.0 if plain else training.imagined_fraction
+        num_imagined = training.num_imagined_steps if fraction > 0 else 0
         favours_hard = training.hard_fraction > 0 and not plain
         hard = None
         if favours_hard:
@@ -156,9 +157,10 @@ class DenoiserObjective:
                 draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
             )
         ]
+        if num_imagined > 0:
+            with self.autocast():  # apart: its copies of the weights have no gradients
+                batch = after_imagination(batch, self.world_model, fraction, num_imagined, rng)
         with self.autocast():
-            if num_imagined > 0:
-                batch = after_imagination(batch, self.world_model, num_imagined, rng)
             weight = training.moving_pixels_weight
             errors, mask = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=weight)
             loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
@@ -201,9 +203,10 @@ class RewEndObjective(_Forgetful):
         """See `Objective`."""
         training = self.config.training
         batch = self.draw(replay, rng, training.seq_length, pad_after=True, plain=plain)
-        with self.autocast():
-            if training.imagined_fraction > 0 and not plain:
+        if training.imagined_fraction > 0 and not plain:
+            with self.autocast():  # apart: its copies of the weights have no gradients
                 batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
+        with self.autocast():
             loss, metrics = rew_end_loss(
                 self.world_model.rew_end_model,
                 batch,

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.world_model import WorldModel
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond import settings
@@ -55,12 +54,8 @@ def test_what_is_not_finite_is_not_remembered():
 def objective(hard_fraction):
     config = settings.parse(["preset=smoke", "game=Breakout"]).denoiser
     config.training.hard_fraction = hard_fraction
-    agent = worlds.tiny_agent()
     return DenoiserObjective(
-        WorldModel(agent.denoiser, agent.rew_end_model),
-        config,
-        Draw(config.training, False, CPU),
-        autocast_of(None, CPU),
+        worlds.tiny_agent().denoiser, config, Draw(config.training, False, CPU), autocast_of(None, CPU)
     )
 
 

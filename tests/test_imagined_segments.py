@@ -12,8 +12,8 @@ from diamond_gym.world_model import WorldModel
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond import imagined_segments, launch, settings
-from trainers.diamond.imagined_segments import after_imagination, agreement, with_imagined_frames
-from trainers.diamond.objectives import DenoiserObjective, Draw, RewEndObjective
+from trainers.diamond.imagined_segments import agreement, with_imagined_frames
+from trainers.diamond.objectives import Draw, RewEndObjective
 from trainers.diamond.replay import Replay
 from trainers.diamond.trainer import autocast_of
 
@@ -119,10 +119,7 @@ def test_a_missing_ball_is_no_agreement_and_a_shifted_one_is():
     assert agreement(real, imagined).tolist() == [[True, True, False]]
 
 
-PRECISIONS = pytest.mark.parametrize("precision", [None, "bfloat16"])
-
-
-@PRECISIONS
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
 def test_the_model_learns_from_them_and_the_denoiser_does_not(world_model, monkeypatch, precision):
     config = settings.parse(["preset=smoke", "game=Breakout"]).rew_end_model
     config.training = replace(config.training, imagined_fraction=0.5, seq_length=LENGTH)
@@ -138,54 +135,6 @@ def test_the_model_learns_from_them_and_the_denoiser_does_not(world_model, monke
     example.loss.backward()
     assert all(p.grad is not None for p in world_model.rew_end_model.parameters())
     assert all(p.grad is None for p in world_model.denoiser.parameters())
-
-
-def counting(num_steps, count):
-    """Draws so many of `num_steps` imagined steps."""
-    seeds = (seed for seed in range(1000) if np.random.default_rng(seed).integers(num_steps + 1) == count)
-    return np.random.default_rng(next(seeds))
-
-
-@pytest.mark.parametrize("count", range(7))
-def test_the_past_of_a_prediction_is_imagined(world_model, monkeypatch, count):
-    monkeypatch.setattr(imagined_segments, "AGREEMENT_TOLERANCE", 9.0)
-    batch = segments([3, 5], length=12)
-    rest = after_imagination(batch, world_model, 1.0, 6, counting(6, count))
-    real = segments([9, 11], length=6)
-    changed = (rest.obs != real.obs).flatten(2).any(dim=2).all(dim=0)
-    assert changed.tolist() == [i >= N - count for i in range(N)] + [False, False]
-    for name in ("act", "rew", "end", "trunc", "start", "mask_padding", "final_obs", "has_final"):
-        assert torch.equal(getattr(rest, name), getattr(real, name)), name
-
-
-@pytest.mark.parametrize("count", range(7))
-def test_a_world_that_is_right_imagines_the_real_past(brightening, count):
-    rest = after_imagination(segments([3, -2, 8], length=12), brightening, 1.0, 6, counting(6, count))
-    real = segments([9, 4, 14], length=6)
-    assert torch.equal(rest.obs, real.obs)
-    assert torch.equal(rest.mask_padding, real.mask_padding)
-
-
-def test_what_follows_another_game_is_masked(world_model):
-    rest = after_imagination(segments([3, 5], length=12), world_model, 0.5, 6, counting(6, 2))
-    assert rest.mask_padding.any(dim=1).tolist() == [False, True], "the second is not imagined"
-
-
-@PRECISIONS
-def test_the_denoiser_learns_to_go_on_from_what_it_imagined(world_model, monkeypatch, precision):
-    config = settings.parse(["preset=smoke", "game=Breakout"]).denoiser
-    config.training = replace(config.training, imagined_fraction=1.0, num_imagined_steps=6)
-    config.training.num_autoregressive_steps = 1
-    monkeypatch.setattr(imagined_segments, "AGREEMENT_TOLERANCE", 9.0)
-    objective = DenoiserObjective(
-        world_model, config, Draw(config.training, False, CPU), autocast_of(precision, CPU)
-    )
-    replay = Replay([episode(40, number=i) for i in range(3)])
-    example = objective.example(replay, counting(6, 5), 0)
-    assert example.batch["obs"].shape[1] == N + 2
-    example.loss.backward()
-    assert all(p.grad is not None for p in world_model.denoiser.inner_model.parameters())
-    assert all(p.grad is None for p in world_model.rew_end_model.parameters())
 
 
 def test_segments_must_be_longer_than_the_past():

@@ -399,25 +399,18 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
         hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were
             last seen (0 as published); an episode's first steps, which nothing foretells, are left out.
-        imagined_fraction: Share of the segments whose past is imagined, as at play, and counts as long as it
-            shows the same as the real game (0 as published).
-        num_imagined_steps: For up to so many steps.
     """
 
     num_autoregressive_steps: int = 1
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     hard_fraction: float = 0.0
-    imagined_fraction: float = 0.0
-    num_imagined_steps: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        autoregression = ("num_autoregressive_steps", "autoregressive_from_step", "num_imagined_steps")
-        for name in (*autoregression, "moving_pixels_weight"):
+        for name in ("num_autoregressive_steps", "autoregressive_from_step", "moving_pixels_weight"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("hard_fraction", "imagined_fraction"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(0 <= self.hard_fraction <= 1, f"hard_fraction must be in [0, 1], got {self.hard_fraction}")
 
 
 @dataclass

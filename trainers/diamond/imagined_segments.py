@@ -1,8 +1,7 @@
-"""Segments that are partly imagined: what the networks meet at play, with real labels.
+"""Segments whose later frames are imagined: what the reward/end model meets at play, with real labels.
 
-Networks that learn from real frames judge imagined ones at play, which look a little different: a reward/end
-model then overlooks ends, and a denoiser lets a ball dissolve that has been imagined for a while. What is
-imagined counts as long as it shows the same game as the real frames. Knows nothing of losses.
+A model that learns from real frames judges imagined ones at play. Where these look a little different, it
+overlooks ends, and a lost ball costs an agent nothing. Knows nothing of the loss.
 """
 
 from __future__ import annotations
@@ -47,59 +46,20 @@ def with_imagined_frames(
     if size == 0:
         return batch
     changed = batch.select(slice(0, size))
-    frames = _imagined(changed, world_model, first, length + 1, keys)
+    frames = _imagined(changed, world_model, first, keys)
     changed = _judged(changed, frames, first)
     return concatenated([changed, batch.select(slice(size, None))])
 
 
-def after_imagination(
-    batch: SegmentBatch, world_model: WorldModel, fraction: float, num_steps: int, rng: np.random.Generator
-) -> SegmentBatch:
-    """The batch without its first `num_steps` steps, where the past of the rest may be imagined.
-
-    In a share of the segments, the past that the world model looks back on has been imagined for a drawn
-    number of steps, 0 to `num_steps`, under the real actions; what comes after it is real. Where that past is
-    not like the real one, everything is masked.
-
-    Args:
-        batch: Segments of `num_steps` more steps than are returned.
-        world_model: Imagines; it learns nothing.
-        fraction: Share of the segments, in [0, 1]; the first ones.
-        num_steps: Most steps to imagine.
-        rng: Draws how many, the same for all, and the noise.
-    """
-    size = round(fraction * len(batch.obs))
-    count = int(rng.integers(num_steps + 1))
-    keys = torch.from_numpy(rng.integers(2**62, size=size))
-    rest = batch.later(num_steps)
-    if size == 0 or count == 0:
-        return rest
-    changed = _with_imagined_past(batch.select(slice(0, size)), world_model, num_steps, count, keys)
-    return concatenated([changed, rest.select(slice(size, None))])
-
-
-def _with_imagined_past(
-    batch: SegmentBatch, world_model: WorldModel, num_steps: int, count: int, keys: Tensor
-) -> SegmentBatch:
-    n, rest = world_model.num_steps_conditioning, batch.later(num_steps)
-    last = num_steps + n
-    frames = _imagined(batch, world_model, last - count, last, keys)[:, -n:]
-    known = slice(n - frames.shape[1], n)
-    agrees = agreement(rest.padded_obs()[:, known], frames).all(dim=1)
-    obs = rest.obs.clone()
-    obs[:, known] = frames
-    return replace(rest, obs=obs, mask_padding=rest.mask_padding & agrees[:, None])
-
-
 def _imagined(
-    batch: SegmentBatch, world_model: WorldModel, first: int, last: int, keys: Tensor
+    batch: SegmentBatch, world_model: WorldModel, first: int, keys: Tensor
 ) -> UInt8[Tensor, "b k c h w"]:
-    """Frames `first` to `last`, excluded; that number `length` is the one after the segment's last step."""
+    """Frames `first` to the segment's length, the one after its last step included."""
     n = world_model.num_steps_conditioning
     past = slice(first - n, first)
     state = world_model.start(batch.padded_obs()[:, past], batch.act[:, past], keys)
     frames = []
-    for act in batch.act[:, first - 1 : last - 1].unbind(1):
+    for act in batch.act[:, first - 1 :].unbind(1):
         state, step = world_model.step(state, act)
         frames.append(step.obs)
     return torch.stack(frames, dim=1)

@@ -15,12 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diamond_gym.models import ActorCritic
+from diamond_gym.models import ActorCritic, Denoiser
 from diamond_gym.world_model import WorldModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
 from trainers.diamond.hard_steps import HardSteps
-from trainers.diamond.imagined_segments import after_imagination, with_imagined_frames
+from trainers.diamond.imagined_segments import with_imagined_frames
 from trainers.diamond.losses import (
     DenoiserNoise,
     Metrics,
@@ -123,12 +123,9 @@ class _Forgetful:
 
 @dataclass(frozen=True)
 class DenoiserObjective:
-    """The denoiser's loss on segments of the replay; remembers which steps are hard, if they are favoured.
+    """The denoiser's loss on segments of the replay; remembers which steps are hard, if they are favoured."""
 
-    `world_model` imagines what comes before, if that is asked for.
-    """
-
-    world_model: WorldModel
+    denoiser: Denoiser
     config: DenoiserPartConfig
     draw: Draw
     autocast: Autocast
@@ -139,30 +136,25 @@ class DenoiserObjective:
         training = self.config.training
         autoregressive = step >= training.autoregressive_from_step
         num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
-        denoiser, n = self.world_model.denoiser, self.world_model.num_steps_conditioning
-        fraction = 0.0 if plain else training.imagined_fraction
-        num_imagined = training.num_imagined_steps if fraction > 0 else 0
+        n = self.denoiser.config.inner_model.num_steps_conditioning
         favours_hard = training.hard_fraction > 0 and not plain
         hard = None
         if favours_hard:
             weights = self.hard_steps.weights(replay.lengths)
             hard = Hard(training.hard_fraction, weights, num_predictions)
-        batch = self.draw(replay, rng, num_imagined + n + num_predictions, plain=plain, hard=hard)
+        batch = self.draw(replay, rng, n + num_predictions, plain=plain, hard=hard)
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
         shape, size = tuple(replay.frame_shape), training.batch_size
-        objective, sigmas = denoiser.config.objective, self.config.sigma_distribution
+        objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = [
             DenoiserNoise(*(x[self.draw.share] for x in noise))
             for noise in (
                 draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
             )
         ]
-        if num_imagined > 0:
-            with self.autocast():  # apart: its copies of the weights have no gradients
-                batch = after_imagination(batch, self.world_model, fraction, num_imagined, rng)
         with self.autocast():
             weight = training.moving_pixels_weight
-            errors, mask = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=weight)
+            errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
             loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
         if favours_hard:
             has_past = batch.mask_padding[:, :num_predictions]  # without it nobody could have known

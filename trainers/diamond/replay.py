@@ -7,7 +7,7 @@ the batches it would have seen. Knows nothing of networks, losses or files.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from diamond_gym.errors import DatasetError
 from diamond_gym.pixels import to_float
 
 PADDING_LEVEL = 0.0
-_PADDING_BYTE = 128
 """Padding frames in [-1, 1] space: mid grey."""
+_PADDING_BYTE = 128
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,6 @@ class SegmentBatch:
     def select(self, segments: slice) -> SegmentBatch:
         """Some of the segments."""
         return SegmentBatch(**{name: x[segments] for name, x in vars(self).items()})
-
-    def later(self, num_steps: int) -> SegmentBatch:
-        """The segments without their first steps."""
-        timed = ("obs", "act", "rew", "end", "trunc", "mask_padding")
-        rest = {name: getattr(self, name)[:, num_steps:] for name in timed}
-        return replace(self, start=self.start + num_steps, **rest)
 
     def to(self, device: torch.device | str) -> SegmentBatch:
         """The same batch on a device (frames travel as uint8); a GPU's host goes on meanwhile."""

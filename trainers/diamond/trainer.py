@@ -429,7 +429,7 @@ class Trainer:
         if name == "actor_critic":
             objective = self._actor_critic_objective(draw)
         elif name == "denoiser":
-            objective = DenoiserObjective(self.world_model, self.config.denoiser, draw, self._autocast)
+            objective = DenoiserObjective(self.agent.denoiser, self.config.denoiser, draw, self._autocast)
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         else:
             objective = RewEndObjective(self.world_model, self.config.rew_end_model, draw, self._autocast)

@@ -99,8 +99,19 @@ def test_automatic_choices():
         assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if is_fast else torch.float32)
 
 
+BFLOAT16_UNITS = ("amx_tile", "avx512_bf16")
+
+
+@pytest.mark.parametrize("there", [*BFLOAT16_UNITS, "neither"])
+def test_either_unit_of_a_cpu_makes_bfloat16_the_choice(monkeypatch, there):
+    for unit in BFLOAT16_UNITS:
+        is_there = unit == there
+        monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda is_there=is_there: is_there)
+    assert pick_dtype("auto", CPU) == (torch.float32 if there == "neither" else torch.bfloat16)
+
+
 def test_old_torch_without_the_questions_about_the_cpu(monkeypatch):
-    for unit in ("amx_tile", "avx512_bf16"):
+    for unit in BFLOAT16_UNITS:
         monkeypatch.delattr(torch.cpu, f"_is_{unit}_supported", raising=False)
     assert pick_dtype("auto", CPU) == torch.float32
 

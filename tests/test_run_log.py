@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -91,6 +92,14 @@ def test_a_tensorboard_folder_that_cannot_be_written_is_an_error(tmp_path):
         run_log(tmp_path).open(1)
 
 
+def comes_to_hold(file, text, seconds=20):
+    """Whether a file holds a text by then: wandb's own process may still be writing."""
+    deadline = time.monotonic() + seconds
+    while text not in file.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return text in file.read_bytes()
+
+
 def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
     pytest.importorskip("wandb")
     for epoch in (1, 2):
@@ -103,9 +112,8 @@ def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
     assert len(files) == 2
     assert len({file.stem for file in files}) == 1, "a resumed run goes on under its id"
     for file in files:
-        content = file.read_bytes()
         for text in (b"denoiser/loss", b"f1_rew_positive", b"a name", b"denoiser.training.batch_size"):
-            assert text in content
+            assert comes_to_hold(file, text), text
     assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/videos/*.gif"))) == 2
 
 

@@ -235,6 +235,8 @@ def test_bootstrap_interval():
         (["train", "seed=-1"], 2, "seed must be at least 0"),
         (["train", "steps=5"], 2, "unknown option 'steps'"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
+        (["train", "end_penalty=-1"], 2, "end_penalty must be at least 0, got -1"),
+        (["train", "end_penalty=nan"], 2, "end_penalty must be at least 0, got nan"),
         (["train", "game=Nogame"], 2, "Nogame"),
         (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
         (["evaluate"], 2, "missing: agent=PATH"),
@@ -280,3 +282,19 @@ def test_help(capsys):
     assert "total_timesteps=500000" in text and "deterministic=false" in text
     assert main([]) == 2
     assert options.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
+
+
+@pytest.mark.parametrize("max_steps", [3, 200])
+def test_an_end_costs_and_being_cut_short_does_not(max_steps):
+    env = games.EndPenalty(
+        games.real("Breakout", 1, frame_stack=1, training=True, max_steps=max_steps, seed=0), penalty=2
+    )
+    env.reset()
+    done, rewards = False, []
+    while not done:
+        _, (reward,), (done,), (info,) = env.step([1])
+        rewards.append(reward)
+    env.close()
+    assert info["TimeLimit.truncated"] == (max_steps == 3)
+    assert rewards[-1] == (0 if max_steps == 3 else -2)
+    assert info["episode"]["r"] == sum(rewards) + 2 * (max_steps == 200), "the log leaves it out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,7 @@ class TrainSettings:
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
     contexts: str | None = option(None, "where imagined games start: a folder of recorded episodes", str)
     num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
+    end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
     learning_rate: float | None = option(None, "instead of the preset's", float)
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's", float)
     seed: int = option(0, "fixes the games and the agent")
@@ -76,6 +78,8 @@ class TrainSettings:
             raise InvalidInputError(f"learning_rate must be above 0, got {self.learning_rate}")
         if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
+        if not 0 <= self.end_penalty < math.inf:
+            raise InvalidInputError(f"end_penalty must be at least 0, got {self.end_penalty}")
 
     @property
     def stacked(self) -> int:

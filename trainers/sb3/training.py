@@ -34,7 +34,7 @@ from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
     *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "learning_rate", "ent_coef"),
-    *("checkpoint", "contexts", "num_denoising_steps"),
+    *("checkpoint", "contexts", "num_denoising_steps", "end_penalty"),
 )
 """Settings that a run keeps: what it learns from, and how."""
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
@@ -78,8 +78,10 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
 def _games_to_learn_from(settings: TrainSettings) -> VecEnv:
     if settings.where == "imagination":
-        return games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
-    return _real(settings, settings.num_envs, training=True, seed=settings.seed)
+        env = games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
+    else:
+        env = _real(settings, settings.num_envs, training=True, seed=settings.seed)
+    return games.EndPenalty(env, settings.end_penalty) if settings.end_penalty else env
 
 
 def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) -> VecEnv:
@@ -98,11 +100,12 @@ def _check_settings(folder: Path, settings: TrainSettings) -> None:
     path = folder / SETTINGS_FILE
     if not (path.is_file() and (folder / AGENT_FILE).is_file()):
         return
-    before, now = json.loads(path.read_text(encoding="utf-8")), asdict(settings)
+    before = asdict(TrainSettings()) | json.loads(path.read_text(encoding="utf-8"))
+    now = asdict(settings)
     for name in _FIXED:
-        if before.get(name) != now[name]:
+        if before[name] != now[name]:
             raise InvalidInputError(
-                f"{folder} holds a run with {name}={before.get(name)}, not {now[name]}: choose another out="
+                f"{folder} holds a run with {name}={before[name]}, not {now[name]}: choose another out="
             )
 
 

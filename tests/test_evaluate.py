@@ -1,5 +1,6 @@
 import json
 import math
+from contextlib import closing
 
 import cv2
 import numpy as np
@@ -332,6 +333,47 @@ def test_random_play_is_what_the_game_does():
     assert not found.rew[row, last + 1 :].any() and found.end[row].sum() == 1
 
 
+def test_a_player_that_goes_on_in_the_real_game_does_as_it_does_there():
+    policy = ScriptedBreakout(noise=0.5)
+    held_out = heldout.play("Breakout", policy, num_episodes=2, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=8, num_conditioning=4, horizon=6)
+    found = branches.play_on("Breakout", policy, held_out, starts, num_starts=8, num_steps=60)
+    assert found.rew.shape == (8, 60) and found.rew.any()
+    row = int(found.start[2])
+    with closing(AtariEnv("Breakout", training=True)) as env:
+        obs, _ = env.reset(seed=held_out.seeds[0])
+        for act in held_out.episodes[0].act[: int(starts.time[row])].tolist():
+            obs, *_ = env.step(act)
+        policy.reset(row)
+        for step in range(60):
+            obs, reward, terminated, _, _ = env.step(policy(obs))
+            assert (np.sign(reward), terminated) == (found.rew[2, step], found.end[2, step])
+            if terminated:
+                break
+
+
+def test_players_act_on_what_they_imagine(world_model):
+    class Notes(RandomPolicy):
+        """Presses by what it sees, and notes it."""
+
+        def __call__(self, obs):
+            seen.setdefault(id(self), []).append((int(obs.sum()) % 4, obs))
+            return seen[id(self)][-1][0]
+
+    seen = {}
+    starts = heldout.choose_starts([episode(40)], num_starts=3, num_conditioning=4, horizon=6)
+    imaginer = Imaginer(world_model, 1, batch_size=2, progress=False)
+    rows = torch.arange(3)
+    played = imaginer.played(starts, rows, lambda: Notes(4), 5)
+    acts = torch.tensor([[act for act, _ in notes] for notes in seen.values()])
+    again = imaginer.under(starts, rows, acts, "")
+    for name in ("obs", "rew", "end"):
+        assert torch.equal(getattr(played, name), getattr(again, name))
+    for notes, first, future in zip(seen.values(), starts.obs[:, -1:], played.obs, strict=True):
+        frames = torch.cat([first, future[:-1]])
+        assert np.array_equal(np.stack([obs for _, obs in notes]), frames.permute(0, 2, 3, 1).numpy())
+
+
 def test_many_actions_are_drawn_by_the_seed():
     held_out = heldout.play("Frostbite", RandomPolicy(18), num_episodes=1, seed=0)
     starts = heldout.choose_starts(held_out.episodes, num_starts=4, num_conditioning=4, horizon=6)
@@ -485,7 +527,8 @@ def test_the_whole_command(tmp_path, capsys):
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == 3
     assert len(result["spread"]) == 3 and result["spread"][0] > 0
     assert 0 <= result["actions"]["told_apart"] <= 1
-    assert result["random_play"]["horizon"] == 6 and result["random_play"]["imagined"]["frames"] > 0
+    for player in ("closed_loop", "random_play"):
+        assert result[player]["horizon"] == 6 and result[player]["imagined"]["frames"] > 0
     card_and_comparison(out, tmp_path / "world", capsys)
 
 
@@ -494,6 +537,7 @@ def card_and_comparison(out, world, capsys):
     assert card.main([str(out / "fidelity.json"), str(world)]) == 0
     text = (world / "README.md").read_text()
     assert "1 denoising step at play" in text and "told apart" in text and "Random buttons" in text
+    assert "player itself, acting on imagined frames" in text
     kept = world / "fidelity.json"
     assert str(world) not in kept.read_text()
     assert compare.main([str(out / "fidelity.json"), str(world)]) == 0

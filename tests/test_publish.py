@@ -103,6 +103,12 @@ def fidelity(folder, **changes):
         "end": {"precision": None, "recall": 0.0, "f1": None},
         "returns": {"real_mean": 0.25, "imagined_mean": 0.5, "correlation": None},
         "actions": {"correlation": 0.75, "gain": 1.5, "told_apart": 0.625, "starts": 4},
+        "closed_loop": {
+            "starts": 3,
+            "horizon": 4,
+            "real": {"frames": 12, "won": 375.0, "lost": 0.0, "ends": 0.0},
+            "imagined": {"frames": 10, "won": 187.5, "lost": 0.0, "ends": 12.5},
+        },
         "random_play": {
             "starts": 3,
             "horizon": 4,

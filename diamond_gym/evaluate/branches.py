@@ -1,4 +1,4 @@
-"""What would have happened: real episodes played again, with other actions from some moments of them on.
+"""What would have happened: real episodes played again, and then otherwise from some moments of them on.
 
 Knows the real game and nothing of world models.
 """
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym.atari import AtariEnv
+from diamond_gym.collect import SeededPolicy
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 
 NUM_STEPS = 4
@@ -45,20 +46,29 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class RandomPlay:
-    """What random actions lead to from k starts; after a real end nothing more happens.
+class Play:
+    """What a player comes across from k starts on; after a real end nothing more happens.
 
     Attributes:
         start: numbers of the starts.
-        act: the actions, each held for 1 to `MAX_HOLD` steps.
-        rew: the sign of the reward of each.
+        rew: the sign of the reward of each step.
         end: whether the episode ended with it.
     """
 
     start: Int64[Tensor, " k"]
-    act: Int64[Tensor, "k t"]
     rew: Float[Tensor, "k t"]
     end: Bool[Tensor, "k t"]
+
+
+@dataclass(frozen=True)
+class RandomPlay(Play):
+    """What random actions lead to.
+
+    Attributes:
+        act: the actions, each held for 1 to `MAX_HOLD` steps.
+    """
+
+    act: Int64[Tensor, "k t"]
 
 
 def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: int) -> Branches | None:
@@ -107,10 +117,38 @@ def play_randomly(
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
     acts = {row: _random_actions(rng, len(env.action_meanings), num_steps) for row in chosen}
-    happened = _replay(env, held_out, starts, chosen, lambda row: _follow(env, acts[row]))
-    rew, end = (np.stack([happened[row][i] for row in chosen]) for i in range(2))
     act = torch.from_numpy(np.stack([acts[row] for row in chosen]))
-    return RandomPlay(torch.tensor(chosen), act, torch.from_numpy(rew).float(), torch.from_numpy(end).bool())
+
+    def look(row: int) -> Tensor:
+        left = iter(acts[row].tolist())
+        return _play(env, lambda obs: next(left), starts.obs[row, -1], num_steps)
+
+    rew, end = _in_a_row(_replay(env, held_out, starts, chosen, look), chosen)
+    return RandomPlay(torch.tensor(chosen), rew, end, act)
+
+
+def play_on(
+    game: str, policy: SeededPolicy, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int
+) -> Play:
+    """Goes back to some of the starts in the real game and lets a player go on from there.
+
+    Args:
+        game: the game's name.
+        policy: who plays, with no memory of what was before; its seed at a start is the start's number.
+        held_out: the episodes.
+        starts: moments in them.
+        num_starts: how many, spread evenly.
+        num_steps: steps from each on.
+    """
+    chosen = _spread_evenly(starts, num_starts, 1)
+    env = AtariEnv(game, training=True)
+
+    def look(row: int) -> Tensor:
+        policy.reset(row)
+        return _play(env, policy, starts.obs[row, -1], num_steps)
+
+    rew, end = _in_a_row(_replay(env, held_out, starts, chosen, look), chosen)
+    return Play(torch.tensor(chosen), rew, end)
 
 
 def _spread_evenly(starts: Starts, num_starts: int, num_steps: int) -> list[int]:
@@ -157,15 +195,22 @@ def _ends(env: AtariEnv, acts: NDArray[np.int64]) -> NDArray[np.uint8] | None:
     return None if any(frame is None for frame in frames) else np.stack(frames)
 
 
-def _follow(env: AtariEnv, acts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Signs of the rewards, and ends, of actions taken from here on."""
-    rew, end = np.zeros(len(acts)), np.zeros(len(acts), bool)
-    for i, act in enumerate(acts):
-        _, reward, terminated, truncated, _ = env.step(int(act))
-        rew[i], end[i] = np.sign(reward), terminated or truncated
-        if end[i]:
+def _play(env: AtariEnv, policy: Callable[[NDArray[np.uint8]], int], frame: Tensor, num_steps: int) -> Tensor:
+    """Signs of the rewards, and ends, (2, num_steps), of what a policy does from this frame (c, h, w) on."""
+    obs = frame.permute(1, 2, 0).numpy()
+    rew_end = torch.zeros(2, num_steps)
+    for t in range(num_steps):
+        obs, reward, terminated, truncated, _ = env.step(policy(obs))
+        rew_end[:, t] = torch.tensor([np.sign(reward), terminated or truncated])
+        if terminated or truncated:
             break
-    return rew, end
+    return rew_end
+
+
+def _in_a_row(happened: dict[int, Tensor], chosen: list[int]) -> tuple[Tensor, Tensor]:
+    """Rewards and ends (k, t) of the chosen starts."""
+    rew, end = torch.stack([happened[row] for row in chosen], 1)
+    return rew, end.bool()
 
 
 def _hold(env: AtariEnv, act: int) -> NDArray[np.uint8] | None:

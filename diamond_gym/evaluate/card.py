@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.measure import RADIUS, shown_steps
-from diamond_gym.evaluate.report import number, random_play, write_json
+from diamond_gym.evaluate.report import number, play, write_json
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import env_id
 
@@ -101,7 +101,8 @@ def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
             _table(*_frames(shown)),
             *([_table(*_objects(shown, objects))] if objects else []),
             _events(result),
-            f"Random buttons pressed from the same moments on: {random_play(result['random_play'])}.",
+            f"The {result['player']} player itself, acting on imagined frames, from the same moments on: "
+            f"{play(result['closed_loop'])}. Random buttons: {play(result['random_play'])}.",
             _behaviour(result),
             f"Measured by `{_command(settings, repo_id)}`, where all of it is defined (fidelity.json).",
         ]

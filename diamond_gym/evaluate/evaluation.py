@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -25,10 +26,10 @@ from diamond_gym.registration import game_name
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
 LARGE = 2_000_000
 """A denoiser with more weights counts as large: on a CPU, 30 starts of it take as long as one can wait."""
-BRANCHED, SPREAD, WANDERED = 2, 10, 6
-"""One start in so many is imagined under other actions, with other noise, and under random actions."""
-RANDOM_HORIZONS = 2
-"""Horizons for which random actions go on."""
+BRANCHED, SPREAD, PLAYED = 2, 10, 6
+"""One start in so many is imagined under other actions, with other noise, and played on from."""
+PLAYED_HORIZONS = 2
+"""Horizons for which is played on."""
 NUM_SAMPLES = 4
 """Imaginations of a start with different noise."""
 _FRAME = (3, 64, 64)
@@ -63,6 +64,7 @@ def run(settings: Settings) -> None:
         **measure.measure(game, starts, imagined),
         **measure.measure_transitions(predict_transitions(world.world_model, held_out.episodes)),
         "actions": _actions(imaginer, game, held_out, starts),
+        "closed_loop": _closed_loop(imaginer, game, policy, held_out, starts),
         "random_play": _random_play(imaginer, game, held_out, starts),
         "spread": _spread(imaginer, starts, imagined),
         "seconds": time.perf_counter() - begin,
@@ -160,11 +162,29 @@ def _actions(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -
     return measure.measure_actions(real, imaginer.under(starts, rows, acts, "other actions"))
 
 
+def _closed_loop(
+    imaginer: Imaginer, game: str, policy: SeededPolicy, held_out: HeldOut, starts: Starts
+) -> dict[str, Any]:
+    num_starts, num_steps = _played(starts)
+    real = branches.play_on(game, policy, held_out, starts, num_starts, num_steps)
+    imagined = imaginer.played(starts, real.start, lambda: _another(policy), num_steps)
+    return measure.measure_play(real, imagined)
+
+
+def _another(policy: SeededPolicy) -> SeededPolicy:
+    """The same player with a memory of its own."""
+    return policy.fork() if isinstance(policy, AgentPolicy) else copy.deepcopy(policy)
+
+
 def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
-    num_starts = max(1, len(starts) // WANDERED)
-    num_steps = RANDOM_HORIZONS * starts.future_act.shape[1]
+    num_starts, num_steps = _played(starts)
     real = branches.play_randomly(game, held_out, starts, num_starts, num_steps, imaginer.seed)
-    return measure.measure_random_play(real, imaginer.under(starts, real.start, real.act, "random play"))
+    return measure.measure_play(real, imaginer.under(starts, real.start, real.act, "random play"))
+
+
+def _played(starts: Starts) -> tuple[int, int]:
+    """From how many of the starts is played on, and for how many steps."""
+    return max(1, len(starts) // PLAYED), PLAYED_HORIZONS * starts.future_act.shape[1]
 
 
 def _spread(imaginer: Imaginer, starts: Starts, imagined: Imagined) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,10 +10,14 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
+from diamond_gym.collect import SeededPolicy
 from diamond_gym.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
 from diamond_gym.pixels import to_float
 from diamond_gym.world_model import WorldModel
+
+Choose = Callable[[Tensor], Tensor]
+"""From the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""
 
 _CHUNK = 128
 """Steps the reward/end model sees at once; its LSTM's state goes from one chunk to the next."""
@@ -94,21 +98,70 @@ class Imaginer:
         parts = []
         with tqdm(total=act.numel(), unit="step", desc=what, disable=not self.progress) as bar:
             for chunk, key, acts in zip(*(x.split(self.batch_size) for x in (rows, keys, act)), strict=True):
-                parts.append(_imagine(self.world_model, starts.obs[chunk], starts.act[chunk], key, acts, bar))
-        return Imagined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+                parts.append(self._imagine(starts, chunk, key, _one_by_one(acts), act.shape[1], bar))
+        return _joined(parts)
+
+    def played(
+        self,
+        starts: Starts,
+        rows: Int64[Tensor, " k"],
+        new_player: Callable[[], SeededPolicy],
+        num_steps: int,
+    ) -> Imagined:
+        """Imagines from some of the starts what players come across that act on the imagined frames.
+
+        Args:
+            starts: contexts.
+            rows: numbers of starts.
+            new_player: makes one for each start; its seed is the start's number.
+            num_steps: steps from each on.
+
+        Returns:
+            Frames, rewards and ends (k, num_steps), on the CPU.
+        """
+        parts = []
+        with tqdm(total=len(rows) * num_steps, unit="step", desc="play", disable=not self.progress) as bar:
+            for chunk in rows.split(self.batch_size):
+                players = [new_player() for _ in chunk]
+                for player, row in zip(players, chunk.tolist(), strict=True):
+                    player.reset(row)
+                key = chunk + (self.seed << 32)
+                parts.append(self._imagine(starts, chunk, key, _each_its_own(players), num_steps, bar))
+        return _joined(parts)
+
+    def _imagine(
+        self, starts: Starts, rows: Tensor, key: Tensor, choose: Choose, num_steps: int, bar: tqdm
+    ) -> Imagined:
+        frames = starts.obs[rows, -1]
+        state = self.world_model.start(starts.obs[rows], starts.act[rows], key)
+        steps = []
+        for _ in range(num_steps):
+            state, step = self.world_model.step(state, choose(frames).to(self.world_model.device))
+            frames = step.obs
+            steps.append((step.obs, step.rew, step.end))
+            bar.update(len(rows))
+        return Imagined(*(torch.stack(column, 1).cpu() for column in zip(*steps, strict=True)))
 
 
-def _imagine(
-    world_model: WorldModel, obs: Tensor, past_act: Tensor, key: Tensor, acts: Tensor, bar: tqdm
-) -> tuple[Tensor, Tensor, Tensor]:
-    state = world_model.start(obs, past_act, key)
-    steps = []
-    for act in acts.to(world_model.device).unbind(1):
-        state, step = world_model.step(state, act)
-        steps.append((step.obs, step.rew, step.end))
-        bar.update(len(act))
-    frames, rew, end = (torch.stack(column, 1).cpu() for column in zip(*steps, strict=True))
-    return frames, rew, end
+def _one_by_one(acts: Int64[Tensor, "b t"]) -> Choose:
+    """These actions, whatever the frames look like."""
+    left = iter(acts.unbind(1))
+    return lambda frames: next(left)
+
+
+def _each_its_own(players: Sequence[SeededPolicy]) -> Choose:
+    """What a player in each game decides at its frame."""
+
+    def choose(frames: Tensor) -> Tensor:
+        images = frames.permute(0, 2, 3, 1).cpu().numpy()
+        return torch.tensor([player(image) for player, image in zip(players, images, strict=True)])
+
+    return choose
+
+
+def _joined(parts: Sequence[Imagined]) -> Imagined:
+    """All starts in a row."""
+    return Imagined(*(torch.cat([getattr(part, name) for part in parts]) for name in ("obs", "rew", "end")))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from diamond_gym.errors import MissingDependencyError
 from diamond_gym.evaluate import metrics
-from diamond_gym.evaluate.branches import MAX_HOLD, Branches, RandomPlay
+from diamond_gym.evaluate.branches import MAX_HOLD, Branches, Play
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
 from diamond_gym.objects import breakout_ball, breakout_paddle, pong_ball, pong_left_paddle, pong_right_paddle
@@ -42,8 +42,9 @@ DEFINITIONS = {
     "reward, end": "likeliest class on real transitions, LSTM run through whole episodes; rewards as signs",
     "returns": "reward signs summed up to the horizon, the real end or, if imagined, the imagined end; bias "
     "is the mean difference, correlation Pearson's",
-    "random_play": f"random actions, each held for 1 to {MAX_HOLD} steps, from the same starts in both "
-    "worlds: steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end",
+    "closed_loop": "the player itself, acting on real frames and on imagined ones, from the same starts: "
+    "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end",
+    "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "actions": "frames after holding different actions from one start: cosine and relative size of the "
     "imagined effects against the real ones, and pairs of actions told apart by the nearest real frame",
 }
@@ -116,11 +117,11 @@ def measure_actions(branches: Branches | None, imagined: Imagined | None) -> dic
     return asdict(metrics.action_effects(real, imagined.obs[:, -1].numpy().reshape(real.shape)))
 
 
-def measure_random_play(real: RandomPlay, imagined: Imagined) -> dict[str, Any]:
-    """What a player that presses random buttons comes across in either world, from the same starts."""
+def measure_play(real: Play, imagined: Imagined) -> dict[str, Any]:
+    """What a player comes across in either world, from the same starts."""
     return {
         "starts": len(real.start),
-        "horizon": real.act.shape[1],
+        "horizon": real.rew.shape[1],
         "real": metrics.event_rates(real.rew.double().numpy(), real.end.numpy()),
         "imagined": metrics.event_rates(imagined.rew.double().numpy(), imagined.end.numpy()),
     }

@@ -53,15 +53,16 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
     a, spread = result["actions"], result["spread"]
     shown = ", ".join(f"{spread[step - 1]:.2f} at {step}" for step in shown_steps(len(spread)))
     return [
-        f"random play: {random_play(result['random_play'])}",
+        f"closed loop: {play(result['closed_loop'])}",
+        f"random play: {play(result['random_play'])}",
         f"actions: effect correlates {a['correlation']:.2f} with the real one, is {a['gain']:.2f} times as "
         f"large, {_share(a['told_apart'])} of pairs told apart ({a['starts']} starts)",
         f"spread over noise, levels: {shown}",
     ]
 
 
-def random_play(r: dict[str, Any]) -> str:
-    """One sentence about random play."""
+def play(r: dict[str, Any]) -> str:
+    """What a player came across in either world."""
     worlds = (
         f"{name} {number(r[name]['won'], 1)} won, {number(r[name]['lost'], 1)} lost, "
         f"{number(r[name]['ends'], 1)} ends"

@@ -21,8 +21,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
-demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4, demo.png
+demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4, demo.png; an agent that learned in dreams: agent.mp4
 	$(PY) -m diamond_gym.demo
+	$(PY) -m trainers.sb3 demo
 
 test: $(STAMP) ## the tests, without the slow ones and those that need a GPU or a browser
 	$(PY) -m pytest -q -n 2 --dist worksteal -m "not slow and not gpu and not web"

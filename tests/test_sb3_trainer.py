@@ -298,3 +298,23 @@ def test_an_end_costs_and_being_cut_short_does_not(max_steps):
     assert info["TimeLimit.truncated"] == (max_steps == 3)
     assert rewards[-1] == (0 if max_steps == 3 else -2)
     assert info["episode"]["r"] == sum(rewards) + 2 * (max_steps == 200), "the log leaves it out"
+
+
+@pytest.mark.parametrize("path", sorted(agents.EMBEDDED.glob("*.zip")), ids=lambda path: path.stem)
+def test_embedded_agents_are_small_and_play_both_worlds(path, tmp_path, capsys):
+    assert path.stat().st_size < 3e6
+    assert f"## {path.name}" in (agents.EMBEDDED / "README.md").read_text()
+    command = ["demo", f"game={path.stem}", f"out={tmp_path}", "steps=5", "device=cpu"]
+    assert main(command) == 0
+    assert "plays 5 steps" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_embedded_agent_of_breakout_plays_better_than_what_has_learned_nothing():
+    learned = evaluation.evaluate(
+        EvaluateSettings(agent="embedded", episodes=30, max_game_steps=2500, device="cpu"), progress=False
+    )
+    env = games.real("Breakout", 8, frame_stack=4, training=False, max_steps=2500, seed=0)
+    returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
+    env.close()
+    assert learned.low > scoring.Score.of("random", returns).high

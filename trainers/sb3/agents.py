@@ -26,7 +26,7 @@ from trainers.sb3.settings import PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"
 EMBEDDED = Path(__file__).parent / "embedded"
-"""GAME.zip: agents that learned in the embedded world of their game, and nowhere else."""
+"""GAME.zip: agents that learned in imagination and nowhere else; the README.md beside them tells how."""
 _UNREADABLE = (
     AttributeError,
     EOFError,

@@ -56,6 +56,7 @@ def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -69,6 +70,7 @@ def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDA
     right.set(title="whole real games", ylabel="score")
     for axes in (left, right):
         axes.set_xlabel("steps learned from")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k
         axes.grid(alpha=0.3)
     return figure
 

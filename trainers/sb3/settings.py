@@ -53,7 +53,7 @@ class TrainSettings:
     horizon: int = option(50, "steps after which an imagined game is cut short")
     frame_stack: int | None = option(None, "frames the policy sees; without it 4, recurrent policies 1", int)
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
-    contexts: str | None = option(None, "where imagined games start: a folder of recorded episodes", str)
+    contexts: str | None = option(None, "where imagined games start: a bank or recorded episodes", str)
     num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
     learning_rate: float | None = option(None, "instead of the preset's", float)
@@ -116,7 +116,7 @@ class EvaluateSettings:
     )
     horizon: int = option(50, "steps after which an imagined game is cut short")
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
-    contexts: str | None = option(None, "where imagined games start: a folder of recorded episodes", str)
+    contexts: str | None = option(None, "where imagined games start: a bank or recorded episodes", str)
     num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     max_game_steps: int = option(5_000, "steps after which a real game is cut short")
     deterministic: bool = option(

@@ -235,8 +235,8 @@ def test_bootstrap_interval():
         (["train", "seed=-1"], 2, "seed must be at least 0"),
         (["train", "steps=5"], 2, "unknown option 'steps'"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
-        (["train", "end_penalty=-1"], 2, "end_penalty must be at least 0, got -1"),
-        (["train", "end_penalty=nan"], 2, "end_penalty must be at least 0, got nan"),
+        (["train", "end_penalty=-1"], 2, "end_penalty must be finite and at least 0, got -1"),
+        (["train", "end_penalty=nan"], 2, "end_penalty must be finite and at least 0, got nan"),
         (["train", "game=Nogame"], 2, "Nogame"),
         (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
         (["evaluate"], 2, "missing: agent=PATH"),
@@ -300,8 +300,24 @@ def test_an_end_costs_and_being_cut_short_does_not(max_steps):
     assert info["episode"]["r"] == sum(rewards) + 2 * (max_steps == 200), "the log leaves it out"
 
 
-@pytest.mark.parametrize("path", sorted(agents.EMBEDDED.glob("*.zip")), ids=lambda path: path.stem)
-def test_embedded_agents_are_small_and_play_both_worlds(path, tmp_path, capsys):
+def test_a_run_can_be_charged_for_ends_and_older_folders_go_on(tiny_world, tmp_path, monkeypatch):
+    charged = []
+    monkeypatch.setattr(
+        games.EndPenalty, "step_wait", lambda env: charged.append(env.penalty) or env.venv.step_wait()
+    )
+    run = tmp_path / "charged"
+    assert main(["train", *arguments(tiny_world, run, "end_penalty=0.5")]) == 0
+    assert charged and set(charged) == {0.5}
+    assert main(["train", *arguments(tiny_world, run)]) == 2
+    settings = json.loads((run / "settings.json").read_text())
+    assert settings.pop("end_penalty") == 0.5  # as folders were written before there was a penalty: 0
+    (run / "settings.json").write_text(json.dumps(settings))
+    assert main(["train", *arguments(tiny_world, run)]) == 0
+
+
+@pytest.mark.parametrize("game", ["Breakout"])
+def test_embedded_agents_are_small_and_play_both_worlds(game, tmp_path, capsys):
+    path = agents.find_agent("embedded", game)
     assert path.stat().st_size < 3e6
     assert f"## {path.name}" in (agents.EMBEDDED / "README.md").read_text()
     command = ["demo", f"game={path.stem}", f"out={tmp_path}", "steps=5", "device=cpu"]

@@ -73,7 +73,10 @@ class EndPenalty(VecEnvWrapper):
     def step_wait(self) -> VecEnvStepReturn:
         """A step of the games, with ends that cost."""
         obs, rewards, dones, infos = self.venv.step_wait()
-        ends = [done and not info["TimeLimit.truncated"] for done, info in zip(dones, infos, strict=True)]
+        ends = [
+            done and not info.get("TimeLimit.truncated", False)
+            for done, info in zip(dones, infos, strict=True)
+        ]
         return obs, rewards - self.penalty * np.array(ends, rewards.dtype), dones, infos
 
 

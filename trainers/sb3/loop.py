@@ -133,10 +133,10 @@ def _check_settings(file: Path, settings: LoopSettings) -> None:
     """Makes sure that a loop goes on as it began; notes how it begins."""
     now = asdict(settings)
     if file.is_file():
-        before = json.loads(file.read_text(encoding="utf-8"))
+        before = asdict(LoopSettings()) | json.loads(file.read_text(encoding="utf-8"))
         for name, value in now.items():
-            if before.get(name) != value:
-                kept = f"{name}={before.get(name)}, not {value}"
+            if before[name] != value:
+                kept = f"{name}={before[name]}, not {value}"
                 raise InvalidInputError(f"{file.parent} holds a loop with {kept}: choose another out=")
     write_json(now, file)
 

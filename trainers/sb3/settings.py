@@ -79,7 +79,7 @@ class TrainSettings:
         if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
         if not 0 <= self.end_penalty < math.inf:
-            raise InvalidInputError(f"end_penalty must be at least 0, got {self.end_penalty}")
+            raise InvalidInputError(f"end_penalty must be finite and at least 0, got {self.end_penalty}")
 
     @property
     def stacked(self) -> int:

@@ -374,6 +374,23 @@ def test_players_act_on_what_they_imagine(world_model):
         assert np.array_equal(np.stack([obs for _, obs in notes]), frames.permute(0, 2, 3, 1).numpy())
 
 
+def test_players_have_memories_of_their_own(world_model):
+    policy = ScriptedBreakout(noise=0.5)
+    held_out = heldout.play("Breakout", policy, num_episodes=2, seed=0)
+    starts = heldout.choose_starts(held_out.episodes, num_starts=18, num_conditioning=4, horizon=8)
+    alone, together = (
+        evaluation._closed_loop(
+            Imaginer(world_model, 0, size, progress=False), "Breakout", policy, held_out, starts
+        )
+        for size in (1, 3)
+    )
+    assert alone == together and alone["starts"] == 3
+    one, other = evaluation._another(policy), evaluation._another(policy)
+    one.reset(0)
+    other.reset(1)
+    assert one._rng is not other._rng and policy._rng is not one._rng
+
+
 def test_many_actions_are_drawn_by_the_seed():
     held_out = heldout.play("Frostbite", RandomPolicy(18), num_episodes=1, seed=0)
     starts = heldout.choose_starts(held_out.episodes, num_starts=4, num_conditioning=4, horizon=6)

@@ -39,6 +39,7 @@ from diamond_gym.play.web.outbox import MAX_IN_FLIGHT, Outbox
 from diamond_gym.play.web.protocol import MAX_MESSAGE_BYTES, Frame, Kind, parse
 from tests import recordings, worlds
 from tests.browser import Guest, Served, guest, serve
+from tests.waiting import wait_until
 
 SIZE = 256
 
@@ -446,13 +447,6 @@ def ended(player: Guest) -> tuple[int, str]:
             player.receive()
     assert closed.value.rcvd is not None
     return closed.value.rcvd.code, closed.value.rcvd.reason
-
-
-def wait_until(is_so: Any, seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < until
-        time.sleep(0.01)
 
 
 def test_escape_leaves_and_others_stay(served: Served, player: Guest):

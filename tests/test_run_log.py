@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +12,7 @@ import torch
 from diamond_gym.errors import CacheError, MissingDependencyError
 from diamond_gym.world_model import WorldModel
 from tests.recordings import episode
+from tests.waiting import wait_until
 from tests.worlds import tiny_agent
 from trainers.diamond import open_loop, settings
 from trainers.diamond.errors import LoggingError
@@ -92,11 +93,7 @@ def test_a_tensorboard_folder_that_cannot_be_written_is_an_error(tmp_path):
         run_log(tmp_path).open(1)
 
 
-def comes_to_hold(file, text, seconds=20):
-    """Whether a file holds a text by then: wandb's own process may still be writing."""
-    deadline = time.monotonic() + seconds
-    while text not in file.read_bytes() and time.monotonic() < deadline:
-        time.sleep(0.1)
+def file_holds(file, text):
     return text in file.read_bytes()
 
 
@@ -113,7 +110,7 @@ def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
     assert len({file.stem for file in files}) == 1, "a resumed run goes on under its id"
     for file in files:
         for text in (b"denoiser/loss", b"f1_rew_positive", b"a name", b"denoiser.training.batch_size"):
-            assert comes_to_hold(file, text), text
+            wait_until(partial(file_holds, file, text))  # wandb's own process may still be writing
     assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/videos/*.gif"))) == 2
 
 

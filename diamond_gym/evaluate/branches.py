@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym.atari import AtariEnv
-from diamond_gym.collect import SeededPolicy
+from diamond_gym.collect import Policy, SeededPolicy
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 
 NUM_STEPS = 4
@@ -118,12 +118,7 @@ def play_randomly(
     env = AtariEnv(game, training=True)
     acts = {row: _random_actions(rng, len(env.action_meanings), num_steps) for row in chosen}
     act = torch.from_numpy(np.stack([acts[row] for row in chosen]))
-
-    def look(row: int) -> Tensor:
-        left = iter(acts[row].tolist())
-        return _play(env, lambda obs: next(left), starts.obs[row, -1], num_steps)
-
-    rew, end = _in_a_row(_replay(env, held_out, starts, chosen, look), chosen)
+    rew, end = _play_from(env, held_out, starts, chosen, lambda row: _one_by_one(acts[row]), num_steps)
     return RandomPlay(torch.tensor(chosen), rew, end, act)
 
 
@@ -143,12 +138,11 @@ def play_on(
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
 
-    def look(row: int) -> Tensor:
+    def anew(row: int) -> Policy:
         policy.reset(row)
-        return _play(env, policy, starts.obs[row, -1], num_steps)
+        return policy
 
-    rew, end = _in_a_row(_replay(env, held_out, starts, chosen, look), chosen)
-    return Play(torch.tensor(chosen), rew, end)
+    return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, anew, num_steps))
 
 
 def _spread_evenly(starts: Starts, num_starts: int, num_steps: int) -> list[int]:
@@ -195,7 +189,31 @@ def _ends(env: AtariEnv, acts: NDArray[np.int64]) -> NDArray[np.uint8] | None:
     return None if any(frame is None for frame in frames) else np.stack(frames)
 
 
-def _play(env: AtariEnv, policy: Callable[[NDArray[np.uint8]], int], frame: Tensor, num_steps: int) -> Tensor:
+def _play_from(
+    env: AtariEnv,
+    held_out: HeldOut,
+    starts: Starts,
+    chosen: list[int],
+    policy_at: Callable[[int], Policy],
+    num_steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Rewards and ends (k, num_steps) of what a policy does from each chosen start on; closes `env`."""
+
+    def look(row: int) -> Tensor:
+        return _play(env, policy_at(row), starts.obs[row, -1], num_steps)
+
+    happened = _replay(env, held_out, starts, chosen, look)
+    rew, end = torch.stack([happened[row] for row in chosen], 1)
+    return rew, end.bool()
+
+
+def _one_by_one(acts: NDArray[np.int64]) -> Policy:
+    """These actions, whatever is seen."""
+    left = iter(acts.tolist())
+    return lambda obs: next(left)
+
+
+def _play(env: AtariEnv, policy: Policy, frame: Tensor, num_steps: int) -> Tensor:
     """Signs of the rewards, and ends, (2, num_steps), of what a policy does from this frame (c, h, w) on."""
     obs = frame.permute(1, 2, 0).numpy()
     rew_end = torch.zeros(2, num_steps)
@@ -205,12 +223,6 @@ def _play(env: AtariEnv, policy: Callable[[NDArray[np.uint8]], int], frame: Tens
         if terminated or truncated:
             break
     return rew_end
-
-
-def _in_a_row(happened: dict[int, Tensor], chosen: list[int]) -> tuple[Tensor, Tensor]:
-    """Rewards and ends (k, t) of the chosen starts."""
-    rew, end = torch.stack([happened[row] for row in chosen], 1)
-    return rew, end.bool()
 
 
 def _hold(env: AtariEnv, act: int) -> NDArray[np.uint8] | None:

@@ -14,7 +14,7 @@ from diamond_gym.collect import SeededPolicy
 from diamond_gym.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
 from diamond_gym.pixels import to_float
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world_model import WorldModel, WorldModelState
 
 Choose = Callable[[Tensor], Tensor]
 """From the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""
@@ -94,12 +94,8 @@ class Imaginer:
         Returns:
             As many steps as `act` has, on the CPU.
         """
-        keys = rows + (self.seed << 32) + (sample << 24)
-        parts = []
-        with tqdm(total=act.numel(), unit="step", desc=what, disable=not self.progress) as bar:
-            for chunk, key, acts in zip(*(x.split(self.batch_size) for x in (rows, keys, act)), strict=True):
-                parts.append(self._imagine(starts, chunk, key, _one_by_one(acts), act.shape[1], bar))
-        return _joined(parts)
+        acts = act.to(self.world_model.device)
+        return self._imagine(starts, rows, lambda part: _one_by_one(acts[part]), act.shape[1], what, sample)
 
     def played(
         self,
@@ -119,28 +115,45 @@ class Imaginer:
         Returns:
             Frames, rewards and ends (k, num_steps), on the CPU.
         """
-        parts = []
-        with tqdm(total=len(rows) * num_steps, unit="step", desc="play", disable=not self.progress) as bar:
-            for chunk in rows.split(self.batch_size):
-                players = [new_player() for _ in chunk]
-                for player, row in zip(players, chunk.tolist(), strict=True):
-                    player.reset(row)
-                key = chunk + (self.seed << 32)
-                parts.append(self._imagine(starts, chunk, key, _each_its_own(players), num_steps, bar))
-        return _joined(parts)
+
+        def choose(part: slice) -> Choose:
+            players = [new_player() for _ in rows[part]]
+            for player, row in zip(players, rows[part].tolist(), strict=True):
+                player.reset(row)
+            return _each_its_own(players, self.world_model.device)
+
+        return self._imagine(starts, rows, choose, num_steps, "play")
 
     def _imagine(
-        self, starts: Starts, rows: Tensor, key: Tensor, choose: Choose, num_steps: int, bar: tqdm
+        self,
+        starts: Starts,
+        rows: Tensor,
+        choose_in: Callable[[slice], Choose],
+        num_steps: int,
+        what: str,
+        sample: int = 0,
     ) -> Imagined:
-        frames = starts.obs[rows, -1]
-        state = self.world_model.start(starts.obs[rows], starts.act[rows], key)
-        steps = []
-        for _ in range(num_steps):
-            state, step = self.world_model.step(state, choose(frames).to(self.world_model.device))
-            frames = step.obs
-            steps.append((step.obs, step.rew, step.end))
-            bar.update(len(rows))
-        return Imagined(*(torch.stack(column, 1).cpu() for column in zip(*steps, strict=True)))
+        """Imagines part after part of the rows under what is chosen in each."""
+        keys = rows + (self.seed << 32) + (sample << 24)
+        parts = []
+        with tqdm(total=len(rows) * num_steps, unit="step", desc=what, disable=not self.progress) as bar:
+            for first in range(0, len(rows), self.batch_size):
+                part = slice(first, first + self.batch_size)
+                state = self.world_model.start(starts.obs[rows[part]], starts.act[rows[part]], keys[part])
+                parts.append(_imagine(self.world_model, state, choose_in(part), num_steps, bar))
+        return Imagined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _imagine(
+    world_model: WorldModel, state: WorldModelState, choose: Choose, num_steps: int, bar: tqdm
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps = []
+    for _ in range(num_steps):
+        state, step = world_model.step(state, choose(state.obs[:, -1]))
+        steps.append((step.obs, step.rew, step.end))
+        bar.update(len(step.obs))
+    frames, rew, end = (torch.stack(column, 1).cpu() for column in zip(*steps, strict=True))
+    return frames, rew, end
 
 
 def _one_by_one(acts: Int64[Tensor, "b t"]) -> Choose:
@@ -149,19 +162,15 @@ def _one_by_one(acts: Int64[Tensor, "b t"]) -> Choose:
     return lambda frames: next(left)
 
 
-def _each_its_own(players: Sequence[SeededPolicy]) -> Choose:
+def _each_its_own(players: Sequence[SeededPolicy], device: torch.device) -> Choose:
     """What a player in each game decides at its frame."""
 
     def choose(frames: Tensor) -> Tensor:
         images = frames.permute(0, 2, 3, 1).cpu().numpy()
-        return torch.tensor([player(image) for player, image in zip(players, images, strict=True)])
+        acts = [player(image) for player, image in zip(players, images, strict=True)]
+        return torch.tensor(acts, device=device)
 
     return choose
-
-
-def _joined(parts: Sequence[Imagined]) -> Imagined:
-    """All starts in a row."""
-    return Imagined(*(torch.cat([getattr(part, name) for part in parts]) for name in ("obs", "rew", "end")))
 
 
 @torch.no_grad()

@@ -133,11 +133,7 @@ def _check_settings(file: Path, settings: LoopSettings) -> None:
     """Makes sure that a loop goes on as it began; notes how it begins."""
     now = asdict(settings)
     if file.is_file():
-        before = asdict(LoopSettings()) | json.loads(file.read_text(encoding="utf-8"))
-        for name, value in now.items():
-            if before[name] != value:
-                kept = f"{name}={before[name]}, not {value}"
-                raise InvalidInputError(f"{file.parent} holds a loop with {kept}: choose another out=")
+        training.check_unchanged(file, settings, now, "a loop")
     write_json(now, file)
 
 

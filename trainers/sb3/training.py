@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -98,15 +98,28 @@ def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) 
 def _check_settings(folder: Path, settings: TrainSettings) -> None:
     """Makes sure that an agent that has begun to learn goes on as it began."""
     path = folder / SETTINGS_FILE
-    if not (path.is_file() and (folder / AGENT_FILE).is_file()):
-        return
-    before = asdict(TrainSettings()) | json.loads(path.read_text(encoding="utf-8"))
+    if path.is_file() and (folder / AGENT_FILE).is_file():
+        check_unchanged(path, settings, _FIXED, "a run")
+
+
+def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], what: str) -> None:
+    """Compares settings with those that a folder was begun with; one that was unknown then had its default.
+
+    Args:
+        file: JSON of all settings then.
+        settings: those of now.
+        names: which must be the same.
+        what: lies in the folder.
+
+    Raises:
+        InvalidInputError: One differs.
+    """
+    before = asdict(type(settings)()) | json.loads(file.read_text(encoding="utf-8"))
     now = asdict(settings)
-    for name in _FIXED:
+    for name in names:
         if before[name] != now[name]:
-            raise InvalidInputError(
-                f"{folder} holds a run with {name}={before[name]}, not {now[name]}: choose another out="
-            )
+            kept = f"{name}={before[name]}, not {now[name]}"
+            raise InvalidInputError(f"{file.parent} holds {what} with {kept}: choose another out=")
 
 
 def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -378,6 +379,46 @@ def test_every_part_trains_and_is_played(optimizer, tmp_path):
     state = world.world_model.start(obs, torch.zeros_like(acts), keys)
     act = torch.zeros(2, dtype=torch.int64, device="cuda")
     assert torch.isfinite(world.world_model.step(state, act)[1].logits_rew).all()
+
+
+def test_training_steps_as_graphs_are_the_plain_ones(full_float32, tmp_path):
+    pytest.importorskip("hydra")
+    from tests.recordings import save_dataset
+    from tests.test_trainer import arguments
+    from trainers.diamond import launch, settings
+
+    save_dataset(tmp_path / "recordings" / "train", 6)
+    parts = "training.parts=[denoiser,rew_end_model]"
+    more = ["common.device=cuda", parts, "training.num_epochs=2", "training.tf32=false"]
+    epochs = []
+    for graphs in ("true", "false"):
+        config = settings.parse(arguments(tmp_path / "recordings", *more, f"training.cuda_graphs={graphs}"))
+        run = launch.train(config, outputs=tmp_path / graphs, command="train", progress=False)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        names = ("denoiser/loss", "denoiser/grad_norm", "rew_end_model/loss", "rew_end_model/grad_norm")
+        epochs.append([[json.loads(line)[name] for name in names] for line in lines])
+    np.testing.assert_allclose(*epochs, rtol=1e-3)
+
+
+def test_graphed_losses_of_other_shapes_and_of_weights_that_have_moved():
+    from trainers.diamond.graphed_loss import GraphedLoss
+
+    network, graphed = torch.nn.Linear(4, 2, device="cuda"), GraphedLoss()
+
+    def loss(x):
+        return network(x).square().mean(), x.sum()
+
+    for size in (3, 5, 3):
+        for _ in range(2):
+            x = torch.randn(size, 4, device="cuda")
+            ours, total = graphed(network, loss, x)
+            (gradient,) = torch.autograd.grad(ours, network.weight)
+            (expected,) = torch.autograd.grad(loss(x)[0], network.weight)
+            torch.testing.assert_close(gradient, expected)
+            torch.testing.assert_close(total, x.sum())
+        network.weight.data = 2 * network.weight.data
+    with torch.no_grad():
+        assert not graphed(network, loss, torch.ones(3, 4, device="cuda"))[0].requires_grad
 
 
 def test_stable_baselines3_learns():

@@ -248,7 +248,8 @@ class TrainingConfig:
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
         compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
             and shortens every step.
-        cuda_graphs: Whether the actor-critic's games are imagined as CUDA graphs, where they are on CUDA.
+        cuda_graphs: Whether, on CUDA, games are imagined as CUDA graphs, and the losses and gradients of
+            denoiser and reward/end model computed so (by one process, with `grad_acc_steps` 1).
         num_threads: CPU threads; null leaves torch's choice.
     """
 

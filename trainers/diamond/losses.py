@@ -23,6 +23,8 @@ Metrics = dict[str, Tensor]
 Total = Callable[[Tensor], Tensor]
 """Sums over the processes that share a batch: their losses and metrics then add up to the batch's."""
 
+REW_END_METRICS = ("loss_rew", "loss_end", "confusion_rew", "confusion_end")
+"""What `rew_end_loss` measures."""
 MOTION_RADIUS = 2
 """Pixels around a change that still count as moving."""
 
@@ -188,7 +190,8 @@ def confusion_matrix(
     """Counts of (true class, most likely class) where `mask` holds."""
     k = logits.shape[-1]
     index = torch.where(mask, target * k + logits.argmax(dim=-1), k * k)
-    return torch.bincount(index.flatten(), minlength=k * k + 1)[: k * k].reshape(k, k)
+    counts = index.new_zeros(k * k + 1)  # bincount would wait for a GPU
+    return counts.index_add_(0, index.flatten(), torch.ones_like(index).flatten())[: k * k].reshape(k, k)
 
 
 def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Float[Tensor, "b m c h w"]:

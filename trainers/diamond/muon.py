@@ -7,12 +7,14 @@ denoiser needs about half of AdamW's steps (benchmarks/recipes.md).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from diamond_gym.cuda_graphs import Graphs
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration of Jordan et al.: it takes singular values in (0, 1] to about 1 in five steps."""
@@ -29,6 +31,8 @@ class Muon(torch.optim.AdamW):
     learning rates and weight decay mean the same in both kinds of group.
     """
 
+    _graphs: Graphs | None = None
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Moves all parameters that have gradients, and drops the gradients of those in Muon's groups."""
@@ -44,11 +48,19 @@ class Muon(torch.optim.AdamW):
 
     def _step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        updates = orthogonalized([self._momentum(p).flatten(1) for p in parameters])
+        updates = self._orthogonalized([self._momentum(p).flatten(1) for p in parameters])
         for p, update in zip(parameters, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update.view_as(p), alpha=-group["lr"] * _RMS * max(update.shape) ** 0.5)
             p.grad = None
+
+    def _orthogonalized(self, matrices: list[Tensor]) -> Sequence[Tensor]:
+        """On CUDA as a graph: of many small products, launching takes longer than computing."""
+        if not matrices or not matrices[0].is_cuda:
+            return orthogonalized(matrices)
+        if self._graphs is None:
+            self._graphs = Graphs(matrices[0].device)
+        return self._graphs.run(_orthogonalized, *matrices)
 
     def _momentum(self, p: Tensor) -> Tensor:
         """Nesterov's: a step ahead of the average of the gradients."""
@@ -80,6 +92,10 @@ def orthogonalized(matrices: Iterable[Float[Tensor, "_ _"]]) -> list[Float[Tenso
         for i, y in zip(places, x.mT if tall else x, strict=True):
             results[i] = y
     return results
+
+
+def _orthogonalized(*matrices: Tensor) -> tuple[Tensor, ...]:
+    return tuple(orthogonalized(matrices))
 
 
 def _iterated(x: Float[Tensor, "n a b"]) -> Float[Tensor, "n a b"]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,9 +19,11 @@ from diamond_gym.models import ActorCritic, Denoiser
 from diamond_gym.world_model import WorldModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
+from trainers.diamond.graphed_loss import Run, plainly
 from trainers.diamond.hard_steps import HardSteps
 from trainers.diamond.imagined_segments import with_imagined_frames
 from trainers.diamond.losses import (
+    REW_END_METRICS,
     DenoiserNoise,
     Metrics,
     denoiser_errors,
@@ -130,6 +132,7 @@ class DenoiserObjective:
     draw: Draw
     autocast: Autocast
     hard_steps: HardSteps = field(default_factory=HardSteps)
+    run: Run = plainly
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
         """See `Objective`; a `plain` batch favours nothing, and nothing is remembered of it."""
@@ -152,14 +155,23 @@ class DenoiserObjective:
                 draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
             )
         ]
+        random = [x for noise in noises for x in noise]
         with self.autocast():
-            weight = training.moving_pixels_weight
-            errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
-            loss, metrics = mean_of_predictions(errors, mask, self.draw.group.total)
+            loss, errors, mask = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
         if favours_hard:
             has_past = batch.mask_padding[:, :num_predictions]  # without it nobody could have known
-            self._remember(batch, n, errors.detach(), mask & has_past)
-        return Example(loss, metrics, vars(batch))
+            self._remember(batch, n, errors, mask & has_past)
+        return Example(loss, {"loss": loss.detach()}, vars(batch))
+
+    def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The loss, and every prediction's error and whether it counts, of a batch and its random numbers."""
+        size, each = len(fields(SegmentBatch)), len(DenoiserNoise._fields)
+        batch, random = SegmentBatch(*tensors[:size]), tensors[size:]
+        noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
+        weight = self.config.training.moving_pixels_weight
+        errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
+        loss, _ = mean_of_predictions(errors, mask, self.draw.group.total)
+        return loss, errors.detach(), mask
 
     def _remember(self, batch: SegmentBatch, n: int, errors: Tensor, counts: Tensor) -> None:
         """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
@@ -190,6 +202,7 @@ class RewEndObjective(_Forgetful):
     config: RewEndPartConfig
     draw: Draw
     autocast: Autocast
+    run: Run = plainly
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
         """See `Objective`."""
@@ -198,14 +211,20 @@ class RewEndObjective(_Forgetful):
         if training.imagined_fraction > 0 and not plain:
             with self.autocast():  # apart: its copies of the weights have no gradients
                 batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
+        model = self.world_model.rew_end_model
         with self.autocast():
-            loss, metrics = rew_end_loss(
-                self.world_model.rew_end_model,
-                batch,
-                event_weight=training.event_weight,
-                total=self.draw.group.total,
-            )
-        return Example(loss, metrics, vars(batch))
+            loss, *values = self.run(model, self._loss, *vars(batch).values())
+        return Example(loss, dict(zip(REW_END_METRICS, values, strict=True)), vars(batch))
+
+    def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The loss and its metrics, of a batch."""
+        loss, metrics = rew_end_loss(
+            self.world_model.rew_end_model,
+            SegmentBatch(*tensors),
+            event_weight=self.config.training.event_weight,
+            total=self.draw.group.total,
+        )
+        return loss, *(metrics[name] for name in REW_END_METRICS)
 
 
 class ActorCriticObjective:

@@ -33,6 +33,7 @@ from trainers.diamond.config import (
     TrainerConfig,
 )
 from trainers.diamond.errors import StopRequested
+from trainers.diamond.graphed_loss import GraphedLoss, Run, plainly
 from trainers.diamond.imagined_games import ImaginedGames
 from trainers.diamond.losses import Metrics
 from trainers.diamond.metrics import add, one_line, summary
@@ -429,13 +430,31 @@ class Trainer:
         if name == "actor_critic":
             objective = self._actor_critic_objective(draw)
         elif name == "denoiser":
-            objective = DenoiserObjective(self.agent.denoiser, self.config.denoiser, draw, self._autocast)
+            objective = DenoiserObjective(
+                self.agent.denoiser,
+                self.config.denoiser,
+                draw,
+                self._autocast,
+                run=self._run_of(config.training),
+            )
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         else:
-            objective = RewEndObjective(self.world_model, self.config.rew_end_model, draw, self._autocast)
+            objective = RewEndObjective(
+                self.world_model,
+                self.config.rew_end_model,
+                draw,
+                self._autocast,
+                self._run_of(config.training),
+            )
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         module = getattr(self.agent, name)
         return Part.of(name, module, config.training, config.optimizer, objective, self.group)
+
+    def _run_of(self, training: PartTrainingConfig) -> Run:
+        """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""
+        is_simple = training.grad_acc_steps == 1 and self.group.size == 1
+        on_cuda = self.device.type == "cuda"
+        return GraphedLoss() if on_cuda and is_simple and self.config.training.cuda_graphs else plainly
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
         static = self.config.static_dataset

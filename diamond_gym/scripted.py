@@ -135,6 +135,11 @@ def all_plans(length: int) -> NDArray[np.int64]:
     return np.array(list(itertools.product((0, 1, -1), repeat=length)))
 
 
+def cheapest(cost: NDArray[np.float64]) -> int:
+    """The first of the plans that cost least; what differs by rounding only, as CPUs do, counts as equal."""
+    return int(cost.round(6).argmin())
+
+
 def reflect(x: float, low: float, high: float) -> float:
     """Fold `x` into [low, high] as walls there would."""
     width = high - low

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .objects import breakout_ball, breakout_paddle
-from .scripted import BallTrack, ScriptedPlayer, all_plans, reflect
+from .scripted import BallTrack, ScriptedPlayer, all_plans, cheapest, reflect
 
 NOOP, FIRE, RIGHT, LEFT = range(4)
 
@@ -107,7 +107,7 @@ class ScriptedBreakout(ScriptedPlayer):
         coast = self._last_move * (_WHOLE_MOVE - _FIRST_MOVE) * min(steps, 1.0)
         end = np.clip(self._paddle + coast + plans @ gain, _FIELD_LEFT, _FIELD_RIGHT)
         cost = np.abs(end - target) + 0.3 * np.abs(plans).sum(1)
-        return (LEFT, NOOP, RIGHT)[int(plans[cost.argmin(), 0]) + 1]
+        return (LEFT, NOOP, RIGHT)[plans[cheapest(cost), 0] + 1]
 
 
 _PLANS = {length: all_plans(length) for length in range(1, _PLAN_STEPS + 1)}

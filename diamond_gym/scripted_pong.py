@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .objects import pong_ball, pong_right_paddle
-from .scripted import BallTrack, ScriptedPlayer, all_plans, reflect
+from .scripted import BallTrack, ScriptedPlayer, all_plans, cheapest, reflect
 
 NOOP, FIRE, UP, DOWN, UP_FIRE, DOWN_FIRE = range(6)
 """ALE calls moving up RIGHT and moving down LEFT."""
@@ -148,7 +148,7 @@ class ScriptedPong(ScriptedPlayer):
         coast = np.array(self._moves) @ (_travel(ages + steps) - _travel(ages - _PADDLE_LAG))
         end = np.clip(self._paddle + coast + plans @ gain, _PADDLE_TOP, _PADDLE_BOTTOM)
         cost = np.abs(end - target) + _MOVE_COST * np.abs(plans).sum(1)
-        return (UP, NOOP, DOWN)[int(plans[cost.argmin(), 0]) + 1]
+        return (UP, NOOP, DOWN)[plans[cheapest(cost), 0] + 1]
 
 
 class _PongBall(BallTrack):

@@ -11,6 +11,7 @@ from diamond_gym.players import (
     player,
     scripted_player,
 )
+from diamond_gym.scripted import cheapest
 from trainers.diamond import data
 from trainers.diamond.config import PlayerConfig
 
@@ -77,6 +78,10 @@ def test_scripted_repeats_itself_with_the_same_seed():
     policy.reset(8)
     third, _ = play(policy, seed=1, max_steps=150)
     assert first == second != third
+
+
+def test_plans_that_cost_the_same_but_for_rounding_are_told_apart_by_their_order():
+    assert cheapest(np.array([3.0, 0.1 + 0.2, 0.3, 0.3 - 1e-12])) == 1
 
 
 def test_scripted_serves_when_it_sees_no_ball():

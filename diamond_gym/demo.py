@@ -211,9 +211,21 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def play(game: str, checkpoint: str, policy: Policy, num_steps: int, seed: int) -> list[Moment]:
+def play(
+    game: str,
+    checkpoint: str,
+    policy: Policy,
+    num_steps: int,
+    seed: int,
+    num_denoising_steps: int | None = None,
+) -> list[Moment]:
     """Plays both worlds under a policy that sees the real frames."""
-    env = gymnasium.make(env_id(game), checkpoint=checkpoint, max_episode_steps=HORIZON + 1)
+    env = gymnasium.make(
+        env_id(game),
+        checkpoint=checkpoint,
+        max_episode_steps=HORIZON + 1,
+        num_denoising_steps=num_denoising_steps,
+    )
     assert isinstance(env.unwrapped, DiamondEnv)
     real = RealGame(game, policy, env.unwrapped.world.world_model.num_steps_conditioning, seed)
     moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))

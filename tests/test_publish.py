@@ -158,7 +158,7 @@ def test_the_card(push, tmp_path):
         "game=Breakout episodes=3 starts=9 horizon=2 policy=scripted checkpoint=hub:me/breakout",
         "python -m trainers.diamond train game=Breakout\n",
         '"static_dataset": "my_data"',
-        "Beyond step 2 nothing was measured",
+        "Frames were compared up to step 2, play up to step 4",
     ):
         assert text in card.text
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
-from diamond_gym.evaluate.measure import RADIUS, shown_steps
+from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
 from diamond_gym.evaluate.report import number, play, write_json
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import env_id
@@ -180,7 +180,10 @@ def _told(value: Any) -> str:
 def _limits(result: dict[str, Any] | None, game: str | None) -> str:
     lines = [] if game is None else ["An end is a lost life or, in games without lives, the end of the game."]
     if result is not None:
-        lines.append(f"Beyond step {len(result['steps'])} nothing was measured.")
+        compared = len(result["steps"])
+        lines.append(
+            f"Frames were compared up to step {compared}, play up to step {PLAYED_HORIZONS * compared}."
+        )
     lines.append("The model knows only what its players showed it; states they never reached are guesses.")
     return " ".join(lines)
 
@@ -236,7 +239,9 @@ def read_result(path: Path) -> dict[str, Any]:
         result = json.loads(path.read_text(encoding="utf-8"))
         _fidelity(result, None)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InvalidInputError(f"{path} is not the JSON of an evaluation: {error!r}") from error
+        raise InvalidInputError(
+            f"{path} is not the JSON of an evaluation of this version: {error!r}"
+        ) from error
     return result
 
 

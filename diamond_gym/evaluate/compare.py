@@ -127,7 +127,9 @@ def read_kept(path: Path) -> dict[str, Any]:
         dict(_numbers(result, _COMPARED))
         return result | {"settings": dict(result["settings"])} | {name: result[name] for name in _SAME}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(f"{path} holds no numbers of an evaluation: {error!r}") from error
+        raise InvalidInputError(
+            f"{path} holds no numbers of an evaluation of this version: {error!r}"
+        ) from error
 
 
 if __name__ == "__main__":

@@ -28,8 +28,6 @@ LARGE = 2_000_000
 """A denoiser with more weights counts as large: on a CPU, 30 starts of it take as long as one can wait."""
 BRANCHED, SPREAD, PLAYED = 2, 10, 6
 """One start in so many is imagined under other actions, with other noise, and played on from."""
-PLAYED_HORIZONS = 2
-"""Horizons for which is played on."""
 NUM_SAMPLES = 4
 """Imaginations of a start with different noise."""
 _FRAME = (3, 64, 64)
@@ -184,7 +182,7 @@ def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Start
 
 def _played(starts: Starts) -> tuple[int, int]:
     """From how many of the starts is played on, and for how many steps."""
-    return max(1, len(starts) // PLAYED), PLAYED_HORIZONS * starts.future_act.shape[1]
+    return max(1, len(starts) // PLAYED), measure.PLAYED_HORIZONS * starts.future_act.shape[1]
 
 
 def _spread(imaginer: Imaginer, starts: Starts, imagined: Imagined) -> list[float]:

@@ -28,6 +28,9 @@ OBJECTS: dict[str, dict[str, Detector]] = {
 }
 """What can be found in frames of each game; other games are judged by pictures, rewards and ends alone."""
 
+PLAYED_HORIZONS = 2
+"""Horizons for which is played on."""
+
 DEFINITIONS = {
     "psnr": f"mean over starts of each frame's PSNR on uint8 RGB, dB, each at most {metrics.PSNR_CAP:g}",
     "psnr_of_mean_mse": "PSNR of the squared error averaged over starts, dB",
@@ -43,7 +46,8 @@ DEFINITIONS = {
     "returns": "reward signs summed up to the horizon, the real end or, if imagined, the imagined end; bias "
     "is the mean difference, correlation Pearson's",
     "closed_loop": "the player itself, acting on real frames and on imagined ones, from the same starts: "
-    "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end",
+    "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end; the "
+    "player begins each without memory, with random numbers of its own",
     "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "actions": "frames after holding different actions from one start: cosine and relative size of the "
     "imagined effects against the real ones, and pairs of actions told apart by the nearest real frame",

@@ -21,7 +21,7 @@ class Settings:
     checkpoint: str = option("auto", "auto, embedded, hub, or a path to a checkpoint or run folder")
     policy: str = option(
         "auto",
-        "who plays the real game: scripted, random, auto (scripted where there is one), or a checkpoint",
+        "who plays, real and imagined: scripted, random, auto (scripted where there is one), or a checkpoint",
     )
     episodes: int = option(20, "held-out real episodes, each up to a lost life")
     max_episode_steps: int = option(

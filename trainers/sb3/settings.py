@@ -146,11 +146,12 @@ class DemoSettings:
     game: str = option("Breakout", "the game")
     agent: str = option("embedded", "the agent's zip, the run folder it lies in, or embedded")
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
+    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     steps: int = option(200, "steps to show")
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
     out: str = option(".", "folder for agent.mp4")
 
     def __post_init__(self) -> None:
-        options.check_positive(self, "steps")
+        options.check_positive(self, "steps", "num_denoising_steps")
         options.check_seed(self.seed, 31)

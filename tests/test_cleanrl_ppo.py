@@ -43,6 +43,14 @@ def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_pat
     ours.envs.close(), theirs.close()
 
 
+def test_the_passes_are_those_asked_for(tiny_world, tmp_path):
+    games = cleanrl_ppo.Games(
+        cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--num-denoising-steps", "2"])
+    )
+    assert games.envs.world.world_model.config.num_steps_denoising == 2
+    games.envs.close()
+
+
 def test_advantages_stop_where_a_game_is_over():
     rew, val = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0.5], [1.0], [3.0]])
     over = torch.tensor([[False], [True], [False]])

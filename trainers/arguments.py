@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from diamond_gym.options import positive_int
 
 
 def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """A parser that knows `--checkpoint`, `--device` and `--seed`.
+    """A parser that knows the arguments of `world_of`, and `--seed`.
 
     Args:
         name: The module below `trainers`.
@@ -21,9 +22,17 @@ def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", default="auto", help="the world model, as in gymnasium.make")
+    parser.add_argument(
+        "--num-denoising-steps", type=positive_int, help="passes per frame, instead of the checkpoint's own"
+    )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def world_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `gymnasium.make_vec` that say which world is imagined, and where."""
+    return {name: getattr(args, name) for name in ("checkpoint", "num_denoising_steps", "device")}
 
 
 def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParser:

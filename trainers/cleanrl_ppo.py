@@ -30,7 +30,7 @@ from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameEr
 from diamond_gym.options import positive_int
 from diamond_gym.pixels import to_float
 from diamond_gym.registration import check_imagined, game_name
-from trainers.arguments import new_ppo_parser
+from trainers.arguments import new_ppo_parser, world_of
 
 gym.register_envs(diamond_gym)
 
@@ -77,8 +77,7 @@ class Games:
             max_episode_steps=args.horizon,
             autoreset_mode="SAME_STEP",
             output="torch",
-            checkpoint=args.checkpoint,
-            device=args.device,
+            **world_of(args),
         )
         self.num_frames, self.num_actions = args.num_frames, int(self.envs.single_action_space.n)
         _, infos = self.envs.reset(seed=args.seed)

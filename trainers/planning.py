@@ -26,7 +26,7 @@ from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 from diamond_gym.registration import env_id, game_name
-from trainers.arguments import new_parser
+from trainers.arguments import new_parser, world_of
 
 gym.register_envs(diamond_gym)
 
@@ -156,8 +156,7 @@ def run(args: argparse.Namespace) -> dict[str, list[float]]:
         env_id(game),
         num_envs=config.num_sequences,
         max_episode_steps=-1,
-        checkpoint=args.checkpoint,
-        device=args.device,
+        **world_of(args),
     )
     n, num_actions = envs.world.world_model.num_steps_conditioning, int(envs.single_action_space.n)
     rng = np.random.default_rng(args.seed)

@@ -34,7 +34,7 @@ except ImportError:
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.options import positive_int
-from trainers.arguments import new_ppo_parser
+from trainers.arguments import new_ppo_parser, world_of
 
 
 def make_env(args: argparse.Namespace) -> TransformedEnv:
@@ -44,8 +44,7 @@ def make_env(args: argparse.Namespace) -> TransformedEnv:
         args.num_envs,
         seed=args.seed,
         max_episode_steps=args.horizon,
-        checkpoint=args.checkpoint,
-        device=args.device,
+        **world_of(args),
     )
     stack = CatFrames(4, dim=-3, in_keys=["pixels"], padding="same")
     images = ToTensorImage(in_keys=["pixels"])

@@ -249,7 +249,7 @@ class TrainingConfig:
         compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
             and shortens every step.
         cuda_graphs: Whether, on CUDA, games are imagined as CUDA graphs, and the losses and gradients of
-            denoiser and reward/end model computed so (by one process, with `grad_acc_steps` 1).
+            denoiser and reward/end model computed so (by one process, uncompiled, with `grad_acc_steps` 1).
         num_threads: CPU threads; null leaves torch's choice.
     """
 

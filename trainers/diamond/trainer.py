@@ -452,9 +452,9 @@ class Trainer:
 
     def _run_of(self, training: PartTrainingConfig) -> Run:
         """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""
-        is_simple = training.grad_acc_steps == 1 and self.group.size == 1
-        on_cuda = self.device.type == "cuda"
-        return GraphedLoss() if on_cuda and is_simple and self.config.training.cuda_graphs else plainly
+        config, on_cuda = self.config.training, self.device.type == "cuda"
+        is_simple = training.grad_acc_steps == 1 and self.group.size == 1 and not config.compile
+        return GraphedLoss() if on_cuda and is_simple and config.cuda_graphs else plainly
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
         static = self.config.static_dataset

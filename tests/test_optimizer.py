@@ -49,7 +49,7 @@ def test_learning_rate_schedules():
 def test_orthogonalized_matrices_keep_their_directions_and_lose_their_sizes(shapes):
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(shape, generator=generator) * 10.0**i for i, shape in enumerate(shapes, -1)]
-    for x, y in zip(matrices, orthogonalized(matrices), strict=True):
+    for x, y in zip(matrices, orthogonalized(*matrices), strict=True):
         u, _, v = torch.linalg.svd(x, full_matrices=False)
         inner = u.mT @ y @ v.mT
         assert_close(inner, torch.diag(inner.diagonal()), atol=1e-3, rtol=0)
@@ -57,7 +57,7 @@ def test_orthogonalized_matrices_keep_their_directions_and_lose_their_sizes(shap
 
 
 def test_orthogonalizing_nothing_is_nothing():
-    assert_close(orthogonalized([torch.zeros(3, 4)])[0], torch.zeros(3, 4))
+    assert_close(orthogonalized(torch.zeros(3, 4))[0], torch.zeros(3, 4))
 
 
 def learner(name, lr=0.02):

@@ -115,7 +115,8 @@ def denoiser_loss(
         The loss and {"loss": ...}.
     """
     errors, mask = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
-    return mean_of_predictions(errors, mask, total)
+    loss = mean_of_predictions(errors, mask, total)
+    return loss, {"loss": loss.detach()}
 
 
 def denoiser_errors(
@@ -161,20 +162,16 @@ def denoiser_errors(
 
 def mean_of_predictions(
     errors: Float[Tensor, "b p"], mask: Bool[Tensor, "b p"], total: Total = all_of_it
-) -> tuple[Tensor, Metrics]:
+) -> Float[Tensor, ""]:
     """The denoiser's loss: each prediction weighs the same, however many of its errors count.
 
     Args:
         errors: Of the predictions.
         mask: Which of them count.
         total: Adds up what the processes count that share the batch.
-
-    Returns:
-        The loss and {"loss": ...}.
     """
     predictions = zip(errors.unbind(1), mask.unbind(1), strict=True)
-    loss = torch.stack([masked_mean(error, counts, total) for error, counts in predictions]).mean()
-    return loss, {"loss": loss.detach()}
+    return torch.stack([masked_mean(error, counts, total) for error, counts in predictions]).mean()
 
 
 def masked_mean(

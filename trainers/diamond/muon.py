@@ -7,7 +7,7 @@ denoiser needs about half of AdamW's steps (benchmarks/recipes.md).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,19 +48,19 @@ class Muon(torch.optim.AdamW):
 
     def _step(self, group: dict[str, Any]) -> None:
         parameters = [p for p in group["params"] if p.grad is not None]
-        updates = self._orthogonalized([self._momentum(p).flatten(1) for p in parameters])
+        updates = self._orthogonalized(*(self._momentum(p).flatten(1) for p in parameters))
         for p, update in zip(parameters, updates, strict=True):
             p.mul_(1 - group["lr"] * group["weight_decay"])
             p.add_(update.view_as(p), alpha=-group["lr"] * _RMS * max(update.shape) ** 0.5)
             p.grad = None
 
-    def _orthogonalized(self, matrices: list[Tensor]) -> Sequence[Tensor]:
+    def _orthogonalized(self, *matrices: Tensor) -> tuple[Tensor, ...]:
         """On CUDA as a graph: of many small products, launching takes longer than computing."""
         if not matrices or not matrices[0].is_cuda:
-            return orthogonalized(matrices)
+            return orthogonalized(*matrices)
         if self._graphs is None:
             self._graphs = Graphs(matrices[0].device)
-        return self._graphs.run(_orthogonalized, *matrices)
+        return self._graphs.run(orthogonalized, *matrices)
 
     def _momentum(self, p: Tensor) -> Tensor:
         """Nesterov's: a step ahead of the average of the gradients."""
@@ -76,14 +76,14 @@ class Muon(torch.optim.AdamW):
         return p.grad.lerp(average, MOMENTUM)
 
 
-def orthogonalized(matrices: Iterable[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+def orthogonalized(*matrices: Float[Tensor, "_ _"]) -> tuple[Float[Tensor, "_ _"], ...]:
     """About the nearest matrices with orthonormal rows (or columns, where there are fewer of those).
 
     Their singular values end between 0.7 and 1.2; those of zeros stay 0.
     """
     by_shape: dict[torch.Size, list[int]] = defaultdict(list)
     results = list(matrices)
-    for i, x in enumerate(results):
+    for i, x in enumerate(matrices):
         by_shape[x.shape].append(i)
     for shape, places in by_shape.items():
         tall = shape[0] > shape[1]
@@ -91,11 +91,7 @@ def orthogonalized(matrices: Iterable[Float[Tensor, "_ _"]]) -> list[Float[Tenso
         x = _iterated(x / x.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None])
         for i, y in zip(places, x.mT if tall else x, strict=True):
             results[i] = y
-    return results
-
-
-def _orthogonalized(*matrices: Tensor) -> tuple[Tensor, ...]:
-    return tuple(orthogonalized(matrices))
+    return tuple(results)
 
 
 def _iterated(x: Float[Tensor, "n a b"]) -> Float[Tensor, "n a b"]:

@@ -170,8 +170,7 @@ class DenoiserObjective:
         noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
         weight = self.config.training.moving_pixels_weight
         errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
-        loss, _ = mean_of_predictions(errors, mask, self.draw.group.total)
-        return loss, errors.detach(), mask
+        return mean_of_predictions(errors, mask, self.draw.group.total), errors.detach(), mask
 
     def _remember(self, batch: SegmentBatch, n: int, errors: Tensor, counts: Tensor) -> None:
         """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""

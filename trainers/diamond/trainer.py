@@ -426,26 +426,16 @@ class Trainer:
             "rew_end_model": self.config.rew_end_model,
             "actor_critic": self.config.actor_critic,
         }[name]
-        draw = self._draw(config.training)
+        draw, run = self._draw(config.training), self._run_of(config.training)
         if name == "actor_critic":
             objective = self._actor_critic_objective(draw)
         elif name == "denoiser":
-            objective = DenoiserObjective(
-                self.agent.denoiser,
-                self.config.denoiser,
-                draw,
-                self._autocast,
-                run=self._run_of(config.training),
-            )
+            denoiser = self.agent.denoiser
+            objective = DenoiserObjective(denoiser, self.config.denoiser, draw, self._autocast, run=run)
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         else:
-            objective = RewEndObjective(
-                self.world_model,
-                self.config.rew_end_model,
-                draw,
-                self._autocast,
-                self._run_of(config.training),
-            )
+            model = self.world_model
+            objective = RewEndObjective(model, self.config.rew_end_model, draw, self._autocast, run)
             self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
         module = getattr(self.agent, name)
         return Part.of(name, module, config.training, config.optimizer, objective, self.group)

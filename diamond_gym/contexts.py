@@ -10,7 +10,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ NUM_CONTEXTS = 64
 """Size of the banks that are made without being asked for another size."""
 STEPS_PER_CONTEXT = 16
 """Steps played for each context of a collected bank."""
+STEPS_BEFORE_LOSS = (4, 16)
+"""Steps from a start to the loss that the recorded player did not avert: time to do better."""
 
 _MAX_BYTES = 2**31
 _COMPRESSION_LEVEL = 9
@@ -83,6 +85,18 @@ class ContextBank:
             )
         return ContextBank(self.obs[:, -num_steps_conditioning:], self.act[:, -num_steps_conditioning:])
 
+    def __add__(self, other: ContextBank) -> ContextBank:
+        """The moments of both.
+
+        Raises:
+            InvalidInputError: Their frames are of another number or size.
+        """
+        if self.obs.shape[1:] != other.obs.shape[1:]:
+            raise InvalidInputError(
+                f"contexts of frames {self.obs.shape[1:]} and {other.obs.shape[1:]} do not go together"
+            )
+        return ContextBank(np.concatenate([self.obs, other.obs]), np.concatenate([self.act, other.act]))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the bank as a safetensors file, its frames compressed without loss.
 
@@ -130,6 +144,7 @@ def contexts_from_episodes(
     num_contexts: int,
     num_steps_conditioning: int,
     seed: int,
+    starts: Sequence[Sequence[int]] | None = None,
 ) -> ContextBank:
     """Cuts contexts out of episodes: all windows inside an episode are equally likely, none is drawn twice.
 
@@ -141,13 +156,17 @@ def contexts_from_episodes(
         num_contexts: Number of contexts (k), at least 1.
         num_steps_conditioning: Frames and actions of each (n), at least 1.
         seed: Fixes the draw, >= 0.
+        starts: First steps of the windows to draw from, of each episode, as `starts_before_losses` gives
+            them; None draws from all.
 
     Raises:
         DatasetError: The episodes have fewer windows than asked for, or frames of different sizes.
     """
     _check_sizes(num_contexts, num_steps_conditioning)
     n = num_steps_conditioning
-    windows = num_windows(episodes, n)
+    if starts is None:
+        starts = [range(windows) for windows in num_windows(episodes, n).tolist()]
+    windows = np.array([len(firsts) for firsts in starts], np.int64)
     last = windows.cumsum()
     total = int(last[-1]) if len(last) else 0
     if total < num_contexts:
@@ -161,12 +180,43 @@ def contexts_from_episodes(
     obs, act = [], []
     for owner in np.unique(owners):
         episode = episodes[int(owner)]
-        for start in draws[owners == owner] - (last[owner] - windows[owner]):
+        for i in draws[owners == owner] - (last[owner] - windows[owner]):
+            start = starts[owner][i]
             obs.append(episode.obs[start : start + n].permute(0, 2, 3, 1).numpy())
             act.append(episode.act[start : start + n].numpy())
     if len({frames.shape for frames in obs}) > 1:
         raise DatasetError("the episodes have frames of different sizes")
     return ContextBank(np.stack(obs), np.stack(act))
+
+
+def starts_before_losses(
+    episodes: Iterable[Episode], num_steps_conditioning: int, steps: tuple[int, int] = STEPS_BEFORE_LOSS
+) -> list[list[int]]:
+    """Windows that end shortly before something is lost: where it matters what is done next.
+
+    A loss is a negative reward, or a terminal step.
+
+    Args:
+        episodes: Episodes, or a dataset; all of them are read.
+        num_steps_conditioning: Steps of a window (n), at least 1.
+        steps: Fewest and most steps from a window's last to the one that loses, at least 1.
+
+    Returns:
+        First steps of these windows, of each episode, in order.
+
+    Raises:
+        InvalidInputError: `steps` are not two positive numbers in order.
+    """
+    least, most = steps
+    if not 1 <= least <= most:
+        raise InvalidInputError(f"steps must be two positive numbers, fewest and most, got {steps}")
+    starts: list[list[int]] = []
+    for episode in episodes:
+        losses = torch.nonzero((episode.rew < 0) | (episode.end > 0)).flatten().tolist()
+        lasts = {last for loss in losses for last in range(loss - most, loss - least + 1)}
+        firsts = (last - num_steps_conditioning + 1 for last in lasts)
+        starts.append(sorted(first for first in firsts if first >= 0))
+    return starts
 
 
 def num_windows(

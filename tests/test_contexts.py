@@ -9,7 +9,13 @@ import torch
 
 from diamond_gym import disk
 from diamond_gym.collect import collect
-from diamond_gym.contexts import ContextBank, collect_contexts, contexts_from_episodes, num_windows
+from diamond_gym.contexts import (
+    ContextBank,
+    collect_contexts,
+    contexts_from_episodes,
+    num_windows,
+    starts_before_losses,
+)
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import (
     CacheError,
@@ -100,6 +106,29 @@ def test_a_dataset_gives_the_same_as_its_episodes(episodes, tmp_path, bank):
     dataset.extend(episodes)
     from_disk = contexts_from_episodes(dataset, num_contexts=10, num_steps_conditioning=N, seed=0)
     assert np.array_equal(from_disk.obs, bank.obs) and np.array_equal(from_disk.act, bank.act)
+
+
+def test_windows_before_losses_end_so_many_steps_before_them(episodes):
+    episodes[0].end[-1] = 1  # step 19
+    episodes[2].rew[[4, 30]] = torch.tensor([-1.0, 1.0])
+    starts = starts_before_losses(episodes, N, steps=(1, 3))
+    assert starts == [[13, 14, 15], [], [0], []]
+    bank = contexts_from_episodes(episodes, num_contexts=4, num_steps_conditioning=N, seed=0, starts=starts)
+    assert sorted(zip(*(x[:, 0] for x in steps_of(bank)), strict=True)) == [(0, 13), (0, 14), (0, 15), (2, 0)]
+    for steps in ((0, 3), (3, 1)):
+        with pytest.raises(InvalidInputError, match="two positive numbers"):
+            starts_before_losses(episodes, N, steps=steps)
+
+
+def test_banks_of_the_same_kind_add_up(bank, breakout_bank):
+    both = bank + bank.latest(N)
+    assert (
+        len(both) == 20
+        and np.array_equal(both.obs[10:], bank.obs)
+        and np.array_equal(both.act[:10], bank.act)
+    )
+    with pytest.raises(InvalidInputError, match="do not go together"):
+        bank + breakout_bank
 
 
 def test_frames_of_different_sizes_are_refused(episodes):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
+from diamond_gym.contexts import ContextBank, num_windows
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import InvalidInputError
 from trainers.diamond import launch
@@ -59,7 +60,10 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     (run,) = (tmp_path / "round-1" / "world").glob("*/*")
     settings = json.loads((tmp_path / "round-2" / "agent" / "settings.json").read_text())
     assert settings["checkpoint"] == str(run)
-    assert settings["contexts"] == str(tmp_path / "round-1" / "own" / "train")
+    assert settings["contexts"] == str(tmp_path / "round-1" / "contexts.safetensors")
+    own = EpisodeDataset(tmp_path / "round-1" / "own" / "train")
+    bank = ContextBank.load(settings["contexts"])
+    assert len(bank) >= num_windows(own, 4).sum() and bank.num_steps_conditioning == 4
     weights = [torch.load(next(x.glob("checkpoints/agent_versions/*.pt"))) for x in (first_world, run)]
     changed = [name for name, x in weights[0].items() if not torch.equal(x, weights[1][name])]
     assert any(name.startswith("denoiser") for name in changed)
@@ -111,6 +115,7 @@ def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
     [
         ({"rounds": 1}, "rounds must be at least 2"),
         ({"collect_steps": 0}, "collect_steps must be at least 1"),
+        ({"before_losses": 1.5}, "before_losses must be a share from 0 to 1"),
         ({"where": "real"}, "leave out where"),
         ({"beside": "x.zip"}, "leave out beside"),
         ({"world": "game=Pong"}, "game is chosen by the loop"),

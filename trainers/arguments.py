@@ -32,13 +32,17 @@ def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 def world_of(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments of `gymnasium.make_vec` that say which world is imagined, and where."""
-    return {name: getattr(args, name) for name in ("checkpoint", "num_denoising_steps", "device")}
+    names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+    return {name: getattr(args, name) for name in names if name in args}
 
 
 def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """As `new_parser`, with the games, PPO's numbers, and `--out`."""
     parser = new_parser(name, description)
     parser.add_argument("--env-id", default="DiamondBreakout-v0")
+    parser.add_argument(
+        "--contexts", help="where imagined games start: a bank, or recorded episodes (trainers.contexts)"
+    )
     parser.add_argument("--num-envs", type=positive_int, default=32)
     parser.add_argument(
         "--num-steps", type=positive_int, default=64, help="steps of each game between updates"

@@ -25,6 +25,7 @@ from diamond_gym.evaluate.report import write_json
 from diamond_gym.options import option
 from diamond_gym.players import player, usual_player
 from diamond_gym.registration import game_name
+from trainers.contexts import check_share, cut
 from trainers.diamond import launch
 from trainers.diamond import settings as world_settings
 from trainers.sb3 import training
@@ -34,7 +35,9 @@ from trainers.sb3.scoring import Score
 from trainers.sb3.settings import TrainSettings
 
 SETTINGS_FILE = "loop.json"
+CONTEXTS_FILE = "contexts.safetensors"
 _COLLECT_SEED = 40_000
+_MAX_CONTEXTS = 4_000
 _CHOSEN_HERE = ("game", "static_dataset.path", "initialization.path_to_ckpt")
 
 
@@ -52,6 +55,9 @@ class LoopSettings(TrainSettings):
     )
     rounds: int = option(3, "rounds, each with a world of its own; at least 2")
     collect_steps: int = option(10_000, "real steps the agent plays after each round but the last")
+    before_losses: float = option(
+        0.65, "share of later rounds' starts that lie 4 to 16 steps before a lost life or point"
+    )
     data: str | None = option(
         None, "folder of the episodes (train/, test/) that the first world learned from", str
     )
@@ -61,6 +67,7 @@ class LoopSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         options.check_positive(self, "collect_steps", "data_steps")
+        check_share(self.before_losses)
         if self.rounds < 2:
             raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")
         if self.where != "imagination":
@@ -125,7 +132,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
         if number < settings.rounds:
             data = _extended(data, place, of_round, settings.collect_steps, progress)
             checkpoint = _world(settings, place, data, checkpoint, progress)
-            contexts = str(place / "own" / "train")
+            contexts = str(_starts(settings, place, checkpoint))
     return _summary(scores)
 
 
@@ -227,6 +234,22 @@ def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, pro
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
     config = world_settings.parse(arguments)
     return str(launch.train(config, outputs=outputs, command=command, progress=progress))
+
+
+def _starts(settings: LoopSettings, place: Path, checkpoint: str) -> Path:
+    """The bank of moments of the agent's games in which the next round's games start."""
+    file = place / CONTEXTS_FILE
+    if not file.is_file():
+        world = load_world(settings.game, checkpoint, device=settings.device)
+        bank = cut(
+            EpisodeDataset(place / "own" / "train"),
+            max_contexts=_MAX_CONTEXTS,
+            before_losses=settings.before_losses,
+            num_steps_conditioning=world.world_model.num_steps_conditioning,
+            seed=settings.seed,
+        )
+        bank.save(file)
+    return file
 
 
 def _summary(rounds: list[list[Score]]) -> list[Score]:

@@ -1,0 +1,148 @@
+"""Start contexts for agents that learn in imagination: many, and most of them where much is at stake.
+
+    python -m trainers.contexts game=Breakout out=starts.safetensors
+    python -m trainers.sb3 train game=Breakout contexts=starts.safetensors horizon=32
+
+In the middle of a game little depends on the next action for a long time, and imagined games go wrong with
+every step. A few steps before a recorded player lost a life or a point, it soon shows who does better.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diamond_gym import options
+from diamond_gym.atari import num_actions
+from diamond_gym.collect import collect
+from diamond_gym.contexts import ContextBank, contexts_from_episodes, num_windows, starts_before_losses
+from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import DatasetError, DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.options import option
+from diamond_gym.players import player, usual_player
+from diamond_gym.registration import game_name
+
+_HELP = ("-h", "--help", "help")
+USAGE = """\
+usage: python -m trainers.contexts [key=value ...]
+
+Plays the real game, or takes recorded episodes, and cuts start contexts out of them: a share a few steps
+before a lost life or point, the rest anywhere.
+
+"""
+
+
+@dataclass
+class ContextsSettings:
+    """Which start contexts to make.
+
+    Raises:
+        InvalidInputError: A number is out of range.
+    """
+
+    game: str = option("Breakout", "the game")
+    out: str = option("contexts.safetensors", "file to write, for contexts=")
+    max_contexts: int = option(4_000, "how many, fewer where the episodes hold fewer")
+    before_losses: float = option(0.65, "share that lies 4 to 16 steps before a lost life or point")
+    num_steps_conditioning: int = option(4, "frames and actions of each, as the world model needs them")
+    episodes: str | None = option(None, "folder of recorded episodes, one per life, instead of playing", str)
+    num_steps: int = option(60_000, "without episodes: real steps that the game's usual player plays")
+    seed: int = option(0, "fixes the games and the draw")
+
+    def __post_init__(self) -> None:
+        options.check_positive(self, "max_contexts", "num_steps_conditioning", "num_steps")
+        options.check_seed(self.seed, 31)
+        check_share(self.before_losses)
+
+
+def check_share(before_losses: float) -> None:
+    """Raises `InvalidInputError` unless a share of contexts lies in [0, 1]."""
+    if not 0 <= before_losses <= 1:
+        raise InvalidInputError(f"before_losses must be a share from 0 to 1, got {before_losses}")
+
+
+def make(settings: ContextsSettings, *, progress: bool = True) -> ContextBank:
+    """Plays or reads, and cuts.
+
+    Raises:
+        UnknownGameError: ale_py has no such game.
+        DatasetError: The folder holds no episodes, or they are too short.
+    """
+    return cut(
+        _episodes(settings, progress),
+        max_contexts=settings.max_contexts,
+        before_losses=settings.before_losses,
+        num_steps_conditioning=settings.num_steps_conditioning,
+        seed=settings.seed,
+    )
+
+
+def cut(
+    episodes: Sequence[Episode] | EpisodeDataset,
+    *,
+    max_contexts: int,
+    before_losses: float,
+    num_steps_conditioning: int,
+    seed: int,
+) -> ContextBank:
+    """A bank of which a share lies shortly before losses, the rest anywhere.
+
+    Args:
+        episodes: Recorded games; a lost life ends one.
+        max_contexts: Number of contexts, at least 1; of either kind there are fewer where the episodes hold
+            fewer.
+        before_losses: The share, in [0, 1].
+        num_steps_conditioning: Frames and actions of each, at least 1.
+        seed: Fixes the draw, >= 0.
+
+    Raises:
+        DatasetError: The episodes hold none.
+    """
+    n, num_before = num_steps_conditioning, round(before_losses * max_contexts)
+    starts = starts_before_losses(episodes, n) if num_before else []
+    num_windows_anywhere = int(num_windows(episodes, n).sum())
+    draws = [
+        (min(num_before, sum(map(len, starts))), starts),
+        (min(max_contexts - num_before, num_windows_anywhere), None),
+    ]
+    banks = [
+        contexts_from_episodes(episodes, num_contexts=size, num_steps_conditioning=n, seed=seed, starts=among)
+        for size, among in draws
+        if size
+    ]
+    if not banks:
+        where = "before a loss" if before_losses == 1 else "in them"
+        raise DatasetError(f"{len(episodes)} episode(s) have no window of {n} steps {where}: record more")
+    return functools.reduce(operator.add, banks)
+
+
+def _episodes(settings: ContextsSettings, progress: bool) -> Sequence[Episode] | EpisodeDataset:
+    if settings.episodes is not None:
+        return EpisodeDataset(Path(settings.episodes))
+    game = game_name(settings.game)
+    usual = player(usual_player(game), game, num_actions(game), settings.seed, repeat=4)
+    return collect(game, usual, num_steps=settings.num_steps, seed=settings.seed, progress=progress).episodes
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say; returns the exit status."""
+    if any(argument in _HELP for argument in arguments):
+        print(USAGE + options.describe(ContextsSettings))
+        return 0
+    try:
+        settings = options.parse(ContextsSettings, arguments)
+        bank = make(settings)
+        bank.save(settings.out)
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
+    print(f"wrote {settings.out}: {len(bank)} contexts")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

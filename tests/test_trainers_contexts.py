@@ -81,6 +81,8 @@ def test_what_goes_wrong_is_one_line(tmp_path, capsys):
     assert main(["game=Nonsense"]) == 2
     assert main([f"episodes={tmp_path / 'nowhere'}", f"out={tmp_path / 'x'}"]) == 1
     assert main(["share=1"]) == 2
+    (tmp_path / "file").touch()
+    assert main([f"out={tmp_path / 'file' / 'x'}"]) == 1  # before anything is played
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and all(line.startswith("error: ") for line in errors)
+    assert len(errors) == 4 and all(line.startswith("error: ") for line in errors)
     assert main(["--help"]) == 0 and "before_losses=0.65" in capsys.readouterr().out

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diamond_gym import options
+from diamond_gym import disk, options
 from diamond_gym.atari import num_actions
 from diamond_gym.collect import collect
 from diamond_gym.contexts import ContextBank, contexts_from_episodes, num_windows, starts_before_losses
@@ -135,6 +135,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         settings = options.parse(ContextsSettings, arguments)
+        disk.prepare_folder(Path(settings.out).parent)
         bank = make(settings)
         bank.save(settings.out)
     except DiamondGymError as error:

@@ -10,6 +10,7 @@ every step. A few steps before a recorded player lost a life or a point, it soon
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import sys
 from collections.abc import Sequence
@@ -23,9 +24,10 @@ from diamond_gym.contexts import ContextBank, contexts_from_episodes, num_window
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, DiamondGymError, InvalidInputError, UnknownGameError
 from diamond_gym.options import option
-from diamond_gym.players import player, usual_player
+from diamond_gym.players import DEFAULT_NOISE, Player, player, usual_player
 from diamond_gym.registration import game_name
 
+_NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 _HELP = ("-h", "--help", "help")
 USAGE = """\
 usage: python -m trainers.contexts [key=value ...]
@@ -50,7 +52,9 @@ class ContextsSettings:
     before_losses: float = option(0.65, "share that lies 4 to 16 steps before a lost life or point")
     num_steps_conditioning: int = option(4, "frames and actions of each, as the world model needs them")
     episodes: str | None = option(None, "folder of recorded episodes, one per life, instead of playing", str)
-    num_steps: int = option(60_000, "without episodes: real steps that the game's usual player plays")
+    num_steps: int = option(
+        60_000, "without episodes: real steps to play, by the scripted player, good and bad, or at random"
+    )
     seed: int = option(0, "fixes the games and the draw")
 
     def __post_init__(self) -> None:
@@ -124,8 +128,20 @@ def _episodes(settings: ContextsSettings, progress: bool) -> Sequence[Episode] |
     if settings.episodes is not None:
         return EpisodeDataset(Path(settings.episodes))
     game = game_name(settings.game)
-    usual = player(usual_player(game), game, num_actions(game), settings.seed, repeat=4)
-    return collect(game, usual, num_steps=settings.num_steps, seed=settings.seed, progress=progress).episodes
+    players = _players(game, settings.seed)
+    num_steps = math.ceil(settings.num_steps / len(players))
+    reports = [
+        collect(game, one, num_steps=num_steps, seed=settings.seed + i, progress=progress)
+        for i, one in enumerate(players)
+    ]
+    return [episode for report in reports for episode in report.episodes]
+
+
+def _players(game: str, seed: int) -> list[Player]:
+    """The scripted player, good and bad: an agent starts where it gets to by itself. Or a random player."""
+    name = usual_player(game)
+    noises = _NOISES if name == "scripted" else _NOISES[:1]
+    return [player(name, game, num_actions(game), seed, noise, repeat=4) for noise in noises]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -315,7 +315,7 @@ def test_a_run_can_be_charged_for_ends_and_older_folders_go_on(tiny_world, tmp_p
     assert main(["train", *arguments(tiny_world, run)]) == 0
 
 
-@pytest.mark.parametrize("game", ["Breakout"])
+@pytest.mark.parametrize("game", ["Breakout", "Pong"])
 def test_embedded_agents_are_small_and_play_both_worlds(game, tmp_path, capsys):
     path = agents.find_agent("embedded", game)
     assert path.stat().st_size < 3e6
@@ -326,11 +326,15 @@ def test_embedded_agents_are_small_and_play_both_worlds(game, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_embedded_agent_of_breakout_plays_better_than_what_has_learned_nothing():
+@pytest.mark.parametrize(("game", "max_game_steps"), [("Breakout", 2_500), ("Pong", 10_000)])
+def test_embedded_agents_play_better_than_what_has_learned_nothing(game, max_game_steps):
     learned = evaluation.evaluate(
-        EvaluateSettings(agent="embedded", episodes=30, max_game_steps=2500, device="cpu"), progress=False
+        EvaluateSettings(
+            agent="embedded", game=game, episodes=30, max_game_steps=max_game_steps, device="cpu"
+        ),
+        progress=False,
     )
-    env = games.real("Breakout", 8, frame_stack=4, training=False, max_steps=2500, seed=0)
+    env = games.real(game, 8, frame_stack=4, training=False, max_steps=max_game_steps, seed=0)
     returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
     env.close()
     assert learned.low > scoring.Score.of("random", returns).high

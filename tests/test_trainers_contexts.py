@@ -64,6 +64,12 @@ def test_of_games_played_for_it(tmp_path):
     assert bank.obs.shape[1:] == (4, 64, 64, 3) and 10 < len(bank) <= 30
 
 
+def test_of_a_game_without_a_scripted_player(tmp_path):
+    out = tmp_path / "bank.safetensors"
+    assert main(["game=Freeway", f"out={out}", "num_steps=60", "max_contexts=30", "before_losses=0"]) == 0
+    assert len(ContextBank.load(out)) == 30
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

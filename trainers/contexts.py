@@ -24,10 +24,12 @@ from diamond_gym.contexts import ContextBank, contexts_from_episodes, num_window
 from diamond_gym.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, DiamondGymError, InvalidInputError, UnknownGameError
 from diamond_gym.options import option
-from diamond_gym.players import DEFAULT_NOISE, Player, player, usual_player
+from diamond_gym.players import Player, RandomPolicy, scripted_player, usual_player
 from diamond_gym.registration import game_name
+from diamond_gym.scripted import DEFAULT_NOISE
 
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
+"""Of the scripted players; each plays an equal share of the steps."""
 _HELP = ("-h", "--help", "help")
 USAGE = """\
 usage: python -m trainers.contexts [key=value ...]
@@ -139,9 +141,9 @@ def _episodes(settings: ContextsSettings, progress: bool) -> Sequence[Episode] |
 
 def _players(game: str, seed: int) -> list[Player]:
     """The scripted player, good and bad: an agent starts where it gets to by itself. Or a random player."""
-    name = usual_player(game)
-    noises = _NOISES if name == "scripted" else _NOISES[:1]
-    return [player(name, game, num_actions(game), seed, noise, repeat=4) for noise in noises]
+    if usual_player(game) == "scripted":
+        return [scripted_player(game, seed, noise) for noise in _NOISES]
+    return [RandomPolicy(num_actions(game), seed, repeat=4)]
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,8 +1,9 @@
 """The table of speeds in the README, from the rows that the benchmarks wrote.
 
     python -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
+    python -m benchmarks.throughput --compile true --num-envs 1 --json bench/compiled.jsonl
     python -m benchmarks.training --preset paper --json bench/training.jsonl
-    python -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
+    python -m benchmarks.report bench/throughput.jsonl bench/compiled.jsonl bench/training.jsonl
 
 prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
 <!-- /bench-cpu --> of the README (bench-cuda on CUDA). Nothing is measured here, and only what the rows hold
@@ -99,19 +100,20 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return found[-1] if found else None
 
 
-def paper_step(rows: Sequence[Row], num_envs: int) -> Speed | None:
-    """One step of the paper-size world model."""
-    about = {"model": "paper size", "num_envs": num_envs}
-    ours, plain = find(rows, name="WorldModel", **about), find(rows, name="baseline", **about)
-    if ours is None or plain is None:
+def paper_step(rows: Sequence[Row], num_envs: int, *, compiled: bool = False) -> Speed | None:
+    """One step of the paper-size world model, as it is by default or with `compile=True`."""
+    ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, compile=compiled)
+    if ours is None or ours["speedup"] is None:
         return None
-    latencies = f"{number(ours['p50_ms'])} ms", f"{number(plain['p50_ms'])} ms"
+    milliseconds = ours["p50_ms"], ours["p50_ms"] * ours["speedup"]
+    latencies = (f"{number(x)} ms" for x in milliseconds)
     return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", precision(ours))
 
 
-def embedded_env(rows: Sequence[Row], num_envs: int) -> Speed | None:
+def embedded_env(rows: Sequence[Row], num_envs: int, *, compiled: bool = False) -> Speed | None:
     """The environment of the embedded Breakout; what is compared with plain PyTorch is its world model."""
     about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": num_envs}
+    about["compile"] = compiled
     env = find(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
     if env is None:
         return None
@@ -206,8 +208,15 @@ def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
     """The table of a CPU; the targets are for 2 cores."""
     return [
         Line("paper-size step, 1 game", paper_step(rows, 1), 2),
+        Line("paper-size step, 1 game, `compile=True`", paper_step(rows, 1, compiled=True), 2),
         Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
         Line("embedded Breakout, 1 game", embedded_env(rows, 1), 60, " env-steps/s"),
+        Line(
+            "embedded Breakout, 1 game, `compile=True`",
+            embedded_env(rows, 1, compiled=True),
+            60,
+            " env-steps/s",
+        ),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
         Line(EPOCH, epoch_speed(find_epoch(rows)), 1.5),

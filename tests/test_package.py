@@ -28,7 +28,8 @@ def test_importing_loads_neither_torch_nor_ale_py():
 
 
 def test_importing_takes_less_than_300_ms():
-    code = "import time; t = time.perf_counter(); import diamond_gym; print(time.perf_counter() - t)"
+    # of the processor: waiting for it while other tests run is none of the package's doing
+    code = "import time; t = time.process_time(); import diamond_gym; print(time.process_time() - t)"
     assert min(float(run_python(code)) for _ in range(5)) < 0.3
 
 

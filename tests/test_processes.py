@@ -99,6 +99,7 @@ def assert_near(ours, theirs, epoch):
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5, msg=name)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does_and_any_number_goes_on(static, tmp_path):
     code, output, errors = finish(together(tmp_path, "train", *static))
     assert code == 0, errors

@@ -1,9 +1,10 @@
 """The table of speeds in the README, from the rows that the benchmarks wrote.
 
     python -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
-    python -m benchmarks.throughput --compile true --num-envs 1 --json bench/compiled.jsonl
+    python -m benchmarks.throughput --compile true --num-envs 1 --json bench/true.jsonl
+    python -m benchmarks.throughput --compile openvino --num-envs 1 --json bench/openvino.jsonl
     python -m benchmarks.training --preset paper --json bench/training.jsonl
-    python -m benchmarks.report bench/throughput.jsonl bench/compiled.jsonl bench/training.jsonl
+    python -m benchmarks.report bench/throughput.jsonl bench/true.jsonl ...
 
 prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
 <!-- /bench-cpu --> of the README (bench-cuda on CUDA). Nothing is measured here, and only what the rows hold
@@ -35,6 +36,8 @@ EMBEDDED = ("auto", "embedded")
 PUBLISHED = "2.9 days on an RTX 4090"
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
+HOW: dict[bool | str, str] = {False: "", True: ", `compile=True`", "openvino": ', `compile="openvino"`'}
+"""What a single game can be compiled by on a CPU, and how a line says so."""
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
 
 Row = dict[str, Any]
@@ -100,20 +103,19 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return found[-1] if found else None
 
 
-def paper_step(rows: Sequence[Row], num_envs: int, *, compiled: bool = False) -> Speed | None:
-    """One step of the paper-size world model, as it is by default or with `compile=True`."""
-    ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, compile=compiled)
+def paper_step(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
+    """One step of the paper-size world model."""
+    ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, compile=compile)
     if ours is None or ours["speedup"] is None:
         return None
-    milliseconds = ours["p50_ms"], ours["p50_ms"] * ours["speedup"]
-    latencies = (f"{number(x)} ms" for x in milliseconds)
+    latencies = f"{number(ours['p50_ms'])} ms", f"{number(ours['p50_ms'] * ours['speedup'])} ms"
     return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", precision(ours))
 
 
-def embedded_env(rows: Sequence[Row], num_envs: int, *, compiled: bool = False) -> Speed | None:
+def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
     """The environment of the embedded Breakout; what is compared with plain PyTorch is its world model."""
     about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": num_envs}
-    about["compile"] = compiled
+    about["compile"] = compile
     env = find(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
     if env is None:
         return None
@@ -207,15 +209,11 @@ def epoch_speed(epoch: Epoch | None) -> Speed | None:
 def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
     """The table of a CPU; the targets are for 2 cores."""
     return [
-        Line("paper-size step, 1 game", paper_step(rows, 1), 2),
-        Line("paper-size step, 1 game, `compile=True`", paper_step(rows, 1, compiled=True), 2),
+        *(Line(f"paper-size step, 1 game{said}", paper_step(rows, 1, how), 2) for how, said in HOW.items()),
         Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
-        Line("embedded Breakout, 1 game", embedded_env(rows, 1), 60, " env-steps/s"),
-        Line(
-            "embedded Breakout, 1 game, `compile=True`",
-            embedded_env(rows, 1, compiled=True),
-            60,
-            " env-steps/s",
+        *(
+            Line(f"embedded Breakout, 1 game{said}", embedded_env(rows, 1, how), 60, " env-steps/s")
+            for how, said in HOW.items()
         ),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
@@ -326,7 +324,7 @@ def number(x: float) -> str:
 
 def precision(row: Row) -> str:
     """How the networks ran: "bfloat16", "float32, compiled"."""
-    return row["dtype"] + ", compiled" * row["compile"]
+    return row["dtype"] + {True: ", compiled", False: ""}.get(row["compile"], f", {row['compile']}")
 
 
 def report(rows: Sequence[Row]) -> tuple[str, str]:

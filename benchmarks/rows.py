@@ -250,7 +250,10 @@ def add_world_arguments(parser: argparse.ArgumentParser, *, compile: bool = True
     parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
     if compile:
         parser.add_argument(
-            "--compile", type=compile_choice, default="auto", help="auto, true or false (default: auto)"
+            "--compile",
+            type=compile_choice,
+            default="auto",
+            help="auto, true, false or openvino (default: auto)",
         )
     parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
 
@@ -263,7 +266,7 @@ def world_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def compile_choice(text: str) -> bool | str:
     """The `compile` argument from the command line."""
-    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False}
+    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False, "openvino": "openvino"}
     if text.lower() not in choices:
-        raise argparse.ArgumentTypeError(f"expected auto, true or false, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected auto, true, false or openvino, got {text!r}")
     return choices[text.lower()]

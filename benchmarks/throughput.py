@@ -72,7 +72,7 @@ class Case:
         prepare: Called before each step, not timed.
         device: Where it runs.
         dtype: Precision of its networks; "" when it has none.
-        compile: Whether its networks are compiled.
+        compile: Whether its networks are compiled, or "openvino".
     """
 
     model: str
@@ -82,7 +82,7 @@ class Case:
     prepare: Callable[[], Any] = lambda: None
     device: str = "cpu"
     dtype: str = ""
-    compile: bool = False
+    compile: bool | str = False
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Row:
     num_envs: int
     device: str
     dtype: str
-    compile: bool
+    compile: bool | str
     env_steps_per_second: float
     p50_ms: float
     p95_ms: float
@@ -280,17 +280,18 @@ def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torc
     return WorldModel(agent.denoiser, agent.rew_end_model, config)
 
 
-def describe(world_model: WorldModel, compile: bool) -> dict[str, Any]:
+def describe(world_model: WorldModel, compile: bool | str) -> dict[str, Any]:
     """The columns of a case that say how its networks run."""
     dtype = name_of(world_model.denoiser.dtype)
-    return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
+    how = False if compile == "auto" else compile
+    return {"device": str(world_model.device), "dtype": dtype, "compile": how}
 
 
 def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
     options = world_options(args)
     world_model = load_world(args.game, **options).world_model
-    about = describe(world_model, args.compile is True)
+    about = describe(world_model, args.compile)
     cases = [
         networks_case(args.checkpoint, world_model, num_envs, **about),
         world_model_case(args.checkpoint, "WorldModel", world_model, num_envs, **about),
@@ -329,7 +330,7 @@ def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     plain_agent = copy.deepcopy(agent)
     world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, compile=args.compile)
     plain = plain_world_model(plain_agent, config, world_model.device)
-    about = describe(world_model, args.compile is True)
+    about = describe(world_model, args.compile)
     return [
         networks_case("paper size", world_model, num_envs, **about),
         world_model_case("paper size", "WorldModel", world_model, num_envs, **about),
@@ -350,7 +351,7 @@ def real_cases(game: str, num_envs: int) -> list[Case]:
 def print_header() -> None:
     """Prints the column names of `print_row`."""
     print(
-        f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<7} "
+        f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<8} "
         f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
     )
 
@@ -359,10 +360,10 @@ def print_row(row: Row) -> None:
     """Prints a line of the table."""
     overhead = "" if row.overhead_ms is None else f"{row.overhead_ms:.2f} ms"
     speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
-    compiled = "" if not row.dtype else "yes" if row.compile else "no"
+    compiled = "" if not row.dtype else {"True": "yes", "False": "no"}.get(str(row.compile), row.compile)
     print(
         f"{Path(row.model).name[:14]:<14} {row.name:<28} {row.num_envs:>5} {row.device:<7} {row.dtype:<9} "
-        f"{compiled:<7} {row.env_steps_per_second:>9.1f} {row.p50_ms:>8.2f} {row.p95_ms:>8.2f} "
+        f"{compiled:<8} {row.env_steps_per_second:>9.1f} {row.p50_ms:>8.2f} {row.p95_ms:>8.2f} "
         f"{overhead:>9} {speedup:>8}",
         flush=True,
     )

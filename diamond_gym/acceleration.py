@@ -22,6 +22,7 @@ from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
 from diamond_gym.models.blocks import Upsample
+from diamond_gym.openvino_forward import OpenVinoForward
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 
@@ -50,26 +51,33 @@ def build_world_model(
             bfloat16 where the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32. Noise,
             sampler, LSTM and frames are in float32 whatever is chosen.
         compile: True compiles the networks when they meet their first batch, which takes up to a minute and
-            is told on standard error; without a C++ compiler it warns and does not. "auto" does not. On
+            is told on standard error; without a C++ compiler it warns and does not. "openvino", on the CPU,
+            runs single games in OpenVINO, see `OpenVinoForward`. "auto" does neither. On
             CUDA both run as CUDA graphs, see `GraphedWorldModel`; False is plain eager PyTorch everywhere.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted.
         DeviceError: The device is not available.
+        MissingDependencyError: OpenVINO is not installed.
     """
     place = pick_device(device)
     precision = pick_dtype(dtype, place)
-    compiles = _is_compilation_wanted(compile) and can_compile(place)
+    _check_compilation(compile, place)
+    compiles = compile is True and can_compile(place)
     keep_freed_memory()
     for network in (agent.denoiser, agent.rew_end_model):
         network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     choose_upsampling(agent.denoiser, place)
+    networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
+    if compile == "openvino":
+        for network in networks:
+            network.forward = OpenVinoForward(network, precision)
     agent.denoiser.to(precision)
     agent.rew_end_model.encoder.to(precision)
     agent.rew_end_model.act_emb.to(precision)
     if compiles:
-        _compile(agent.denoiser.inner_model)
-        _compile(agent.rew_end_model.encoder)
+        for network in networks:
+            network.forward = _CompiledForward(network)
     make = world_model_kind(place) if compile else WorldModel
     return make(agent.denoiser, agent.rew_end_model, config)
 
@@ -154,10 +162,11 @@ def _cpu_has(unit: str) -> bool:
     return is_supported is not None and bool(is_supported())
 
 
-def _is_compilation_wanted(compile: bool | str) -> bool:
-    if compile != "auto" and not isinstance(compile, bool):
-        raise InvalidInputError(f'compile is True, False or "auto", got {compile!r}')
-    return compile is True
+def _check_compilation(compile: bool | str, device: torch.device) -> None:
+    if not isinstance(compile, bool) and compile not in ("auto", "openvino"):
+        raise InvalidInputError(f'compile is True, False, "auto" or "openvino", got {compile!r}')
+    if compile == "openvino" and device.type != "cpu":
+        raise InvalidInputError(f'compile="openvino" is for the CPU, and the device is {device}')
 
 
 def can_compile(device: torch.device) -> bool:
@@ -172,13 +181,8 @@ def can_compile(device: torch.device) -> bool:
     return False
 
 
-def _compile(network: nn.Module) -> None:
-    """Replaces a network's forward pass by a compiled one; its state dict stays as it is."""
-    network.forward = _CompiledForward(network)
-
-
 class _CompiledForward:
-    """A compiled forward pass that tells how long compilation took.
+    """A compiled forward pass of a network that tells how long compilation took.
 
     PyTorch compiles for the first batch size, then once more for any; 1 is always apart.
     """

@@ -72,7 +72,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         checkpoint: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool | Literal["auto"] = "auto",
+        compile: bool | Literal["auto", "openvino"] = "auto",
         num_denoising_steps: int | None = None,
         order: int | None = None,
         s_churn: float | None = None,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from diamond_gym import options
 from diamond_gym.errors import InvalidInputError, UnknownGameError
@@ -32,19 +33,22 @@ Play inside a world model.
 H shows the keys."""
 
 
+_COMPILE: dict[str, bool | Literal["openvino"]] = {"false": False, "true": True, "openvino": "openvino"}
+
+
 @dataclass
 class WorldOptions:
     """Which world model, and how it imagines: the keyword arguments of `gymnasium.make`.
 
     Raises:
-        InvalidInputError: The seed is out of range.
+        InvalidInputError: The seed is out of range, or there is no such way to compile.
     """
 
     game: str | None = option(None, "the game, or a path to play at", str)
     checkpoint: str | None = option(None, "auto, embedded, hub, hub:user/name, or a path", str)
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
     dtype: str = option("auto", "precision of the networks: auto, float32, bfloat16, float16")
-    compile: bool = option(False, "compile the networks: a minute's wait, then faster")
+    compile: str = option("false", "compile the networks: false, true (takes a minute) or openvino (seconds)")
     num_denoising_steps: int | None = option(None, "instead of the checkpoint's own", int)
     order: int | None = option(None, "1 for Euler, 2 for Heun", int)
     s_churn: float | None = option(None, "noise added back while denoising", float)
@@ -52,8 +56,14 @@ class WorldOptions:
     seed: int | None = option(None, "fixes everything random", int)
 
     def __post_init__(self) -> None:
+        options.check_choice("compile", self.compile, tuple(_COMPILE))
         if self.seed is not None:
             options.check_seed(self.seed, 31)
+
+    @property
+    def compile_choice(self) -> bool | Literal["openvino"]:
+        """The `compile` argument of `gymnasium.make`."""
+        return _COMPILE[self.compile]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,101 @@
+"""A network's forward pass by OpenVINO, where that pays: for a single image on a CPU.
+
+Knows networks as modules that take a batch of images first; nothing of what they are for.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diamond_gym.errors import MissingDependencyError
+
+_PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+
+
+class OpenVinoForward:
+    """Runs a network in OpenVINO for batches of 1, in PyTorch for all others.
+
+    OpenVINO spares a single image most of what PyTorch's calls cost beside their work; from about eight
+    images on that is nothing any more. It computes in `precision` and returns float32. The network is
+    converted when it meets its first single image, which takes seconds and is told on standard error.
+
+    Args:
+        network: In float32 and eval mode, on the CPU. Its weights are copied: later changes of them, such as
+            of their precision, are seen by larger batches only.
+        precision: float32 or bfloat16.
+
+    Raises:
+        MissingDependencyError: OpenVINO is not installed.
+    """
+
+    def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
+        _import_openvino()
+        self._name = type(network).__name__
+        self._pytorch = network.forward
+        self._network = copy.deepcopy(network)
+        self._precision = _PRECISIONS[precision]
+        self._requests: dict[tuple[torch.Size, ...], Any] = {}
+
+    def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
+        """The network's output for a batch x."""
+        if len(x) != 1:
+            return self._pytorch(x, *args)
+        inputs = [y.float() if y.is_floating_point() else y for y in (x, *args)]
+        return _infer(self._request(inputs), inputs)
+
+    def _request(self, inputs: Sequence[Tensor]) -> Any:
+        """OpenVINO's network for inputs of these shapes."""
+        shapes = tuple(x.shape for x in inputs)
+        if shapes not in self._requests:
+            start = time.perf_counter()
+            self._requests[shapes] = _converted(self._network, inputs, self._precision)
+            seconds = time.perf_counter() - start
+            print(f"converted {self._name} to OpenVINO in {seconds:.0f} s", file=sys.stderr)
+        return self._requests[shapes]
+
+
+def _import_openvino() -> Any:
+    try:
+        import openvino
+    except ImportError:
+        raise MissingDependencyError(
+            "compile=\"openvino\" needs OpenVINO: pip install 'diamond-gym[openvino]'"
+        ) from None
+    return openvino
+
+
+def _converted(network: nn.Module, inputs: Sequence[Tensor], precision: str) -> Any:
+    """An inference request for a network on inputs of fixed shapes.
+
+    This takes the steps of `openvino.convert_model` by themselves, since that reports its use to its makers.
+    """
+    openvino = _import_openvino()
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # shapes are meant to be constants
+        warnings.simplefilter("ignore", DeprecationWarning)  # of tracing; exporting takes twice as long
+        decoder = TorchScriptPythonDecoder(network, example_input=tuple(inputs))
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    model.reshape({i: list(x.shape) for i, x in enumerate(inputs)})
+    options = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+    return openvino.Core().compile_model(model, "CPU", options).create_infer_request()
+
+
+def _infer(request: Any, inputs: Sequence[Tensor]) -> Tensor:
+    openvino = _import_openvino()
+    arrays = [x.contiguous().numpy() for x in inputs]  # OpenVINO reads their memory: they must outlive it
+    for i, array in enumerate(arrays):
+        request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))
+    request.infer()
+    return torch.from_numpy(request.get_output_tensor(0).data.copy())

@@ -48,12 +48,9 @@ fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model c
 
 bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the README's table
 	mkdir -p bench
-	$(PY) -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
-	for how in true openvino; do \
-		$(PY) -m benchmarks.throughput --checkpoint embedded --compile $$how --num-envs 1 --no-real --json bench/$$how.jsonl || exit 1; \
-	done
+	$(PY) -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
-	$(PY) -m benchmarks.report bench/throughput.jsonl bench/true.jsonl bench/openvino.jsonl bench/training.jsonl
+	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
 bench-long: $(STAMP) ## speed and memory by games and denoising steps, over 200 000 steps, and the floor of a step
 	mkdir -p bench

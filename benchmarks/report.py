@@ -1,10 +1,8 @@
 """The table of speeds in the README, from the rows that the benchmarks wrote.
 
-    python -m benchmarks.throughput --checkpoint embedded --json bench/throughput.jsonl
-    python -m benchmarks.throughput --compile true --num-envs 1 --json bench/true.jsonl
-    python -m benchmarks.throughput --compile openvino --num-envs 1 --json bench/openvino.jsonl
+    python -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
     python -m benchmarks.training --preset paper --json bench/training.jsonl
-    python -m benchmarks.report bench/throughput.jsonl bench/true.jsonl ...
+    python -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
 prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
 <!-- /bench-cpu --> of the README (bench-cuda on CUDA). Nothing is measured here, and only what the rows hold
@@ -36,7 +34,7 @@ EMBEDDED = ("auto", "embedded")
 PUBLISHED = "2.9 days on an RTX 4090"
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
-HOW: dict[bool | str, str] = {False: "", True: ", `compile=True`", "openvino": ', `compile="openvino"`'}
+COMPILERS: dict[bool | str, str] = {True: "`compile=True`", "openvino": '`compile="openvino"`'}
 """What a single game can be compiled by on a CPU, and how a line says so."""
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
 
@@ -109,7 +107,7 @@ def paper_step(rows: Sequence[Row], num_envs: int, compile: bool | str = False) 
     if ours is None or ours["speedup"] is None:
         return None
     latencies = f"{number(ours['p50_ms'])} ms", f"{number(ours['p50_ms'] * ours['speedup'])} ms"
-    return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", precision(ours))
+    return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", ours["dtype"])
 
 
 def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
@@ -123,12 +121,13 @@ def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False
     speedup = None if world_model is None else world_model["speedup"]
     ratio = "" if speedup is None else f"{speedup:.2f}x, world model alone"
     rate = env["env_steps_per_second"]
-    return Speed(rate, f"{number(rate)} env-steps/s", ratio=ratio, how=precision(env))
+    return Speed(rate, f"{number(rate)} env-steps/s", ratio=ratio, how=env["dtype"])
 
 
 def overhead(rows: Sequence[Row]) -> Speed | None:
     """What the embedded Breakout's environment takes besides the passes through the networks."""
-    env = find(rows, game="Breakout", checkpoint=EMBEDDED, model=EMBEDDED, num_envs=1, name="DiamondEnv")
+    about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": 1}
+    env = find(rows, name="DiamondEnv", compile=False, **about)
     if env is None or env["overhead_ms"] is None:
         return None
     is_measurable = env["overhead_ms"] > 0
@@ -209,11 +208,16 @@ def epoch_speed(epoch: Epoch | None) -> Speed | None:
 def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
     """The table of a CPU; the targets are for 2 cores."""
     return [
-        *(Line(f"paper-size step, 1 game{said}", paper_step(rows, 1, how), 2) for how, said in HOW.items()),
-        Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
+        Line("paper-size step, 1 game", paper_step(rows, 1), 2),
         *(
-            Line(f"embedded Breakout, 1 game{said}", embedded_env(rows, 1, how), 60, " env-steps/s")
-            for how, said in HOW.items()
+            Line(f"paper-size step, 1 game, {name}", paper_step(rows, 1, how))
+            for how, name in COMPILERS.items()
+        ),
+        Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
+        Line("embedded Breakout, 1 game", embedded_env(rows, 1), 60, " env-steps/s"),
+        *(
+            Line(f"embedded Breakout, 1 game, {name}", embedded_env(rows, 1, how))
+            for how, name in COMPILERS.items()
         ),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
@@ -299,9 +303,10 @@ def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     about, epoch = rows[0], find_epoch(rows)
     place = f"{about['cpu']}, threads: {about['num_threads']}"
     place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
+    openvino = f"OpenVINO {about.get('openvino')}, " if find(rows, compile="openvino") else ""
     sentences = [
         f"Medians of one run of `make bench` on {place}; Python {about['python']}, PyTorch {about['torch']}, "
-        f"Gymnasium {about['gymnasium']}, commit {short_commit(about)}.",
+        f"Gymnasium {about['gymnasium']}, {openvino}commit {short_commit(about)}.",
         "Plain PyTorch is the same weights in eager float32 NCHW, measured in turns with ours.",
         count_targets(lines),
     ]
@@ -320,11 +325,6 @@ def number(x: float) -> str:
     if x >= 1000:
         return f"{round(x):,}".replace(",", " ")
     return f"{x:#.3g}".rstrip(".")
-
-
-def precision(row: Row) -> str:
-    """How the networks ran: "bfloat16", "float32, compiled"."""
-    return row["dtype"] + {True: ", compiled", False: ""}.get(row["compile"], f", {row['compile']}")
 
 
 def report(rows: Sequence[Row]) -> tuple[str, str]:

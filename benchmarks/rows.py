@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,21 @@ def machine() -> dict[str, Any]:
     return {
         "torch": torch.__version__,
         "gymnasium": version("gymnasium"),
+        "openvino": openvino_version(),
         "python": platform.python_version(),
         "num_threads": torch.get_num_threads(),
         "commit": commit(),
         "cpu": cpu_name(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
     }
+
+
+def openvino_version() -> str | None:
+    """Of the optional package."""
+    try:
+        return version("openvino")
+    except PackageNotFoundError:
+        return None
 
 
 def commit() -> str | None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,7 +44,7 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym import registration
-from diamond_gym.acceleration import build_world_model, pick_device
+from diamond_gym.acceleration import build_world_model, how_compiled, pick_device
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.checkpoints import load_world
@@ -72,7 +72,7 @@ class Case:
         prepare: Called before each step, not timed.
         device: Where it runs.
         dtype: Precision of its networks; "" when it has none.
-        compile: Whether its networks are compiled, or "openvino".
+        compile: What compiles its networks, see `how_compiled`.
     """
 
     model: str
@@ -280,18 +280,17 @@ def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torc
     return WorldModel(agent.denoiser, agent.rew_end_model, config)
 
 
-def describe(world_model: WorldModel, compile: bool | str) -> dict[str, Any]:
+def describe(world_model: WorldModel, num_envs: int) -> dict[str, Any]:
     """The columns of a case that say how its networks run."""
-    dtype = name_of(world_model.denoiser.dtype)
-    how = False if compile == "auto" else compile
-    return {"device": str(world_model.device), "dtype": dtype, "compile": how}
+    dtype, compile = name_of(world_model.denoiser.dtype), how_compiled(world_model, num_envs)
+    return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
 
 
 def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
     options = world_options(args)
     world_model = load_world(args.game, **options).world_model
-    about = describe(world_model, args.compile)
+    about = describe(world_model, num_envs)
     cases = [
         networks_case(args.checkpoint, world_model, num_envs, **about),
         world_model_case(args.checkpoint, "WorldModel", world_model, num_envs, **about),
@@ -312,7 +311,7 @@ def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
         agent = load_world(args.game, **{**options, "dtype": "float32", "compile": False}).agent
         plain = plain_world_model(agent, world_model.config, world_model.device)
         cases.append(
-            world_model_case(args.checkpoint, "baseline", plain, num_envs, **describe(plain, compile=False))
+            world_model_case(args.checkpoint, "baseline", plain, num_envs, **describe(plain, num_envs))
         )
     return cases
 
@@ -330,11 +329,11 @@ def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
     plain_agent = copy.deepcopy(agent)
     world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, compile=args.compile)
     plain = plain_world_model(plain_agent, config, world_model.device)
-    about = describe(world_model, args.compile)
+    about = describe(world_model, num_envs)
     return [
         networks_case("paper size", world_model, num_envs, **about),
         world_model_case("paper size", "WorldModel", world_model, num_envs, **about),
-        world_model_case("paper size", "baseline", plain, num_envs, **describe(plain, compile=False)),
+        world_model_case("paper size", "baseline", plain, num_envs, **describe(plain, num_envs)),
     ]
 
 
@@ -385,24 +384,40 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--embedded", action=flag, default=True, help="the checkpoint, and what is around it")
     parser.add_argument("--real", action=flag, default=True, help="the real game")
     parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
+    parser.add_argument(
+        "--compilers", action=flag, default=False, help="on a CPU, then one game by either compiler"
+    )
     add_common_arguments(parser, seconds=3)
     return parser.parse_args(argv)
+
+
+def rounds(args: argparse.Namespace) -> list[tuple[argparse.Namespace, int]]:
+    """What is asked for, and for how many games, round by round."""
+    is_cpu = pick_device(args.device).type == "cpu"
+    numbers = args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS)
+    asked = [(args, num_envs) for num_envs in numbers]
+    if args.compilers and is_cpu:
+        changes = ({"compile": how, "real": False} for how in (True, "openvino"))
+        asked += [(argparse.Namespace(**vars(args) | change), 1) for change in changes]
+    return asked
+
+
+def wanted_cases(args: argparse.Namespace, num_envs: int) -> Iterator[list[Case]]:
+    """What is compared with each other, group by group."""
+    if args.embedded:
+        yield checkpoint_cases(args, num_envs)
+    if args.real:
+        yield real_cases(args.game, num_envs)
+    if args.paper:
+        yield paper_cases(args, num_envs)
 
 
 def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
     print_header()
     rows: list[Row] = []
-    is_cpu = pick_device(args.device).type == "cpu"
-    groups = [
-        (args.embedded, partial(checkpoint_cases, args)),
-        (args.real, partial(real_cases, args.game)),
-        (args.paper, partial(paper_cases, args)),
-    ]
-    wanted = [make_cases for is_wanted, make_cases in groups if is_wanted]
-    for num_envs in args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS):
-        for make_cases in wanted:
-            cases = make_cases(num_envs)
+    for asked, num_envs in rounds(args):
+        for cases in wanted_cases(asked, num_envs):
             measured = measure(cases, args.seconds)
             for row in measured:
                 print_row(row)

@@ -22,7 +22,7 @@ from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
 from diamond_gym.models.blocks import Upsample
-from diamond_gym.openvino_forward import OpenVinoForward
+from diamond_gym.openvino_forward import OpenVinoForward, require_openvino
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
 
@@ -65,10 +65,12 @@ def build_world_model(
     _check_compilation(compile, place)
     compiles = compile is True and can_compile(place)
     keep_freed_memory()
+    networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
+    for network in networks:
+        network.__dict__.pop("forward", None)  # of an earlier placement
     for network in (agent.denoiser, agent.rew_end_model):
         network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     choose_upsampling(agent.denoiser, place)
-    networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
     if compile == "openvino":
         for network in networks:
             network.forward = OpenVinoForward(network, precision)
@@ -166,7 +168,19 @@ def _check_compilation(compile: bool | str, device: torch.device) -> None:
     if not isinstance(compile, bool) and compile not in ("auto", "openvino"):
         raise InvalidInputError(f'compile is True, False, "auto" or "openvino", got {compile!r}')
     if compile == "openvino" and device.type != "cpu":
-        raise InvalidInputError(f'compile="openvino" is for the CPU, and the device is {device}')
+        raise InvalidInputError(
+            f'compile="openvino" is for the CPU, and the device is {device}: pass device="cpu" too'
+        )
+    if compile == "openvino":
+        require_openvino()
+
+
+def how_compiled(world_model: WorldModel, num_games: int) -> bool | str:
+    """What runs the networks for so many games: True (PyTorch's compiler), "openvino", or False."""
+    forward = world_model.denoiser.inner_model.forward
+    if isinstance(forward, OpenVinoForward):
+        return "openvino" if num_games == 1 else False
+    return isinstance(forward, _CompiledForward)
 
 
 def can_compile(device: torch.device) -> bool:

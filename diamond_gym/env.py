@@ -40,8 +40,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             "hub:user/name" (a repository of the Hub), or a path to a `.safetensors`, a `.pt` or a run folder.
         device: "auto", "cpu", "cuda", ...
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
-        compile: True, False, "openvino" (on the CPU, with OpenVINO instead of PyTorch's compiler), or "auto"
-            to compile the networks where it pays; on CUDA, steps are CUDA graphs unless it is False.
+        compile: True compiles the networks, "openvino" runs those of a single game on the CPU in OpenVINO
+            (extra `openvino`), "auto" and False do neither; on CUDA steps are CUDA graphs unless it is False.
         num_denoising_steps: Denoising steps per frame; None as the checkpoint says, like the next three.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -18,17 +19,19 @@ from torch import Tensor, nn
 from diamond_gym.errors import MissingDependencyError
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_WORTH_A_MESSAGE_SECONDS = 1.0
 
 
 class OpenVinoForward:
     """Runs a network in OpenVINO for batches of 1, in PyTorch for all others.
 
-    OpenVINO spares a single image most of what PyTorch's calls cost beside their work; from about eight
-    images on that is nothing any more. It computes in `precision` and returns float32. The network is
-    converted when it meets its first single image, which takes seconds and is told on standard error.
+    OpenVINO spares a single image most of what PyTorch's calls cost beside their work; larger batches gain
+    little or nothing (`benchmarks/README.md`). It computes in `precision` and returns float32. The network is
+    converted when it meets its first single image, which takes seconds and is told on standard error; so it
+    is after the number of PyTorch's threads has changed, which OpenVINO takes over.
 
     Args:
-        network: In float32 and eval mode, on the CPU. Its weights are copied: later changes of them, such as
+        network: In eval mode, on the CPU. Its weights are copied: later changes of them, such as
             of their precision, are seen by larger batches only.
         precision: float32 or bfloat16.
 
@@ -37,32 +40,46 @@ class OpenVinoForward:
     """
 
     def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
-        _import_openvino()
+        require_openvino()
         self._name = type(network).__name__
         self._pytorch = network.forward
-        self._network = copy.deepcopy(network)
+        self._network = copy.deepcopy(network).float()
         self._precision = _PRECISIONS[precision]
-        self._requests: dict[tuple[torch.Size, ...], Any] = {}
+        self._requests: dict[tuple[Any, ...], Any] = {}
+        self._lock = threading.Lock()  # a request has one set of inputs
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         """The network's output for a batch x."""
         if len(x) != 1:
             return self._pytorch(x, *args)
         inputs = [y.float() if y.is_floating_point() else y for y in (x, *args)]
-        return _infer(self._request(inputs), inputs)
+        with self._lock:
+            return _infer(self._request(inputs), inputs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_requests": {}, "_lock": None}  # what a copy makes anew
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= state | {"_lock": threading.Lock()}
 
     def _request(self, inputs: Sequence[Tensor]) -> Any:
-        """OpenVINO's network for inputs of these shapes."""
-        shapes = tuple(x.shape for x in inputs)
-        if shapes not in self._requests:
+        """OpenVINO's network for such inputs."""
+        kind = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
+        if kind not in self._requests:
             start = time.perf_counter()
-            self._requests[shapes] = _converted(self._network, inputs, self._precision)
+            self._requests[kind] = _converted(self._network, inputs, self._precision)
             seconds = time.perf_counter() - start
-            print(f"converted {self._name} to OpenVINO in {seconds:.0f} s", file=sys.stderr)
-        return self._requests[shapes]
+            if seconds > _WORTH_A_MESSAGE_SECONDS:
+                print(f"converted {self._name} to OpenVINO in {seconds:.0f} s", file=sys.stderr)
+        return self._requests[kind]
 
 
-def _import_openvino() -> Any:
+def require_openvino() -> Any:
+    """The module.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
     try:
         import openvino
     except ImportError:
@@ -77,7 +94,7 @@ def _converted(network: nn.Module, inputs: Sequence[Tensor], precision: str) -> 
 
     This takes the steps of `openvino.convert_model` by themselves, since that reports its use to its makers.
     """
-    openvino = _import_openvino()
+    openvino = require_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
@@ -93,7 +110,7 @@ def _converted(network: nn.Module, inputs: Sequence[Tensor], precision: str) -> 
 
 
 def _infer(request: Any, inputs: Sequence[Tensor]) -> Tensor:
-    openvino = _import_openvino()
+    openvino = require_openvino()
     arrays = [x.contiguous().numpy() for x in inputs]  # OpenVINO reads their memory: they must outlive it
     for i, array in enumerate(arrays):
         request.set_input_tensor(i, openvino.Tensor(array, shared_memory=True))

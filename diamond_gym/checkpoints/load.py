@@ -76,7 +76,7 @@ def load_world(
             `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
-        compile: Whether to compile the networks: True, False, "openvino" or "auto".
+        compile: Whether to compile the networks: True, False, "openvino" (single games on the CPU) or "auto".
         num_denoising_steps: Instead of the checkpoint's own.
         order: Instead of the checkpoint's own: 1 for Euler, 2 for Heun.
         s_churn: Instead of the checkpoint's own, >= 0.
@@ -89,6 +89,7 @@ def load_world(
         DeviceError: The device is not available.
         CheckpointNotFoundError: There is no such checkpoint.
         CheckpointError: It is damaged, foreign, for another game or of another architecture.
+        MissingDependencyError: OpenVINO is asked for and not installed.
     """
     game = None if game is None else game_name(game)
     location = locate(game, checkpoint)

@@ -1,6 +1,7 @@
 """`python -m trainers.sb3`: a tiny run from nothing to its files, stopping, scoring, and every refusal."""
 
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -67,6 +68,17 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
     assert (finished / "log-002").is_dir()
     assert main(["train", *arguments(tiny_world, finished, "seed=3")]) == 2
     assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before = PPO.load(folder / "agent.zip", device="cpu")
+    more = [f"total_timesteps={before.num_timesteps + 128}", "learning_rate=3e-5"]
+    given = [x for x in arguments(tiny_world, folder) if not x.startswith("total")]
+    assert main(["train", *given, *more]) == 0
+    after = PPO.load(folder / "agent.zip", device="cpu")
+    rates = [agent.policy.optimizer.param_groups[0]["lr"] for agent in (before, after)]
+    assert rates == [PRESETS["ppo"]["learning_rate"], 3e-5] and after.learning_rate == 3e-5
 
 
 def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ from typing import Any
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym.acceleration import pick_device
@@ -126,6 +127,11 @@ def load_agent(
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(f"{path} is not an agent that this Stable-Baselines3 loads: {first_line(error)}")
+
+
+def set_learning_rate(agent: BaseAlgorithm, rate: float) -> None:
+    """Has an agent learn at another rate from its next update on."""
+    agent.learning_rate, agent.lr_schedule = rate, FloatSchedule(rate)
 
 
 def is_off_policy(agent: BaseAlgorithm) -> bool:

@@ -56,7 +56,9 @@ class TrainSettings:
     contexts: str | None = option(None, "where imagined games start: a bank or recorded episodes", str)
     num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
-    learning_rate: float | None = option(None, "instead of the preset's", float)
+    learning_rate: float | None = option(
+        None, "instead of the preset's; a run that goes on takes it, too", float
+    )
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's", float)
     seed: int = option(0, "fixes the games and the agent")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")

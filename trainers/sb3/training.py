@@ -28,12 +28,13 @@ from trainers.sb3.agents import (
     load_agent,
     new_agent,
     save_agent,
+    set_learning_rate,
 )
 from trainers.sb3.scoring import Score
 from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
-    *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "learning_rate", "ent_coef"),
+    *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "ent_coef"),
     *("checkpoint", "contexts", "num_denoising_steps", "end_penalty"),
 )
 """Settings that a run keeps: what it learns from, and how."""
@@ -138,6 +139,8 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
         print(f"going on from {saved} at step {agent.num_timesteps}", flush=True)
         # loading has seeded everything as at the start of the run: other games, other actions now
         agent.set_random_seed(settings.seed + agent.num_timesteps)
+        if settings.learning_rate is not None:
+            set_learning_rate(agent, settings.learning_rate)
         if isinstance(agent, OffPolicyAlgorithm):
             agent.learning_starts += agent.num_timesteps
             print(f"the replay buffer is not saved: it fills up to step {agent.learning_starts} first")

@@ -101,6 +101,11 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return found[-1] if found else None
 
 
+def find_embedded(rows: Sequence[Row], **wanted: Any) -> Row | None:
+    """As `find`, of the embedded Breakout."""
+    return find(rows, game="Breakout", checkpoint=EMBEDDED, model=EMBEDDED, **wanted)
+
+
 def paper_step(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
     """One step of the paper-size world model."""
     ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, compile=compile)
@@ -112,12 +117,11 @@ def paper_step(rows: Sequence[Row], num_envs: int, compile: bool | str = False) 
 
 def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
     """The environment of the embedded Breakout; what is compared with plain PyTorch is its world model."""
-    about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": num_envs}
-    about["compile"] = compile
-    env = find(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
+    about = {"num_envs": num_envs, "compile": compile}
+    env = find_embedded(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
     if env is None:
         return None
-    world_model = find(rows, name="WorldModel", **about)
+    world_model = find_embedded(rows, name="WorldModel", **about)
     speedup = None if world_model is None else world_model["speedup"]
     ratio = "" if speedup is None else f"{speedup:.2f}x, world model alone"
     rate = env["env_steps_per_second"]
@@ -126,8 +130,7 @@ def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False
 
 def overhead(rows: Sequence[Row]) -> Speed | None:
     """What the embedded Breakout's environment takes besides the passes through the networks."""
-    about = {"game": "Breakout", "checkpoint": EMBEDDED, "model": EMBEDDED, "num_envs": 1}
-    env = find(rows, name="DiamondEnv", compile=False, **about)
+    env = find_embedded(rows, name="DiamondEnv", num_envs=1, compile=False)
     if env is None or env["overhead_ms"] is None:
         return None
     is_measurable = env["overhead_ms"] > 0

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import sys
-import time
 import warnings
 from typing import Any
 
@@ -24,11 +23,11 @@ from diamond_gym.models import Agent
 from diamond_gym.models.blocks import Upsample
 from diamond_gym.openvino_forward import OpenVinoForward, require_openvino
 from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.waiting import told_if_slow
 from diamond_gym.world_model import WorldModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_DTYPES = ("float32", "bfloat16")
-_WORTH_A_MESSAGE_SECONDS = 1.0
 
 
 def build_world_model(
@@ -210,9 +209,5 @@ class _CompiledForward:
         if len(x) in self.batch_sizes:
             return self.forward(x, *args)
         self.batch_sizes.add(len(x))
-        start = time.perf_counter()
-        y = self.forward(x, *args)
-        seconds = time.perf_counter() - start
-        if seconds > _WORTH_A_MESSAGE_SECONDS:
-            print(f"compiled {self.name} for batches of {len(x)} in {seconds:.0f} s", file=sys.stderr)
-        return y
+        with told_if_slow(f"compiled {self.name} for batches of {len(x)}"):
+            return self.forward(x, *args)

@@ -6,9 +6,7 @@ Knows networks as modules that take a batch of images first; nothing of what the
 from __future__ import annotations
 
 import copy
-import sys
 import threading
-import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from diamond_gym.errors import MissingDependencyError
+from diamond_gym.waiting import told_if_slow
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
-_WORTH_A_MESSAGE_SECONDS = 1.0
 
 
 class OpenVinoForward:
@@ -66,11 +64,8 @@ class OpenVinoForward:
         """OpenVINO's network for such inputs."""
         kind = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
         if kind not in self._requests:
-            start = time.perf_counter()
-            self._requests[kind] = _converted(self._network, inputs, self._precision)
-            seconds = time.perf_counter() - start
-            if seconds > _WORTH_A_MESSAGE_SECONDS:
-                print(f"converted {self._name} to OpenVINO in {seconds:.0f} s", file=sys.stderr)
+            with told_if_slow(f"converted {self._name} to OpenVINO"):
+                self._requests[kind] = _converted(self._network, inputs, self._precision)
         return self._requests[kind]
 
 

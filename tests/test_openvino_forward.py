@@ -14,7 +14,7 @@ pytest.importorskip("openvino")
 import openvino
 
 import diamond_gym  # noqa: F401  registers the games
-from diamond_gym import acceleration, openvino_forward
+from diamond_gym import acceleration, waiting
 from diamond_gym.acceleration import build_world_model, how_compiled
 from diamond_gym.checkpoints import load_world
 from diamond_gym.errors import InvalidInputError, MissingDependencyError
@@ -39,7 +39,7 @@ def imagine(world_model, num_games, num_steps=3):
 
 
 def test_one_game_is_the_same_in_openvino_and_says_what_took_time(capfd, monkeypatch):
-    monkeypatch.setattr(openvino_forward, "_WORTH_A_MESSAGE_SECONDS", 0.0)
+    monkeypatch.setattr(waiting, "WORTH_A_MESSAGE_SECONDS", 0.0)
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     frames, logits = imagine(ours, 1)
     plain_frames, plain_logits = imagine(plain, 1)

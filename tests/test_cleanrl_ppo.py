@@ -11,7 +11,8 @@ from trainers.cleanrl_ppo import Rollout
 
 def short(tiny_world, out):
     arguments = f"--checkpoint {tiny_world} --out {out} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
-    return f"{arguments} --total-timesteps 48 --num-games 1 --minibatch-size 8 --num-epochs 1".split()
+    arguments = f"{arguments} --total-timesteps 48 --minibatch-size 8 --num-epochs 1"
+    return f"{arguments} --num-games 1 --max-game-steps 20".split()
 
 
 def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_path):
@@ -77,8 +78,7 @@ def test_a_horizon_is_bootstrapped_and_an_end_is_not(tiny_world, tmp_path):
     games.envs.close()
 
 
-def test_the_whole_command(tiny_world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cleanrl_ppo.score, "__defaults__", (20,))
+def test_the_whole_command(tiny_world, tmp_path, capsys):
     assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 0
     assert "mean score of 1 real games" in capsys.readouterr().out
     weights = torch.load(tmp_path / "agent.pt", weights_only=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 pytest.importorskip("torchrl")
-from torchrl.envs import TransformedEnv, check_env_specs
+from torchrl.envs import ExplorationType, TransformedEnv, check_env_specs, exploration_type
 from torchrl.envs.transforms import CatFrames, RewardSum, ToTensorImage
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
@@ -91,9 +91,37 @@ def test_the_example_trains(tiny_world, tmp_path, capsys):
 
     short = f"--checkpoint {tiny_world} --out {tmp_path} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
     short = f"{short} --total-frames 48 --minibatch-size 8 --num-epochs 1".split()
+    short += ["--num-games", "2", "--max-game-steps", "20"]
     assert torchrl_ppo.main(short) == 0
-    assert "imagined return" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "imagined return" in said and "mean score of 2 real games: " in said
     weights = torch.load(tmp_path / "agent.pt", weights_only=True)
     policy, _ = torchrl_ppo.make_networks(4, torch.device("cpu"))
     policy.load_state_dict(weights)
     assert torchrl_ppo.main([*short, "--checkpoint", "nowhere.pt"]) == 1
+
+
+def test_the_example_is_scored_on_what_it_learned_from(tiny_world, tmp_path, monkeypatch):
+    from trainers import torchrl_ppo
+
+    seen = []
+
+    def one_game(policy, game, num_games, *, num_frames, **_):
+        frames = np.random.default_rng(0).integers(256, size=(num_frames, 3, 64, 64), dtype=np.uint8)
+        seen.append(frames)
+        return [policy(frames)]
+
+    class Actor(torch.nn.Linear):
+        def forward(self, tensordict):
+            assert exploration_type() == ExplorationType.RANDOM
+            seen.append(tensordict["pixels"])
+            return tensordict.set("action", torch.tensor([2]))
+
+    monkeypatch.setattr(torchrl_ppo, "real_scores", one_game)
+    args = torchrl_ppo.parse_args(["--checkpoint", str(tiny_world), "--num-envs", "1"])
+    assert torchrl_ppo.score(Actor(1, 1), "Breakout", args) == [2]
+    frames, pixels = seen
+    stack = torchrl_ppo.make_env(args).reset()["pixels"]
+    assert pixels.shape == stack.shape and pixels.dtype == stack.dtype
+    torch.testing.assert_close(pixels[0, -3:], torch.from_numpy(frames[-1]) / 255)
+    assert stack.min() >= 0 and 0.3 < stack.max() <= 1

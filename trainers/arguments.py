@@ -37,7 +37,7 @@ def world_of(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParser:
-    """As `new_parser`, with the games, PPO's numbers, and `--out`."""
+    """As `new_parser`, with the games, PPO's numbers, the real games that score it, and `--out`."""
     parser = new_parser(name, description)
     parser.add_argument("--env-id", default="DiamondBreakout-v0")
     parser.add_argument(
@@ -55,5 +55,9 @@ def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParse
     parser.add_argument("--gae-lambda", type=float, default=0.95)
     parser.add_argument("--clip", type=float, default=0.1)
     parser.add_argument("--ent-coef", type=float, default=0.01)
+    parser.add_argument("--num-games", type=positive_int, default=30, help="real games to score the agent by")
+    parser.add_argument(
+        "--max-game-steps", type=positive_int, default=5_000, help="steps after which these are cut short"
+    )
     parser.add_argument("--out", type=Path, default=Path("outputs") / name, help="folder for agent.pt")
     return parser

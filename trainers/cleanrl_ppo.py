@@ -19,18 +19,18 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym.atari import AtariEnv
 from diamond_gym.disk import prepare_folder, write_torch
-from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 from diamond_gym.pixels import to_float
-from diamond_gym.registration import check_imagined, game_name
 from trainers.arguments import new_ppo_parser, world_of
+from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
 
@@ -162,33 +162,21 @@ def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args
 
 
 @torch.no_grad()
-def score(agent: Agent, game: str, num_games: int, seed: int, max_steps: int = 5_000) -> list[float]:
+def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
     """Scores of whole real games."""
-    device, num_frames = agent.actor.weight.device, agent.network[0].in_channels // 3  # pyright: ignore
-    env, scores = AtariEnv(game, training=False), []
-    for number in tqdm(range(num_games), desc="real games", unit="game"):
-        obs, _ = env.reset(seed=seed + number)
-        stack = np.zeros((1, num_frames, 3, 64, 64), np.uint8)
-        total = 0.0
-        for _ in range(max_steps):
-            stack = np.concatenate([stack[:, 1:], obs.transpose(2, 0, 1)[None, None]], axis=1)
-            act = agent(torch.from_numpy(stack).to(device))[0].sample()
-            obs, rew, terminated, truncated, _ = env.step(int(act))
-            total += rew
-            if terminated or truncated:
-                break
-        scores.append(total)
-    env.close()
-    return scores
+    device = agent.actor.weight.device  # pyright: ignore[reportAttributeAccessIssue]
 
+    def policy(stack: NDArray[np.uint8]) -> int:
+        return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
 
-def real_game(env_id: str) -> str | None:
-    """The Atari game that an id imagines; None where it imagines something else."""
-    check_imagined(env_id)
-    try:
-        return game_name(gym.spec(env_id).kwargs.get("game") or env_id)
-    except UnknownGameError:
-        return None
+    return real_scores(
+        policy,
+        game,
+        args.num_games,
+        num_frames=args.num_frames,
+        seed=args.seed,
+        max_steps=args.max_game_steps,
+    )
 
 
 def train(args: argparse.Namespace) -> Agent:
@@ -220,7 +208,6 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num-frames", type=int, default=4, choices=range(1, 5), help="frames the agent sees"
     )
-    parser.add_argument("--num-games", type=int, default=30, help="real games to score the agent by")
     return parser.parse_args(argv)
 
 
@@ -231,14 +218,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_folder(args.out)
         game = real_game(args.env_id)
         agent = train(args)
-        scores = score(agent, game, args.num_games, args.seed) if game else []
+        scores = score(agent, game, args) if game else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if scores:
-        print(
-            f"mean score of {len(scores)} real games: {np.mean(scores):.2f}, median {np.median(scores):.2f}"
-        )
+        print(in_words(scores))
     print(f"wrote {args.out / 'agent.pt'}")
     return 0
 

@@ -3,7 +3,7 @@
     python -m trainers.torchrl_ppo --env-id DiamondBreakout-v0 --total-frames 500000
 
 An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
-but the lines that make the games.
+but the lines that make the games. In the end the agent plays whole games of the real one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
@@ -21,10 +23,11 @@ from diamond_gym.disk import prepare_folder, write_torch
 from diamond_gym.errors import DiamondGymError, MissingDependencyError
 
 try:
+    from tensordict import TensorDict
     from tensordict.nn import TensorDictModule
     from torchrl.collectors import Collector
     from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
-    from torchrl.envs import TransformedEnv
+    from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
     from torchrl.envs.transforms import CatFrames, Compose, RewardSum, ToTensorImage
     from torchrl.modules import ConvNet, ProbabilisticActor, ValueOperator
     from torchrl.objectives import ClipPPOLoss
@@ -35,6 +38,9 @@ except ImportError:
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.options import positive_int
 from trainers.arguments import new_ppo_parser, world_of
+from trainers.real_score import in_words, real_game, real_scores
+
+NUM_FRAMES = 4
 
 
 def make_env(args: argparse.Namespace) -> TransformedEnv:
@@ -46,7 +52,7 @@ def make_env(args: argparse.Namespace) -> TransformedEnv:
         max_episode_steps=args.horizon,
         **world_of(args),
     )
-    stack = CatFrames(4, dim=-3, in_keys=["pixels"], padding="same")
+    stack = CatFrames(NUM_FRAMES, dim=-3, in_keys=["pixels"], padding="same")
     images = ToTensorImage(in_keys=["pixels"])
     return TransformedEnv(games, Compose(images, stack, RewardSum()))  # pyright: ignore[reportCallIssue]
 
@@ -56,7 +62,11 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
 
     def network(num_outputs: int) -> nn.Module:
         convolutions = ConvNet(
-            in_features=12, num_cells=[32, 64, 64], kernel_sizes=[8, 4, 3], strides=[4, 2, 1], device=device
+            in_features=3 * NUM_FRAMES,
+            num_cells=[32, 64, 64],
+            kernel_sizes=[8, 4, 3],
+            strides=[4, 2, 1],
+            device=device,
         )
         return nn.Sequential(
             convolutions,
@@ -74,8 +84,12 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
     return policy, ValueOperator(network(1), in_keys=["pixels"])
 
 
-def train(args: argparse.Namespace) -> list[float]:
-    """Trains an agent and saves its weights; returns the mean imagined return of each batch's episodes."""
+def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
+    """Trains an agent and saves its weights.
+
+    Returns:
+        The agent, and the mean imagined return of each batch's episodes.
+    """
     torch.manual_seed(args.seed)
     env = make_env(args)
     device, num_actions = torch.device(str(env.device)), int(env.action_spec.space.n)  # pyright: ignore
@@ -108,7 +122,7 @@ def train(args: argparse.Namespace) -> list[float]:
             bar.update(batch.numel())
     collector.shutdown()
     write_torch(args.out / "agent.pt", policy.state_dict())
-    return returns
+    return policy, returns
 
 
 def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: Any) -> None:
@@ -120,6 +134,26 @@ def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: An
     optimizer.step()
 
 
+@torch.no_grad()
+def score(agent: ProbabilisticActor, game: str, args: argparse.Namespace) -> list[float]:
+    """Scores of whole real games."""
+    device = next(agent.parameters()).device
+
+    def policy(stack: NDArray[np.uint8]) -> int:
+        pixels = torch.from_numpy(stack).to(device).flatten(0, 1)[None] / 255  # as in `make_env`
+        with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
+            return int(agent(TensorDict({"pixels": pixels}))["action"])
+
+    return real_scores(
+        policy,
+        game,
+        args.num_games,
+        num_frames=NUM_FRAMES,
+        seed=args.seed,
+        max_steps=args.max_game_steps,
+    )
+
+
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = new_ppo_parser("torchrl_ppo", __doc__)
@@ -128,16 +162,20 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Trains an agent; returns the exit status."""
+    """Trains and scores an agent; returns the exit status."""
     args = parse_args(argv)
     try:
         prepare_folder(args.out)
-        returns = train(args)
+        game = real_game(args.env_id)
+        agent, returns = train(args)
+        scores = score(agent, game, args) if game else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
+    if scores:
+        print(in_words(scores))
     print(f"wrote {args.out / 'agent.pt'}")
     return 0
 

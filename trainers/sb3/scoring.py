@@ -13,10 +13,8 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
+from trainers.real_score import bootstrap_interval
 from trainers.sb3.agents import is_off_policy
-
-NUM_RESAMPLES = 10_000
-CONFIDENCE = 0.95
 
 Policy = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[Any]]
 """Actions at observations; the flags say which games have just begun."""
@@ -47,15 +45,6 @@ class Score:
         """Summary of returns, at least one."""
         low, high = bootstrap_interval(returns)
         return cls(player, returns, float(np.mean(returns)), float(np.median(returns)), low, high)
-
-
-def bootstrap_interval(returns: list[float]) -> tuple[float, float]:
-    """95 % interval of the mean by the percentile bootstrap (Efron 1979), the same for the same returns."""
-    rng = np.random.default_rng(0)
-    means = rng.choice(np.asarray(returns), (NUM_RESAMPLES, len(returns))).mean(axis=1)
-    outside = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(means, [outside, 1 - outside])
-    return float(low), float(high)
 
 
 def play_games(

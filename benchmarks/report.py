@@ -137,6 +137,17 @@ def overhead(rows: Sequence[Row]) -> Speed | None:
     return Speed(env["overhead_ms"], f"{number(env['overhead_ms'])} ms" if is_measurable else "within noise")
 
 
+def sb3_adapter(rows: Sequence[Row]) -> Speed | None:
+    """The embedded Breakout as Stable-Baselines3 steps it, beside the vector environment below."""
+    adapter = find_embedded(rows, name="BatchedVecEnv (SB3)", num_envs=32, compile=False)
+    bare = find_embedded(rows, name="DiamondVectorEnv", num_envs=32, compile=False)
+    if adapter is None or bare is None:
+        return None
+    ratio = bare["p50_ms"] / adapter["p50_ms"]
+    ours = f"{number(adapter['env_steps_per_second'])} env-steps/s"
+    return Speed(ratio, ours, ratio=f"{ratio:.2f}x of `DiamondVectorEnv`", how=adapter["dtype"])
+
+
 def real_game(rows: Sequence[Row], num_envs: int) -> Speed | None:
     """The real Breakout as ale_py steps it fastest."""
     row = find(rows, game="Breakout", model="the real game", name="AtariVectorEnv", num_envs=num_envs)
@@ -223,6 +234,7 @@ def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
             for how, name in COMPILERS.items()
         ),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
+        Line("embedded Breakout, 32 games for Stable-Baselines3", sb3_adapter(rows), 0.95),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
         Line(EPOCH, epoch_speed(find_epoch(rows)), 1.5),
         *lines_without_target(rows),
@@ -237,6 +249,7 @@ def lines_on_cuda(rows: Sequence[Row]) -> list[Line]:
         Line("paper-size step, 256 games", paper_step(rows, 256), 3),
         Line("embedded Breakout, 1 game", embedded_env(rows, 1)),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32)),
+        Line("embedded Breakout, 32 games for Stable-Baselines3", sb3_adapter(rows), 0.95),
         Line("embedded Breakout, 256 games", embedded_env(rows, 256)),
         Line("embedded Breakout, 1024 games", embedded_env(rows, 1024)),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 2.5),

@@ -86,10 +86,27 @@ def test_the_whole_command(tiny_world, tmp_path, capsys):
     fresh.load_state_dict(weights)
 
 
+def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cleanrl_ppo, "learn", stop)
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
+    cleanrl_ppo.Agent(4, 4).load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+
+
 def test_wrong_arguments(tiny_world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cleanrl_ppo.main(["--num-envs", "0"])
-    assert cleanrl_ppo.main([*short(tiny_world, tmp_path), "--env-id", "CartPole-v1"]) == 1
-    assert cleanrl_ppo.main([*short(tiny_world, tmp_path), "--env-id", "DiamondFoo-v0"]) == 1
-    assert cleanrl_ppo.main([*short(tmp_path / "none", tmp_path)]) == 1
-    assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
+    with pytest.raises(SystemExit):
+        cleanrl_ppo.main(["--learning-rate", "-1"])
+    assert "expected a finite number above 0, got '-1'" in capsys.readouterr().err
+    wrong = {
+        "--env-id=CartPole-v1": "CartPole-v1 is not an imagined game",
+        "--env-id=DiamondFoo-v0": "DiamondFoo",
+        "--checkpoint=none.pt": "none.pt",
+    }
+    for argument, message in wrong.items():
+        assert cleanrl_ppo.main([*short(tiny_world, tmp_path), argument]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line

@@ -66,6 +66,7 @@ def test_the_whole_command(tiny_world, capsys):
     assert [line.split(":")[0] for line in lines] == ["planner", "random"]
     assert planning.main([*short, "--checkpoint", tiny_world, "--num-taken", "9"]) == 2
     assert planning.main([*short, "--checkpoint", "nowhere.pt"]) == 1
+    assert planning.main([*short, "--game", "Nogame"]) == 2
 
 
 def test_wrong_config():
@@ -73,3 +74,5 @@ def test_wrong_config():
         PlannerConfig(num_sequences=0)
     with pytest.raises(InvalidInputError, match="gamma"):
         PlannerConfig(gamma=1.5)
+    with pytest.raises(InvalidInputError, match="end_penalty must be finite"):
+        PlannerConfig(end_penalty=float("nan"))

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import diamond_gym
 from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import DiamondGymError
 from trainers.real_score import bootstrap_interval, in_words, real_game, real_scores
@@ -40,6 +41,11 @@ def test_the_game_of_an_id():
     assert real_game("DiamondBreakout-v0") == "Breakout"
     with pytest.raises(DiamondGymError):
         real_game("CartPole-v1")
+
+
+def test_a_world_of_no_atari_game_has_no_real_one(tiny_world):
+    diamond_gym.register_world_model("MyOwnGame-v0", tiny_world)
+    assert real_game("MyOwnGame-v0") is None
 
 
 def test_the_interval_is_that_of_the_mean():

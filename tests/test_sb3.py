@@ -1,9 +1,13 @@
 """The Stable-Baselines3 adapter: its VecEnv contract against a DummyVecEnv, its wrappers, its agents."""
 
+import warnings
+
 import gymnasium
 import numpy as np
 import pytest
+from sb3_contrib import RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import (
@@ -15,7 +19,7 @@ from stable_baselines3.common.vec_env import (
     VecVideoRecorder,
 )
 
-from diamond_gym.adapters.sb3 import BatchedVecEnv, ContextFrameStack, make_sb3_vec_env
+from diamond_gym.adapters.sb3 import BatchedVecEnv, ContextFrameStack, burn_in, make_sb3_vec_env
 from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import InvalidInputError
 from tests import worlds
@@ -191,6 +195,36 @@ def test_a_stack_without_contexts_is_a_frame_stack():
         np.testing.assert_array_equal(ours.step([1])[0], theirs.step([1])[0])
     with pytest.raises(InvalidInputError, match="n_stack >= 1"):
         ContextFrameStack(make(), 0)
+
+
+def test_stable_baselines_checks_the_game(tiny_world):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        check_env(gymnasium.make(ID, checkpoint=tiny_world, **worlds.PLAIN).unwrapped)
+
+
+def test_a_memory_is_burned_in_with_the_frames_before_the_first_one(make):
+    env = make(3, seed=0)
+    agent = RecurrentPPO("CnnLstmPolicy", env, n_steps=4, batch_size=4, seed=0, device="cpu")
+    env.reset()
+    state = burn_in(agent, VecTransposeImage(env))
+    for game in range(3):
+        past = env.unwrapped.reset_infos[game]["context"]["obs"][:-1]
+        memory, begins = None, True
+        for obs in past:
+            _, memory = agent.predict(obs, state=memory, episode_start=np.array([begins]))
+            begins = False
+        for ours, theirs in zip(state, memory, strict=True):
+            np.testing.assert_allclose(ours[:, [game]], theirs, atol=1e-5)
+            assert np.abs(ours).max() > 1e-3
+
+
+def test_games_without_contexts_have_nothing_to_burn_in():
+    env = DummyVecEnv([lambda: AtariEnv("Breakout", training=False)])
+    env.reset()
+    with pytest.raises(InvalidInputError, match="games with contexts"):
+        burn_in(None, env)
+    env.close()
 
 
 def test_wrong_input(make, tiny_world):

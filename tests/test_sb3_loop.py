@@ -84,6 +84,7 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     del before["end_penalty"]  # as folders were written before there was a penalty
     (tmp_path / "loop.json").write_text(json.dumps(before))
     assert main(arguments(first_world, tmp_path)) == 0
+    assert agents.find_agent(str(tmp_path), "Breakout") == tmp_path / "round-2" / "agent" / "agent.zip"
     assert main([*arguments(first_world, tmp_path), "seed=1"]) == 2
     assert "holds a loop with seed=0, not 1: choose another out=" in capsys.readouterr().err
 
@@ -132,3 +133,22 @@ def test_data_that_is_not_there_is_refused_before_anything_is_learned(first_worl
     assert main([*given, f"data={tmp_path / 'nowhere'}"]) == 1
     assert "nowhere" in capsys.readouterr().err
     assert not (tmp_path / "round-1").exists()
+
+
+def test_a_world_of_other_sizes_is_refused_before_anything_is_learned(first_world, tmp_path, capsys):
+    given = [x for x in arguments(first_world, tmp_path) if not x.startswith("world=")]
+    assert main([*given, "world=preset=finetune"]) == 1
+    assert "is of other sizes" in capsys.readouterr().err
+    assert not (tmp_path / "round-1").exists()
+
+
+@pytest.mark.parametrize("wrong", ["checkpoint", "data", "contexts"])
+def test_a_loop_that_failed_to_begin_does_not_stand_in_the_way(wrong, first_world, tmp_path, monkeypatch):
+    given = arguments(first_world, tmp_path)
+    assert main([*(x for x in given if not x.startswith(wrong)), f"{wrong}={tmp_path / 'nowhere.pt'}"]) == 1
+
+    def begun(settings, *, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop.training, "train", begun)
+    assert main(given) == 130

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import sys
 
 import cv2
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
+from sb3_contrib import TRPO
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
@@ -203,6 +205,16 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
     assert main(["train", *given, "total_timesteps=40"]) == 0
     assert main(["train", *given, "total_timesteps=80"]) == 0
     assert "it fills up to step 60 first" in capsys.readouterr().out
+    assert main(["train", *given, "total_timesteps=100"]) == 0
+    assert "it fills up to step 100 first" in capsys.readouterr().out, "20 steps, however often it goes on"
+
+
+def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):
+    given = [x for x in arguments(tiny_world, tmp_path) if not x.startswith(("total", "eval"))]
+    assert main(["train", *given, "total_timesteps=128", "eval_every=64", "eval_episodes=1"]) == 0
+    (tmp_path / "learning_curve.png").unlink()
+    assert main(["train", *given, "total_timesteps=256", "eval_every=64", "eval_episodes=3"]) == 0
+    assert cv2.imread(str(tmp_path / "learning_curve.png")).std() > 0
 
 
 def test_a_run_that_failed_to_begin_does_not_stand_in_the_way(tiny_world, tmp_path):
@@ -244,7 +256,9 @@ def test_a_score_is_summed_up():
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
         (["train", "end_penalty=-1"], 2, "end_penalty must be finite and at least 0, got -1"),
         (["train", "end_penalty=nan"], 2, "end_penalty must be finite and at least 0, got nan"),
-        (["train", "game=Nogame"], 2, "Nogame"),
+        (["train", "learning_rate=inf"], 2, "learning_rate must be finite and above 0, got inf"),
+        (["train", "ent_coef=nan"], 2, "ent_coef must be finite, got nan"),
+        (["train", "game=Nogame"], 2, "unknown game 'Nogame'"),
         (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
         (["evaluate"], 2, "missing: agent=PATH"),
         (["evaluate", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
@@ -263,7 +277,16 @@ def test_wrong_arguments_give_one_line(command, code, message, capsys, tmp_path,
 
 def test_no_world_to_learn_in(tmp_path, capsys):
     assert main(["train", "game=Asterix", "checkpoint=embedded", f"out={tmp_path / 'run'}"]) == 1
-    assert capsys.readouterr().err.count("\n") == 1
+    error = capsys.readouterr().err
+    assert "no embedded world model of Asterix" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["stable_baselines3", "rich", "tensorboard"])
+def test_without_the_extra_it_is_named(name, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, name, None)
+    for command in ("train", "loop"):
+        assert main([command]) == 1
+        assert f"this needs {name}: pip install 'diamond-gym[sb3]'" in capsys.readouterr().err
 
 
 def test_agents_that_do_not_fit(finished, tmp_path):
@@ -276,6 +299,9 @@ def test_agents_that_do_not_fit(finished, tmp_path):
         agents.load_agent(tmp_path / "agent.zip", device="cpu")
     with pytest.raises(CheckpointNotFoundError):
         agents.find_agent(str(tmp_path / "none"), "Breakout")
+    TRPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "trpo.zip")
+    with pytest.raises(CheckpointError, match=r"of an unknown algorithm, .* known: ppo, a2c, dqn"):
+        agents.load_agent(tmp_path / "trpo.zip", device="cpu")
     cart = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     cart.save(tmp_path / "cart.zip")
     with pytest.raises(InvalidInputError, match="accepted are stacks of 64x64 RGB frames"):

@@ -1,5 +1,8 @@
 """The TorchRL adapter: specs, resets of single games, and the games of the batched environment."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -86,7 +89,7 @@ def test_wrong_input(make):
         make(0)
 
 
-def test_the_example_trains(tiny_world, tmp_path, capsys):
+def test_the_example_trains(tiny_world, tmp_path, capsys, monkeypatch):
     from trainers import torchrl_ppo
 
     short = f"--checkpoint {tiny_world} --out {tmp_path} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
@@ -99,6 +102,22 @@ def test_the_example_trains(tiny_world, tmp_path, capsys):
     policy, _ = torchrl_ppo.make_networks(4, torch.device("cpu"))
     policy.load_state_dict(weights)
     assert torchrl_ppo.main([*short, "--checkpoint", "nowhere.pt"]) == 1
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "agent.pt").unlink()
+    monkeypatch.setattr(torchrl_ppo, "_learn", stop)
+    assert torchrl_ppo.main(short) == 130
+    policy.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+
+
+def test_without_torchrl_the_extra_is_named_in_a_line():
+    command = "import sys, runpy; sys.modules['torchrl'] = sys.modules['tensordict'] = None"
+    command += "; runpy.run_module('trainers.torchrl_ppo', run_name='__main__')"
+    ended = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == "error: this needs TorchRL: pip install 'diamond-gym[torchrl]'\n"
 
 
 def test_the_example_is_scored_on_what_it_learned_from(tiny_world, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diamond_gym.options import positive_int
+from diamond_gym.options import positive_float, positive_int
 
 
 def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -48,7 +48,7 @@ def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParse
         "--num-steps", type=positive_int, default=64, help="steps of each game between updates"
     )
     parser.add_argument("--horizon", type=positive_int, default=50, help="steps of an imagined game")
-    parser.add_argument("--learning-rate", type=float, default=2.5e-4)
+    parser.add_argument("--learning-rate", type=positive_float, default=2.5e-4)
     parser.add_argument("--num-epochs", type=positive_int, default=4)
     parser.add_argument("--minibatch-size", type=positive_int, default=256)
     parser.add_argument("--gamma", type=float, default=0.985)

@@ -180,7 +180,7 @@ def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
 
 
 def train(args: argparse.Namespace) -> Agent:
-    """Trains an agent and saves its weights."""
+    """Trains an agent and saves its weights; when interrupted, too."""
     torch.manual_seed(args.seed)
     games = Games(args)
     device = games.stack.device
@@ -189,15 +189,18 @@ def train(args: argparse.Namespace) -> Agent:
     num_updates = max(1, args.total_timesteps // (args.num_envs * args.num_steps))
     begin = time.perf_counter()
     bar = tqdm(range(num_updates), unit="update")
-    for update in bar:
-        optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
-        rollout = play(agent, games, args.num_steps, args.gamma)
-        learn(agent, optimizer, rollout, args)
-        steps = (update + 1) * args.num_envs * args.num_steps
-        speed = steps / (time.perf_counter() - begin)
-        bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
-    games.envs.close()
-    write_torch(args.out / "agent.pt", agent.state_dict())
+    try:
+        for update in bar:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
+            rollout = play(agent, games, args.num_steps, args.gamma)
+            learn(agent, optimizer, rollout, args)
+            steps = (update + 1) * args.num_envs * args.num_steps
+            speed = steps / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
+    finally:
+        games.envs.close()
+        write_torch(args.out / "agent.pt", agent.state_dict())
+        print(f"wrote {args.out / 'agent.pt'}")
     return agent
 
 
@@ -222,9 +225,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if scores:
         print(in_words(scores))
-    print(f"wrote {args.out / 'agent.pt'}")
     return 0
 
 

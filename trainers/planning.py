@@ -10,6 +10,7 @@ in one batch under the same noise, so they differ by nothing but their actions.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 import diamond_gym
 from diamond_gym.atari import AtariEnv
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
 from diamond_gym.options import positive_int
 from diamond_gym.registration import env_id, game_name
 from trainers.arguments import new_parser, world_of
@@ -60,6 +61,8 @@ class PlannerConfig:
             raise InvalidInputError(f"counts must be at least 1, and num_taken at most horizon, got {self}")
         if not 0 <= self.gamma <= 1:
             raise InvalidInputError(f"gamma must be in [0, 1], got {self.gamma}")
+        if not math.isfinite(self.end_penalty):
+            raise InvalidInputError(f"end_penalty must be finite, got {self.end_penalty}")
 
 
 class Planner:
@@ -180,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         scores = run(args)
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError) else 1
+        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
     for name, values in scores.items():
         print(f"{name}: mean score {np.mean(values):.2f} of {len(values)} real games {values}")
     return 0

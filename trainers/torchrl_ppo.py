@@ -33,7 +33,10 @@ try:
     from torchrl.objectives import ClipPPOLoss
     from torchrl.objectives.value import GAE
 except ImportError:
-    raise MissingDependencyError("this needs TorchRL: pip install 'diamond-gym[torchrl]'") from None
+    missing = "this needs TorchRL: pip install 'diamond-gym[torchrl]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise MissingDependencyError(missing) from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.options import positive_int
@@ -85,7 +88,7 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
 
 
 def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
-    """Trains an agent and saves its weights.
+    """Trains an agent and saves its weights; when interrupted, too.
 
     Returns:
         The agent, and the mean imagined return of each batch's episodes.
@@ -107,7 +110,8 @@ def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
         batch_size=min(args.minibatch_size, frames_per_batch),
     )
     returns: list[float] = []
-    with tqdm(total=args.total_frames, unit="frame") as bar:
+    bar = tqdm(total=args.total_frames, unit="frame")
+    try:
         for batch in collector:
             for _ in range(args.num_epochs):
                 with torch.no_grad():
@@ -120,8 +124,11 @@ def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
                 returns.append(float(batch["next", "episode_reward"][done].mean()))
                 bar.set_postfix_str(f"imagined return {returns[-1]:.2f}")
             bar.update(batch.numel())
-    collector.shutdown()
-    write_torch(args.out / "agent.pt", policy.state_dict())
+    finally:
+        bar.close()
+        collector.shutdown()
+        write_torch(args.out / "agent.pt", policy.state_dict())
+        print(f"wrote {args.out / 'agent.pt'}")
     return policy, returns
 
 
@@ -172,11 +179,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
     if scores:
         print(in_words(scores))
-    print(f"wrote {args.out / 'agent.pt'}")
     return 0
 
 

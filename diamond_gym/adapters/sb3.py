@@ -205,6 +205,38 @@ class ContextFrameStack(VecEnvWrapper):
         self._frames[game, ..., -self._channels * len(known) :] = np.concatenate(known, axis=-1)
 
 
+def burn_in(agent: Any, env: VecEnv) -> Any:
+    """What a recurrent agent remembers after the frames before each game's first one.
+
+    env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+    obs = env.reset()
+    act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
+
+    Imagined games start in the middle of real ones. When single games have started anew, call it again and
+    take over the entries of those.
+
+    Args:
+        agent: A `RecurrentPPO`, or another whose `predict` takes and returns a state; it sees single frames.
+        env: Games that have been reset; the innermost `VecEnv` holds contexts in `reset_infos`.
+
+    Returns:
+        The state: for `RecurrentPPO` a pair of float32 arrays (layers, num_envs, hidden). None for games
+        whose contexts have a single frame.
+
+    Raises:
+        InvalidInputError: The games have no contexts.
+    """
+    contexts = [info.get("context") for info in env.unwrapped.reset_infos]
+    if any(context is None for context in contexts):
+        raise InvalidInputError("burning in needs games with contexts: imagined ones, after a reset")
+    past = np.stack([context["obs"][:-1] for context in contexts if context is not None], axis=1)
+    state, begins = None, np.ones(env.num_envs, bool)
+    for obs in past:
+        _, state = agent.predict(obs, state=state, episode_start=begins)
+        begins = np.zeros(env.num_envs, bool)
+    return state
+
+
 def _entry(context: dict[str, Any], game: int) -> dict[str, Any]:
     return {name: x[game] for name, x in context.items() if not name.startswith("_")}
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from diamond_gym import options
 from diamond_gym.errors import DiamondGymError, InvalidInputError, MissingDependencyError, UnknownGameError
 from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
 
+_MODULES = ("stable_baselines3", "tensorboard", "matplotlib", "rich")
 _HELP = ("-h", "--help", "help")
 USAGE = """\
 usage: python -m trainers.sb3 COMMAND [key=value ...]
@@ -28,13 +30,22 @@ The agent learns in imagined games (or, where=real, in real ones), plays the rea
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
 learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
 
+Beside the same algorithm after as many real steps (horizon, checkpoint, contexts and num_denoising_steps mean
+nothing there):
+  train game=Breakout total_timesteps=200000 where=real
+  train game=Breakout total_timesteps=200000 beside=outputs/sb3/Breakout-ppo-real-0
+
 """
 LOOP = """\
 usage: python -m trainers.sb3 loop [key=value ...]
 
 DIAMOND's loop for any algorithm: the agent learns in imagination, plays the real game, and the world goes on
 learning from what it had and from the agent's episodes; then the next round begins. Every round leaves its
-agent, its episodes and its world in the folder. Ctrl-C saves; the same command goes on.
+agent, its episodes and its world in the folder. Ctrl-C saves,
+but for real games that are being collected; the same command goes on.
+
+The world goes on learning as the networks that it has: world="preset=finetune" is for small ones, as the
+embedded worlds are, world="preset=paper ..." for released models, on a GPU. Needs the extra "train", too.
 
 """
 EVALUATE = """\
@@ -116,10 +127,10 @@ def _demo(arguments: Sequence[str]) -> None:
 
 
 def _require_sb3() -> None:
-    try:
-        import stable_baselines3  # noqa: F401
-    except ImportError:
-        raise MissingDependencyError("this needs Stable-Baselines3: pip install 'diamond-gym[sb3]'") from None
+    """Stable-Baselines3, and what its progress bar, its logs and our curves need."""
+    missing = [name for name in _MODULES if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
 
 
 if __name__ == "__main__":

@@ -77,7 +77,8 @@ def find_agent(name: str, game: str) -> Path:
     """The zip of an agent.
 
     Args:
-        name: path of the zip or of a run folder, or "embedded": the one that comes with the package.
+        name: path of the zip, of a run folder or of a loop's (its last round), or "embedded": the one that
+            comes with the package.
         game: the game it will play.
 
     Raises:
@@ -86,10 +87,17 @@ def find_agent(name: str, game: str) -> Path:
     if name == "embedded":
         return _embedded_agent(game)
     path = Path(name)
-    found = path / AGENT_FILE if path.is_dir() else path
+    found = _agent_in(path) if path.is_dir() else path
     if not found.is_file():
         raise CheckpointNotFoundError(f"there is no agent at {found}")
     return found
+
+
+def _agent_in(folder: Path) -> Path:
+    """Of a run, or of the last round of a loop."""
+    rounds = folder.glob(f"round-*/agent/{AGENT_FILE}")
+    latest = max(rounds, key=lambda path: int(path.parts[-3].removeprefix("round-")), default=None)
+    return latest or folder / AGENT_FILE
 
 
 def _embedded_agent(game: str) -> Path:
@@ -168,6 +176,9 @@ def _algorithm_of(path: Path) -> str:
         "stable_baselines3.dqn.policies": "dqn",
         "stable_baselines3.common.policies": "ppo" if "clip_range" in saved else "a2c",
     }
-    if module not in known:
-        raise CheckpointError(f"{path} is of an unknown algorithm ({module}); known: {', '.join(PRESETS)}")
+    if module not in known or "cg_damping" in saved:  # TRPO has the policy of A2C
+        raise CheckpointError(
+            f"{path} is of an unknown algorithm, or its policy ({module}) is not Stable-Baselines3's own; "
+            f"known: {', '.join(PRESETS)}"
+        )
     return known[module]

@@ -119,9 +119,11 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
-    _check_settings(folder / SETTINGS_FILE, settings)
+    _check_settings(folder, settings)
+    _check_beginning(settings)
+    write_json(asdict(settings), folder / SETTINGS_FILE)
     checkpoint, contexts = settings.checkpoint, settings.contexts
-    data = _first_data(settings, folder, progress)
+    data: Path | None = None
     scores: list[list[Score]] = []
     for number in range(1, settings.rounds + 1):
         place = folder / f"round-{number}"
@@ -130,18 +132,38 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
         of_round = settings.round(number, place / "agent", checkpoint, contexts)
         scores.append(_learned(of_round, progress))
         if number < settings.rounds:
+            data = data or _first_data(settings, folder, progress)
             data = _extended(data, place, of_round, settings.collect_steps, progress)
             checkpoint = _world(settings, place, data, checkpoint, progress)
             contexts = str(_starts(settings, place, checkpoint))
     return _summary(scores)
 
 
-def _check_settings(file: Path, settings: LoopSettings) -> None:
-    """Makes sure that a loop goes on as it began; notes how it begins."""
-    now = asdict(settings)
-    if file.is_file():
-        training.check_unchanged(file, settings, now, "a loop")
-    write_json(now, file)
+def _check_settings(folder: Path, settings: LoopSettings) -> None:
+    """Makes sure that a loop in which an agent has begun to learn goes on as it began."""
+    file = folder / SETTINGS_FILE
+    if file.is_file() and (folder / "round-1" / "agent" / AGENT_FILE).is_file():
+        training.check_unchanged(file, settings, asdict(settings), "a loop")
+
+
+def _check_beginning(settings: LoopSettings) -> None:
+    """Finds out at once what would otherwise stop the loop after its first round.
+
+    Raises:
+        DatasetError: There are no episodes at `settings.data`.
+        CheckpointError: The world's training is of networks of other sizes than the first world's.
+    """
+    if settings.data is not None:
+        EpisodeDataset(Path(settings.data) / "train")
+    config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
+    launch.initialize(launch.new_agent(config, launch.describe(config, "")), config)
+
+
+def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
+    """Arguments of a world's training, less the data."""
+    before = load_world(settings.game, checkpoint, device=settings.device).source
+    start = f"initialization.path_to_ckpt={before}"
+    return [f"game={settings.game}", start, *settings.world_arguments]
 
 
 def _learned(settings: TrainSettings, progress: bool) -> list[Score]:
@@ -161,7 +183,6 @@ def _take_along(before: Path, place: Path) -> None:
 
 def _first_data(settings: LoopSettings, folder: Path, progress: bool) -> Path:
     if settings.data is not None:
-        EpisodeDataset(Path(settings.data) / "train")  # says so where there is none
         return Path(settings.data)
     name = usual_player(settings.game)
     usual = player(name, settings.game, num_actions(settings.game), settings.seed, repeat=4)
@@ -226,11 +247,7 @@ def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, pro
     runs: Sequence[Path] = sorted(outputs.glob("*/*/config/trainer.yaml"))
     if runs:
         return str(launch.resume(runs[-1].parents[1], progress=progress))
-    before = load_world(settings.game, checkpoint, device=settings.device).source
-    arguments = [
-        *(f"game={settings.game}", f"static_dataset.path={data}", f"initialization.path_to_ckpt={before}"),
-        *settings.world_arguments,
-    ]
+    arguments = [*_world_arguments(settings, checkpoint), f"static_dataset.path={data}"]
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
     config = world_settings.parse(arguments)
     return str(launch.train(config, outputs=outputs, command=command, progress=progress))

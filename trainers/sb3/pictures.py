@@ -46,12 +46,13 @@ def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
 
 
 def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
-    """Steps (k,), and returns of real games (k, n)."""
+    """Steps (k,), and lowest, mean and highest return (k, 3) of the games played then."""
     saved = [np.load(path) for path in paths]
     if not saved:
-        return np.zeros(0), np.zeros((0, 1))
-    steps, returns = (np.concatenate([part[name] for part in saved]) for name in ("timesteps", "results"))
-    return steps, returns
+        return np.zeros(0), np.zeros((0, 3))
+    played = [games for part in saved for games in part["results"]]
+    returns = np.array([(games.min(), games.mean(), games.max()) for games in played])
+    return np.concatenate([part["timesteps"] for part in saved]), returns
 
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
@@ -64,8 +65,8 @@ def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDA
     left.set(title=f"episodes learned from ({where})", ylabel="mean return of 100 episodes")
     steps, returns = played
     if len(steps):
-        right.plot(steps, returns.mean(axis=1), marker="o", label="mean")
-        right.fill_between(steps, returns.min(axis=1), returns.max(axis=1), alpha=0.2, label="all games")
+        right.plot(steps, returns[:, 1], marker="o", label="mean")
+        right.fill_between(steps, returns[:, 0], returns[:, 2], alpha=0.2, label="all games")
         right.legend()
     right.set(title="whole real games", ylabel="score")
     for axes in (left, right):

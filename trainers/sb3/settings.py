@@ -67,7 +67,7 @@ class TrainSettings:
     final_episodes: int = option(30, "real games that the trained agent is scored by")
     max_game_steps: int = option(5_000, "steps after which a real game is cut short")
     out: str | None = option(None, "run folder; without it outputs/sb3/GAME-ALGO-WHERE-SEED", str)
-    beside: str | None = option(None, "another agent's zip, for the table", str)
+    beside: str | None = option(None, "another agent's zip or run folder, or embedded, for the table", str)
 
     def __post_init__(self) -> None:
         options.check_choice("algo", self.algo, tuple(PRESETS))
@@ -76,8 +76,10 @@ class TrainSettings:
         games = ("eval_every", "eval_episodes", "final_episodes", "max_game_steps")
         options.check_positive(self, *counts, *games)
         options.check_seed(self.seed, 31)
-        if self.learning_rate is not None and not self.learning_rate > 0:
-            raise InvalidInputError(f"learning_rate must be above 0, got {self.learning_rate}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise InvalidInputError(f"learning_rate must be finite and above 0, got {self.learning_rate}")
+        if self.ent_coef is not None and not math.isfinite(self.ent_coef):
+            raise InvalidInputError(f"ent_coef must be finite, got {self.ent_coef}")
         if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
         if not 0 <= self.end_penalty < math.inf:
@@ -110,7 +112,7 @@ class EvaluateSettings:
         InvalidInputError: a place is unknown, or a number is out of range.
     """
 
-    agent: str = option("", "the agent's zip, the run folder it lies in, or embedded")
+    agent: str = option("", "the agent's zip, the folder of its run or loop, or embedded")
     game: str = option("Breakout", "the game")
     where: str = option("real", "where it plays: real or imagination")
     episodes: int = option(

@@ -142,7 +142,7 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
         if settings.learning_rate is not None:
             set_learning_rate(agent, settings.learning_rate)
         if isinstance(agent, OffPolicyAlgorithm):
-            agent.learning_starts += agent.num_timesteps
+            agent.learning_starts = agent.num_timesteps + settings.keywords()["learning_starts"]
             print(f"the replay buffer is not saved: it fills up to step {agent.learning_starts} first")
         return agent
     return new_agent(settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords())

@@ -30,6 +30,11 @@ The agent learns in imagined games (or, where=real, in real ones), plays the rea
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
 learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
 
+What is behind the agents that come with the package:
+  train game=Breakout horizon=64 num_denoising_steps=2 total_timesteps=375000
+  train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
+with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
+
 Beside the same algorithm after as many real steps (horizon, checkpoint, contexts and num_denoising_steps mean
 nothing there):
   train game=Breakout total_timesteps=200000 where=real

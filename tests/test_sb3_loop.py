@@ -7,6 +7,7 @@ import pytest
 import torch
 from stable_baselines3 import PPO
 
+from diamond_gym.checkpoints import load_world
 from diamond_gym.contexts import ContextBank, num_windows
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import InvalidInputError
@@ -25,8 +26,9 @@ SHORT += ["final_episodes=1", "max_game_steps=20", "rounds=2", "collect_steps=60
 
 @pytest.fixture(scope="module")
 def first_world(tmp_path_factory):
-    """A run of the trainer that has collected and learned next to nothing."""
-    config = world_settings.parse(["game=Breakout", *WORLD.split()])
+    """A run of the trainer that has collected and learned next to nothing, with a sampler of its own."""
+    sampler = [f"world_model_env.diffusion_sampler.{x}" for x in ("s_churn=3.0", "s_tmax=4.0", "s_noise=1.4")]
+    config = world_settings.parse(["game=Breakout", *WORLD.split(), *sampler])
     return launch.train(config, outputs=tmp_path_factory.mktemp("first"), command="", progress=False)
 
 
@@ -58,6 +60,8 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     ]
     assert sizes[1] == 60 and sizes[2] == sizes[0] + sizes[1]
     (run,) = (tmp_path / "round-1" / "world").glob("*/*")
+    samplers = [load_world("Breakout", x, device="cpu").world_model.config for x in (first_world, run)]
+    assert samplers[0] == samplers[1] and samplers[0].s_noise == 1.4
     settings = json.loads((tmp_path / "round-2" / "agent" / "settings.json").read_text())
     assert settings["checkpoint"] == str(run)
     assert settings["contexts"] == str(tmp_path / "round-1" / "contexts.safetensors")

@@ -160,10 +160,15 @@ def _check_beginning(settings: LoopSettings) -> None:
 
 
 def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
-    """Arguments of a world's training, less the data."""
-    before = load_world(settings.game, checkpoint, device=settings.device).source
-    start = f"initialization.path_to_ckpt={before}"
-    return [f"game={settings.game}", start, *settings.world_arguments]
+    """Arguments of a world's training, less the data: from the weights of the last, sampled as that is."""
+    before = load_world(settings.game, checkpoint, device=settings.device)
+    sampler = asdict(before.world_model.config).items()
+    return [
+        f"game={settings.game}",
+        f"initialization.path_to_ckpt={before.source}",
+        *(f"world_model_env.diffusion_sampler.{name}={value}" for name, value in sampler),
+        *settings.world_arguments,
+    ]
 
 
 def _learned(settings: TrainSettings, progress: bool) -> list[Score]:

@@ -93,10 +93,13 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     assert "holds a loop with seed=0, not 1: choose another out=" in capsys.readouterr().err
 
 
-def test_without_data_the_usual_player_plays_first(tmp_path):
-    settings = LoopSettings(game="Breakout", data_steps=50, out=str(tmp_path))
-    data = loop._first_data(settings, tmp_path, progress=False)
-    assert EpisodeDataset(data / "train").num_steps == 50
+def test_without_data_good_and_bad_players_play_first(tmp_path):
+    settings = LoopSettings(game="Breakout", data_steps=1500, out=str(tmp_path))
+    data = EpisodeDataset(loop._first_data(settings, tmp_path, progress=False) / "train")
+    assert data.num_steps == 1500
+    played = np.cumsum([len(data[i].act) for i in range(len(data))])
+    of_each = [np.count_nonzero((played > start) & (played <= start + 500)) for start in (0, 500, 1000)]
+    assert of_each[0] < of_each[2], "the last of the three loses lives sooner"
 
 
 def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):

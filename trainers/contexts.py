@@ -130,17 +130,32 @@ def _episodes(settings: ContextsSettings, progress: bool) -> Sequence[Episode] |
     if settings.episodes is not None:
         return EpisodeDataset(Path(settings.episodes))
     game = game_name(settings.game)
-    players = _players(game, settings.seed)
-    num_steps = math.ceil(settings.num_steps / len(players))
+    return play(game, settings.num_steps, seed=settings.seed, progress=progress)
+
+
+def play(
+    game: str, num_steps: int, *, seed: int, dataset: EpisodeDataset | None = None, progress: bool = True
+) -> list[Episode]:
+    """Real games of the scripted player, good and bad, or of a random one where there is none.
+
+    Args:
+        game: Canonical name.
+        num_steps: Of all players together, at least 1.
+        seed: Fixes the games and the players, >= 0.
+        dataset: Where to keep the episodes, too.
+        progress: Show a bar on stderr.
+    """
+    players = _players(game, seed)
+    share = math.ceil(num_steps / len(players))
     reports = [
-        collect(game, one, num_steps=num_steps, seed=settings.seed + i, progress=progress)
+        collect(game, one, num_steps=share, seed=seed + i, dataset=dataset, progress=progress)
         for i, one in enumerate(players)
     ]
     return [episode for report in reports for episode in report.episodes]
 
 
 def _players(game: str, seed: int) -> list[Player]:
-    """The scripted player, good and bad: an agent starts where it gets to by itself. Or a random player."""
+    """Good and bad: an agent starts where it gets to by itself."""
     if usual_player(game) == "scripted":
         return [scripted_player(game, seed, noise) for noise in _NOISES]
     return [RandomPolicy(num_actions(game), seed, repeat=4)]

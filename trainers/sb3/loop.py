@@ -16,16 +16,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diamond_gym import disk, options
-from diamond_gym.atari import num_actions
 from diamond_gym.checkpoints import load_world
-from diamond_gym.collect import Policy, collect
+from diamond_gym.collect import collect
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.options import option
-from diamond_gym.players import player, usual_player
 from diamond_gym.registration import game_name
-from trainers.contexts import check_share, cut
+from trainers.contexts import check_share, cut, play
 from trainers.diamond import launch
 from trainers.diamond import settings as world_settings
 from trainers.sb3 import training
@@ -61,7 +59,9 @@ class LoopSettings(TrainSettings):
     data: str | None = option(
         None, "folder of the episodes (train/, test/) that the first world learned from", str
     )
-    data_steps: int = option(50_000, "without data: real steps that the game's usual player plays instead")
+    data_steps: int = option(
+        50_000, "without data: real steps of the scripted player, good and bad, or of a random one"
+    )
     world: str = option("preset=finetune", "key=value arguments of `trainers.diamond train`, in quotes")
 
     def __post_init__(self) -> None:
@@ -189,18 +189,12 @@ def _take_along(before: Path, place: Path) -> None:
 def _first_data(settings: LoopSettings, folder: Path, progress: bool) -> Path:
     if settings.data is not None:
         return Path(settings.data)
-    name = usual_player(settings.game)
-    usual = player(name, settings.game, num_actions(settings.game), settings.seed, repeat=4)
 
     def fill(place: Path) -> None:
-        _play(settings.game, usual, settings.data_steps, settings.seed, place, progress)
+        dataset = EpisodeDataset(place / "train", create=True)
+        play(settings.game, settings.data_steps, seed=settings.seed, dataset=dataset, progress=progress)
 
     return _made(folder / "data", fill)
-
-
-def _play(game: str, policy: Policy, num_steps: int, seed: int, place: Path, progress: bool) -> None:
-    dataset = EpisodeDataset(place / "train", create=True)
-    collect(game, policy, num_steps=num_steps, seed=seed, dataset=dataset, progress=progress)
 
 
 def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, progress: bool) -> Path:
@@ -208,8 +202,10 @@ def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, 
 
     def own(folder: Path) -> None:
         agent = load_agent(place / "agent" / AGENT_FILE, device=settings.device, algo=settings.algo)
+        player = AgentPlayer(agent, settings.stacked)
         seed = _COLLECT_SEED + settings.total_timesteps + settings.seed
-        _play(settings.game, AgentPlayer(agent, settings.stacked), num_steps, seed, folder, progress)
+        dataset = EpisodeDataset(folder / "train", create=True)
+        collect(settings.game, player, num_steps=num_steps, seed=seed, dataset=dataset, progress=progress)
 
     def both(folder: Path) -> None:
         shutil.copytree(data, folder, copy_function=_link, dirs_exist_ok=True)

@@ -80,6 +80,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def count(text: str) -> int:
+    """An integer >= 0, as the `type` of an argument of argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer >= 0, got {text!r}")
+    return int(text)
+
+
 def positive_float(text: str) -> float:
     """A finite number above 0, as the `type` of an argument of argparse."""
     try:

@@ -87,10 +87,19 @@ def test_the_whole_command(tiny_world, tmp_path, capsys):
 
 
 def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatch):
+    calls = []
+
     def stop(*_):
-        raise KeyboardInterrupt
+        calls.append(1)
+        if len(calls) == num_learned + 1:
+            raise KeyboardInterrupt
 
     monkeypatch.setattr(cleanrl_ppo, "learn", stop)
+    num_learned = 0
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
+    assert not (tmp_path / "agent.pt").exists(), "nothing was learned: an earlier file stays"
+    num_learned = 1
+    calls.clear()
     assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
     cleanrl_ppo.Agent(4, 4).load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
 
@@ -98,6 +107,8 @@ def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatc
 def test_wrong_arguments(tiny_world, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cleanrl_ppo.main(["--num-envs", "0"])
+    with pytest.raises(SystemExit):
+        cleanrl_ppo.main(["--num-games", "x"])
     with pytest.raises(SystemExit):
         cleanrl_ppo.main(["--learning-rate", "-1"])
     assert "expected a finite number above 0, got '-1'" in capsys.readouterr().err

@@ -356,20 +356,25 @@ def test_players_act_on_what_they_imagine(world_model):
     class Notes(RandomPolicy):
         """Presses by what it sees, and notes it."""
 
-        def __call__(self, obs):
-            seen.setdefault(id(self), []).append((int(obs.sum()) % 4, obs))
-            return seen[id(self)][-1][0]
+        def __init__(self, num_actions):
+            super().__init__(num_actions)
+            self.notes = []
+            seen.append(self.notes)
 
-    seen = {}
+        def __call__(self, obs):
+            self.notes.append((int(obs.sum()) % 4, obs))
+            return self.notes[-1][0]
+
+    seen = []
     starts = heldout.choose_starts([episode(40)], num_starts=3, num_conditioning=4, horizon=6)
     imaginer = Imaginer(world_model, 1, batch_size=2, progress=False)
     rows = torch.arange(3)
     played = imaginer.played(starts, rows, lambda: Notes(4), 5)
-    acts = torch.tensor([[act for act, _ in notes] for notes in seen.values()])
+    acts = torch.tensor([[act for act, _ in notes] for notes in seen])
     again = imaginer.under(starts, rows, acts, "")
     for name in ("obs", "rew", "end"):
         assert torch.equal(getattr(played, name), getattr(again, name))
-    for notes, first, future in zip(seen.values(), starts.obs[:, -1:], played.obs, strict=True):
+    for notes, first, future in zip(seen, starts.obs[:, -1:], played.obs, strict=True):
         frames = torch.cat([first, future[:-1]])
         assert np.array_equal(np.stack([obs for _, obs in notes]), frames.permute(0, 2, 3, 1).numpy())
 

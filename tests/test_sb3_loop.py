@@ -146,6 +146,8 @@ def test_a_world_of_other_sizes_is_refused_before_anything_is_learned(first_worl
     given = [x for x in arguments(first_world, tmp_path) if not x.startswith("world=")]
     assert main([*given, "world=preset=finetune"]) == 1
     assert "is of other sizes" in capsys.readouterr().err
+    assert main([*given, f"world={WORLD} common.device=banana"]) == 1
+    assert "common.device=banana is not available" in capsys.readouterr().err
     assert not (tmp_path / "round-1").exists()
 
 

@@ -103,8 +103,12 @@ def test_the_example_trains(tiny_world, tmp_path, capsys, monkeypatch):
     policy.load_state_dict(weights)
     assert torchrl_ppo.main([*short, "--checkpoint", "nowhere.pt"]) == 1
 
+    minibatches = []
+
     def stop(*_):
-        raise KeyboardInterrupt
+        minibatches.append(1)
+        if len(minibatches) == 4:  # in the second batch
+            raise KeyboardInterrupt
 
     (tmp_path / "agent.pt").unlink()
     monkeypatch.setattr(torchrl_ppo, "_learn", stop)

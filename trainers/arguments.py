@@ -6,7 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from diamond_gym.options import positive_float, positive_int
+from torch import nn
+
+from diamond_gym.disk import write_torch
+from diamond_gym.options import count, positive_float, positive_int
 
 
 def new_parser(name: str, description: str | None) -> argparse.ArgumentParser:
@@ -36,6 +39,12 @@ def world_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if name in args}
 
 
+def save_policy(policy: nn.Module, folder: Path) -> None:
+    """Writes weights as agent.pt, and says so."""
+    write_torch(folder / "agent.pt", policy.state_dict())
+    print(f"wrote {folder / 'agent.pt'}")
+
+
 def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParser:
     """As `new_parser`, with the games, PPO's numbers, the real games that score it, and `--out`."""
     parser = new_parser(name, description)
@@ -55,7 +64,7 @@ def new_ppo_parser(name: str, description: str | None) -> argparse.ArgumentParse
     parser.add_argument("--gae-lambda", type=float, default=0.95)
     parser.add_argument("--clip", type=float, default=0.1)
     parser.add_argument("--ent-coef", type=float, default=0.01)
-    parser.add_argument("--num-games", type=positive_int, default=30, help="real games to score the agent by")
+    parser.add_argument("--num-games", type=count, default=30, help="real games to score the agent by, or 0")
     parser.add_argument(
         "--max-game-steps", type=positive_int, default=5_000, help="steps after which these are cut short"
     )

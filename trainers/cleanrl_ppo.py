@@ -25,11 +25,11 @@ from torch.distributions import Categorical
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym.disk import prepare_folder, write_torch
+from diamond_gym.disk import prepare_folder
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 from diamond_gym.pixels import to_float
-from trainers.arguments import new_ppo_parser, world_of
+from trainers.arguments import new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
@@ -180,7 +180,7 @@ def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
 
 
 def train(args: argparse.Namespace) -> Agent:
-    """Trains an agent and saves its weights; when interrupted, too."""
+    """Trains an agent and saves its weights; so far as it got, when interrupted."""
     torch.manual_seed(args.seed)
     games = Games(args)
     device = games.stack.device
@@ -188,7 +188,7 @@ def train(args: argparse.Namespace) -> Agent:
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     num_updates = max(1, args.total_timesteps // (args.num_envs * args.num_steps))
     begin = time.perf_counter()
-    bar = tqdm(range(num_updates), unit="update")
+    bar, update = tqdm(range(num_updates), unit="update"), 0
     try:
         for update in bar:
             optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
@@ -197,10 +197,13 @@ def train(args: argparse.Namespace) -> Agent:
             steps = (update + 1) * args.num_envs * args.num_steps
             speed = steps / (time.perf_counter() - begin)
             bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
+    except KeyboardInterrupt:
+        if update:
+            save_policy(agent, args.out)
+        raise
     finally:
         games.envs.close()
-        write_torch(args.out / "agent.pt", agent.state_dict())
-        print(f"wrote {args.out / 'agent.pt'}")
+    save_policy(agent, args.out)
     return agent
 
 
@@ -221,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_folder(args.out)
         game = real_game(args.env_id)
         agent = train(args)
-        scores = score(agent, game, args) if game else []
+        scores = score(agent, game, args) if game and args.num_games else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

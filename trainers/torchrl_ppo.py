@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from diamond_gym.disk import prepare_folder, write_torch
+from diamond_gym.disk import prepare_folder
 from diamond_gym.errors import DiamondGymError, MissingDependencyError
 
 try:
@@ -40,7 +40,7 @@ except ImportError:
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.options import positive_int
-from trainers.arguments import new_ppo_parser, world_of
+from trainers.arguments import new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
@@ -88,7 +88,7 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
 
 
 def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
-    """Trains an agent and saves its weights; when interrupted, too.
+    """Trains an agent and saves its weights; so far as it got, when interrupted.
 
     Returns:
         The agent, and the mean imagined return of each batch's episodes.
@@ -124,11 +124,14 @@ def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
                 returns.append(float(batch["next", "episode_reward"][done].mean()))
                 bar.set_postfix_str(f"imagined return {returns[-1]:.2f}")
             bar.update(batch.numel())
+    except KeyboardInterrupt:
+        if bar.n:
+            save_policy(policy, args.out)
+        raise
     finally:
         bar.close()
         collector.shutdown()
-        write_torch(args.out / "agent.pt", policy.state_dict())
-        print(f"wrote {args.out / 'agent.pt'}")
+    save_policy(policy, args.out)
     return policy, returns
 
 
@@ -175,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_folder(args.out)
         game = real_game(args.env_id)
         agent, returns = train(args)
-        scores = score(agent, game, args) if game else []
+        scores = score(agent, game, args) if game and args.num_games else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -35,10 +35,10 @@ What is behind the agents that come with the package:
   train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
 
-Beside the same algorithm after as many real steps (horizon, checkpoint, contexts and num_denoising_steps mean
-nothing there):
-  train game=Breakout total_timesteps=200000 where=real
-  train game=Breakout total_timesteps=200000 beside=outputs/sb3/Breakout-ppo-real-0
+To compare with the same algorithm after as many real steps (horizon, checkpoint, contexts and
+num_denoising_steps mean nothing there):
+  train game=Breakout total_timesteps=375000 where=real out=real
+  train game=Breakout total_timesteps=375000 horizon=64 num_denoising_steps=2 beside=real
 
 """
 LOOP = """\
@@ -46,11 +46,11 @@ usage: python -m trainers.sb3 loop [key=value ...]
 
 DIAMOND's loop for any algorithm: the agent learns in imagination, plays the real game, and the world goes on
 learning from what it had and from the agent's episodes; then the next round begins. Every round leaves its
-agent, its episodes and its world in the folder. Ctrl-C saves,
-but for real games that are being collected; the same command goes on.
+agent, its episodes and its world in the folder. Ctrl-C saves everything but real games that are still being
+collected; the same command goes on.
 
-The world goes on learning as the networks that it has: world="preset=finetune" is for small ones, as the
-embedded worlds are, world="preset=paper ..." for released models, on a GPU. Needs the extra "train", too.
+The world keeps the sizes of its networks: world="preset=finetune" is for small ones, as the embedded worlds
+are, world="preset=paper ..." for released models, on a GPU. Needs the extra "train", too.
 
 """
 EVALUATE = """\

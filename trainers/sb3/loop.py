@@ -26,6 +26,7 @@ from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import launch
 from trainers.diamond import settings as world_settings
+from trainers.diamond.run_log import check_dependencies
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
@@ -52,7 +53,7 @@ class LoopSettings(TrainSettings):
         None, "where the first round's games start; later ones start in the agent's", str
     )
     rounds: int = option(3, "rounds, each with a world of its own; at least 2")
-    collect_steps: int = option(10_000, "real steps the agent plays after each round but the last")
+    collect_steps: int = option(20_000, "real steps the agent plays after each round but the last")
     before_losses: float = option(
         0.65, "share of later rounds' starts that lie 4 to 16 steps before a lost life or point"
     )
@@ -60,7 +61,7 @@ class LoopSettings(TrainSettings):
         None, "folder of the episodes (train/, test/) that the first world learned from", str
     )
     data_steps: int = option(
-        50_000, "without data: real steps of the scripted player, good and bad, or of a random one"
+        60_000, "without data: real steps of the scripted player, good and bad, or of a random one"
     )
     world: str = option("preset=finetune", "key=value arguments of `trainers.diamond train`, in quotes")
 
@@ -119,8 +120,10 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
-    _check_settings(folder, settings)
-    _check_beginning(settings)
+    if (folder / "round-1" / "agent" / AGENT_FILE).is_file():
+        training.check_unchanged(folder / SETTINGS_FILE, settings, asdict(settings), "a loop")
+    else:
+        _check_beginning(settings)
     write_json(asdict(settings), folder / SETTINGS_FILE)
     checkpoint, contexts = settings.checkpoint, settings.contexts
     data: Path | None = None
@@ -139,23 +142,20 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     return _summary(scores)
 
 
-def _check_settings(folder: Path, settings: LoopSettings) -> None:
-    """Makes sure that a loop in which an agent has begun to learn goes on as it began."""
-    file = folder / SETTINGS_FILE
-    if file.is_file() and (folder / "round-1" / "agent" / AGENT_FILE).is_file():
-        training.check_unchanged(file, settings, asdict(settings), "a loop")
-
-
 def _check_beginning(settings: LoopSettings) -> None:
     """Finds out at once what would otherwise stop the loop after its first round.
 
     Raises:
         DatasetError: There are no episodes at `settings.data`.
         CheckpointError: The world's training is of networks of other sizes than the first world's.
+        DeviceError: The world's training is on a device that is not here.
+        MissingDependencyError: The world's training needs what is not installed.
     """
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
+    launch.find_device(config.common.device)
+    check_dependencies(config.wandb)
     launch.initialize(launch.new_agent(config, launch.describe(config, "")), config)
 
 

@@ -16,7 +16,7 @@ def test_a_policy_sees_the_latest_frames_of_the_game():
         seen.append(stack)
         return len(seen) % 4
 
-    scores = real_scores(policy, "Breakout", 2, num_frames=3, seed=5, max_steps=6)
+    scores = real_scores(policy, "Breakout", num_games=2, num_frames=3, seed=5, max_steps=6)
     assert len(scores) == 2 and len(seen) == 12
     for game in range(2):
         env = AtariEnv("Breakout", training=False)
@@ -32,7 +32,7 @@ def test_a_policy_sees_the_latest_frames_of_the_game():
 def test_games_are_played_to_their_end_and_scored_raw():
     rng = np.random.default_rng(0)
     scores = real_scores(
-        lambda stack: int(rng.integers(4)), "Breakout", 3, num_frames=1, seed=0, max_steps=5_000
+        lambda stack: int(rng.integers(4)), "Breakout", num_games=3, num_frames=1, seed=0, max_steps=5_000
     )
     assert all(0 <= score < 20 for score in scores) and sum(scores) > 0
 

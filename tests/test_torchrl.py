@@ -129,7 +129,7 @@ def test_the_example_is_scored_on_what_it_learned_from(tiny_world, tmp_path, mon
 
     seen = []
 
-    def one_game(policy, game, num_games, *, num_frames, **_):
+    def one_game(policy, game, *, num_frames, **_):
         frames = np.random.default_rng(0).integers(256, size=(num_frames, 3, 64, 64), dtype=np.uint8)
         seen.append(frames)
         return [policy(frames)]

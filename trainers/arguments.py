@@ -39,6 +39,11 @@ def world_of(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names if name in args}
 
 
+def games_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `real_scores` that say which real games score an agent."""
+    return {"num_games": args.num_games, "seed": args.seed, "max_steps": args.max_game_steps}
+
+
 def save_policy(policy: nn.Module, folder: Path) -> None:
     """Writes weights as agent.pt, and says so."""
     write_torch(folder / "agent.pt", policy.state_dict())

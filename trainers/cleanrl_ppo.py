@@ -29,7 +29,7 @@ from diamond_gym.disk import prepare_folder
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 from diamond_gym.pixels import to_float
-from trainers.arguments import new_ppo_parser, save_policy, world_of
+from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
@@ -169,14 +169,7 @@ def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
     def policy(stack: NDArray[np.uint8]) -> int:
         return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
 
-    return real_scores(
-        policy,
-        game,
-        args.num_games,
-        num_frames=args.num_frames,
-        seed=args.seed,
-        max_steps=args.max_game_steps,
-    )
+    return real_scores(policy, game, num_frames=args.num_frames, **games_of(args))
 
 
 def train(args: argparse.Namespace) -> Agent:
@@ -224,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_folder(args.out)
         game = real_game(args.env_id)
         agent = train(args)
-        scores = score(agent, game, args) if game and args.num_games else []
+        scores = score(agent, game, args) if game else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

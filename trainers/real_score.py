@@ -34,14 +34,14 @@ def real_game(env_id: str) -> str | None:
 
 
 def real_scores(
-    policy: Policy, game: str, num_games: int, *, num_frames: int, seed: int, max_steps: int
+    policy: Policy, game: str, *, num_games: int, num_frames: int, seed: int, max_steps: int
 ) -> list[float]:
     """Scores of real games, from their start to game over.
 
     Args:
         policy: Who plays.
         game: Canonical name.
-        num_games: How many, at least 1.
+        num_games: How many, at least 0.
         num_frames: Frames in a stack; at the start of a game its first one, repeated.
         seed: That of the first game, the next one has the next.
         max_steps: Steps after which a game is cut short.

@@ -40,7 +40,7 @@ except ImportError:
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.options import positive_int
-from trainers.arguments import new_ppo_parser, save_policy, world_of
+from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
@@ -154,14 +154,7 @@ def score(agent: ProbabilisticActor, game: str, args: argparse.Namespace) -> lis
         with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
-    return real_scores(
-        policy,
-        game,
-        args.num_games,
-        num_frames=NUM_FRAMES,
-        seed=args.seed,
-        max_steps=args.max_game_steps,
-    )
+    return real_scores(policy, game, num_frames=NUM_FRAMES, **games_of(args))
 
 
 def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -178,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_folder(args.out)
         game = real_game(args.env_id)
         agent, returns = train(args)
-        scores = score(agent, game, args) if game and args.num_games else []
+        scores = score(agent, game, args) if game else []
     except DiamondGymError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

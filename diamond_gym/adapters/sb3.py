@@ -226,10 +226,10 @@ def burn_in(agent: Any, env: VecEnv) -> Any:
     Raises:
         InvalidInputError: The games have no contexts.
     """
-    contexts = [info.get("context") for info in env.unwrapped.reset_infos]
-    if any(context is None for context in contexts):
+    infos = env.unwrapped.reset_infos
+    if not all("context" in info for info in infos):
         raise InvalidInputError("burning in needs games with contexts: imagined ones, after a reset")
-    past = np.stack([context["obs"][:-1] for context in contexts if context is not None], axis=1)
+    past = np.stack([info["context"]["obs"][:-1] for info in infos], axis=1)
     state, begins = None, np.ones(env.num_envs, bool)
     for obs in past:
         _, state = agent.predict(obs, state=state, episode_start=begins)

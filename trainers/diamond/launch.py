@@ -76,17 +76,29 @@ def _new_run(
     config: TrainerConfig, outputs: Path, command: str, group: Group, stack: ExitStack
 ) -> tuple[RunFolder, Agent]:
     """A run folder, locked until the stack ends, and networks."""
-    check_shares(config, group)
-    check_dependencies(config.wandb)
-    description = describe(config, command)
-    agent = new_agent(config, description)
-    initialize(agent, config)
+    description, agent = prepare(config, command, group)
     run = RunFolder.new(outputs.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
     write_file(run.config_file, settings.to_yaml(config).encode())
     run.write_resume_script(sys.executable)
     return run, agent
+
+
+def prepare(config: TrainerConfig, command: str = "", group: Group = ALONE) -> tuple[WorldDescription, Agent]:
+    """What the run's world model will be, and its networks with their first weights, on the CPU.
+
+    Finds whatever is wrong with a configuration, but for its device (`find_device`).
+
+    Raises:
+        DiamondGymError: As `train` does.
+    """
+    check_shares(config, group)
+    check_dependencies(config.wandb)
+    description = describe(config, command)
+    agent = new_agent(config, description)
+    initialize(agent, config)
+    return description, agent
 
 
 def resume(path: Path, *, progress: bool = True, group: Group = ALONE) -> Path:

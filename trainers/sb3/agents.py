@@ -95,8 +95,8 @@ def find_agent(name: str, game: str) -> Path:
 
 def _agent_in(folder: Path) -> Path:
     """Of a run, or of the last round of a loop."""
-    rounds = folder.glob(f"round-*/agent/{AGENT_FILE}")
-    latest = max(rounds, key=lambda path: int(path.parts[-3].removeprefix("round-")), default=None)
+    rounds = folder.glob(f"round-[0-9]*/agent/{AGENT_FILE}")
+    latest = max(rounds, key=lambda path: int(path.parents[1].name.removeprefix("round-")), default=None)
     return latest or folder / AGENT_FILE
 
 

@@ -26,7 +26,6 @@ from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import launch
 from trainers.diamond import settings as world_settings
-from trainers.diamond.run_log import check_dependencies
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
@@ -155,8 +154,7 @@ def _check_beginning(settings: LoopSettings) -> None:
         EpisodeDataset(Path(settings.data) / "train")
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
     launch.find_device(config.common.device)
-    check_dependencies(config.wandb)
-    launch.initialize(launch.new_agent(config, launch.describe(config, "")), config)
+    launch.prepare(config)
 
 
 def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:

@@ -148,7 +148,7 @@ class DemoSettings:
     """
 
     game: str = option("Breakout", "the game")
-    agent: str = option("embedded", "the agent's zip, the run folder it lies in, or embedded")
+    agent: str = option("embedded", "the agent's zip, the folder of its run or loop, or embedded")
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
     num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
     steps: int = option(200, "steps to show")

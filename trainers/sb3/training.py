@@ -98,16 +98,15 @@ def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) 
 
 def _check_settings(folder: Path, settings: TrainSettings) -> None:
     """Makes sure that an agent that has begun to learn goes on as it began."""
-    path = folder / SETTINGS_FILE
-    if path.is_file() and (folder / AGENT_FILE).is_file():
-        check_unchanged(path, settings, _FIXED, "a run")
+    if (folder / AGENT_FILE).is_file():
+        check_unchanged(folder / SETTINGS_FILE, settings, _FIXED, "a run")
 
 
 def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], what: str) -> None:
     """Compares settings with those that a folder was begun with; one that was unknown then had its default.
 
     Args:
-        file: JSON of all settings then.
+        file: JSON of all settings then; where there is none, nothing is compared.
         settings: those of now.
         names: which must be the same.
         what: lies in the folder.
@@ -115,6 +114,8 @@ def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], w
     Raises:
         InvalidInputError: One differs.
     """
+    if not file.is_file():
+        return
     before = asdict(type(settings)()) | json.loads(file.read_text(encoding="utf-8"))
     now = asdict(settings)
     for name in names:

@@ -163,6 +163,8 @@ def segments(num_steps, batch_size=4) -> SegmentBatch:
         mask_padding=~nothing.bool(),
         final_obs=torch.zeros_like(obs[:, 0]),
         has_final=nothing[:, 0].bool(),
+        corner=torch.zeros(batch_size, 2, dtype=torch.int64),
+        is_hard=nothing[:, 0].bool(),
     )
 
 

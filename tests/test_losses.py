@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diamond_gym.pixels import to_float
 from tests import parity
 from trainers.diamond.losses import (
     DenoiserNoise,
+    denoiser_errors,
     denoiser_loss,
-    motion_weight,
+    neighbourhood_weight,
     rew_end_loss,
     weighted_cross_entropy,
+    worst_place,
 )
 from trainers.diamond.replay import SegmentBatch
 
@@ -38,6 +39,8 @@ def segments(obs, act, mask, rew=None, end=None, final_obs=None) -> SegmentBatch
         mask_padding=mask,
         final_obs=final,
         has_final=ended,
+        corner=torch.zeros(b, 2, dtype=torch.int64),
+        is_hard=torch.zeros(b, dtype=torch.bool),
     )
 
 
@@ -76,14 +79,34 @@ def test_reward_end_loss(case):
     assert torch.equal(metrics["confusion_end"], d["cm_end"])
 
 
-def test_motion_weight_is_one_where_nothing_moves():
-    frames = to_float(torch.full((2, 3, 16, 16), 100, dtype=torch.uint8))
-    moved = frames.clone()
-    moved[1, 0, 8, 8] = 1.0
-    weight = motion_weight(frames, moved, 20.0)
+def test_what_changes_weighs_more_and_so_does_its_neighbourhood():
+    change = torch.zeros(2, 3, 16, 16)
+    change[1, 0, 8, 8] = 2.0
+    weight = neighbourhood_weight(change, 20.0)
     assert torch.equal(weight[0], torch.ones(1, 16, 16))
-    assert weight[1, 0, 8, 8] > 1 and weight[1, 0, 6, 6] == weight[1, 0, 8, 8]
+    assert weight[1, 0, 8, 8] == 21 and weight[1, 0, 6, 6] == weight[1, 0, 8, 8]
     assert weight[1, 0, 5, 5] == 1
+
+
+def test_what_is_made_up_weighs_as_much_as_what_is_missed():
+    """The same mistake, once where something moved and once where nothing did."""
+    denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
+    n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
+    still = torch.full((1, n + 1, *shape), 100, dtype=torch.uint8)
+    noise = DenoiserNoise(torch.tensor([1.0]), torch.zeros(1, *shape), torch.zeros(1, 3, 1, 1))
+    batch = segments(still, torch.zeros(1, n + 1, dtype=torch.int64), torch.ones(1, n + 1, dtype=torch.bool))
+    plain, weighted = (
+        denoiser_errors(denoiser, batch, [noise], moving_pixels_weight=weight) for weight in (0.0, 20.0)
+    )
+    assert weighted.error > 1.5 * plain.error, "its predictions are far from still frames"
+
+
+def test_the_worst_place_is_that_of_the_largest_error():
+    error = torch.zeros(2, 3, 32, 32)
+    error[0, :, 9, 20], error[1, 1, 30, 31] = 1.0, 1.0
+    rows, columns = worst_place(error).unbind(1)
+    assert (rows - torch.tensor([9, 30])).abs().max() <= 2
+    assert (columns - torch.tensor([20, 31])).abs().max() <= 2
 
 
 def test_events_weigh_what_they_are_told_to():

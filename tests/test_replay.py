@@ -155,6 +155,24 @@ def test_segments_around_events_hold_one(pad_after):
     assert 0.5 < share < 0.8
 
 
+@pytest.mark.parametrize("num_learned", [1, 3])
+def test_events_lie_where_they_are_learned_from(num_learned):
+    source = Replay([quiet_episode(40, finished=True, reward_at=15)])
+    batch = source.draw(
+        np.random.default_rng(0),
+        3000,
+        6,
+        sample_weights=None,
+        pad_after=False,
+        num_learned=num_learned,
+        event_fraction=1.0,
+    )
+    assert (batch.end | (batch.rew != 0))[:, -num_learned:].any(dim=1).all()
+    inside = batch.rew[~batch.end.any(dim=1)] != 0  # an end is always the last step of its segment
+    shares = inside.float().mean(dim=0)
+    assert_allclose(shares[-num_learned:], num_learned * [1 / num_learned], atol=0.05)
+
+
 def test_without_events_segments_are_drawn_as_ever():
     source = Replay([quiet_episode(40, finished=False)])
     batch = source.draw(
@@ -169,9 +187,9 @@ def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
     weights = np.zeros(source.num_steps, np.float32)
     for (e, time), weight in steps.items():
         weights[firsts[e] + time] = weight
-    hard = Hard(fraction, weights, num_steps)
+    hard = Hard(fraction, weights, np.zeros((source.num_steps, 2), np.uint8))
     rng = np.random.default_rng(0)
-    return source.draw(rng, count, 6, sample_weights=None, pad_after=False, hard=hard)
+    return source.draw(rng, count, 6, sample_weights=None, pad_after=False, num_learned=num_steps, hard=hard)
 
 
 def where(batch, e, time):

@@ -95,6 +95,11 @@ class InnerModelConfig:
                 f"num_steps_conditioning={self.num_steps_conditioning}"
             )
 
+    @property
+    def divides(self) -> int:
+        """Pixels of a frame's side that become one at the bottom of the U-Net."""
+        return self.patch_size * 2 ** (len(self.channels) - 1)
+
 
 OBJECTIVES = ("edm", "ddpm")
 

@@ -397,21 +397,56 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     Attributes:
         num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones.
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
-        moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
-        hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were
-            last seen (0 as published); an episode's first steps, which nothing foretells, are left out.
+        moving_pixels_weight: Extra loss weight of pixels near which something moves, or is wrongly predicted
+            to be (0 as published).
+        hard_fraction: Share of the segments drawn around steps in proportion to how badly they were predicted
+            when they were last seen, for their noise level (0 as published); an episode's first steps, which
+            nothing foretells, are left out.
+        crop_size: Side in pixels of crops around what moves, on which a share of the steps is trained; null
+            for whole frames only (as published).
+        crop_batch_size: Crops a step, over all processes.
+        crop_fraction: Share of the optimiser steps that are on crops; these make one prediction.
+        crops_only_until_step: Before this optimiser step all steps are on crops.
     """
 
     num_autoregressive_steps: int = 1
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     hard_fraction: float = 0.0
+    crop_size: int | None = None
+    crop_batch_size: int = 128
+    crop_fraction: float = 0.5
+    crops_only_until_step: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("num_autoregressive_steps", "autoregressive_from_step", "moving_pixels_weight"):
+        for name in (
+            "num_autoregressive_steps",
+            "autoregressive_from_step",
+            "moving_pixels_weight",
+            "crops_only_until_step",
+        ):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        require(0 <= self.hard_fraction <= 1, f"hard_fraction must be in [0, 1], got {self.hard_fraction}")
+        for name in ("hard_fraction", "crop_fraction"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(self.crop_batch_size >= 1, f"crop_batch_size must be at least 1, got {self.crop_batch_size}")
+        require(
+            self.crop_size is None or self.crop_size >= 1,
+            f"crop_size must be at least 1, or null, got {self.crop_size}",
+        )
+
+    def is_on_crops(self, step: int) -> bool:
+        """Whether an optimiser step is trained on crops; those that are lie evenly among the others."""
+        if self.crop_size is None:
+            return False
+        if step < self.crops_only_until_step:
+            return True
+        return math.floor((step + 1) * self.crop_fraction) > math.floor(step * self.crop_fraction)
+
+    def num_predictions(self, step: int, *, on_crops: bool) -> int:
+        """Predictions a segment at an optimiser step."""
+        autoregressive = step >= self.autoregressive_from_step and not on_crops
+        return 1 + (self.num_autoregressive_steps if autoregressive else 0)
 
 
 @dataclass

@@ -150,12 +150,17 @@ def check_shares(config: TrainerConfig, group: Group) -> None:
     Raises:
         InvalidInputError: The size of one is not a multiple of their number.
     """
-    for name in config.training.trained_parts:
-        size = getattr(config, name).training.batch_size
+    sizes = {
+        f"{name}.training.batch_size": getattr(config, name).training.batch_size
+        for name in config.training.trained_parts
+    }
+    if config.denoiser.training.crop_size is not None and "denoiser" in config.training.trained_parts:
+        sizes["denoiser.training.crop_batch_size"] = config.denoiser.training.crop_batch_size
+    for key, size in sizes.items():
         if size % group.size:
             near = max(1, size // group.size) * group.size
             raise InvalidInputError(
-                f"{name}.training.batch_size={size} is shared by {group.size} processes: accepted are "
+                f"{key}={size} is shared by {group.size} processes: accepted are "
                 f"multiples of {group.size}, such as {near}"
             )
 
@@ -196,6 +201,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
     _check_playing(config)
     _check_segments(config)
+    _check_crops(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
@@ -306,6 +312,18 @@ def _check_segments(config: TrainerConfig) -> None:
         )
 
 
+def _check_crops(config: TrainerConfig) -> None:
+    """Crops must lie within the frame, and be divided by the network as it is."""
+    size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
+    divides = config.agent.denoiser.inner_model.divides
+    if size is not None and (size > side or size % divides):
+        accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
+        raise InvalidInputError(
+            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, of which the network makes "
+            f"one of {divides}x{divides} at its bottom; accepted are {accepted}"
+        )
+
+
 def _check_frames(config: TrainerConfig) -> None:
     """The networks must take the same frames, and those of the real game where it is played."""
     denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
@@ -384,7 +402,8 @@ def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
     agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     choose_upsampling(agent, device)
     if config.training.compile and can_compile(device):
-        agent.denoiser.inner_model.compile()  # in place: the names of the weights stay
+        # in place: the names of the weights stay; a graph for each shape, of crops and of whole frames
+        agent.denoiser.inner_model.compile(dynamic=False)
 
 
 def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> bool:

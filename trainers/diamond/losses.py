@@ -27,6 +27,8 @@ REW_END_METRICS = ("loss_rew", "loss_end", "confusion_rew", "confusion_end")
 """What `rew_end_loss` measures."""
 MOTION_RADIUS = 2
 """Pixels around a change that still count as moving."""
+WORST_SIZE = 5
+"""Side, in pixels, of the square in which an error is looked for: a ball and where it should have been."""
 
 
 @dataclass
@@ -92,13 +94,32 @@ def add_noise(
     return obs + offset + noise.level[:, None, None, None] * noise.eps
 
 
-def motion_weight(
-    obs: Float[Tensor, "b c h w"], next_obs: Float[Tensor, "b c h w"], weight: float
-) -> Float[Tensor, "b 1 h w"]:
-    """1 + `weight` x how much the neighbourhood of each pixel changes between two frames, in [0, 1]."""
-    change = (next_obs - obs).abs().amax(dim=1, keepdim=True) / 2
+def neighbourhood_weight(change: Float[Tensor, "b c h w"], weight: float) -> Float[Tensor, "b 1 h w"]:
+    """1 + `weight` x the largest change in the neighbourhood of each pixel.
+
+    Args:
+        change: What weighs more, of values in [-1, 1]: differences in [0, 2].
+        weight: Weight, at least 0, of a pixel that changes from black to white.
+    """
     size = 2 * MOTION_RADIUS + 1
-    return 1 + weight * F.max_pool2d(change, size, stride=1, padding=MOTION_RADIUS)
+    largest = change.amax(dim=1, keepdim=True) / 2
+    return 1 + weight * F.max_pool2d(largest, size, stride=1, padding=MOTION_RADIUS)
+
+
+class DenoiserErrors(NamedTuple):
+    """Errors of p predictions of each of b segments.
+
+    Attributes:
+        error: Mean squared error of the preconditioned target.
+        counts: Whether it counts: not where the predicted frame is padding.
+        c_noise: The noise level, as the network sees it.
+        worst: Row and column of the middle of the worst square of `WORST_SIZE` pixels.
+    """
+
+    error: Float[Tensor, "b p"]
+    counts: Bool[Tensor, "b p"]
+    c_noise: Float[Tensor, "b p"]
+    worst: Int64[Tensor, "b p 2"]
 
 
 def denoiser_loss(
@@ -114,8 +135,8 @@ def denoiser_loss(
     Returns:
         The loss and {"loss": ...}.
     """
-    errors, mask = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
-    loss = mean_of_predictions(errors, mask, total)
+    errors = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
+    loss = mean_of_predictions(errors.error, errors.counts, total)
     return loss, {"loss": loss.detach()}
 
 
@@ -125,7 +146,7 @@ def denoiser_errors(
     noises: list[DenoiserNoise],
     *,
     moving_pixels_weight: float = 0.0,
-) -> tuple[Float[Tensor, "b p"], Bool[Tensor, "b p"]]:
+) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
     With objective "ddpm" that target is the noise. Each later prediction is conditioned on the earlier ones
@@ -135,15 +156,13 @@ def denoiser_errors(
         denoiser: The network.
         batch: Segments of n + len(noises) steps.
         noises: Random numbers of each prediction.
-        moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves; 0 as published.
-
-    Returns:
-        The errors, and which of them count: not the padded ones.
+        moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves, or is wrongly
+            predicted to be; 0 as published.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
     history = list(frames[:, :n].unbind(1))
-    errors = []
+    rows = []
     for i, noise in enumerate(noises):
         obs = torch.cat(history[i : i + n], dim=1)
         next_obs = frames[:, n + i]
@@ -152,12 +171,23 @@ def denoiser_errors(
         output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
         target = (next_obs - c.c_skip * noisy) / c.c_out
         error = (output - target).square()
+        predicted = denoiser.wrap_model_output(noisy, output.detach(), c)
         if moving_pixels_weight > 0:
-            error = error * motion_weight(frames[:, n + i - 1], next_obs, moving_pixels_weight)
-        errors.append(error.mean(dim=(1, 2, 3)))
-        if i + 1 < len(noises):
-            history.append(denoiser.wrap_model_output(noisy, output.detach(), c))
-    return torch.stack(errors, dim=1), batch.mask_padding[:, n : n + len(noises)]
+            motion = (next_obs - frames[:, n + i - 1]).abs()
+            mistake = (predicted - next_obs).abs()
+            error = error * neighbourhood_weight(torch.maximum(motion, mistake), moving_pixels_weight)
+        mask = batch.mask_padding[:, n + i]
+        rows.append((error.mean(dim=(1, 2, 3)), mask, c.c_noise, worst_place(error.detach())))
+        history.append(predicted)
+    return DenoiserErrors(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
+
+
+def worst_place(error: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b 2"]:
+    """Row and column of the middle of the square of `WORST_SIZE` pixels with the largest error."""
+    blurred = F.avg_pool2d(error.mean(dim=1, keepdim=True), WORST_SIZE, stride=1, padding=WORST_SIZE // 2)
+    width = blurred.shape[-1]
+    index = blurred.flatten(1).argmax(dim=1)
+    return torch.stack([index // width, index % width], dim=1)
 
 
 def mean_of_predictions(

@@ -19,11 +19,13 @@ from diamond_gym.models import ActorCritic, Denoiser
 from diamond_gym.world_model import WorldModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
+from trainers.diamond.crops import Crop
 from trainers.diamond.graphed_loss import Run, plainly
 from trainers.diamond.hard_steps import HardSteps
 from trainers.diamond.imagined_segments import with_imagined_frames
 from trainers.diamond.losses import (
     REW_END_METRICS,
+    DenoiserErrors,
     DenoiserNoise,
     Metrics,
     denoiser_errors,
@@ -94,20 +96,26 @@ class Draw:
         rng: np.random.Generator,
         length: int,
         *,
+        batch_size: int | None = None,
         pad_after: bool = False,
         plain: bool = False,
+        num_learned: int | None = None,
         hard: Hard | None = None,
+        crop: Crop | None = None,
     ) -> SegmentBatch:
         """Segments of `length` steps; `plain` ones favour neither events nor hard steps."""
+        batch_size = self.training.batch_size if batch_size is None else batch_size
         batch = replay.draw(
             rng,
-            self.training.batch_size,
+            batch_size,
             length,
             sample_weights=self.training.sample_weights if self.by_age else None,
             pad_after=pad_after,
+            num_learned=num_learned,
             event_fraction=0.0 if plain else self.training.event_fraction,
             hard=None if plain else hard,
-            share=self.share,
+            crop=crop,
+            share=self.group.share(batch_size),
         )
         return batch.to(self.device)
 
@@ -125,7 +133,10 @@ class _Forgetful:
 
 @dataclass(frozen=True)
 class DenoiserObjective:
-    """The denoiser's loss on segments of the replay; remembers which steps are hard, if they are favoured."""
+    """The denoiser's loss on segments of the replay, or crops of them.
+
+    Remembers which steps are hard, if they are favoured.
+    """
 
     denoiser: Denoiser
     config: DenoiserPartConfig
@@ -135,53 +146,87 @@ class DenoiserObjective:
     run: Run = plainly
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
-        """See `Objective`; a `plain` batch favours nothing, and nothing is remembered of it."""
+        """See `Objective`; a `plain` batch is of whole frames, favours nothing, and is not remembered."""
         training = self.config.training
-        autoregressive = step >= training.autoregressive_from_step
-        num_predictions = 1 + (training.num_autoregressive_steps if autoregressive else 0)
+        crop = self._crop() if training.is_on_crops(step) and not plain else None
+        size = training.batch_size if crop is None else training.crop_batch_size
+        num_predictions = training.num_predictions(step, on_crops=crop is not None)
         n = self.denoiser.config.inner_model.num_steps_conditioning
-        favours_hard = training.hard_fraction > 0 and not plain
-        hard = None
-        if favours_hard:
-            weights = self.hard_steps.weights(replay.lengths)
-            hard = Hard(training.hard_fraction, weights, num_predictions)
-        batch = self.draw(replay, rng, n + num_predictions, plain=plain, hard=hard)
-        generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
-        shape, size = tuple(replay.frame_shape), training.batch_size
-        objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
-        noises = [
-            DenoiserNoise(*(x[self.draw.share] for x in noise))
-            for noise in (
-                draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
-            )
-        ]
-        random = [x for noise in noises for x in noise]
+        hard = self._hard(replay) if training.hard_fraction > 0 and not plain else None
+        batch = self.draw(
+            replay,
+            rng,
+            n + num_predictions,
+            batch_size=size,
+            plain=plain,
+            num_learned=num_predictions,
+            hard=hard,
+            crop=crop,
+        )
+        random = self._noise(rng, size, tuple(batch.obs.shape[2:]), num_predictions)
         with self.autocast():
-            loss, errors, mask = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
-        if favours_hard:
-            has_past = batch.mask_padding[:, :num_predictions]  # without it nobody could have known
-            self._remember(batch, n, errors, mask & has_past)
+            loss, *errors = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
+        if hard is not None:
+            self._remember(batch, DenoiserErrors(*errors), on_crops=crop is not None)
         return Example(loss, {"loss": loss.detach()}, vars(batch))
 
+    def _crop(self) -> Crop:
+        size = self.config.training.crop_size
+        assert size is not None
+        return Crop(size, self.denoiser.config.inner_model.divides)
+
+    def _hard(self, replay: Replay) -> Hard:
+        weights = self.hard_steps.weights(replay.lengths)
+        return Hard(self.config.training.hard_fraction, weights, self.hard_steps.places)
+
+    def _noise(
+        self, rng: np.random.Generator, size: int, shape: tuple[int, ...], num_predictions: int
+    ) -> list[Tensor]:
+        """Random numbers of this process's share of a batch, one prediction after the other."""
+        generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
+        share = self.draw.group.share(size)
+        objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
+        noises = (
+            draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
+        )
+        return [x[share] for noise in noises for x in noise]
+
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The loss, and every prediction's error and whether it counts, of a batch and its random numbers."""
+        """The loss, and what is known of every prediction, of a batch and its random numbers."""
         size, each = len(fields(SegmentBatch)), len(DenoiserNoise._fields)
         batch, random = SegmentBatch(*tensors[:size]), tensors[size:]
         noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
         weight = self.config.training.moving_pixels_weight
-        errors, mask = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
-        return mean_of_predictions(errors, mask, self.draw.group.total), errors.detach(), mask
+        errors = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
+        loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.total)
+        return loss, errors.error.detach(), *errors[1:]
 
-    def _remember(self, batch: SegmentBatch, n: int, errors: Tensor, counts: Tensor) -> None:
+    def _remember(self, batch: SegmentBatch, errors: DenoiserErrors, *, on_crops: bool) -> None:
         """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
-        num_predictions = errors.shape[1]
-        time = batch.start[:, None] + torch.arange(n, n + num_predictions, device=errors.device)
-        told = (batch.episode[:, None].expand_as(time), time, errors, counts)
-        seen = torch.zeros(len(told), self.draw.training.batch_size, num_predictions, dtype=torch.float64)
-        seen[:, self.draw.share] = torch.stack([x.cpu().double() for x in told])
-        episode, time, errors, counts = self.draw.group.total(seen)
-        kept = counts.bool()
-        self.hard_steps.note(episode[kept].long(), time[kept].long(), errors[kept].float())
+        count, p = errors.error.shape
+        n = batch.act.shape[1] - p
+        has_past = batch.mask_padding[:, :p]  # without it nobody could have known
+        order = torch.arange(p, device=errors.error.device)
+        place = errors.worst + batch.corner[:, None]
+        told = [
+            batch.episode[:, None].expand(count, p),
+            batch.start[:, None] + n + order,
+            errors.error,
+            errors.c_noise,
+            (2 * order + on_crops).expand(count, p),
+            *place.unbind(2),
+            ~batch.is_hard[:, None].expand(count, p),
+            errors.counts & has_past,
+        ]
+        group = self.draw.group
+        seen = torch.zeros(len(told), count * group.size, p, dtype=torch.float64)
+        seen[:, group.share(count * group.size)] = torch.stack([x.cpu().double() for x in told])
+        *numbers, kept = group.total(seen)
+        episode, time, error, c_noise, kind, row, column, usual = (x[kept.bool()] for x in numbers)
+        place = torch.stack([row, column], dim=1).long()
+        self.hard_steps.note(
+            episode.long(), time.long(), error.float(), c_noise, kind.long(), place, usual.bool()
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Which steps are hard."""

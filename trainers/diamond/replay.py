@@ -7,7 +7,7 @@ the batches it would have seen. Knows nothing of networks, losses or files.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from diamond_gym.episodes import Episode
 from diamond_gym.errors import DatasetError
 from diamond_gym.pixels import to_float
+from trainers.diamond.crops import Crop, cut, is_moving, moving_places
 
 PADDING_LEVEL = 0.0
 """Padding frames in [-1, 1] space: mid grey."""
@@ -40,6 +41,8 @@ class SegmentBatch:
         final_obs: The frame after each segment's last step of the episode, where the segment reaches it
             (`has_final`); else anything.
         has_final: Whether `final_obs` is known and the segment holds the episode's last step.
+        corner: Row and column in the episode's frames of the upper left pixel; 0 but in crops.
+        is_hard: Whether it was drawn around a hard step.
     """
 
     obs: UInt8[Tensor, "b l c h w"]
@@ -52,6 +55,8 @@ class SegmentBatch:
     mask_padding: Bool[Tensor, "b l"]
     final_obs: UInt8[Tensor, "b c h w"]
     has_final: Bool[Tensor, " b"]
+    corner: Int64[Tensor, "b 2"]
+    is_hard: Bool[Tensor, " b"]
 
     def frames(self) -> Float[Tensor, "b l c h w"]:
         """Frames in [-1, 1], mid grey where padded."""
@@ -80,12 +85,12 @@ class Hard:
     Attributes:
         fraction: Share of the segments, in [0, 1].
         weights: How much each step should be drawn, >= 0, episode after episode.
-        num_steps: The step is among so many last ones of its segment.
+        places: Row and column of what is hard there, for crops.
     """
 
     fraction: float
     weights: NDArray[np.float32]
-    num_steps: int
+    places: NDArray[np.uint8]
 
 
 def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
@@ -185,10 +190,10 @@ class Replay:
 
     def segments(self, episode: NDArray[np.int64], start: NDArray[np.int64], length: int) -> SegmentBatch:
         """Cuts segments `start .. start + length` out of episodes; what lies outside is padding."""
-        lengths, firsts = self.lengths[episode], (self.lengths.cumsum() - self.lengths)[episode]
+        lengths = self.lengths[episode]
         time = start[:, None] + np.arange(length)
         mask = (time >= 0) & (time < lengths[:, None])
-        index = self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
+        index = self._rows_at(episode, time)
         return SegmentBatch(
             obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
             episode=torch.from_numpy(episode),
@@ -200,7 +205,14 @@ class Replay:
             mask_padding=torch.from_numpy(mask),
             final_obs=torch.from_numpy(self._final_obs[episode]),
             has_final=torch.from_numpy(self._has_final[episode] & (start + length >= lengths)),
+            corner=torch.zeros(len(episode), 2, dtype=torch.int64),
+            is_hard=torch.zeros(len(episode), dtype=torch.bool),
         )
+
+    def _rows_at(self, episode: NDArray[np.int64], time: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the steps of episodes (b,) at times (b, l); the nearest step where there is none."""
+        lengths, firsts = self.lengths[episode], (self.lengths.cumsum() - self.lengths)[episode]
+        return self._index[firsts[:, None] + time.clip(0, lengths[:, None] - 1)]
 
     def episode_probabilities(self, sample_weights: list[float] | None) -> NDArray[np.float64]:
         """Probability of drawing each episode.
@@ -225,8 +237,10 @@ class Replay:
         *,
         sample_weights: list[float] | None,
         pad_after: bool,
+        num_learned: int | None = None,
         event_fraction: float = 0.0,
         hard: Hard | None = None,
+        crop: Crop | None = None,
         share: slice = slice(None),
     ) -> SegmentBatch:
         """Draws segments around uniformly drawn steps of drawn episodes.
@@ -238,27 +252,68 @@ class Replay:
             sample_weights: See `episode_probabilities`.
             pad_after: False: a segment ends within its episode, so only its beginning can be padding
                 (denoiser, actor-critic). True: it may also run past the end (reward/end).
+            num_learned: So many last steps of a segment are learned from, the others only looked at; None for
+                all. Events and hard steps lie among them.
             event_fraction: Share of the segments drawn around a step with a reward or an end instead.
             hard: Which of the segments are drawn around hard steps instead.
+            crop: Cuts each segment to a square around what is hard in it, or moves in its learned frames.
             share: Which of the segments to cut out; all are drawn.
         """
+        num_learned = length if num_learned is None else num_learned
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
         time = rng.integers(self.lengths[episode])
+        jitter = rng.integers(length, size=batch_size)
         if event_fraction > 0:
             around_event = rng.random(batch_size) < event_fraction
             event_episode, event_time = self._draw_events(rng, batch_size)
             episode = np.where(around_event, event_episode, episode)
             time = np.where(around_event, event_time, time)
-        jitter = rng.integers(length, size=batch_size)
-        stop_inside = np.minimum(self.lengths[episode], time + 1 + jitter)
-        start = time - jitter if pad_after else stop_inside - length
+            learned = length - 1 - rng.integers(num_learned, size=batch_size)
+            jitter = np.where(around_event, learned if pad_after else length - 1 - learned, jitter)
+        start = time - jitter if pad_after else np.minimum(self.lengths[episode], time + 1 + jitter) - length
+        around_hard, place = np.zeros(batch_size, bool), None
         if hard is not None and hard.weights.any():
             around_hard = rng.random(batch_size) < hard.fraction
-            hard_episode, hard_start = self._draw_hard(rng, batch_size, length, hard)
+            step = self._draw_weighted(rng, batch_size, hard.weights)
+            hard_episode, hard_time = self._located(step)
+            hard_start = hard_time - (length - num_learned) - rng.integers(num_learned, size=batch_size)
+            hard_start = np.minimum(hard_start, self.lengths[hard_episode] - length)
             episode = np.where(around_hard, hard_episode, episode)
             start = np.where(around_hard, hard_start, start)
-        return self.segments(episode[share], start[share], length)
+            place = np.where(around_hard[:, None], hard.places[step].astype(np.int64), -1)
+        batch = self.segments(episode[share], start[share], length)
+        batch = replace(batch, is_hard=torch.from_numpy(around_hard[share]))
+        if crop is None:
+            return batch
+        corner = self._corners(rng, crop, episode, start + length - num_learned, num_learned, place)
+        return _cropped(batch, corner[share], crop.size)
+
+    def _corners(
+        self,
+        rng: np.random.Generator,
+        crop: Crop,
+        episode: NDArray[np.int64],
+        first: NDArray[np.int64],
+        num_steps: int,
+        place: NDArray[np.int64] | None,
+    ) -> NDArray[np.int64]:
+        """Draws corners of crops around given places, or, where these are negative, around what moves.
+
+        Args:
+            rng: Source of the draw.
+            crop: Which crops.
+            episode: Episode of each segment.
+            first: Time of its first learned step.
+            num_steps: How many steps are learned.
+            place: Row and column (b, 2), if any.
+        """
+        rows = self._rows_at(episode, first[:, None] + np.arange(-1, num_steps))
+        frames = self._obs.take(rows, axis=0)
+        moves = np.stack([is_moving(frames[:, i], frames[:, i + 1]) for i in range(num_steps)]).any(0)
+        moving = moving_places(rng, moves)
+        place = moving if place is None else np.where(place < 0, moving, place)
+        return crop.corners(rng, place, self._obs.shape[2:])
 
     def _draw_events(
         self, rng: np.random.Generator, count: int
@@ -268,21 +323,29 @@ class Replay:
         events = np.flatnonzero((self._rew[rows] != 0) | self._end[rows])
         return self._located(rng.choice(events if len(events) else len(rows), count))
 
-    def _draw_hard(
-        self, rng: np.random.Generator, count: int, length: int, hard: Hard
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Episodes and starts of segments with a step, drawn by weight, among their last `hard.num_steps`."""
-        total = hard.weights.cumsum(dtype=np.float64)
-        drawn = np.searchsorted(total, rng.random(count) * total[-1], side="right")
-        episode, time = self._located(drawn)
-        start = time - (length - hard.num_steps) - rng.integers(hard.num_steps, size=count)
-        return episode, np.minimum(start, self.lengths[episode] - length)
+    @staticmethod
+    def _draw_weighted(
+        rng: np.random.Generator, count: int, weights: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        """Numbers of steps, drawn by their weights."""
+        total = weights.cumsum(dtype=np.float64)
+        return np.searchsorted(total, rng.random(count) * total[-1], side="right")
 
     def _located(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes and times of steps, numbered episode after episode."""
         stops = self.lengths.cumsum()
         episode = np.searchsorted(stops, index, side="right")
         return episode, index - (stops - self.lengths)[episode]
+
+
+def _cropped(batch: SegmentBatch, corner: NDArray[np.int64], size: int) -> SegmentBatch:
+    """Segments cut to squares whose upper left pixels are at `corner` (b, 2)."""
+    return replace(
+        batch,
+        obs=torch.from_numpy(cut(batch.obs.numpy(), corner, size)),
+        final_obs=torch.from_numpy(cut(batch.final_obs.numpy(), corner, size)),
+        corner=torch.from_numpy(corner),
+    )
 
 
 def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:

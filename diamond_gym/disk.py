@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,6 +35,26 @@ def prepare_folder(folder: Path) -> None:
             pass
     except OSError as error:
         raise CacheError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+
+
+def check_space(folder: Path, num_bytes: int, what: str) -> None:
+    """Checks that a disk has room, before what needs it is made.
+
+    Args:
+        folder: Where it will be written; it may not be there yet.
+        num_bytes: How much will be written.
+        what: What that is, for the message.
+
+    Raises:
+        CacheError: There is less room.
+    """
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
+    free = shutil.disk_usage(existing).free
+    if num_bytes > free:
+        raise CacheError(
+            f"{what} need {num_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free: "
+            "make room, choose another folder or ask for less"
+        )
 
 
 @contextlib.contextmanager

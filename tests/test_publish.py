@@ -116,6 +116,8 @@ def fidelity(folder, **changes):
             "imagined": {"frames": 8, "won": 62.5, "lost": 0.0, "ends": None},
         },
         "spread": [0.0, 0.125],
+        "single_steps": {"paddle": {"right": 0.75, "frames": 4}, "walls": {"right": None, "frames": 0}},
+        "overlooked_ends": {"share": 0.25, "starts": 4},
         **changes,
     }
     path = folder / "fidelity.json"

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import gymnasium
 import pytest
+import torch
 
 import diamond_gym
-from diamond_gym.checkpoints import WorldDescription
+from diamond_gym.checkpoints import WorldDescription, load_world
 from diamond_gym.contexts import ContextBank
 from diamond_gym.disk import read_tensors
 from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.evaluate import evaluation
+from trainers.diamond import average
 from trainers.diamond.cli import main
 
 SHORT = [
@@ -143,6 +146,63 @@ def test_export_of_a_denoiser_and_anothers_reward_end_model(trained, denoiser_on
 def test_export_writes_nothing_that_is_too_large(trained, tmp_path, capsys):
     assert main(["export", f"run={trained}", f"out={tmp_path / 'out'}", "max_mb=0.01"]) == 2
     assert "more than max_mb=0.01" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_finished_run_writes_its_averaged_and_measured_world(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(average, "HORIZON", 3)
+    monkeypatch.setattr(average, "STEPS", (1, 3))
+    monkeypatch.setattr(evaluation, "DEFAULT_NUM_STARTS", 4)
+    export = ["export.should=true", "export.average=true", "export.evaluate=true", "export.num_contexts=5"]
+    parts = ["training.parts=[denoiser,rew_end_model]", "training.num_epochs=3", "evaluation.should=false"]
+    kept = ["checkpointing.save_agent_every=1", "checkpointing.num_to_keep=null"]
+    data = f"static_dataset.path={trained / 'dataset'}"
+    assert main(["train", *GAME, data, *parts, *kept, *export]) == 0
+    out = capsys.readouterr().out
+    assert [out.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
+    (run,) = run_folders(tmp_path)
+    world = load_world("Breakout", run, device="cpu")
+    assert len(world.contexts) == 5 and "world/model.safetensors" in world.source
+    card = (run / "world" / "README.md").read_text()
+    assert "averaged_snapshots" in card and "single predictions" in card.lower()
+    play(id="DiamondBreakout-v0", checkpoint=str(run))
+
+
+def test_an_average_is_that_of_the_last_snapshots(tmp_path):
+    files = []
+    for i, value in enumerate((8.0, 2.0, 4.0)):
+        files.append(tmp_path / f"{i}.pt")
+        torch.save({"denoiser.x": torch.full((2,), value), "other.x": torch.ones(1)}, files[-1])
+    found = {count: weights for count, weights in average.averages(files, "denoiser.")}
+    assert {count: weights["x"].tolist() for count, weights in found.items()} == {
+        1: [4.0, 4.0],
+        2: [3.0, 3.0],
+        3: pytest.approx([14 / 3] * 2),
+    }
+    assert all(set(weights) == {"x"} for weights in found.values())
+
+
+def test_a_disk_too_small_for_the_data_is_found_before_anything_is_played(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    steps = "collection.train.players=[{name:random,num_steps:1000000000000}]"
+    assert main(["train", *GAME, "training.parts=[denoiser,rew_end_model]", steps]) == 1
+    assert "1000000000300 steps of play need 12352000.00 GB" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        (["export.should=true", "training.model_free=true"], "model_free=true has none"),
+        (["export.dtype=int4"], "accepted are float16, float32"),
+        (["export.max_mb=0"], "export.max_mb must be above 0"),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(wrong, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *GAME, *wrong]) == 2
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

@@ -20,6 +20,8 @@ EMBEDDED = Path(__file__).parents[1] / "weights"
 
 _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 _AGENT_FOLDER = Path("checkpoints", "agent_versions")
+WORLD_FOLDER = "world"
+"""In a run folder, the world model that a finished run has exported; it counts before the run's agents."""
 _ACCEPTED = (
     "checkpoint must be 'auto', 'embedded', 'hub', 'hub:user/name' for a repository of the Hub, or the path "
     "of a .safetensors file or folder, a .pt file or a run folder"
@@ -100,8 +102,9 @@ def _locate_existing(path: Path) -> Location:
 
 
 def _locate_in_folder(folder: Path) -> Location:
-    if (folder / MODEL_FILE).is_file():
-        return _loose(folder / MODEL_FILE)
+    for file in (folder / MODEL_FILE, folder / WORLD_FOLDER / MODEL_FILE):
+        if file.is_file():
+            return _loose(file)
     versions = {
         int(match[1]): file
         for file in (folder / _AGENT_FOLDER).glob("*.pt")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
-from diamond_gym.evaluate.report import number, play, write_json
+from diamond_gym.evaluate.report import number, play, single_steps, write_json
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import env_id
 
@@ -103,6 +103,7 @@ def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
             _events(result),
             f"The {result['player']} player itself, acting on imagined frames, from the same moments on: "
             f"{play(result['closed_loop'])}. Random buttons: {play(result['random_play'])}.",
+            *([_single_steps(result)] if result["single_steps"] else []),
             _behaviour(result),
             f"Measured by `{_command(settings, repo_id)}`, where all of it is defined (fidelity.json).",
         ]
@@ -141,13 +142,21 @@ def _events(result: dict[str, Any]) -> str:
     )
 
 
+def _single_steps(result: dict[str, Any]) -> str:
+    return (
+        "Single predictions from real frames with the ball in the right place, by what it does: "
+        f"{single_steps(result)}."
+    )
+
+
 def _behaviour(result: dict[str, Any]) -> str:
-    actions, spread = result["actions"], result["spread"]
+    actions, spread, overlooked = result["actions"], result["spread"], result["overlooked_ends"]
     return (
         f"Other actions: their effect on the frame correlates {number(actions['correlation'], 2)} with the "
         f"real one and is {number(actions['gain'], 2)} times as large; {_percent(actions['told_apart'])} of "
         "pairs of actions are told apart (chance: 50 %). Other noise: a pixel's standard deviation is "
-        f"{number(spread[-1], 2)} levels of 255 at step {len(spread)}."
+        f"{number(spread[-1], 2)} levels of 255 at step {len(spread)}. Real ends imagined from 4 steps "
+        f"before that do not come: {_percent(overlooked['share'])} of {overlooked['starts']}."
     )
 
 
@@ -204,16 +213,31 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     fidelity, folder = map(Path, arguments)
     try:
-        description = asdict(read_description(folder))
-        result = read_result(fidelity)
-        card = model_card(result, description, sizes(folder))
-        write_file(folder / "README.md", card.encode())
-        write_json(kept(result), folder / "fidelity.json")
+        write_card(fidelity, folder)
     except DiamondGymError as error:
         print(error, file=sys.stderr)
         return 1
     print(f"wrote README.md and fidelity.json to {folder}/")
     return 0
+
+
+def write_card(fidelity: Path, folder: Path) -> None:
+    """Writes the model card and the numbers on it beside a saved world.
+
+    Args:
+        fidelity: What an evaluation wrote to fidelity.json.
+        folder: Holds the world.
+
+    Raises:
+        InvalidInputError: The file is missing or something else.
+        CheckpointError: The folder holds no world model.
+        CacheError: The folder cannot be written.
+    """
+    description = asdict(read_description(folder))
+    result = read_result(fidelity)
+    card = model_card(result, description, sizes(folder))
+    write_file(folder / "README.md", card.encode())
+    write_json(kept(result), folder / "fidelity.json")
 
 
 def kept(result: dict[str, Any]) -> dict[str, Any]:

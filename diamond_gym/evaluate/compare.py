@@ -23,7 +23,10 @@ TOLERANCES = {
 """By a name, or its first or last part."""
 OTHER_TOLERANCE = 0.06
 """Shares and correlations."""
-_COMPARED = ("steps", "reward", "end", "returns", "actions", "closed_loop", "random_play", "spread")
+_COMPARED = (
+    *("steps", "reward", "end", "returns", "actions", "closed_loop", "random_play", "spread"),
+    *("single_steps", "overlooked_ends"),
+)
 _SAME = ("num_starts", "num_denoising_steps", "player")
 """What must be equal beside the settings, which may leave it open."""
 _COUNTS = ("step", "frames", "starts", "confusion", "classes")

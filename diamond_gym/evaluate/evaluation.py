@@ -20,6 +20,7 @@ from diamond_gym.evaluate import branches, heldout, measure, pictures, report
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
 from diamond_gym.evaluate.settings import Settings
+from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.players import PLAYER_NAMES, player, usual_player
 from diamond_gym.registration import game_name
 
@@ -65,6 +66,8 @@ def run(settings: Settings) -> None:
         "closed_loop": _closed_loop(imaginer, game, policy, held_out, starts),
         "random_play": _random_play(imaginer, game, held_out, starts),
         "spread": _spread(imaginer, starts, imagined),
+        "single_steps": measure_single_steps(game, world.world_model, held_out.episodes, settings.seed),
+        "overlooked_ends": _overlooked_ends(imaginer, held_out),
         "seconds": time.perf_counter() - begin,
     }
 
@@ -183,6 +186,15 @@ def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Start
 def _played(starts: Starts) -> tuple[int, int]:
     """From how many of the starts is played on, and for how many steps."""
     return max(1, len(starts) // PLAYED), measure.PLAYED_HORIZONS * starts.future_act.shape[1]
+
+
+def _overlooked_ends(imaginer: Imaginer, held_out: HeldOut) -> dict[str, Any]:
+    n = imaginer.world_model.num_steps_conditioning
+    starts = heldout.starts_before_ends(held_out.episodes, measure.STEPS_BEFORE_END, n)
+    if starts is None:
+        return measure.measure_overlooked_ends(None)
+    rows = torch.arange(len(starts))
+    return measure.measure_overlooked_ends(imaginer.under(starts, rows, starts.future_act, "ends"))
 
 
 def _spread(imaginer: Imaginer, starts: Starts, imagined: Imagined) -> list[float]:

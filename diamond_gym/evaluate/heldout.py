@@ -169,6 +169,25 @@ def choose_starts(
     return Starts(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
+def starts_before_ends(episodes: Sequence[Episode], num_steps: int, num_conditioning: int) -> Starts | None:
+    """The moments from which episodes end after so many steps; NOOP follows for as many steps again.
+
+    Args:
+        episodes: Finished episodes; those cut short do not end.
+        num_steps: Steps up to the end, at least 1.
+        num_conditioning: Frames of context (n); earlier ends are left out.
+
+    Returns:
+        None where no episode ends so late.
+    """
+    rows = [
+        (torch.tensor(number), *_start(episode, len(episode) - num_steps, num_conditioning, 2 * num_steps))
+        for number, episode in enumerate(episodes)
+        if bool(episode.end[-1]) and len(episode) - num_steps >= num_conditioning - 1
+    ]
+    return Starts(*(torch.stack(column) for column in zip(*rows, strict=True))) if rows else None
+
+
 def _start(episode: Episode, time: int, n: int, horizon: int) -> tuple[Tensor, ...]:
     frames = all_frames(episode)
     now, context = slice(time, time + horizon), slice(time - n + 1, time + 1)

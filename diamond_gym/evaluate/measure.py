@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from diamond_gym.errors import MissingDependencyError
-from diamond_gym.evaluate import metrics
+from diamond_gym.evaluate import metrics, single_steps
 from diamond_gym.evaluate.branches import MAX_HOLD, Branches, Play
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
@@ -28,6 +28,8 @@ OBJECTS: dict[str, dict[str, Detector]] = {
 }
 """What can be found in frames of each game; other games are judged by pictures, rewards and ends alone."""
 
+STEPS_BEFORE_END = 4
+"""Steps before an end from which it is imagined; it may come so many steps late."""
 PLAYED_HORIZONS = 2
 """Horizons for which is played on."""
 
@@ -49,6 +51,11 @@ DEFINITIONS = {
     "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end; the "
     "player begins each without memory, with random numbers of its own",
     "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
+    "single_steps": "of single predictions from real frames, by what the ball does in them, those with it "
+    f"within {single_steps.RADIUS:g} px of the real one in both directions; a bounce changes its velocity "
+    f"by more than {single_steps.TURN:g} px a step",
+    "overlooked_ends": f"of the real ends, those that imagination from {STEPS_BEFORE_END} steps before "
+    f"under the real actions does not show within {2 * STEPS_BEFORE_END} steps",
     "actions": "frames after holding different actions from one start: cosine and relative size of the "
     "imagined effects against the real ones, and pairs of actions told apart by the nearest real frame",
 }
@@ -77,14 +84,14 @@ def measure(game: str, starts: Starts, imagined: Imagined) -> dict[str, Any]:
     real, dreamt = starts.future_obs.numpy(), imagined.obs.numpy()
     last = starts.obs[:, -1:].numpy()
     mean = last.mean(axis=0, keepdims=True).round().astype(np.uint8)
-    mse = _squared_errors(real, dreamt)
+    mse = squared_errors(real, dreamt)
     columns: dict[str, NDArray[Any]] = {
         "step": np.arange(1, valid.shape[1] + 1),
         "frames": valid.sum(0),
         "psnr": metrics.mean_where(metrics.psnr(mse), valid),
         "psnr_of_mean_mse": metrics.psnr(metrics.mean_where(mse, valid)),
-        "psnr_repeat": metrics.mean_where(metrics.psnr(_squared_errors(real, last)), valid),
-        "psnr_mean": metrics.mean_where(metrics.psnr(_squared_errors(real, mean)), valid),
+        "psnr_repeat": metrics.mean_where(metrics.psnr(squared_errors(real, last)), valid),
+        "psnr_mean": metrics.mean_where(metrics.psnr(squared_errors(real, mean)), valid),
         "ssim": _mean_ssim(real, dreamt, valid),
         "ssim_repeat": _mean_ssim(real, last, valid),
         "ssim_mean": _mean_ssim(real, mean, valid),
@@ -131,6 +138,18 @@ def measure_play(real: Play, imagined: Imagined) -> dict[str, Any]:
     }
 
 
+def measure_overlooked_ends(imagined: Imagined | None) -> dict[str, Any]:
+    """How many of the ends that really come are not imagined.
+
+    Args:
+        imagined: From `STEPS_BEFORE_END` steps before each of them; None where there is none.
+    """
+    if imagined is None:
+        return {"share": np.nan, "starts": 0}
+    seen = imagined.end.numpy().any(axis=1)
+    return {"share": 1 - float(np.mean(seen)), "starts": len(imagined.end)}
+
+
 def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> list[float]:
     """How much imaginations of the same starts and actions differ by their noise alone, step by step.
 
@@ -147,11 +166,20 @@ def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> lis
     return metrics.mean_where(np.stack([x.mean((1, 2, 3)) for x in spreads], axis=1), valid).tolist()
 
 
-def _squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
+def squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Errors (b, t) of real frames against others (b or 1, t or 1, c, h, w), step by step to save memory."""
     last = other.shape[1] - 1
     errors = [metrics.mean_squared_error(real[:, t], other[:, min(t, last)]) for t in range(real.shape[1])]
     return np.stack(errors, 1)
+
+
+def share_within(
+    detector: Detector, real: NDArray[np.uint8], other: NDArray[np.uint8], valid: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Of valid real frames (b, t, c, h, w) with an object, the share (t,) whose other frame has it there."""
+    there, found = (_find(detector, frames) for frames in (real, other))
+    shown = valid & ~np.isnan(there).any(-1)
+    return metrics.mean_where(metrics.hits(found, there, RADIUS).astype(float), shown)
 
 
 def _mean_ssim(

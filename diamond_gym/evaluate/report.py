@@ -50,15 +50,26 @@ def _returns(r: dict[str, Any], horizon: int) -> str:
 
 
 def _behaviour(result: dict[str, Any]) -> list[str]:
-    a, spread = result["actions"], result["spread"]
+    a, spread, overlooked = result["actions"], result["spread"], result["overlooked_ends"]
     shown = ", ".join(f"{spread[step - 1]:.2f} at {step}" for step in shown_steps(len(spread)))
     return [
         f"closed loop: {play(result['closed_loop'])}",
         f"random play: {play(result['random_play'])}",
+        *([f"single steps right: {single_steps(result)}"] if result["single_steps"] else []),
+        f"ends overlooked: {_share(overlooked['share'])} of {overlooked['starts']}",
         f"actions: effect correlates {a['correlation']:.2f} with the real one, is {a['gain']:.2f} times as "
         f"large, {_share(a['told_apart'])} of pairs told apart ({a['starts']} starts)",
         f"spread over noise, levels: {shown}",
     ]
+
+
+def single_steps(result: dict[str, Any]) -> str:
+    """How often single predictions are right, by what happens in them."""
+    shares = (
+        f"{kind} {'-' if row['right'] is None else _share(row['right'])} of {row['frames']}"
+        for kind, row in result["single_steps"].items()
+    )
+    return ", ".join(shares)
 
 
 def play(r: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Single predictions from real frames, told apart by what happens in them: free flight, or a bounce and where.
+"""Single predictions from real frames, told apart by what happens in them: free flight, or which bounce.
 
 A world that is right in free flight and wrong at bounces has a high PSNR and teaches agents nothing.
 """
@@ -40,7 +40,7 @@ def measure_single_steps(
         seed: At least 0; fixes the noise.
 
     Returns:
-        For each kind of step "right" in [0, 1] (NaN where there is none) and "steps", how many there were.
+        For each kind of step "right" in [0, 1] (NaN where there is none) and "frames", how many there were.
     """
     if game not in _GAMES:
         return {}
@@ -57,7 +57,7 @@ def measure_single_steps(
         chosen = np.unique(np.linspace(0, len(all_of_kind) - 1, MAX_OF_KIND).round().astype(int))
         places = [all_of_kind[i] for i in chosen.tolist()] if all_of_kind else []
         right = _right(world_model, episodes, found, places, find_ball, seed)
-        results[kind] = {"right": float(np.mean(right)) if len(right) else np.nan, "steps": len(right)}
+        results[kind] = {"right": float(np.mean(right)) if len(right) else np.nan, "frames": len(right)}
     return results
 
 
@@ -68,10 +68,10 @@ def _right(
     places: Sequence[tuple[int, int]],
     find_ball: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     seed: int,
-) -> Bool[np.ndarray, " k"]:
+) -> list[bool]:
     """Whether the ball after each step (episode, time) is predicted where it is."""
     n, device = world_model.num_steps_conditioning, world_model.device
-    right: list[NDArray[np.bool_]] = []
+    right: list[bool] = []
     for first in range(0, len(places), _BATCH):
         part = places[first : first + _BATCH]
         obs = torch.stack([episodes[e].obs[t - n + 1 : t + 1] for e, t in part]).to(device)
@@ -80,8 +80,9 @@ def _right(
         _, step = world_model.step(world_model.start(obs, act, keys), act[:, -1])
         ball = find_ball(_images(step.obs.cpu().numpy()))
         real = np.stack([found[e][t + 1] for e, t in part])
-        right.append((np.nan_to_num(np.abs(ball - real), nan=np.inf) <= RADIUS).all(1))
-    return np.concatenate(right) if right else np.zeros(0, bool)
+        near = np.nan_to_num(np.abs(ball - real), nan=np.inf) <= RADIUS
+        right += (near[:, 0] & near[:, 1]).tolist()
+    return right
 
 
 def _images(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -93,7 +94,7 @@ def _turns(ball: Float[np.ndarray, "t1 2"]) -> tuple[NDArray[np.float64], NDArra
     before, now, after = ball[:-2], ball[1:-1], ball[2:]
     change = np.abs((after - now) - (now - before))
     change = np.concatenate([np.full((1, 2), np.nan), change])  # of the first step nothing is known
-    seen = ~np.isnan(change).any(1)
+    seen = np.asarray(~np.isnan(change).any(1))
     return np.where(seen[:, None], change, 0), seen
 
 

@@ -79,7 +79,9 @@ Writes model.safetensors and contexts.safetensors, for gymnasium.make("Diamond<G
   rew_end_model_run   run folder whose reward/end model is taken instead (default: none)
   dtype               float16 or float32 (default: float16)
   num_contexts        moments of real games to start from (default: 64)
-  max_mb              refuse to write more than so many MB (default: 4)"""
+  max_mb              refuse to write more than so many MB (default: 4)
+  average             true takes the best average of the run's snapshots, searched on its test episodes
+  evaluate            true measures the world and writes its model card (minutes)"""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -157,8 +159,7 @@ def _export(arguments: Sequence[str]) -> None:
         return
     from trainers.diamond.export import ExportOptions, export
 
-    types = {f.name: str for f in fields(ExportOptions)} | {"num_contexts": int, "max_mb": float}
-    options = ExportOptions(**_options(arguments, types, required=["run", "out"]))
+    options = _parsed(arguments, ExportOptions)
     sizes = export(options)
     for name, size in sizes.items():
         print(f"{options.out}/{name}  {size / 1e6:.2f} MB")

@@ -528,6 +528,35 @@ class WorldModelEnvConfig:
 
 
 @dataclass
+class ExportConfig:
+    """Whether a finished run writes its world model, as the command `export` does, to its folder `world`.
+
+    Attributes:
+        should: Whether it does.
+        average: Whether its denoiser is the best average of the run's snapshots instead of the newest one.
+        evaluate: Whether it is evaluated and gets a model card (minutes).
+        dtype: "float16" or "float32".
+        num_contexts: Start contexts, drawn from the run's data.
+        max_mb: Largest size in MB (10^6 bytes).
+    """
+
+    should: bool = False
+    average: bool = False
+    evaluate: bool = False
+    dtype: str = "float16"
+    num_contexts: int = 64
+    max_mb: float = 4.0
+
+    def __post_init__(self) -> None:
+        require(
+            self.dtype in ("float16", "float32"),
+            f"export.dtype={self.dtype!r}: accepted are float16, float32",
+        )
+        require(self.num_contexts >= 1, f"export.num_contexts must be at least 1, got {self.num_contexts}")
+        require(self.max_mb > 0, f"export.max_mb must be above 0, got {self.max_mb}")
+
+
+@dataclass
 class TensorBoardConfig:
     """`enabled`: write curves into the run's folder `tensorboard`, where tensorboard is installed."""
 
@@ -582,6 +611,7 @@ class TrainerConfig:
     rew_end_model: RewEndPartConfig = field(default_factory=RewEndPartConfig)
     actor_critic: ActorCriticPartConfig = field(default_factory=ActorCriticPartConfig)
     world_model_env: WorldModelEnvConfig = field(default_factory=WorldModelEnvConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

@@ -1,8 +1,8 @@
 """Crops of segments: where in a frame training looks when it does not look at all of it.
 
 A frame of a game is mostly still, and what decides how it continues, a ball that meets a paddle, is small.
-Training on crops around what moves costs a fraction of a whole frame (Patch Diffusion, arXiv 2304.12526). This
-module sees pixels only: no game's objects, no networks.
+Training on crops around what moves costs a fraction of a whole frame (Patch Diffusion, arXiv 2304.12526).
+This module sees pixels only: no game's objects, no networks.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ class Crop:
 def is_moving(
     before: UInt8[np.ndarray, "b c h w"], after: UInt8[np.ndarray, "b c h w"]
 ) -> Bool[np.ndarray, "b h2 w2"]:
-    """Which squares of `MOTION_CELL` pixels change between two frames; a narrower rest at an edge is left out."""
+    """Which squares of `MOTION_CELL` pixels change between two frames, without a narrower rest at an edge."""
     change = np.where(after > before, after - before, before - after).max(1) >= MOTION_THRESHOLD
     b, h, w = change.shape
     h, w = h // MOTION_CELL, w // MOTION_CELL
     cells = change[:, : h * MOTION_CELL, : w * MOTION_CELL]
-    return cells.reshape(b, h, MOTION_CELL, w, MOTION_CELL).any((2, 4))
+    return np.asarray(cells.reshape(b, h, MOTION_CELL, w, MOTION_CELL).any((2, 4)))
 
 
 def moving_places(rng: np.random.Generator, moves: Bool[np.ndarray, "b h w"]) -> Int64[np.ndarray, "b 2"]:

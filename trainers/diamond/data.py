@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from diamond_gym import disk
 from diamond_gym.atari import num_actions as num_actions_of
 from diamond_gym.collect import collect
 from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
@@ -26,6 +27,8 @@ from trainers.diamond.run_folder import RunFolder
 
 _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
+_BYTES_BESIDE_FRAME = 64
+"""Action, reward, ends and the file's own entries, of a step on the disk."""
 _HELD_OUT = 10
 """Without test episodes, one in so many is held out of training."""
 
@@ -77,6 +80,29 @@ def check_players(config: TrainerConfig, game: str) -> None:
     for players in config.players.values():
         for p in players:
             player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
+
+
+def check_space(config: TrainerConfig, run: Path) -> None:
+    """Makes sure that what the players and the actor-critic collect fits on the disk.
+
+    Args:
+        config: The run's configuration.
+        run: Its folder, which may not be there yet; splits that are complete need no more room.
+
+    Raises:
+        CacheError: It does not.
+    """
+    folders = {split: RunFolder(run).dataset(split) for split in ("train", "test")}
+    steps = sum(
+        player.num_steps
+        for split, players in config.players.items()
+        if not folders[split].is_dir()
+        for player in players
+    )
+    steps += config.collection.train.num_steps_total if config.collects else 0
+    inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
+    num_bytes = steps * (inner.img_channels * size * size + _BYTES_BESIDE_FRAME)
+    disk.check_space(run, num_bytes, f"{steps} steps of play")
 
 
 def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:

@@ -11,8 +11,12 @@ from typing import Any
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.evaluate import card, evaluation
+from diamond_gym.evaluate.settings import Settings
 from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.world_model import WorldModel
 from trainers.diamond import data, settings
+from trainers.diamond.average import Validation, best_average
 from trainers.diamond.config import WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.run_folder import RunFolder
 
@@ -28,6 +32,8 @@ class ExportOptions:
         dtype: "float16" or "float32".
         num_contexts: Start contexts, drawn from the run's data.
         max_mb: Largest size of the folder in MB (10^6 bytes).
+        average: Whether the denoiser is the best average of the run's snapshots instead of the newest one.
+        evaluate: Whether the world is evaluated and gets a model card.
     """
 
     run: str
@@ -36,6 +42,8 @@ class ExportOptions:
     dtype: str = "float16"
     num_contexts: int = 64
     max_mb: float = 4.0
+    average: bool = False
+    evaluate: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +105,12 @@ def export(options: ExportOptions) -> dict[str, int]:
     if options.rew_end_model_run is not None:
         sources["rew_end_model"] = _Trained.read(options.rew_end_model_run)
     _check(sources)
+    if options.evaluate and source.description.game is None:
+        raise InvalidInputError("evaluate=true plays the real game, and the run has none: leave it out")
+    told = {part: trained.training(part) for part, trained in sources.items()}
     agent = _combined(sources["denoiser"].agent, sources["rew_end_model"].agent)
+    if options.average:
+        told["denoiser"]["averaged_snapshots"] = _average(source, agent)
     contexts = data.choose_contexts(source.config, source.run, num_contexts=options.num_contexts)
     out = Path(options.out).expanduser()
     try:
@@ -111,7 +124,7 @@ def export(options: ExportOptions) -> dict[str, int]:
                 sampler=source.description.sampler,
                 contexts=contexts,
                 dtype=options.dtype,
-                training={part: trained.training(part) for part, trained in sources.items()},
+                training=told,
             )
             files = sorted(Path(temporary).iterdir())
             sizes = {file.name: file.stat().st_size for file in files}
@@ -123,7 +136,29 @@ def export(options: ExportOptions) -> dict[str, int]:
         if isinstance(error, CacheError):
             raise
         raise CacheError(f"cannot write {out}: {error}") from error
+    if options.evaluate:
+        _evaluate(out, str(source.description.game))
     return sizes
+
+
+def _average(source: _Trained, agent: Agent) -> int:
+    """Puts the best average of the run's snapshots into the agent's denoiser; of how many it is."""
+    _, test = data.dataset_folders(source.config, source.run)
+    folder = test if (test / "info.pt").is_file() else data.dataset_folders(source.config, source.run)[0]
+    n = agent.denoiser.config.inner_model.num_steps_conditioning
+    validation = Validation.of(source.description.game, list(EpisodeDataset(folder)), n)
+    world_model = WorldModel(agent.denoiser, agent.rew_end_model, source.description.sampler)
+    count, scores = best_average(source.run.agent_files(), world_model, validation)
+    for size, score in scores.items():
+        print(f"average of the last {size} snapshots: {score:.2f}{' (taken)' if size == count else ''}")
+    return count
+
+
+def _evaluate(folder: Path, game: str) -> None:
+    """Measures a saved world and writes its model card."""
+    with tempfile.TemporaryDirectory() as out:
+        evaluation.run(Settings(game=game, checkpoint=str(folder), out=out))
+        card.write_card(Path(out) / "fidelity.json", folder)
 
 
 def _check(sources: dict[str, _Trained]) -> None:

@@ -90,7 +90,7 @@ class HardSteps:
     def _update_means(
         self, error: NDArray[np.float64], kind: NDArray[np.int64], is_usual: NDArray[np.bool_]
     ) -> None:
-        """Moves the usual error of every kind, a geometric mean, towards those of steps drawn as any other."""
+        """Moves the usual error of every kind, a geometric mean, towards that of steps drawn as any other."""
         logs = np.log(np.maximum(error, np.finfo(np.float32).tiny))
         for k in np.unique(kind).tolist():
             of_kind = kind == k

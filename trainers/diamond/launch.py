@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
 
@@ -30,6 +31,7 @@ from diamond_gym.registration import env_id
 from diamond_gym.world_model import noise_levels
 from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
+from trainers.diamond.export import ExportOptions, export
 from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.run_folder import RunFolder
@@ -77,6 +79,7 @@ def _new_run(
 ) -> tuple[RunFolder, Agent]:
     """A run folder, locked until the stack ends, and networks."""
     description, agent = prepare(config, command, group)
+    data.check_space(config, outputs.absolute() / "run")
     run = RunFolder.new(outputs.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
@@ -202,6 +205,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     _check_playing(config)
     _check_segments(config)
     _check_crops(config)
+    _check_export(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
@@ -312,6 +316,17 @@ def _check_segments(config: TrainerConfig) -> None:
         )
 
 
+def _check_export(config: TrainerConfig) -> None:
+    """A world model that was not trained cannot be exported, and one of no game not be evaluated."""
+    export, training = config.export, config.training
+    if not export.should:
+        return
+    if training.model_free:
+        raise InvalidInputError("export.should=true exports a world model, training.model_free=true has none")
+    if export.evaluate and config.game is None:
+        raise InvalidInputError("export.evaluate=true plays the real game: give game=Breakout")
+
+
 def _check_crops(config: TrainerConfig) -> None:
     """Crops must lie within the frame, and be divided by the network as it is."""
     size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
@@ -319,8 +334,8 @@ def _check_crops(config: TrainerConfig) -> None:
     if size is not None and (size > side or size % divides):
         accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
         raise InvalidInputError(
-            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, of which the network makes "
-            f"one of {divides}x{divides} at its bottom; accepted are {accepted}"
+            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, {divides}x{divides} of "
+            f"which become one at the bottom of the network; accepted are {accepted}"
         )
 
 
@@ -385,12 +400,21 @@ def _fit(
         with closing(log), _stopped_by_interrupt(trainer):
             group.first(lambda: log.open(trainer.epoch + 1))
             trainer.fit(progress=progress)
+            group.first(lambda: _export(config, run))
     except KeyboardInterrupt:
         if group.is_first:
             print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
         raise
     if progress:
         _say_how_to_use(run, config)
+
+
+def _export(config: TrainerConfig, run: RunFolder) -> None:
+    """Writes the run's world model as a small folder, where it is to be."""
+    if config.export.should:
+        options = asdict(config.export)
+        del options["should"]
+        export(ExportOptions(run=str(run.path), out=str(run.world_folder), **options))
 
 
 def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
@@ -409,6 +433,7 @@ def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
 def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> bool:
     """Puts the episodes on disk with which training goes on; whether it has begun before."""
     if config.static_dataset.path is None:
+        data.check_space(config, run.path)
         data.collect_datasets(config, run, progress=progress)
     is_resumed = run.state_file.is_file()
     if config.collects and is_resumed:

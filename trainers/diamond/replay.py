@@ -310,8 +310,8 @@ class Replay:
         """
         rows = self._rows_at(episode, first[:, None] + np.arange(-1, num_steps))
         frames = self._obs.take(rows, axis=0)
-        moves = np.stack([is_moving(frames[:, i], frames[:, i + 1]) for i in range(num_steps)]).any(0)
-        moving = moving_places(rng, moves)
+        moves = [is_moving(frames[:, i], frames[:, i + 1]) for i in range(num_steps)]
+        moving = moving_places(rng, np.logical_or.reduce(moves))
         place = moving if place is None else np.where(place < 0, moving, place)
         return crop.corners(rng, place, self._obs.shape[2:])
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diamond_gym.checkpoints.locate import WORLD_FOLDER
 from diamond_gym.disk import write_file, write_torch
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
 from trainers.diamond.errors import RunInUseError
@@ -110,6 +111,11 @@ class RunFolder:
         return self.path / "config" / "world.json"
 
     @property
+    def world_folder(self) -> Path:
+        """The finished run's world model, small enough to give away, if it was asked for."""
+        return self.path / WORLD_FOLDER
+
+    @property
     def contexts_file(self) -> Path:
         """Start contexts of the run's world model."""
         return self.path / "contexts.safetensors"
@@ -181,9 +187,13 @@ class RunFolder:
     def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int | None) -> None:
         """Writes the weights of an epoch and deletes all but the newest `num_to_keep` (None: keeps all)."""
         write_torch(self.agent_file(epoch), weights)
-        versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
+        versions = self.agent_files()
         for old in versions[:-num_to_keep] if num_to_keep is not None else []:
             old.unlink()
+
+    def agent_files(self) -> list[Path]:
+        """Weights of all epochs that are kept, oldest first."""
+        return sorted(self.agent_file(0).parent.glob("agent_epoch_*.pt"))
 
     def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
         """Keeps what made a loss or gradient infinite; returns the file."""

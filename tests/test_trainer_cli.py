@@ -12,7 +12,6 @@ from diamond_gym.checkpoints import WorldDescription, load_world
 from diamond_gym.contexts import ContextBank
 from diamond_gym.disk import read_tensors
 from diamond_gym.episodes import EpisodeDataset
-from diamond_gym.evaluate import evaluation
 from trainers.diamond import average
 from trainers.diamond.cli import main
 
@@ -149,23 +148,26 @@ def test_export_writes_nothing_that_is_too_large(trained, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_finished_run_writes_its_averaged_and_measured_world(trained, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("evaluates", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_finished_run_writes_its_averaged_world(evaluates, trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(average, "HORIZON", 3)
     monkeypatch.setattr(average, "STEPS", (1, 3))
-    monkeypatch.setattr(evaluation, "DEFAULT_NUM_STARTS", 4)
-    export = ["export.should=true", "export.average=true", "export.evaluate=true", "export.num_contexts=5"]
+    monkeypatch.setattr(average, "NUM_STARTS", 8)
+    export = ["export.should=true", "export.average=true", "export.num_contexts=5"]
     parts = ["training.parts=[denoiser,rew_end_model]", "training.num_epochs=3", "evaluation.should=false"]
     kept = ["checkpointing.save_agent_every=1", "checkpointing.num_to_keep=null"]
     data = f"static_dataset.path={trained / 'dataset'}"
-    assert main(["train", *GAME, data, *parts, *kept, *export]) == 0
+    assert main(["train", *GAME, data, *parts, *kept, *export, f"export.evaluate={evaluates}".lower()]) == 0
     out = capsys.readouterr().out
     assert [out.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
     (run,) = run_folders(tmp_path)
     world = load_world("Breakout", run, device="cpu")
     assert len(world.contexts) == 5 and "world/model.safetensors" in world.source
-    card = (run / "world" / "README.md").read_text()
-    assert "averaged_snapshots" in card and "single predictions" in card.lower()
+    _, metadata = read_tensors(run / "world" / "model.safetensors")
+    training = WorldDescription.from_json(metadata["diamond_gym.world"], "test").training
+    assert training is not None and training["denoiser"]["averaged_snapshots"] in (1, 2, 3)
+    assert (run / "world" / "README.md").is_file() == evaluates
     play(id="DiamondBreakout-v0", checkpoint=str(run))
 
 

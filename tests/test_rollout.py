@@ -1,18 +1,22 @@
 """The actor-critic plays: what it keeps of games that end, and games that can be saved and gone back to."""
 
+import copy
+import dataclasses
 from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from diamond_gym.models import ActorCritic, ActorCriticConfig
 from diamond_gym.pixels import to_float
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel
+from tests import parity
 from tests.recordings import episode
 from tests.worlds import tiny_agent
-from trainers.diamond.actor_critic_loss import ActorCriticLossConfig
+from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
 from trainers.diamond.imagined_games import ImaginedGames
 from trainers.diamond.objectives import ActorCriticObjective
@@ -85,6 +89,67 @@ def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_wit
     assert state.obs[:, 0, 0, 0].tolist() == [3, 103]
     assert steps.val.requires_grad and steps.logits_act.requires_grad
     assert not steps.val_bootstrap.requires_grad and not state.hx.requires_grad
+
+
+class RecordedGames:
+    """The games of a case of ac_rollout.npz: whatever is done, they bring what was recorded."""
+
+    def __init__(self, d):
+        self.d, self.time = d, -1
+
+    def step(self, act):
+        self.time += 1
+        d, t = self.d, self.time
+        return Outcome(d["frames_u8"][t], d["rew"][t], d["end"][t], d["restarted"][t] & ~d["end"][t])
+
+    def restart(self, index):
+        assert index.tolist() == self.d["restarted"][self.time].nonzero().flatten().tolist()
+        return self.d["fresh_u8"][self.time, index]
+
+
+@pytest.mark.parametrize("case", ["plain", "ends"])
+def test_losses_and_gradients_of_rollouts_are_the_published_ones(case):
+    prefix = f"ac_rollout_{case}_"
+    d = {k.removeprefix(prefix): v for k, v in parity.numbers("ac_rollout").items() if k.startswith(prefix)}
+    network = copy.deepcopy(parity.agent("tiny").actor_critic)
+    parameters = dict(network.named_parameters())
+    games, config = RecordedGames(d), ActorCriticLossConfig()
+    with torch.no_grad():
+        state = begin(network, d["start_u8"][:, None])
+    for number in range(2):
+        network.zero_grad()
+        state, steps = play(network, games, state, torch.rand(15, 4))
+        act = d["act"][15 * number : 15 * (number + 1)].T
+        loss, _ = actor_critic_loss(dataclasses.replace(steps, act=act), config)
+        loss.backward()
+        expected = {k.removeprefix(f"round{number}_"): v for k, v in d.items() if f"round{number}_" in k}
+        assert_close(loss.detach(), expected.pop("loss"), rtol=1e-4, atol=1e-6)
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters.values() if p.grad is not None])
+        assert_close(norm, expected.pop("grad_norm"), rtol=1e-4, atol=1e-6)
+        assert len(expected) == 4
+        for name, gradient in expected.items():
+            assert_close(parameters[name.removeprefix("grad_")].grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+class StartedScript(Script):
+    """A script whose games start where they start anew."""
+
+    def start(self):
+        return self.restart(torch.arange(2))
+
+
+def test_the_first_games_begin_without_memory_and_later_ones_are_burned_in(actor_critic):
+    games = StartedScript(ends=[[1, 0], [0, 0]], truncs=[[0, 0], [0, 0]])
+    objective = ActorCriticObjective(actor_critic, games, 1, ActorCriticLossConfig(), nullcontext)
+    seen = [
+        objective.example(Replay(), np.random.default_rng(t), t).batch["val"][:, 0].tolist() for t in range(2)
+    ]
+    context = [games.frame(100 + i) for i in range(4)]
+    alone = values_along(actor_critic, context[-1:])
+    assert seen[0] == pytest.approx([alone, alone], abs=1e-5)
+    burned_in, played = values_along(actor_critic, context), [context[-1], games.frame(1)]
+    assert seen[1] == pytest.approx([burned_in, values_along(actor_critic, played)], abs=1e-5)
+    assert burned_in != pytest.approx(alone, abs=1e-3)
 
 
 def test_actions_follow_the_policy():

@@ -73,9 +73,11 @@ class PlayerState:
         return cls(**{f.name: state[f.name].to(device) for f in fields(cls)})
 
 
-@torch.no_grad()
 def begin(actor_critic: ActorCritic, frames: UInt8[Tensor, "b n c h w"]) -> PlayerState:
-    """The state at the last of n frames: the LSTM starts at zero, burned in on the frames before."""
+    """The state at the last of n frames: the LSTM starts at zero, burned in on the frames before.
+
+    Gradients flow into the burn-in where they are enabled, as they do in the published code.
+    """
     hx_cx = actor_critic.initial_state(len(frames))
     for obs in to_float(frames[:, :-1]).unbind(1):
         _, _, hx_cx = actor_critic.predict_act_value(obs, hx_cx)
@@ -88,7 +90,7 @@ def play(
     state: PlayerState,
     u: Float[Tensor, "t b"],
 ) -> tuple[PlayerState, PlayedSteps]:
-    """Plays t steps of each game, with gradients; games that are over start anew.
+    """Plays t steps of each game, with gradients; games that are over start anew, burned in with gradients.
 
     The value after a step comes from the frame it led to and the LSTM's memory of the episode so far; where
     the episode was over, from its final frame, before the memory is cleared.
@@ -112,11 +114,11 @@ def play(
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
         final_val = _values(actor_critic, obs[over], (hx_cx[0][over], hx_cx[1][over]))
-        if len(over):
-            fresh = begin(actor_critic, games.restart(over))
-            obs = obs.index_copy(0, over, fresh.obs)
-            hx_cx = (hx_cx[0].index_copy(0, over, fresh.hx), hx_cx[1].index_copy(0, over, fresh.cx))
-        with torch.set_grad_enabled(t + 1 < len(u)):
+        with torch.set_grad_enabled(t + 1 < len(u)):  # the loss does not look beyond the last step
+            if len(over):
+                fresh = begin(actor_critic, games.restart(over))
+                obs = obs.index_copy(0, over, fresh.obs)
+                hx_cx = (hx_cx[0].index_copy(0, over, fresh.hx), hx_cx[1].index_copy(0, over, fresh.cx))
             next_logits, next_val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
         bootstrap = next_val.detach().float().index_copy(0, over, final_val)
         steps.append((logits.float(), act, outcome.rew, outcome.end, outcome.trunc, val.float(), bootstrap))

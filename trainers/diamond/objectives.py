@@ -268,7 +268,7 @@ class ActorCriticObjective:
 
     @torch.no_grad()
     def _start(self) -> PlayerState:
-        """Starts all games; memories are burned in when games start anew, not here, as in the published code."""
+        """Starts all games, without memory: as published, that is burned in only where games start anew."""
         return begin(self.actor_critic, self.games.start()[:, -1:])
 
     def state_dict(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class Progress:
 
     Attributes:
         epoch: Epochs finished.
-        first_epoch_steps: Steps in the training dataset after the first epoch's collection, once known.
+        first_epoch_steps: Steps of the initial collection, in epoch 1, once it is over.
         collection_goal: Steps it should have; None when nothing is being collected.
         is_finished: Whether the final evaluation is done, too.
         metrics: Of the stages of the present epoch that are done.
@@ -200,36 +200,44 @@ class Trainer:
 
     def _collect(self) -> dict[str, Any]:
         """Plays the real game until the training dataset is as large as it should be now."""
-        collector, progress = self._collector, self.progress
+        collector = self._collector
         if collector is None:
             return {}
         assert self.dataset is not None
-        report, sampling = PlayReport(), self.config.collection.train
+        report = PlayReport()
         with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
-            while True:
-                num_steps = self.train.num_steps + collector.num_pending
-                goal = progress.collection_goal or schedule.collection_goal(
-                    sampling,
-                    self.epoch + 1,
-                    num_steps,
-                    self.train.reward_sign_counts(),
-                    progress.first_epoch_steps,
-                )
-                progress.collection_goal = goal if num_steps < goal else None
-                if num_steps >= goal:
-                    break
-                bar.total = (bar.total or 0) + goal - num_steps
-                left = goal - num_steps
+            while (goal := self._collection_goal(collector)) is not None:
+                left = goal - self.train.num_steps - collector.num_pending
+                bar.total = (bar.total or 0) + left
                 report += collector.collect(
                     self.dataset, self.train, left, bar=bar, should_stop=lambda: self.stop_requested
                 )
                 if self.stop_requested and collector.num_pending:
                     raise StopRequested
-        if progress.first_epoch_steps is None:
-            progress.first_epoch_steps = self.train.num_steps
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
         return report.metrics() | counts if report.num_steps else {}
+
+    def _collection_goal(self, collector: Collector) -> int | None:
+        """Steps that the training dataset should have next; None when the epoch's collection is over."""
+        progress, num_steps = self.progress, self.train.num_steps + collector.num_pending
+        if progress.collection_goal is not None and num_steps < progress.collection_goal:
+            return progress.collection_goal  # as it was before an interruption
+        goal = self._scheduled_goal(num_steps)
+        if num_steps >= goal and progress.first_epoch_steps is None:
+            progress.first_epoch_steps = num_steps
+            goal = self._scheduled_goal(num_steps)
+        progress.collection_goal = goal if num_steps < goal else None
+        return progress.collection_goal
+
+    def _scheduled_goal(self, num_steps: int) -> int:
+        return schedule.collection_goal(
+            self.config.collection.train,
+            self.epoch + 1,
+            num_steps,
+            self.train.reward_sign_counts(),
+            self.progress.first_epoch_steps,
+        )
 
     def _train_part(self, part: Part) -> dict[str, Any]:
         """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""

@@ -142,7 +142,7 @@ class Collector:
         self._generator = torch.Generator().manual_seed(seed)
         self._device = actor_critic.lstm.weight_hh.device
         with torch.no_grad():
-            self._state = begin(actor_critic, games.obs[:, None].to(self._device))
+            self._state = begin(actor_critic, games.start().to(self._device))
         self._recordings = [_Recording(keeps_frames) for _ in range(len(games))]
 
     def collect(

@@ -150,7 +150,6 @@ class TestCollectionConfig(SamplingConfig):
             random player's, a twentieth of `collection.train.num_steps_total`.
     """
 
-    num_envs: int = 4
     num_episodes: int = 4
     num_final_episodes: int = 100
     max_episode_steps: int | None = None
@@ -208,10 +207,13 @@ class InitializationConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """How many agent versions to keep (null: all), and every how many epochs one is kept."""
+    """How many agent versions to keep (null: all), and every how many epochs one is kept.
+
+    Besides these, the newest epoch's is always there.
+    """
 
     save_agent_every: int = 5
-    num_to_keep: int | None = 10
+    num_to_keep: int | None = 11
 
     def __post_init__(self) -> None:
         require(self.save_agent_every >= 1, "checkpointing.save_agent_every must be at least 1")
@@ -223,7 +225,11 @@ class CheckpointingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Whether test games are played during the run, and every how many epochs."""
+    """Whether the run is evaluated, and every how many epochs.
+
+    That is: test games are played, real games are imagined for a video, and losses are measured on the whole
+    test dataset (after the last epoch, too).
+    """
 
     should: bool = True
     every: int = 10

@@ -178,12 +178,23 @@ class RunFolder:
         except Exception as error:  # torch raises many kinds for a damaged file
             raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
 
-    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int | None) -> None:
-        """Writes the weights of an epoch and deletes all but the newest `num_to_keep` (None: keeps all)."""
+    def save_agent(self, epoch: int, weights: dict[str, Tensor], every: int, num_to_keep: int | None) -> None:
+        """Writes the weights of an epoch and deletes earlier ones.
+
+        Args:
+            epoch: The epoch, whose weights stay until the next are written.
+            weights: What to write.
+            every: Weights of every so many epochs are kept,
+            num_to_keep: so many of them, the newest; None for all.
+        """
         write_torch(self.agent_file(epoch), weights)
-        versions = sorted(self.agent_file(epoch).parent.glob("agent_epoch_*.pt"))
-        for old in versions[:-num_to_keep] if num_to_keep is not None else []:
-            old.unlink()
+        matches = {path: _AGENT_FILE.fullmatch(path.name) for path in self.agent_file(0).parent.iterdir()}
+        versions = {int(match[1]): path for path, match in matches.items() if match is not None}
+        kept = sorted(number for number in versions if number % every == 0)
+        kept = kept if num_to_keep is None else kept[-num_to_keep:]
+        for number, path in versions.items():
+            if number not in (*kept, epoch):
+                path.unlink()
 
     def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
         """Keeps what made a loss or gradient infinite; returns the file."""

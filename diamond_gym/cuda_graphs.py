@@ -141,7 +141,7 @@ class GraphedWorldModel(WorldModel):
     ) -> tuple[WorldModelState, WorldModelStep]:
         """See `WorldModel.step`."""
         outputs = self.graphs.run(self._step_tensors, *state.tensors(), act, key=self._place_of_weights())
-        num_state, num_step = len(fields(WorldModelState)), len(fields(WorldModelStep)) - 1
+        num_state, num_step = len(state.tensors()), len(fields(WorldModelStep)) - 1
         of_state, of_step = outputs[:num_state], outputs[num_state : num_state + num_step]
         trajectory = list(outputs[num_state + num_step :])
         return WorldModelState(*of_state), WorldModelStep(*of_step, trajectory=trajectory)
@@ -151,20 +151,23 @@ class GraphedWorldModel(WorldModel):
         *of_step, trajectory = (getattr(step, f.name) for f in fields(step))
         return (*state.tensors(), *of_step, *trajectory)
 
-    def burn_in(self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"]) -> LSTMState:
+    def burn_in(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> LSTMState:
         """See `WorldModel.burn_in`; numbers of games are rounded up to powers of 2, for fewer graphs."""
         num_games = len(obs)
         if not 0 < num_games <= MAX_GRAPHED_STARTS:
-            return super().burn_in(obs, act)
+            return super().burn_in(obs, act, padding)
         size = 1 << (num_games - 1).bit_length()
-        padded = (_repeat_last(x, size) for x in (obs, act))
-        hx, cx = self.graphs.run(self._burn_in_tensors, *padded, key=self._place_of_weights())
+        inputs = (_repeat_last(x, size) for x in (obs, act, padding) if x is not None)
+        hx, cx = self.graphs.run(self._burn_in_tensors, *inputs, key=self._place_of_weights())
         return hx[:, :num_games].contiguous(), cx[:, :num_games].contiguous()
 
-    def _burn_in_tensors(
-        self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"]
-    ) -> tuple[Float[Tensor, "1 b d"], Float[Tensor, "1 b d"]]:
-        hx, cx = super().burn_in(obs, act)
+    def _burn_in_tensors(self, *tensors: Tensor) -> tuple[Float[Tensor, "1 b d"], Float[Tensor, "1 b d"]]:
+        hx, cx = super().burn_in(*tensors)
         return hx, cx
 
     def _place_of_weights(self) -> Hashable:

@@ -133,6 +133,8 @@ class Episode:
     def load(cls, path: str | os.PathLike[str]) -> Episode:
         """Read an episode, written here or by the published code.
 
+        `end` and `trunc` may be of any integer or boolean type: the published viewer records int64.
+
         Raises:
             DatasetError: the file is missing, corrupt, holds anything but plain data, or is no episode.
         """
@@ -144,7 +146,7 @@ class Episode:
         if isinstance(final, Tensor) and final.is_floating_point():
             content["info"][_FINAL] = pixels.to_uint8(final)
         try:
-            return cls(**content)
+            return cls(**content | {name: _flags(name, content[name]) for name in ("end", "trunc")})
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from None
 
@@ -376,6 +378,16 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
         raise DatasetError(
             f"{name} must be {dtype} with {num_dims} dimension(s), got {value.dtype} {_shape(value)}"
         )
+
+
+def _flags(name: str, value: object) -> object:
+    """Zeros and ones of any integer or boolean type as uint8; what is no tensor of such a type as it is."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return value
+    numbers = value.long()  # not every integer type can be compared
+    if numbers.numel() and not bool(((numbers == 0) | (numbers == 1)).all()):
+        raise DatasetError(f"{name} must be 0 or 1, got values from {numbers.min()} to {numbers.max()}")
+    return numbers.to(torch.uint8)
 
 
 def _read(path: Path, safe_globals: list[Any]) -> Any:

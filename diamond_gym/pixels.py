@@ -11,8 +11,11 @@ from torch import Tensor
 
 
 def to_float(frames: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
-    """Maps uint8 levels 0..255 to [-1, 1]."""
-    return frames.to(dtype).div_(255).mul_(2).sub_(1)
+    """Maps uint8 levels 0..255 to [-1, 1].
+
+    To the last bit `frames / 255 * 2 - 1`, since doubling is exact, in one pass over memory less.
+    """
+    return frames.to(dtype).div_(127.5).sub_(1)
 
 
 def to_uint8(frames: Float[Tensor, "..."]) -> UInt8[Tensor, "..."]:

@@ -24,6 +24,9 @@ ChurnNoise = Callable[[int], Tensor]
 """Denoising step -> unit normal noise (b c h w)."""
 
 
+CHURN_LEVELS = ("sigma_hat", "sigma")
+
+
 @dataclass
 class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
@@ -41,6 +44,8 @@ class DiffusionSamplerConfig:
         s_tmin: Lowest noise level at which noise is added back.
         s_tmax: Highest noise level at which noise is added back.
         s_noise: Standard deviation of the noise added back.
+        s_churn_at: Noise level that the denoiser is told after noise was added back: "sigma_hat", the one the
+            frame has then (Algorithm 2), or "sigma", the one before (the published code).
         timestep_spacing: Which timesteps DDPM visits: "leading" or "trailing"; see
             `diamond_gym.ddpm.sampling_timesteps`.
     """
@@ -54,6 +59,7 @@ class DiffusionSamplerConfig:
     s_tmin: float = 0.0
     s_tmax: float = math.inf
     s_noise: float = 1.0
+    s_churn_at: str = "sigma_hat"
     timestep_spacing: str = "leading"
 
     def __post_init__(self) -> None:
@@ -71,6 +77,10 @@ class DiffusionSamplerConfig:
             )
         if not self.s_churn >= 0:
             raise InvalidInputError(f"s_churn must be >= 0, got {self.s_churn!r}")
+        if self.s_churn_at not in CHURN_LEVELS:
+            raise InvalidInputError(
+                f"s_churn_at must be one of {', '.join(CHURN_LEVELS)}, got {self.s_churn_at!r}"
+            )
         if self.timestep_spacing not in TIMESTEP_SPACINGS:
             raise InvalidInputError(
                 f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, "
@@ -120,7 +130,7 @@ def sample(
         if gamma > 0:
             assert churn_noise is not None
             x = x + config.s_noise * math.sqrt(sigma_hat**2 - sigma**2) * churn_noise(i)
-        denoised = denoise(x, sigma_hat)
+        denoised = denoise(x, sigma if config.s_churn_at == "sigma" else sigma_hat)
         if next_sigma == 0:
             x = denoised  # the Euler step to noise level 0 ends exactly on the denoised image
         else:

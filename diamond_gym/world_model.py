@@ -30,6 +30,8 @@ class WorldModelState:
         cx: Cell state of the reward/end LSTM.
         key: Key of each game's stream of random numbers, >= 0.
         time: Steps imagined since `start`.
+        padding: How many of the oldest frames are padding, which networks see as 0, mid grey; None where
+            none can be.
     """
 
     obs: UInt8[Tensor, "b n c h w"]
@@ -38,13 +40,15 @@ class WorldModelState:
     cx: Float[Tensor, "b d"]
     key: Int64[Tensor, " b"]
     time: Int64[Tensor, " b"]
+    padding: Int64[Tensor, " b"] | None = None
 
     def __len__(self) -> int:
         return self.key.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The fields, in order."""
-        return tuple(getattr(self, f.name) for f in fields(self))
+        """The fields, in order, without a padding that is None."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return tuple(x for x in values if x is not None)
 
     def clone(self) -> WorldModelState:
         """A copy that shares no memory."""
@@ -86,6 +90,14 @@ def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[T
     """A draw from each categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
     cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
     return (u >= cumulative[:, :-1]).sum(dim=-1)
+
+
+def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
+    """Sets the oldest `padding` frames of each game to 0, in place."""
+    if padding is None:
+        return frames
+    is_padding = torch.arange(frames.shape[1], device=frames.device) < padding[:, None]
+    return frames.masked_fill_(is_padding[(..., *[None] * (frames.ndim - 2))], 0)
 
 
 def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
@@ -149,7 +161,11 @@ class WorldModel:
 
     @torch.no_grad()
     def start(
-        self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"], key: Int64[Tensor, " b"]
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        key: Int64[Tensor, " b"],
+        padding: Int64[Tensor, " b"] | None = None,
     ) -> WorldModelState:
         """Starts b games from real frames; the reward/end LSTM is burned in on them.
 
@@ -157,6 +173,7 @@ class WorldModel:
             obs: n frames, oldest first.
             act: The actions taken at them; the last one is ignored (the first `step` replaces it).
             key: Key of each game's random numbers, >= 0.
+            padding: How many of the oldest frames, at most n - 1, stand for what was before the episode.
 
         Raises:
             InvalidInputError: A shape or dtype is wrong.
@@ -167,12 +184,18 @@ class WorldModel:
                 f"context frames must be uint8 of shape (b, {n}, c, h, w), got {obs.dtype} {tuple(obs.shape)}"
             )
         obs, act, key = (x.to(self.device) for x in (obs, act, key))
-        hx, cx = self.burn_in(obs, act)
-        return WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key))
+        padding = None if padding is None else padding.to(self.device)
+        hx, cx = self.burn_in(obs, act, padding)
+        return WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key), padding)
 
-    def burn_in(self, obs: UInt8[Tensor, "b n c h w"], act: Int64[Tensor, "b n"]) -> LSTMState:
+    def burn_in(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> LSTMState:
         """State of the reward/end LSTM after the transitions between the given frames."""
-        frames = to_float(obs)
+        frames = blank(to_float(obs), padding)
         if obs.shape[1] == 1:
             return self.rew_end_model.initial_state(len(obs))
         _, _, hx_cx = self.rew_end_model.predict_rew_end(frames[:, :-1], act[:, :-1], frames[:, 1:])
@@ -216,6 +239,7 @@ class WorldModel:
             cx=cx[0],
             key=state.key,
             time=state.time + 1,
+            padding=None if state.padding is None else (state.padding - 1).clamp(min=0),
         )
         return next_state, step
 
@@ -232,6 +256,8 @@ class WorldModel:
         self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
     ) -> list[Float[Tensor, "b c h w"]]:
         past = self.denoiser.fold_frames(state.obs)
+        if state.padding is not None:
+            blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
 
         def denoise(x: Tensor, level: float) -> Tensor:
             return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)

@@ -196,6 +196,15 @@ def test_burn_in_of_any_number_of_games():
         torch.testing.assert_close(state.cx, expected.cx, atol=1e-3, rtol=0)
 
 
+def test_games_that_start_with_padding():
+    graphed, eager = pair()
+    padding = torch.tensor([0, 1, 3], device="cuda")
+    states = [world.start(*starts(3), padding) for world in (graphed, eager)]
+    torch.testing.assert_close(states[0].hx, states[1].hx, atol=1e-3, rtol=0)
+    act = torch.zeros(3, dtype=torch.int64, device="cuda")
+    assert_same_step(graphed.step(states[1], act), eager.step(states[1], act))
+
+
 def test_inputs_in_any_layout():
     graphed, eager = pair()
     state = eager.start(*starts(3))

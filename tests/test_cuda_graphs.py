@@ -33,12 +33,13 @@ def pair(monkeypatch):
     return [kind(agent.denoiser, agent.rew_end_model, CONFIG) for kind in (GraphedWorldModel, WorldModel)]
 
 
-def start(world_model, num_games):
-    return world_model.start(*starts(num_games), torch.arange(num_games))
+def start(world_model, num_games, padding=None):
+    return world_model.start(*starts(num_games), torch.arange(num_games), padding)
 
 
-def test_a_step_is_that_of_the_plain_world_model(pair):
-    states = [start(world_model, 3) for world_model in pair]
+@pytest.mark.parametrize("padding", [None, torch.tensor([0, 1, 3])])
+def test_a_step_is_that_of_the_plain_world_model(pair, padding):
+    states = [start(world_model, 3, padding) for world_model in pair]
     act = torch.tensor([0, 1, 2])
     (state, step), (plain_state, plain) = (w.step(s, act) for w, s in zip(pair, states, strict=True))
     for x, y in zip(state.tensors(), plain_state.tensors(), strict=True):
@@ -55,6 +56,15 @@ def test_starts_are_rounded_up_to_powers_of_two(pair, num_games, size):
     assert [(name, count) for name, count, _ in pair[0].graphs.calls] == [("_burn_in_tensors", size)]
     torch.testing.assert_close(graphed.hx, plain.hx, atol=1e-5, rtol=0)
     assert graphed.hx.is_contiguous() and graphed.cx.is_contiguous()
+
+
+def test_padding_is_burned_in_as_by_the_plain_world_model(pair):
+    padding = torch.tensor([0, 1, 3])
+    graphed, plain = (start(world_model, 3, padding) for world_model in pair)
+    torch.testing.assert_close(graphed.hx, plain.hx, atol=1e-5, rtol=0)
+    without = start(pair[1], 3)
+    changed = (without.hx != plain.hx).any(dim=1)
+    assert changed.tolist() == [False, True, True]
 
 
 def test_many_starts_need_no_graph(pair, monkeypatch):

@@ -48,10 +48,47 @@ def assert_same(one: Episode, other: Episode) -> None:
         assert torch.equal(value, other.info[key])
 
 
-def fill(path, num_episodes: int) -> EpisodeDataset:
+def fill_with(path, episodes: list[Episode]) -> EpisodeDataset:
     dataset = EpisodeDataset(path, create=True)
-    dataset.extend([make_episode(length=3 + i, seed=i, finished=i % 2 == 0) for i in range(num_episodes)])
+    dataset.extend(episodes)
     return dataset
+
+
+def fill(path, num_episodes: int) -> EpisodeDataset:
+    return fill_with(
+        path, [make_episode(length=3 + i, seed=i, finished=i % 2 == 0) for i in range(num_episodes)]
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint16, torch.int8, torch.bool])
+def test_flags_of_any_integer_type_are_read(tmp_path, dtype):
+    """The published viewer's recordings in its world model hold int64."""
+    written = [make_episode(length=3 + i, seed=i) for i in range(2)]
+    dataset = fill_with(tmp_path / "data", written)
+    for number in range(2):
+        path = dataset.episode_path(number)
+        content = torch.load(path, weights_only=True)
+        torch.save(content | {name: content[name].to(dtype) for name in ("end", "trunc")}, path)
+    dataset = EpisodeDataset(tmp_path / "data")
+    dataset.check()
+    for one, other in zip(dataset, written, strict=True):
+        assert_same(one, other)
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (torch.tensor([0, 0, 0, 0, 2]), "end must be 0 or 1, got values from 0 to 2"),
+        (torch.tensor([0, -1, 0, 0, 1]), "end must be 0 or 1, got values from -1 to 1"),
+        (torch.tensor([0.0, 0, 0, 0, 1]), "end must be torch.uint8"),
+    ],
+)
+def test_flags_that_are_none_are_refused(tmp_path, end, message):
+    path = tmp_path / "0.pt"
+    make_episode().save(path)
+    torch.save(torch.load(path, weights_only=True) | {"end": end}, path)
+    with pytest.raises(DatasetError, match=message):
+        Episode.load(path)
 
 
 def test_what_is_written_is_read_again(tmp_path):

@@ -56,13 +56,13 @@ def trained(tmp_path_factory):
 
 def test_the_policy_collects_and_plays_test_games(trained):
     first, second, final = metrics_of(trained)
-    assert [m["collect/dataset_steps"] for m in (first, second)] == [60, 80]
+    assert [m["collect/dataset_steps"] for m in (first, second)] == [80, 100]
     assert "test/return" not in first and second["test/num_episodes"] == 1
     assert second["imagination/psnr_first"] > 0
     assert final["final/num_episodes"] == 1 and final["epoch"] == 2
     train, test = (EpisodeDataset(trained.dataset(split)) for split in ("train", "test"))
     train.check()
-    assert (train.num_steps, test.num_episodes) == (80, 1)
+    assert (train.num_steps, test.num_episodes) == (100, 1)
     assert {"lr", "loss", "grad_norm", "steps_per_s", "policy_entropy"} <= {
         name.removeprefix("actor_critic/") for name in second
     }
@@ -119,11 +119,13 @@ def test_a_run_that_trains_nothing_collects_and_plays(tmp_path):
         "training.should=false",
         "training.num_epochs=null",
         "training.num_final_epochs=1",
-        "collection.train.num_steps_total=80",
-        "evaluation.every=3",
+        "collection.train.num_steps_total=160",
+        "collection.train.first_epoch={min:60,max:110,threshold_rew:1000}",
+        "evaluation.every=4",
     )
     *epochs, final = metrics_of(run)
-    assert [m.get("collect/dataset_steps") for m in epochs] == [60, 80, None]
+    # the initial collection goes on for rewards, up to its maximum
+    assert [m.get("collect/dataset_steps") for m in epochs] == [130, 150, 160, None]
     assert "test/return" in epochs[-1] and "final/return" in final
     assert not any(name.endswith("/loss") for m in epochs for name in m)
 
@@ -248,11 +250,31 @@ def test_the_first_epoch_collects_until_it_has_seen_rewards():
 
     assert [goal(1, 0, 0), goal(1, 499, 0), goal(1, 500, 9), goal(1, 600, 9)] == [500, 500, 600, 700]
     assert [goal(1, 500, 10), goal(1, 900, 0), goal(1, 850, 0)] == [500, 900, 900]
-    assert [goal(2, 500, 0, 500), goal(7, 1000, 0, 500), goal(5000, 1000, 0, 500)] == [600, 1100, 100_000]
+    assert [goal(2, 500, 0, 500), goal(7, 1000, 0, 500), goal(5000, 1000, 0, 500)] == [700, 1200, 100_000]
 
 
 def test_a_published_run_has_about_a_thousand_epochs():
     config = settings.parse(["game=Breakout"])
     assert schedule.num_epochs(config, None) is None
-    assert schedule.num_epochs(config, 5_000) == 1 + 950 + 50
-    assert schedule.num_epochs(config, 10_000) == 1 + 900 + 50
+    assert schedule.num_epochs(config, 5_000) == 950 + 50
+    assert schedule.num_epochs(config, 10_000) == 900 + 50
+    assert schedule.collection_goal(config.collection.train, 1, 5_000, {}, 5_000) == 5_100
+    assert schedule.collection_goal(config.collection.train, 950, 99_900, {}, 5_000) == 100_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("static_dataset.path=anywhere", 50),
+        ("static_dataset.path=anywhere training.num_final_epochs=2", 2),
+        ("training.model_free=true", 50),
+        ("training.model_free=true training.num_final_epochs=2", 2),
+        ("training.model_free=true training.num_final_epochs=0", 1),
+        ("training.model_free=true training.num_final_epochs=2 training.num_epochs=7", 7),
+        ("training.parts=[denoiser,rew_end_model]", 1_000),
+        ("training.parts=[denoiser,rew_end_model] training.num_final_epochs=2", 952),
+    ],
+)
+def test_how_long_a_run_without_a_collecting_policy_is(arguments, expected):
+    config = settings.parse(["game=Breakout", *arguments.split()])
+    assert schedule.num_epochs(config, None) == expected

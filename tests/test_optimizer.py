@@ -12,7 +12,10 @@ from diamond_gym.models import Agent
 from tests import parity
 from trainers.diamond.config import OptimizerConfig, PartTrainingConfig
 from trainers.diamond.muon import orthogonalized
+from trainers.diamond.objectives import Example
 from trainers.diamond.optimizer import ExponentialMovingAverage, make_optimizer, weight_decay_groups
+from trainers.diamond.part import Part
+from trainers.diamond.replay import Replay
 
 
 def test_weight_decay_groups_are_the_published_ones():
@@ -37,8 +40,8 @@ def test_moving_average_follows_the_weights():
 
 def test_learning_rate_schedules():
     constant = PartTrainingConfig(lr_warmup_steps=100)
-    assert constant.lr_factor(0, 1000) == 0.01
-    assert constant.lr_factor(99, 1000) == constant.lr_factor(999, 1000) == 1
+    factors = [constant.lr_factor(step, 1000) for step in (0, 1, 50, 99, 100, 999)]
+    assert factors == [0, 0.01, 0.5, 0.99, 1, 1]
     cosine = PartTrainingConfig(lr_warmup_steps=0, lr_schedule="cosine")
     factors = [cosine.lr_factor(step, 1000) for step in range(1001)]
     assert factors[0] == 1 and factors[1000] == 0 and factors == sorted(factors, reverse=True)
@@ -111,3 +114,34 @@ def test_muon_goes_on_from_its_state():
 def test_unknown_optimizers_are_refused():
     with pytest.raises(InvalidInputError, match=r"optimizer\.name='sgd': accepted are adamw, muon"):
         OptimizerConfig(name="sgd")
+
+
+class SameLoss:
+    """An objective whose every batch is the same."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def example(self, replay, rng, step):
+        loss = (self.module(torch.ones(1, 2)) - 3).square().sum()
+        return Example(loss, {}, {})
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_gradients_of_accumulated_batches_add_up():
+    """As published: clipping and AdamW's eps see the sum."""
+    norms = []
+    for count in (1, 3):
+        torch.manual_seed(0)
+        module = nn.Linear(2, 1)
+        training = PartTrainingConfig(grad_acc_steps=count, max_grad_norm=1e6)
+        part = Part.of("denoiser", module, training, OptimizerConfig(), SameLoss(module))
+        metrics = part.step(Replay(), seed=0, lr_factor=1.0)
+        norms.append((metrics["loss"].item(), metrics["grad_norm"].item()))
+    (loss, norm), (mean_loss, sum_norm) = norms
+    assert mean_loss == pytest.approx(loss) and sum_norm == pytest.approx(3 * norm)

@@ -131,3 +131,9 @@ def test_rollout(agent, d, monkeypatch):
 def test_uint8_round_trip():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(truncate_to_uint8(to_float(levels) + 1e-6), levels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+def test_levels_are_the_published_numbers_to_the_last_bit(dtype):
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_float(levels, dtype), levels.to(dtype).div(255).mul(2).sub(1))

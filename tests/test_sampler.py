@@ -95,6 +95,21 @@ def test_churn_is_karras_algorithm_2():
     assert_close(x, torch.full(SHAPE, 1.1 * math.sqrt(1.25**2 - 1)))
 
 
+@pytest.mark.parametrize(("at", "expected"), [("sigma_hat", [1.25, 0.625]), ("sigma", [1.0, 0.5])])
+def test_the_denoiser_is_told_the_noise_level_after_churn_or_before_it(at, expected):
+    config = DiffusionSamplerConfig(num_steps_denoising=4, s_churn=1.0, s_churn_at=at)
+    seen = []
+
+    def denoise(x, sigma):
+        seen.append(sigma)
+        return 0.5 * x
+
+    trajectory = sample(denoise, torch.ones(SHAPE), [1.0, 0.5, 0.0], config, lambda i: torch.zeros(SHAPE))
+    assert seen == pytest.approx(expected)
+    # the slope and the step are those of the raised level either way
+    assert_close(trajectory[1], torch.full(SHAPE, 1 + 0.5 / 1.25 * (0.5 - 1.25)))
+
+
 def test_churn_noise_is_asked_for_by_step():
     config = DiffusionSamplerConfig(num_steps_denoising=3, s_churn=0.5)
     asked = []
@@ -118,6 +133,7 @@ def test_churn_noise_is_asked_for_by_step():
         {"sigma_min": 6.0},
         {"s_churn": -1.0},
         {"s_churn": float("nan")},
+        {"s_churn_at": "sigma_max"},
     ],
 )
 def test_bad_settings_are_refused(values):

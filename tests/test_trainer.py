@@ -147,7 +147,7 @@ def test_defaults_are_the_papers():
     assert (train.num_envs, train.epsilon, train.temperature, train.players) == (1, 0.01, 1.0, None)
     assert (train.num_steps_total, train.steps_per_epoch) == (100_000, 100)
     assert (first.min, first.max, first.threshold_rew) == (5_000, 10_000, 10)
-    assert (test.num_envs, test.num_episodes, test.num_final_episodes, test.epsilon) == (4, 4, 100, 0)
+    assert (test.num_envs, test.num_episodes, test.num_final_episodes, test.epsilon) == (1, 4, 100, 0)
     assert (config.evaluation.should, config.evaluation.every) == (True, 10)
     training = config.training
     assert training.parts == list(PARTS) and not training.model_free and training.should

@@ -78,13 +78,13 @@ def test_train_leaves_a_run_and_nothing_else(trained):
         assert (trained / name).is_file()
     train, test = (EpisodeDataset(trained / "dataset" / split) for split in ("train", "test"))
     train.check()
-    assert (train.num_steps, test.num_steps) == (850, 300), "800 of the players, 50 of the policy"
+    assert (train.num_steps, test.num_steps) == (900, 300), "800 of the players, 100 of the policy"
     description = WorldDescription.load(trained / "config" / "world.json")
     assert description.game == "Breakout"
     assert description.action_meanings == ["NOOP", "FIRE", "RIGHT", "LEFT"]
     metrics, final = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
     assert metrics["epoch"] == 1 and metrics["denoiser/num_steps"] == 3
-    assert metrics["collect/dataset_steps"] == 850 and metrics["actor_critic/num_steps"] == 2
+    assert metrics["collect/dataset_steps"] == 900 and metrics["actor_critic/num_steps"] == 2
     assert final["epoch"] == 1 and final["final/num_episodes"] == 2
 
 
@@ -116,7 +116,7 @@ def test_export(trained, tmp_path, capsys):
     assert str(weights["denoiser.inner_model.conv_in.weight"].dtype) == "torch.float16"
     training = WorldDescription.from_json(metadata["diamond_gym.world"], "test").training
     assert training is not None
-    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 850
+    assert training["denoiser"]["steps"] == 3 and training["denoiser"]["data"]["steps"] == 900
     assert training["denoiser"]["command"].startswith(
         "python -m trainers.diamond train env.train.id=Breakout"
     )

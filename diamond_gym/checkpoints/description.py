@@ -10,7 +10,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from diamond_gym import disk
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
@@ -114,8 +114,9 @@ def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
 
 
 def _number(key: str, value: Any) -> Any:
-    """The inverse of `_finite_or_text`, for all but the one name among the sampler's values."""
-    return float(value) if isinstance(value, str) and key != "timestep_spacing" else value
+    """The inverse of `_finite_or_text`, for all but the names among the sampler's values."""
+    is_name = get_type_hints(DiffusionSamplerConfig).get(key) is str
+    return float(value) if isinstance(value, str) and not is_name else value
 
 
 def _checked(kind: type, name: str, value: Any) -> Any:

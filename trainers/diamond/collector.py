@@ -141,7 +141,8 @@ class Collector:
         self.keeps_frames, self.max_episode_steps = keeps_frames, max_episode_steps
         self._generator = torch.Generator().manual_seed(seed)
         self._device = actor_critic.lstm.weight_hh.device
-        self._state = begin(actor_critic, games.obs[:, None].to(self._device))
+        with torch.no_grad():
+            self._state = begin(actor_critic, games.start().to(self._device))
         self._recordings = [_Recording(keeps_frames) for _ in range(len(games))]
 
     def collect(

@@ -64,7 +64,7 @@ class PlayerConfig:
 
 @dataclass
 class FirstEpochConfig:
-    """How long the first epoch collects: until rewards have been seen.
+    """How long the initial collection is, at the start of the first epoch: until rewards have been seen.
 
     Attributes:
         min: Steps it collects in any case.
@@ -116,8 +116,9 @@ class TrainCollectionConfig(SamplingConfig):
 
     Attributes:
         num_steps_total: Steps after which the dataset no longer grows.
-        steps_per_epoch: Steps collected in every epoch but the first.
-        first_epoch: How long the first epoch collects; the steps of `players` count.
+        steps_per_epoch: Steps collected in every epoch; in the first one after the initial collection, which
+            proceeds by as many.
+        first_epoch: How long the initial collection is; the steps of `players` count.
         players: Play first, one after the other, before epoch 1. null: nobody where the actor-critic is
             trained, which then collects everything; else a random player, `num_steps_total` steps.
     """
@@ -149,7 +150,6 @@ class TestCollectionConfig(SamplingConfig):
             random player's, a twentieth of `collection.train.num_steps_total`.
     """
 
-    num_envs: int = 4
     num_episodes: int = 4
     num_final_episodes: int = 100
     max_episode_steps: int | None = None
@@ -207,10 +207,13 @@ class InitializationConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """How many agent versions to keep (null: all), and every how many epochs one is kept."""
+    """How many agent versions to keep (null: all), and every how many epochs one is kept.
+
+    Besides these, the newest epoch's is always there.
+    """
 
     save_agent_every: int = 5
-    num_to_keep: int | None = 10
+    num_to_keep: int | None = 11
 
     def __post_init__(self) -> None:
         require(self.save_agent_every >= 1, "checkpointing.save_agent_every must be at least 1")
@@ -222,7 +225,11 @@ class CheckpointingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Whether test games are played during the run, and every how many epochs."""
+    """Whether the run is evaluated, and every how many epochs.
+
+    That is: test games are played, real games are imagined for a video, and losses are measured on the whole
+    test dataset (after the last epoch, too).
+    """
 
     should: bool = True
     every: int = 10
@@ -240,9 +247,11 @@ class TrainingConfig:
         parts: Networks to train, among "denoiser", "rew_end_model" and "actor_critic".
         model_free: True trains the actor-critic alone, in the real game instead of in imagination.
         num_epochs: Epochs in all; each trains every part for its `steps_per_epoch` (the first for
-            `steps_first_epoch`) and ends with a saved state. null: as many as it takes to collect
-            `collection.train.num_steps_total`, and `num_final_epochs`; 1000 where nothing is collected.
-        num_final_epochs: Epochs without collection at the end, where `num_epochs` is null.
+            `steps_first_epoch`) and ends with a saved state. null: as many as it takes the policy to collect
+            `collection.train.num_steps_total`, whoever collects, and `num_final_epochs`; those alone with a
+            static dataset or `model_free`.
+        num_final_epochs: Epochs without collection at the end, where `num_epochs` is null (at least one
+            epoch is trained).
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
             the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32, which is faster there.
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
@@ -334,8 +343,8 @@ class PartTrainingConfig:
         steps_per_epoch: In every later epoch.
         sample_weights: Weights of the parts of the replay by age, oldest first; null draws by length.
         batch_size: Segments a step (of the actor-critic: games), over all processes.
-        grad_acc_steps: Batches whose gradients are averaged in one optimiser step.
-        lr_warmup_steps: Steps of linear warm-up.
+        grad_acc_steps: Batches whose gradients are added up in one optimiser step.
+        lr_warmup_steps: Steps of linear warm-up; the first has learning rate 0.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.
         max_grad_norm: Gradients are clipped to this norm.
         event_fraction: Share of the segments drawn around a step with a reward or an end (0 as published).
@@ -384,7 +393,7 @@ class PartTrainingConfig:
 
     def lr_factor(self, step: int, num_steps: int) -> float:
         """Factor of the learning rate at a step, given the number of steps of the run."""
-        warmup = min(1.0, (step + 1) / max(1, self.lr_warmup_steps))
+        warmup = min(1.0, step / self.lr_warmup_steps) if self.lr_warmup_steps > 0 else 1.0
         if self.lr_schedule == "constant":
             return warmup
         return warmup * (1 + math.cos(math.pi * min(1.0, step / max(1, num_steps)))) / 2

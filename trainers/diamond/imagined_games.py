@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-from diamond_gym.world_model import WorldModel, WorldModelState
+from diamond_gym.pixels import to_float
+from diamond_gym.world_model import WorldModel, WorldModelState, blank
 from trainers.diamond.replay import SegmentBatch, concatenated
 from trainers.diamond.rollout import Outcome
 
@@ -49,10 +50,10 @@ class ImaginedGames:
         self._state: WorldModelState | None = None
         self.num_starts = torch.zeros(num_games, dtype=torch.int64)
 
-    def start(self) -> UInt8[Tensor, "b n c h w"]:
-        """Starts all games; returns the frames up to where they start."""
+    def start(self) -> Float[Tensor, "b n c h w"]:
+        """Starts all games; returns the frames up to where they start, in [-1, 1]."""
         self._state = self._start(torch.arange(self.num_games))
-        return self._state.obs
+        return blank(to_float(self._state.obs), self._state.padding)
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
         """Takes one action in each game."""
@@ -60,12 +61,12 @@ class ImaginedGames:
         self._state, step = self.world_model.step(self._state, act)
         return Outcome(step.obs, step.rew, step.end, self._state.time >= self.horizon)
 
-    def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k n c h w"]:
-        """Starts some games at fresh segments."""
+    def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n c h w"]:
+        """Starts some games at fresh segments; returns the frames up to there, in [-1, 1]."""
         assert self._state is not None, "start() comes first"
         fresh = self._start(index.cpu())
         self._state = self._state.replace(index, fresh)
-        return fresh.obs
+        return blank(to_float(fresh.obs), fresh.padding)
 
     def _start(self, index: Int64[Tensor, " k"]) -> WorldModelState:
         numbers = zip((self._first + index).tolist(), self.num_starts[index].tolist(), strict=True)
@@ -73,12 +74,13 @@ class ImaginedGames:
         self.num_starts[index] += 1
         batch = concatenated([self._draw(rng) for rng in rngs])
         keys = torch.tensor([int(rng.integers(2**62)) for rng in rngs])
-        return self.world_model.start(batch.padded_obs(), batch.act, keys)
+        return self.world_model.start(batch.obs, batch.act, keys, batch.padding_before())
 
     def state_dict(self) -> dict[str, Any]:
         """This moment of the games."""
         state = self._state
-        tensors = {} if state is None else {f.name: getattr(state, f.name) for f in fields(state)}
+        names = [f.name for f in fields(WorldModelState)]
+        tensors = {} if state is None else dict(zip(names, state.tensors(), strict=True))
         return {"num_starts": self.num_starts.clone(), "state": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -88,4 +90,6 @@ class ImaginedGames:
         )  # once one number
         device = self.world_model.device
         tensors = {name: x.to(device) for name, x in state["state"].items()}
+        if tensors and "padding" not in tensors:  # saved by an earlier version, which had mid grey frames
+            tensors["padding"] = torch.zeros_like(tensors["time"])
         self._state = WorldModelState(**tensors) if tensors else None

@@ -57,7 +57,8 @@ def _imagined(
     """Frames `first` to the segment's length, the one after its last step included."""
     n = world_model.num_steps_conditioning
     past = slice(first - n, first)
-    state = world_model.start(batch.padded_obs()[:, past], batch.act[:, past], keys)
+    padding = (n - first - batch.start).clamp(min=0)
+    state = world_model.start(batch.obs[:, past], batch.act[:, past], keys, padding)
     frames = []
     for act in batch.act[:, first - 1 :].unbind(1):
         state, step = world_model.step(state, act)

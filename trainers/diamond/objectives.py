@@ -301,7 +301,7 @@ class ActorCriticObjective:
         device = self.actor_critic.lstm.weight_hh.device
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         with self.autocast():
-            player = self._player or begin(self.actor_critic, self.games.start())
+            player = self._player or self._start()
             num_games = len(player.obs) * self.group.size
             u = torch.rand(self.num_steps, num_games, generator=generator, device=device)
             share = u[:, self.group.share(num_games)]
@@ -310,6 +310,11 @@ class ActorCriticObjective:
         part = 1 / self.group.size  # of a mean over equal shares
         metrics = {name: x * part for name, x in metrics.items()}
         return Example(loss * part, metrics, {name: x.detach() for name, x in vars(steps).items()})
+
+    @torch.no_grad()
+    def _start(self) -> PlayerState:
+        """Starts all games, without memory: as published, that is burned in only where games start anew."""
+        return begin(self.actor_critic, self.games.start()[:, -1:])
 
     def state_dict(self) -> dict[str, Any]:
         """The games, and where they stand for the player."""

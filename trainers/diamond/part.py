@@ -92,7 +92,7 @@ class Part:
         rng = np.random.default_rng([seed, PARTS.index(self.name), self.num_steps])
         self.optimizer.zero_grad()
         count = self.training.grad_acc_steps
-        examples = [self._accumulate(replay, rng, count) for _ in range(count)]
+        examples = [self._accumulate(replay, rng) for _ in range(count)]
         metrics = _mean([x.metrics | {"loss": x.loss} for x in examples])
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self.group.add_up([*gradients, metrics["loss"]])
@@ -128,9 +128,9 @@ class Part:
         known = ("loss", "grad_norm")  # by every process, of the whole batch
         return {name: x if name in known else self.group.total(x) for name, x in sums.items()}
 
-    def _accumulate(self, replay: Replay, rng: np.random.Generator, count: int) -> Example:
+    def _accumulate(self, replay: Replay, rng: np.random.Generator) -> Example:
         example = self.objective.example(replay, rng, self.num_steps)
-        (example.loss / count).backward()
+        example.loss.backward()
         return Example(example.loss.detach(), example.metrics, example.batch)
 
     def _watch(self, loss: Tensor, norm: Tensor, batch: dict[str, Tensor]) -> None:

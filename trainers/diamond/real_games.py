@@ -10,10 +10,11 @@ from typing import Any
 import ale_py
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from diamond_gym.atari import AtariEnv, AtariState
+from diamond_gym.pixels import to_float
 from trainers.diamond.rollout import Outcome
 
 
@@ -42,9 +43,9 @@ class RealGames:
     def __len__(self) -> int:
         return len(self.envs)
 
-    def start(self) -> UInt8[Tensor, "b 1 c h w"]:
-        """The frames the games are at: they have begun already."""
-        return self.obs[:, None]
+    def start(self) -> Float[Tensor, "b 1 c h w"]:
+        """The frames the games are at, in [-1, 1]: they have begun already."""
+        return to_float(self.obs[:, None])
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
         """Takes one action in each game; those that are over wait for `restart`."""
@@ -57,12 +58,12 @@ class RealGames:
             trunc=torch.tensor([trunc for *_, trunc, _ in steps]),
         )
 
-    def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k 1 c h w"]:
-        """Starts the next episode of some games; returns their first frames."""
+    def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k 1 c h w"]:
+        """Starts the next episode of some games; returns their first frames, in [-1, 1]."""
         self.obs = self.obs.clone()
         for i in index.tolist():
             self.obs[i] = _channels_first(self.envs[i].reset()[0])
-        return self.obs[index][:, None]
+        return to_float(self.obs[index][:, None])
 
     def state_dict(self) -> dict[str, Any]:
         """This moment of the games, as plain data and tensors."""
@@ -86,7 +87,7 @@ class GamesOnDevice:
     def __init__(self, games: RealGames, device: torch.device) -> None:
         self.games, self.device = games, device
 
-    def start(self) -> UInt8[Tensor, "b 1 c h w"]:
+    def start(self) -> Float[Tensor, "b 1 c h w"]:
         """See `RealGames`."""
         return self.games.start().to(self.device)
 
@@ -94,7 +95,7 @@ class GamesOnDevice:
         """See `RealGames`."""
         return Outcome(*(x.to(self.device) for x in self.games.step(act.cpu())))
 
-    def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k 1 c h w"]:
+    def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k 1 c h w"]:
         """See `RealGames`."""
         return self.games.restart(index.cpu()).to(self.device)
 

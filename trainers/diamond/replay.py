@@ -22,7 +22,6 @@ from trainers.diamond.crops import Crop, cut, is_moving, moving_places
 
 PADDING_LEVEL = 0.0
 """Padding frames in [-1, 1] space: mid grey."""
-_PADDING_BYTE = 128
 
 
 @dataclass(frozen=True)
@@ -62,9 +61,9 @@ class SegmentBatch:
         """Frames in [-1, 1], mid grey where padded."""
         return to_float(self.obs).masked_fill_(~self.mask_padding[:, :, None, None, None], PADDING_LEVEL)
 
-    def padded_obs(self) -> UInt8[Tensor, "b l c h w"]:
-        """Frames as bytes, mid grey where padded."""
-        return self.obs.masked_fill(~self.mask_padding[:, :, None, None, None], _PADDING_BYTE)
+    def padding_before(self) -> Int64[Tensor, " b"]:
+        """How many steps of each segment lie before its episode."""
+        return (-self.start).clamp(min=0)
 
     def select(self, segments: slice) -> SegmentBatch:
         """Some of the segments."""

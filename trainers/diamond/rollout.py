@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
 from diamond_gym.models import ActorCritic, LSTMState
-from diamond_gym.pixels import to_float
+from diamond_gym.pixels import to_float, to_uint8
 from trainers.diamond.actor_critic_loss import PlayedSteps
 
 
@@ -34,16 +34,19 @@ class Games(Protocol):
         """Takes one action in each game."""
         ...
 
-    def restart(self, index: Int64[Tensor, " k"]) -> UInt8[Tensor, "k n c h w"]:
-        """Starts some games anew; the last of the frames is where they start, the others came before it."""
+    def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n c h w"]:
+        """Starts some games anew; the last of the frames is where they start, the others came before it.
+
+        Frames are in [-1, 1], for padding, mid grey, is no byte.
+        """
         ...
 
 
 class SavedGames(Games, Protocol):
     """Games whose every moment can be saved and gone back to."""
 
-    def start(self) -> UInt8[Tensor, "b n c h w"]:
-        """Starts all games; the last of the frames is where they start, the others came before it."""
+    def start(self) -> Float[Tensor, "b n c h w"]:
+        """Starts all games; returns frames as `restart` does."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,13 +76,15 @@ class PlayerState:
         return cls(**{f.name: state[f.name].to(device) for f in fields(cls)})
 
 
-@torch.no_grad()
-def begin(actor_critic: ActorCritic, frames: UInt8[Tensor, "b n c h w"]) -> PlayerState:
-    """The state at the last of n frames: the LSTM starts at zero, burned in on the frames before."""
+def begin(actor_critic: ActorCritic, frames: Float[Tensor, "b n c h w"]) -> PlayerState:
+    """The state at the last of n frames: the LSTM starts at zero, burned in on the frames before.
+
+    Gradients flow into the burn-in where they are enabled, as they do in the published code.
+    """
     hx_cx = actor_critic.initial_state(len(frames))
-    for obs in to_float(frames[:, :-1]).unbind(1):
+    for obs in frames[:, :-1].unbind(1):
         _, _, hx_cx = actor_critic.predict_act_value(obs, hx_cx)
-    return PlayerState(frames[:, -1], *_float(hx_cx))
+    return PlayerState(to_uint8(frames[:, -1]), *_float(hx_cx))
 
 
 def play(
@@ -88,7 +93,7 @@ def play(
     state: PlayerState,
     u: Float[Tensor, "t b"],
 ) -> tuple[PlayerState, PlayedSteps]:
-    """Plays t steps of each game, with gradients; games that are over start anew.
+    """Plays t steps of each game, with gradients; games that are over start anew, burned in with gradients.
 
     The value after a step comes from the frame it led to and the LSTM's memory of the episode so far; where
     the episode was over, from its final frame, before the memory is cleared.
@@ -112,11 +117,11 @@ def play(
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
         final_val = _values(actor_critic, obs[over], (hx_cx[0][over], hx_cx[1][over]))
-        if len(over):
-            fresh = begin(actor_critic, games.restart(over))
-            obs = obs.index_copy(0, over, fresh.obs)
-            hx_cx = (hx_cx[0].index_copy(0, over, fresh.hx), hx_cx[1].index_copy(0, over, fresh.cx))
-        with torch.set_grad_enabled(t + 1 < len(u)):
+        with torch.set_grad_enabled(t + 1 < len(u)):  # the loss does not look beyond the last step
+            if len(over):
+                fresh = begin(actor_critic, games.restart(over))
+                obs = obs.index_copy(0, over, fresh.obs)
+                hx_cx = (hx_cx[0].index_copy(0, over, fresh.hx), hx_cx[1].index_copy(0, over, fresh.cx))
             next_logits, next_val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
         bootstrap = next_val.detach().float().index_copy(0, over, final_val)
         steps.append((logits.float(), act, outcome.rew, outcome.end, outcome.trunc, val.float(), bootstrap))

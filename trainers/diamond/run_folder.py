@@ -160,8 +160,7 @@ class RunFolder:
         Raises:
             CheckpointNotFoundError: There are none.
         """
-        names = [_AGENT_FILE.fullmatch(file.name) for file in self.agent_file(0).parent.glob("*.pt")]
-        epochs = [int(match[1]) for match in names if match is not None]
+        epochs = self._agent_files().keys()
         if not epochs:
             raise CheckpointNotFoundError(f"{self.path} holds no weights yet: there is no agent_epoch_*.pt")
         return max(epochs)
@@ -184,16 +183,30 @@ class RunFolder:
         except Exception as error:  # torch raises many kinds for a damaged file
             raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
 
-    def save_agent(self, epoch: int, weights: dict[str, Tensor], num_to_keep: int | None) -> None:
-        """Writes the weights of an epoch and deletes all but the newest `num_to_keep` (None: keeps all)."""
+    def save_agent(self, epoch: int, weights: dict[str, Tensor], every: int, num_to_keep: int | None) -> None:
+        """Writes the weights of an epoch and deletes earlier ones.
+
+        Args:
+            epoch: The epoch, whose weights stay until the next are written.
+            weights: What to write.
+            every: Weights of every so many epochs are kept,
+            num_to_keep: so many of them, the newest; None for all.
+        """
         write_torch(self.agent_file(epoch), weights)
-        versions = self.agent_files()
-        for old in versions[:-num_to_keep] if num_to_keep is not None else []:
-            old.unlink()
+        versions = self._agent_files()
+        kept = sorted(number for number in versions if number % every == 0)
+        kept = kept if num_to_keep is None else kept[-num_to_keep:]
+        for number, path in versions.items():
+            if number not in (*kept, epoch):
+                path.unlink()
 
     def agent_files(self) -> list[Path]:
         """Weights of all epochs that are kept, oldest first."""
-        return sorted(self.agent_file(0).parent.glob("agent_epoch_*.pt"))
+        return [file for _, file in sorted(self._agent_files().items())]
+
+    def _agent_files(self) -> dict[int, Path]:
+        matches = {file: _AGENT_FILE.fullmatch(file.name) for file in self.agent_file(0).parent.glob("*.pt")}
+        return {int(match[1]): file for file, match in matches.items() if match is not None}
 
     def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
         """Keeps what made a loss or gradient infinite; returns the file."""

@@ -8,12 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from trainers.diamond.config import FirstEpochConfig, TrainCollectionConfig, TrainerConfig
-
-DEFAULT_NUM_EPOCHS = 1000
-"""Of a run that collects nothing and is not told how many."""
-FIRST_EPOCH_CHUNK = 100
-"""Steps by which the first epoch goes on collecting until it has seen enough rewards."""
+from trainers.diamond.config import TrainCollectionConfig, TrainerConfig
 
 
 def num_epochs(config: TrainerConfig, first_epoch_steps: int | None) -> int | None:
@@ -21,17 +16,19 @@ def num_epochs(config: TrainerConfig, first_epoch_steps: int | None) -> int | No
 
     Args:
         config: The run.
-        first_epoch_steps: Steps in the training dataset after the first epoch's collection, once known.
+        first_epoch_steps: Steps of the initial collection, once known.
     """
     training, collection = config.training, config.collection.train
     if training.num_epochs is not None:
         return training.num_epochs
-    if not config.collects:
-        return DEFAULT_NUM_EPOCHS
+    if config.static_dataset.path is not None or training.model_free:
+        return max(1, training.num_final_epochs)
+    if not config.collects:  # players have: as long as if the policy had
+        first_epoch_steps = collection.first_epoch.min
     if first_epoch_steps is None:
         return None
     left = max(0, collection.num_steps_total - first_epoch_steps)
-    return 1 + math.ceil(left / collection.steps_per_epoch) + training.num_final_epochs
+    return max(1, math.ceil(left / collection.steps_per_epoch) + training.num_final_epochs)
 
 
 def collection_goal(
@@ -48,18 +45,21 @@ def collection_goal(
         epoch: The epoch that collects, from 1.
         num_steps: Steps the dataset has.
         reward_counts: How many of them carry a reward of each sign (-1, 0, 1).
-        first_epoch_steps: Steps it had after the first epoch's collection, once known.
+        first_epoch_steps: Steps of the initial collection, once that is over; every epoch then adds to it,
+            the first one, too.
     """
-    if epoch == 1 or first_epoch_steps is None:
-        return min(_first_epoch_goal(config.first_epoch, num_steps, reward_counts), config.num_steps_total)
-    return min(first_epoch_steps + (epoch - 1) * config.steps_per_epoch, config.num_steps_total)
+    if first_epoch_steps is None:
+        return min(_initial_goal(config, num_steps, reward_counts), config.num_steps_total)
+    return min(first_epoch_steps + epoch * config.steps_per_epoch, config.num_steps_total)
 
 
-def _first_epoch_goal(config: FirstEpochConfig, num_steps: int, reward_counts: Mapping[int, int]) -> int:
-    if num_steps < config.min:
-        return config.min
+def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: Mapping[int, int]) -> int:
+    """What the initial collection should reach; `num_steps` itself when it has seen enough."""
+    first, chunk = config.first_epoch, config.steps_per_epoch
+    if num_steps < first.min:
+        return first.min
     rarer = sorted(reward_counts.values())[:2]
-    if sum(rarer) >= config.threshold_rew:
+    if sum(rarer) >= first.threshold_rew:
         return num_steps
-    goal = config.min + FIRST_EPOCH_CHUNK * ((num_steps - config.min) // FIRST_EPOCH_CHUNK + 1)
-    return goal if config.max is None else min(goal, config.max)
+    goal = first.min + chunk * ((num_steps - first.min) // chunk + 1)
+    return goal if first.max is None else min(goal, first.max)

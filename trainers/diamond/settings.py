@@ -34,12 +34,20 @@ DEFAULT_PRESET = "paper"
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError)
 _ALIASES = {
     "env.train.id": "game",
+    "env.test.max_episode_steps": "collection.test.max_episode_steps",
     "common.devices": "common.device",
     "denoiser.objective": "agent.denoiser.objective",
     "training.compile_wm": "training.compile",
 }
 """Published or short names of keys, and ours."""
 _WITHOUT_MEANING = {
+    "env.train.done_on_life_loss": "training games end with a life",
+    "env.train.size": "real games have frames of 64x64 pixels",
+    "env.train.max_episode_steps": "training games are as long as ALE lets them",
+    "env.test.id": "test games are of the training's game",
+    "env.test.done_on_life_loss": "test games go on to game over",
+    "env.test.size": "real games have frames of 64x64 pixels",
+    "env.keymap": "`play` knows the keys of every game",
     "training.cache_in_ram": "episodes are always kept in memory",
     "training.num_workers_data_loaders": "batches are drawn from memory, without workers",
     "world_model_env.num_batches_to_preload": "start segments are drawn when they are needed",

@@ -8,7 +8,7 @@ first does everything else. Knows nothing of the command line.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from trainers.diamond.config import (
 from trainers.diamond.errors import StopRequested
 from trainers.diamond.graphed_loss import GraphedLoss, Run, plainly
 from trainers.diamond.imagined_games import ImaginedGames
+from trainers.diamond.in_order import Given, batches_in_order
 from trainers.diamond.losses import Metrics
 from trainers.diamond.metrics import add, one_line, summary
 from trainers.diamond.objectives import ActorCriticObjective, DenoiserObjective, Draw, RewEndObjective
@@ -46,7 +47,6 @@ from trainers.diamond.rollout import SavedGames
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.run_log import VIDEO_FPS, RunLog
 
-_TEST_BATCHES = 8
 _VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
@@ -58,7 +58,7 @@ class Progress:
 
     Attributes:
         epoch: Epochs finished.
-        first_epoch_steps: Steps in the training dataset after the first epoch's collection, once known.
+        first_epoch_steps: Steps of the initial collection, in epoch 1, once it is over.
         collection_goal: Steps it should have; None when nothing is being collected.
         is_finished: Whether the final evaluation is done, too.
         metrics: Of the stages of the present epoch that are done.
@@ -200,36 +200,44 @@ class Trainer:
 
     def _collect(self) -> dict[str, Any]:
         """Plays the real game until the training dataset is as large as it should be now."""
-        collector, progress = self._collector, self.progress
+        collector = self._collector
         if collector is None:
             return {}
         assert self.dataset is not None
-        report, sampling = PlayReport(), self.config.collection.train
+        report = PlayReport()
         with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
-            while True:
-                num_steps = self.train.num_steps + collector.num_pending
-                goal = progress.collection_goal or schedule.collection_goal(
-                    sampling,
-                    self.epoch + 1,
-                    num_steps,
-                    self.train.reward_sign_counts(),
-                    progress.first_epoch_steps,
-                )
-                progress.collection_goal = goal if num_steps < goal else None
-                if num_steps >= goal:
-                    break
-                bar.total = (bar.total or 0) + goal - num_steps
-                left = goal - num_steps
+            while (goal := self._collection_goal(collector)) is not None:
+                left = goal - self.train.num_steps - collector.num_pending
+                bar.total = (bar.total or 0) + left
                 report += collector.collect(
                     self.dataset, self.train, left, bar=bar, should_stop=lambda: self.stop_requested
                 )
                 if self.stop_requested and collector.num_pending:
                     raise StopRequested
-        if progress.first_epoch_steps is None:
-            progress.first_epoch_steps = self.train.num_steps
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
         return report.metrics() | counts if report.num_steps else {}
+
+    def _collection_goal(self, collector: Collector) -> int | None:
+        """Steps that the training dataset should have next; None when the epoch's collection is over."""
+        progress, num_steps = self.progress, self.train.num_steps + collector.num_pending
+        if progress.collection_goal is not None and num_steps < progress.collection_goal:
+            return progress.collection_goal  # as it was before an interruption
+        goal = self._scheduled_goal(num_steps)
+        if num_steps >= goal and progress.first_epoch_steps is None:
+            progress.first_epoch_steps = num_steps
+            goal = self._scheduled_goal(num_steps)
+        progress.collection_goal = goal if num_steps < goal else None
+        return progress.collection_goal
+
+    def _scheduled_goal(self, num_steps: int) -> int:
+        return schedule.collection_goal(
+            self.config.collection.train,
+            self.epoch + 1,
+            num_steps,
+            self.train.reward_sign_counts(),
+            self.progress.first_epoch_steps,
+        )
 
     def _train_part(self, part: Part) -> dict[str, Any]:
         """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
@@ -257,12 +265,14 @@ class Trainer:
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        """Plays whole games and imagines, where it is time to; measures the weights to be saved."""
-        metrics: dict[str, Any] = {}
-        if self.config.evaluation.should and epoch % self.config.evaluation.every == 0:
+        """Where it is time to: plays whole games, imagines, and measures the weights to be saved."""
+        config, metrics = self.config.evaluation, {}
+        is_time = epoch % config.every == 0
+        if config.should and is_time:
             metrics = self._test_games(epoch) | self._imagine(epoch)
-        for part in self.parts:
-            metrics |= _prefixed(part.name, self._measure(part))
+        if config.should and (is_time or epoch == self.num_epochs):
+            for part in self.parts:
+                metrics |= _prefixed(part.name, self._measure(part))
         return metrics
 
     def _test_games(self, epoch: int) -> dict[str, Any]:
@@ -295,17 +305,31 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self, part: Part) -> dict[str, Any]:
-        """Losses of the weights to be saved, on the same test batches every time."""
+        """Losses of the weights to be saved on the whole test dataset, under the same noise every time."""
         objective = self._measured.get(part.name)
-        if objective is None or not len(self.test):
+        if objective is None or part.num_steps == 0:
             return {}
         sums: Metrics = {}
+        num_segments = 0
         with part.as_played():
-            for i in range(_TEST_BATCHES):
+            for i, batch in enumerate(self._test_batches(part)):
+                self._stop_if_requested()
+                given = Given(part.training, by_age=False, device=self.device, batch=batch)
                 rng = np.random.default_rng([i, PARTS.index(part.name)])
-                example = objective.example(self.test, rng, part.num_steps, plain=True)
-                sums = add(sums, example.metrics | {"loss": example.loss})
-        return {f"test_{name}": value for name, value in summary(sums, _TEST_BATCHES).items()}
+                example = replace(objective, draw=given).example(self.test, rng, part.num_steps, plain=True)
+                weight = len(batch.obs)
+                num_segments += weight
+                metrics = example.metrics | {"loss": example.loss}
+                sums = add(sums, {k: x * weight if x.ndim == 0 else x for k, x in metrics.items()})
+        return {f"test_{name}": value for name, value in summary(sums, num_segments).items()}
+
+    def _test_batches(self, part: Part) -> Iterator[SegmentBatch]:
+        if part.name == "denoiser":
+            num_predictions = 1 + self.config.denoiser.training.num_autoregressive_steps
+            length = self.world_model.num_steps_conditioning + num_predictions
+        else:
+            length = self.config.rew_end_model.training.seq_length
+        return batches_in_order(self.test, length, part.training.batch_size)
 
     @property
     def _plays_test_games(self) -> bool:
@@ -359,16 +383,16 @@ class Trainer:
     # -- what is saved
 
     def save(self) -> None:
-        """Writes the state, and the weights where this epoch's are kept."""
-        keeping = self.config.checkpointing
-        if self.epoch % keeping.save_agent_every == 0 or self.epoch == self.num_epochs:
-            self.group.first(self._save_agent)
+        """Writes the weights and the state."""
+        self.group.first(self._save_agent)
         self.save_state()
 
     def _save_agent(self) -> None:
-        if self.config.collects:
+        config = self.config.checkpointing
+        is_kept = self.epoch % config.save_agent_every == 0 or self.epoch == self.num_epochs
+        if self.config.collects and (is_kept or not self.run.contexts_file.is_file()):
             data.choose_contexts(self.config, self.run).save(self.run.contexts_file)
-        self.run.save_agent(self.epoch, self.weights(), self.config.checkpointing.num_to_keep)
+        self.run.save_agent(self.epoch, self.weights(), config.save_agent_every, config.num_to_keep)
 
     def save_state(self) -> None:
         """Writes all that `resume` needs, by any number of processes."""
@@ -432,11 +456,11 @@ class Trainer:
         elif name == "denoiser":
             denoiser = self.agent.denoiser
             objective = DenoiserObjective(denoiser, self.config.denoiser, draw, self._autocast, run=run)
-            self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
+            self._measured[name] = objective
         else:
             model = self.world_model
             objective = RewEndObjective(model, self.config.rew_end_model, draw, self._autocast, run)
-            self._measured[name] = replace(objective, draw=replace(draw, group=ALONE))
+            self._measured[name] = objective
         module = getattr(self.agent, name)
         return Part.of(name, module, config.training, config.optimizer, objective, self.group)
 

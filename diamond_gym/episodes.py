@@ -146,7 +146,8 @@ class Episode:
         if isinstance(final, Tensor) and final.is_floating_point():
             content["info"][_FINAL] = pixels.to_uint8(final)
         try:
-            return cls(**content | {name: _flags(name, content[name]) for name in ("end", "trunc")})
+            flags = {name: _flags(name, content[name]) for name in ("end", "trunc")}
+            return cls(**{**content, **flags})  # pyright: ignore[reportArgumentType]
         except DatasetError as error:
             raise DatasetError(f"{path}: {error}") from None
 

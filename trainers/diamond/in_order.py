@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from trainers.diamond.objectives import Draw
-from trainers.diamond.replay import Hard, Replay, SegmentBatch
+from trainers.diamond.replay import Replay, SegmentBatch
 
 
 def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[SegmentBatch]:
@@ -42,15 +43,6 @@ class Given(Draw):
         """All of it."""
         return slice(0, len(self.batch.obs))
 
-    def __call__(
-        self,
-        replay: Replay,
-        rng: np.random.Generator,
-        length: int,
-        *,
-        pad_after: bool = False,
-        plain: bool = False,
-        hard: Hard | None = None,
-    ) -> SegmentBatch:
+    def __call__(self, replay: Replay, rng: np.random.Generator, length: int, **options: Any) -> SegmentBatch:
         """The batch, whatever is asked for."""
         return self.batch.to(self.device)

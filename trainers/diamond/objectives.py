@@ -163,7 +163,7 @@ class DenoiserObjective:
             hard=hard,
             crop=crop,
         )
-        random = self._noise(rng, size, tuple(batch.obs.shape[2:]), num_predictions)
+        random = self._noise(rng, len(batch.obs), tuple(batch.obs.shape[2:]), num_predictions)
         with self.autocast():
             loss, *errors = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
         if hard is not None:
@@ -180,10 +180,11 @@ class DenoiserObjective:
         return Hard(self.config.training.hard_fraction, weights, self.hard_steps.places)
 
     def _noise(
-        self, rng: np.random.Generator, size: int, shape: tuple[int, ...], num_predictions: int
+        self, rng: np.random.Generator, count: int, shape: tuple[int, ...], num_predictions: int
     ) -> list[Tensor]:
-        """Random numbers of this process's share of a batch, one prediction after the other."""
+        """Random numbers for this process's `count` segments of a batch, prediction after prediction."""
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
+        size = count * self.draw.group.size
         share = self.draw.group.share(size)
         objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = (

@@ -395,7 +395,8 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     """As `PartTrainingConfig`, and what only the denoiser has.
 
     Attributes:
-        num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones.
+        num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones; 0 with
+            `denoiser.objective=ddpm` where it is not given, as in the paper.
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves (0 as published).
         hard_fraction: Share of the segments drawn around steps in proportion to their loss when they were

@@ -34,6 +34,7 @@ from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.run_log import RunLog, check_dependencies
+from trainers.diamond.source import find_source
 from trainers.diamond.trainer import Progress, Trainer
 
 
@@ -81,6 +82,7 @@ def _new_run(
     stack.enter_context(run.locked())
     description.save(run.world_file)
     write_file(run.config_file, settings.to_yaml(config).encode())
+    run.write_source(find_source())
     run.write_resume_script(sys.executable)
     return run, agent
 

@@ -21,6 +21,7 @@ SHORT = [
     "denoiser.training.steps_first_epoch=3",
     "rew_end_model.training.steps_first_epoch=3",
     "actor_critic.training.steps_first_epoch=2",
+    "logging.every_steps=1",
 ]
 GAME = ["env.train.id=BreakoutNoFrameskip-v4", *SHORT]
 
@@ -68,6 +69,7 @@ def test_train_leaves_a_run_and_nothing_else(trained):
     for name in (
         "config/trainer.yaml",
         "config/world.json",
+        "config/source.txt",
         "contexts.safetensors",
         "metrics.jsonl",
         "checkpoints/state.pt",
@@ -84,6 +86,27 @@ def test_train_leaves_a_run_and_nothing_else(trained):
     assert metrics["epoch"] == 1 and metrics["denoiser/num_steps"] == 3
     assert metrics["collect/dataset_steps"] == 850 and metrics["actor_critic/num_steps"] == 2
     assert final["epoch"] == 1 and final["final/num_episodes"] == 2
+
+
+def test_tensorboard_was_told_of_steps_and_of_test_games(trained):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def curves(series):
+        events = accumulators.EventAccumulator(str(trained / "tensorboard" / series))
+        events.Reload()
+        names = events.Tags()["scalars"]
+        return {name.removeprefix(f"{series}/"): events.Scalars(name) for name in names}
+
+    denoiser, rew_end, games = (curves(x) for x in ("steps/denoiser", "steps/rew_end_model", "episodes/test"))
+    assert denoiser.keys() == {"loss", "grad_norm", "lr"}
+    assert [point.step for point in denoiser["loss"]] == [1, 2, 3]
+    assert rew_end.keys() == {"loss", "loss_rew", "loss_end", "grad_norm", "lr"}
+    metrics, final = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    losses = [point.value for point in denoiser["loss"]]
+    assert sum(losses) / 3 == pytest.approx(metrics["denoiser/loss"])
+    assert [point.step for point in games["return"]] == [0, 1]
+    assert sum(point.value for point in games["return"]) / 2 == pytest.approx(final["final/return"])
+    assert sum(point.value for point in games["length"]) / 2 == pytest.approx(final["final/length"])
 
 
 def test_a_run_can_be_played(trained):

@@ -494,6 +494,29 @@ class WorldModelEnvConfig:
 
 
 @dataclass
+class LoggingConfig:
+    """What TensorBoard and Weights & Biases are told besides the numbers of every epoch.
+
+    Attributes:
+        every_steps: Optimiser steps of a network from one entry of its losses to the next (1 as published);
+            on a GPU, an entry waits for the step. null for none.
+        every_episodes: Episodes of the real game from one entry of return and length to the next; null for
+            none.
+    """
+
+    every_steps: int | None = 50
+    every_episodes: int | None = 1
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_episodes"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1,
+                f"logging.{name} must be at least 1, or null for none, got {value}",
+            )
+
+
+@dataclass
 class TensorBoardConfig:
     """`enabled`: write curves into the run's folder `tensorboard`, where tensorboard is installed."""
 
@@ -548,6 +571,7 @@ class TrainerConfig:
     rew_end_model: RewEndPartConfig = field(default_factory=RewEndPartConfig)
     actor_critic: ActorCriticPartConfig = field(default_factory=ActorCriticPartConfig)
     world_model_env: WorldModelEnvConfig = field(default_factory=WorldModelEnvConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

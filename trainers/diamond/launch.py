@@ -367,7 +367,7 @@ def _fit(
         if is_resumed:
             trainer.resume()
         with closing(log), _stopped_by_interrupt(trainer):
-            group.first(lambda: log.open(trainer.epoch + 1))
+            group.first(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
     except KeyboardInterrupt:
         if group.is_first:

@@ -1,6 +1,8 @@
 """The command line: from an empty folder to a playable world model, and every error in one line."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import gymnasium
@@ -124,6 +126,30 @@ def test_a_run_can_be_registered(trained):
 def test_resume_of_a_finished_run_says_so(trained, capsys):
     assert main(["resume", f"run={trained}"]) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_resume_of_a_published_run_says_what_to_do_instead(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "a run"
+    for name in ("checkpoints", "dataset"):
+        shutil.copytree(trained / name, run / name)
+    (run / "config").mkdir()
+    (run / "config" / "trainer.yaml").write_text("env: {train: {id: BreakoutNoFrameskip-v4}}")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert main(["resume", f"run={run}"]) == 1
+    errors = capsys.readouterr().err
+    assert "is a run of the published trainer" in errors and errors.count("\n") == 1
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    command, _, data = errors.partition("python -m trainers.diamond ")[2].partition("; with ")
+    arguments = [*shlex.split(command), shlex.split(data.partition(" it learns")[0])[0]]
+    assert arguments[:2] == ["train", "game=Breakout"]
+    assert main([*arguments, *SHORT]) == 0
+    (new,) = run_folders(tmp_path)
+    theirs, ours = (diamond_gym.checkpoints.load_agent(folder) for folder in (run, new))
+    for name, weights in ours.rew_end_model.state_dict().items():
+        start = theirs.rew_end_model.state_dict()[name]
+        assert (weights - start).abs().max() < 0.01, "three steps from that run's weights"
 
 
 def test_export(trained, tmp_path, capsys):

@@ -108,7 +108,8 @@ class DenoiserConfig:
         sigma_data: Standard deviation of frames, by which "edm" divides past frames.
         sigma_offset_noise: Of the noise that all pixels of a channel share in training.
         objective: "edm" (Karras et al. 2022, as published) or "ddpm": the network predicts the noise
-            (`diamond_gym.ddpm`), for the comparison of section 5.1. Weights do not tell which.
+            (`diamond_gym.ddpm`), for the comparison of section 5.1. Weights do not tell which, but for the
+            paper's own of DDPM, whose network has another name.
     """
 
     inner_model: InnerModelConfig = field(default_factory=InnerModelConfig)

@@ -6,12 +6,14 @@ From the same held-out moments of the real game, under the same real actions, ea
 loop with 1, 3 and 10 denoising steps; what counts is the PSNR against the real frame by horizon. Checkpoints
 are those of `gymnasium.make`. Two that differ in the objective alone learn from the same episodes by
 
-    python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser]
+    python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser] \
+        denoiser.training.num_autoregressive_steps=0
     python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser] \
         static_dataset.path=outputs/DATE/TIME/dataset denoiser.objective=ddpm
 
-with the first one's run folder as DATE/TIME. DDPM visits the timesteps that its checkpoint says, by default
-those of diffusers, for which 1 step is timestep 0: `--timestep-spacing trailing` starts all at the noisiest.
+with the first one's run folder as DATE/TIME: DDPM is trained without autoregressive steps. It visits the
+timesteps that its checkpoint says, by default those of the paper: 500 in a single step, from N > 1 on those
+of diffusers. `--timestep-spacing trailing` starts all at the noisiest instead.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 A frame x is noised to `sqrt(abar) x + sqrt(1 - abar) noise`, where `abar` falls from nearly 1 to nearly 0
 over 1000 timesteps; the network predicts the noise. So x is `c_skip * noisy + c_out * network` with
 `c_skip = 1 / sqrt(abar)` and `c_out = -sqrt((1 - abar) / abar)`: preconditioning as EDM's, with `c_in = 1`.
-Numbers are those of `DDPMScheduler` of the diffusers library, with its default settings.
+Numbers are those of `DDPMScheduler` of the diffusers library, with its default settings, but for a single
+denoising step.
 
 Knows nothing of networks, frames or conditioning; randomness is an argument.
 """
@@ -47,8 +48,9 @@ def sampling_timesteps(num_steps: int, spacing: str = "leading") -> list[int]:
     Args:
         num_steps: 1..1000.
         spacing: "leading" gives multiples of `1000 // num_steps` from 0 on, as `DDPMScheduler` does unless
-            told otherwise: few steps start far below the pure noise they are given, and one step, at
-            timestep 0, returns hardly more than that noise. "trailing" counts down from 999 instead.
+            told otherwise, and for a single step the middle, 500, as section 5.1: a network that predicts
+            the noise of nearly pure noise need only copy its input, and so knows little of the frame there.
+            "trailing" counts down from 999 instead.
 
     Raises:
         InvalidInputError: There are not that many timesteps.
@@ -57,6 +59,8 @@ def sampling_timesteps(num_steps: int, spacing: str = "leading") -> list[int]:
         raise InvalidInputError(
             f"num_steps_denoising must be in 1..{NUM_TIMESTEPS} with denoiser.objective=ddpm, got {num_steps}"
         )
+    if spacing == "leading" and num_steps == 1:
+        return [NUM_TIMESTEPS // 2]
     if spacing == "leading":
         return [i * (NUM_TIMESTEPS // num_steps) for i in reversed(range(num_steps))]
     return [round(NUM_TIMESTEPS * (1 - i / num_steps)) - 1 for i in range(num_steps)]
@@ -71,7 +75,7 @@ def sample(
     """Ancestral sampling with the variance of the posterior (diffusers' `fixed_small`), in few steps.
 
     Args:
-        denoise: (noisy, its timestep) -> the clean frame, clamped.
+        denoise: (noisy, its timestep) -> the clean frame, clamped but not quantised.
         init_noise: Where to start, unit normal.
         timesteps: From `sampling_timesteps`.
         step_noise: Step -> unit normal noise; asked for after every step but the last.

@@ -15,7 +15,7 @@ from torch import Tensor
 from diamond_gym import ddpm, noise, sampler
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.models import Conditioners, Denoiser, LSTMState, RewEndModel
-from diamond_gym.pixels import to_float, to_uint8
+from diamond_gym.pixels import quantize, to_float, to_uint8
 from diamond_gym.sampler import DiffusionSamplerConfig
 
 
@@ -266,7 +266,8 @@ class WorldModel:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))
 
         if self.denoiser.config.objective == "ddpm":
-            return ddpm.sample(denoise, init_noise, self.levels, step_noise)
+            *trajectory, frame = ddpm.sample(denoise, init_noise, self.levels, step_noise)
+            return [*trajectory, quantize(frame)]
         return sampler.sample(denoise, init_noise, self.levels, self.config, step_noise)
 
     def _conditioners_at(self, level: float) -> Conditioners:

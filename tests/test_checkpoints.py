@@ -470,6 +470,75 @@ def test_a_published_run_has_no_description(run):
     assert world.agent.config == newest.config and world.action_meanings == action_meanings("Breakout")
 
 
+PUBLISHED = """\
+wandb: {mode: disabled}
+env: {train: {id: BreakoutNoFrameskip-v4, size: 64}}
+world_model_env:
+  _target_: envs.WorldModelEnvConfig
+  horizon: 15
+  diffusion_sampler:
+    _target_: models.diffusion.DiffusionSamplerConfig
+    num_steps_denoising: 5
+    sigma_min: 3e-3
+    sigma_max: 4
+    rho: 7
+    order: 2
+    s_churn: 0.5
+    s_tmin: 0.0
+    s_tmax: ${eval:'float("inf")'}
+    s_noise: 1.0
+"""
+"""The parts of a published `config/trainer.yaml` that are read, and one that is not."""
+
+
+def publish(folder, text=PUBLISHED):
+    """Makes a run look as one of the published trainer."""
+    (folder / "config" / "world.json").unlink()
+    (folder / "config" / "trainer.yaml").write_text(text)
+
+
+def test_a_published_run_says_its_game_and_its_sampler(run):
+    folder, newest = run
+    publish(folder)
+    for path in (folder, folder / "checkpoints" / "agent_versions" / "agent_epoch_00010.pt"):
+        world = load_world(None, str(path))
+        assert world.game == "Breakout" and world.agent.config == newest.config
+        assert world.world_model.config == DiffusionSamplerConfig(
+            num_steps_denoising=5, sigma_min=3e-3, sigma_max=4, order=2, s_churn=0.5
+        )
+    assert load_world(None, str(folder), num_denoising_steps=2).world_model.config.num_steps_denoising == 2
+    with pytest.raises(CheckpointError, match="is a world model of Breakout, not of Pong"):
+        load_world("Pong", str(folder))
+
+
+def test_our_own_description_comes_first(run):
+    folder, _ = run
+    (folder / "config" / "trainer.yaml").write_text(PUBLISHED)
+    assert load_world(None, str(folder)).world_model.config == SAMPLER
+
+
+@pytest.mark.parametrize(
+    "old, new, message",
+    [
+        ("rho: 7", "rho: ${oc.env:HOME}", r"rho='\$\{oc\.env:HOME\}' is no number"),
+        ("rho: 7", "rho: [7]", r"rho=\[7\] is no number"),
+        ("order: 2", "order: 3", r"order must be 1 \(Euler\) or 2"),
+        ("order: 2", "solver: 2", r"unknown field\(s\) \['solver'\]"),
+        (
+            "wandb: {",
+            "wandb: !!python/object/apply:os.abort {",
+            "cannot be read: could not determine a constructor",
+        ),
+        ("wandb: {", "wandb: {{", "cannot be read"),
+    ],
+)
+def test_a_published_configuration_that_is_not_understood_is_refused(run, old, new, message):
+    folder, _ = run
+    publish(folder, PUBLISHED.replace(old, new))
+    with pytest.raises(CheckpointError, match=rf"(?s)trainer\.yaml.*{message}"):
+        load_world(None, str(folder))
+
+
 def test_infinity_as_python_writes_it_is_read(run):
     folder, _ = run
     path = folder / "config" / "world.json"

@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from diamond_gym import ddpm
+from diamond_gym import ddpm, noise
 from diamond_gym.checkpoints import WorldDescription, load_agent, load_world, save_world
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.models import Agent, Denoiser, DenoiserConfig, config_from_dict
-from diamond_gym.pixels import quantize, to_float
+from diamond_gym.pixels import to_float, to_uint8, truncate_to_uint8
 from diamond_gym.sampler import DiffusionSamplerConfig
 from diamond_gym.world_model import WorldModel, noise_levels
 from tests import worlds
 from tests.recordings import save_dataset
+from trainers.diamond import settings
 from trainers.diamond.cli import main
 from trainers.diamond.losses import (
     DenoiserNoise,
@@ -73,14 +74,15 @@ def test_schedule_has_the_known_numbers():
 @pytest.mark.parametrize(
     "num_steps, spacing, timesteps",
     [
-        (1, "leading", [0]),
+        (1, "leading", [500]),
+        (2, "leading", [500, 0]),
         (3, "leading", [666, 333, 0]),
         (10, "leading", [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]),
         (1, "trailing", [999]),
         (3, "trailing", [999, 666, 332]),
     ],
 )
-def test_timesteps_are_those_of_diffusers(num_steps, spacing, timesteps):
+def test_timesteps_are_those_of_diffusers_and_the_middle_for_a_single_one(num_steps, spacing, timesteps):
     assert ddpm.sampling_timesteps(num_steps, spacing) == timesteps
 
 
@@ -107,7 +109,7 @@ def test_a_perfect_noise_predictor_gives_the_clean_image(num_steps, spacing):
         abar = ddpm.alphas_cumprod(CPU)[int(timestep)]
         noise = (x - abar.sqrt() * clean) / (1 - abar).sqrt()
         c = denoiser.conditioners(torch.full((2,), float(timestep)))
-        return denoiser.wrap_model_output(x, noise, c)
+        return (c.c_skip * x + c.c_out * noise).clamp(-1, 1)
 
     steps = ddpm.sampling_timesteps(num_steps, spacing)
     start = torch.randn(2, *SHAPE, generator=generator)
@@ -115,7 +117,7 @@ def test_a_perfect_noise_predictor_gives_the_clean_image(num_steps, spacing):
         denoise, start, steps, lambda i: torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(i))
     )
     assert len(trajectory) == num_steps + 1 and trajectory[0] is start
-    assert (trajectory[-1] - quantize(clean)).abs().max() < 1.01 * 2 / 255
+    assert_close(trajectory[-1], clean, rtol=0, atol=1e-3)
 
 
 def test_a_step_has_mean_and_variance_of_the_posterior():
@@ -188,7 +190,7 @@ def test_loss_is_the_error_of_the_noise_with_its_offset():
     noisy = abar.sqrt() * frames[:, n] + (1 - abar).sqrt() * whole
     assert_close(add_noise(denoiser.config, frames[:, n], noise), noisy)
 
-    past = denoiser.fold_past(frames[:, :n].flatten(1, 2))
+    past = denoiser.inner_model.fold(frames[:, :n].flatten(1, 2))
     folded = denoiser.inner_model.fold(noisy)
     predicted = denoiser.inner_model(folded, (noise.level + 1) / 1000, past, batch.act[:, :n])
     loss, _ = denoiser_loss(denoiser, batch, [noise])
@@ -202,9 +204,8 @@ def test_later_predictions_see_the_earlier_ones():
     first, _ = denoiser_loss(denoiser, batch, noises[:1])
     noisy = add_noise(denoiser.config, frames[:, n], noises[0])
     predicted = denoiser.denoise(noisy, noises[0].level, frames[:, :n].flatten(1, 2), batch.act[:, :n])
-    assert_close(predicted, quantize(predicted), atol=2.1 / 255, rtol=0)
     imagined = replace(batch, obs=batch.obs.clone())
-    imagined.obs[:, n] = predicted.detach().add(1).mul(127.5).round().to(torch.uint8)
+    imagined.obs[:, n] = truncate_to_uint8(predicted.detach())
     shifted = SegmentBatch(
         *(x[:, 1:] if x.ndim > 1 and x.shape[1] == n + 2 else x for x in vars(imagined).values())
     )
@@ -245,6 +246,46 @@ def test_the_trajectory_has_one_image_a_step():
     assert len(trajectory) == 5
     _, step = world.step(state, act[:, 0])
     assert_close(to_float(step.obs), trajectory[-1])
+
+
+def sampled_as_published(denoiser, past, act, x, step_noises, timesteps):
+    """Section 5.1 written out with `DDPMScheduler`'s formulas: the frame is quantised at the end."""
+    betas = np.linspace(1e-4, 0.02, 1000)
+    abars = np.cumprod(1 - betas)
+    for i, t in enumerate(timesteps):
+        predicted = denoiser.inner_model(
+            denoiser.inner_model.fold(x), torch.tensor([(t + 1) / 1000]), past, act
+        )
+        abar, previous = abars[t], abars[timesteps[i + 1]] if i + 1 < len(timesteps) else 1.0
+        beta = 1 - abar / previous
+        clean = ((x - (1 - abar) ** 0.5 * predicted) / abar**0.5).clamp(-1, 1)
+        if i + 1 == len(timesteps):
+            return clean
+        mean = previous**0.5 * beta / (1 - abar) * clean + (1 - beta) ** 0.5 * (1 - previous) / (1 - abar) * x
+        x = mean + ((1 - previous) / (1 - abar) * beta) ** 0.5 * step_noises[i]
+    raise AssertionError("there is a last timestep")
+
+
+@pytest.mark.parametrize(
+    "timesteps", [[500], [666, 333, 0], [900, 800, 700, 600, 500, 400, 300, 200, 100, 0]]
+)
+@torch.no_grad()
+def test_frames_are_sampled_as_in_section_5_1(timesteps):
+    obs, act = context()
+    key = torch.arange(3)
+    world = world_model(len(timesteps))
+    state = world.start(obs, act, key)
+    trajectory = world.sample_trajectory(state, act[:, -1])
+    assert_close(to_float(to_uint8(trajectory[-1])), trajectory[-1], msg="the frame is on 256 levels")
+    time = torch.zeros_like(key)
+    step_noises = [noise.normal(key, time, noise.Draw.CHURN + i, SHAPE) for i in range(len(timesteps) - 1)]
+    past = world.denoiser.inner_model.fold(to_float(obs).flatten(1, 2))
+    clean = sampled_as_published(world.denoiser, past, act, trajectory[0], step_noises, timesteps)
+    frame = truncate_to_uint8(clean)
+    off = (frame.int() - to_uint8(trajectory[-1]).int()).abs()
+    assert off.max() <= 1 and (off > 0).float().mean() < 1e-3, "but for rounding"
+    for image in trajectory[1:-1]:
+        assert (to_float(truncate_to_uint8(image)) - image).abs().max() > 1e-3, "quantised once, at the end"
 
 
 @pytest.mark.parametrize("options", [{"order": 2}, {"s_churn": 1.0}])
@@ -300,7 +341,52 @@ def test_a_description_without_an_objective_is_of_edm():
     assert description.sampler == DiffusionSamplerConfig()
 
 
+def published_ddpm(agent: Agent) -> dict[str, torch.Tensor]:
+    """The state dict under the names of the paper's DDPM checkpoints."""
+    return {
+        name.replace("denoiser.inner_model.", "denoiser.noise_model."): x
+        for name, x in agent.state_dict().items()
+    }
+
+
+def test_a_published_ddpm_checkpoint_says_its_objective_by_its_names(tmp_path):
+    agent = ddpm_agent()
+    torch.save(published_ddpm(agent), tmp_path / "agent.pt")
+    worlds.contexts().save(tmp_path / "agent.contexts.safetensors")
+    world = load_world("Breakout", tmp_path / "agent.pt", **worlds.PLAIN)
+    assert world.agent.config.denoiser == agent.config.denoiser
+    assert world.world_model.levels == [666.0, 333.0, 0.0]
+    assert load_world(
+        "Breakout", tmp_path / "agent.pt", num_denoising_steps=1, **worlds.PLAIN
+    ).world_model.levels == [500.0]
+    for name, weights in agent.state_dict().items():
+        assert torch.equal(weights, world.agent.state_dict()[name]), name
+
+
+def test_names_that_contradict_a_description_are_refused(tmp_path):
+    file = tmp_path / "checkpoints" / "agent_versions" / "agent_epoch_00001.pt"
+    file.parent.mkdir(parents=True)
+    torch.save(published_ddpm(ddpm_agent()), file)
+    edm = WorldDescription(worlds.tiny_agent().config, DiffusionSamplerConfig(), "Breakout", None)
+    (tmp_path / "config").mkdir()
+    edm.save(tmp_path / "config" / "world.json")
+    with pytest.raises(CheckpointError, match=r"denoiser\.objective is ddpm, described as edm"):
+        load_agent(tmp_path)
+
+
 # --- from the command line to play
+
+
+@pytest.mark.parametrize("preset", ["paper", "small"])
+def test_ddpm_is_trained_without_autoregressive_steps(preset):
+    usual = settings.parse([f"preset={preset}", "denoiser.objective=ddpm"])
+    assert usual.denoiser.training.num_autoregressive_steps == 0
+    given = "denoiser.training.num_autoregressive_steps=2"
+    for arguments in ([given, "denoiser.objective=ddpm"], ["agent.denoiser.objective=ddpm", given]):
+        config = settings.parse([f"preset={preset}", *arguments])
+        assert config.denoiser.training.num_autoregressive_steps == 2
+    edm = settings.parse([f"preset={preset}", "denoiser.objective=edm"])
+    assert edm.denoiser.training.num_autoregressive_steps > 0
 
 
 def test_train_export_and_play(tmp_path, monkeypatch):

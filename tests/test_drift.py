@@ -43,7 +43,7 @@ def test_the_whole_command(checkpoints, tmp_path, capsys):
     curves = result["curves"]
     kinds = [(curve["objective"], curve["num_denoising_steps"]) for curve in curves]
     assert kinds == [("edm", 1), ("edm", 3), ("ddpm", 1), ("ddpm", 3)]
-    assert [curve["noise_levels"] for curve in curves[2:]] == [[0.0], [666.0, 333.0, 0.0]]
+    assert [curve["noise_levels"] for curve in curves[2:]] == [[500.0], [666.0, 333.0, 0.0]]
     for curve in curves:
         assert [row["step"] for row in curve["steps"]] == [1, 2, 3, 4]
         assert all(math.isfinite(row["psnr"]) for row in curve["steps"] if row["frames"])

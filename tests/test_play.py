@@ -43,7 +43,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> DiamondEnv:
 
 def make_viewer(env: DiamondEnv, folder: Path, *arguments: str) -> Viewer:
     env.set_sampler(num_denoising_steps=1, order=1, s_churn=0)
-    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", *arguments])
+    given = settings.parse(["game=Breakout", "seed=3", "--human", f"--size={SIZE}", *arguments])
     session = start.session_in(env, given, None, tell=lambda line: None)
     return Viewer(session, Canvas(SIZE), fps=15, captures=folder / "captures", tell=lambda line: None)
 
@@ -383,7 +383,7 @@ def test_speed_is_on_the_screen(viewer: Viewer):
 
 def test_a_world_of_no_atari_game(tmp_path: Path):
     folder = worlds.save_tiny_world(tmp_path / "world", game=None)
-    given = settings.parse([folder, "device=cpu", f"--size={SIZE}"])
+    given = settings.parse([folder, "device=cpu", "--human", f"--size={SIZE}"])
     viewer = Viewer(
         start.play_session(given, tell=lambda line: None), Canvas(SIZE), fps=15, captures=tmp_path
     )
@@ -393,6 +393,29 @@ def test_a_world_of_no_atari_game(tmp_path: Path):
         viewer.press(key)
         assert "there is no real game" in viewer.view().message
         assert facts(viewer.view())["Environment"] == "world model"
+
+
+@pytest.mark.parametrize(
+    "arguments, controller",
+    [([], "policy (actor-critic)"), (["--policy"], "policy (actor-critic)"), (["--human"], "human")],
+)
+def test_a_policy_that_has_learned_to_play_begins(env: DiamondEnv, arguments: list[str], controller: str):
+    told: list[str] = []
+    given = settings.parse(["game=Breakout", *arguments])
+    session = start.session_in(env, given, None, tell=told.append)
+    assert facts(session.view())["Controller"] == controller
+    who = "you play" if controller == "human" else "the policy plays"
+    assert f"{who}: M switches, H shows all keys" in told
+    session.command(Command.CONTROLLER)
+    assert (facts(session.view())["Controller"] == "human") != (controller == "human")
+
+
+def test_you_begin_where_the_policy_has_learned_nothing():
+    given = settings.parse(["game=Breakout", "device=cpu", f"--size={SIZE}"])
+    session = start.play_session(given, tell=lambda line: None)
+    assert facts(session.view())["Controller"] == "human"
+    session.command(Command.CONTROLLER)
+    assert facts(session.view())["Controller"] == "policy (scripted)"
 
 
 def test_the_embedded_world_is_played_by_the_scripted_player(tmp_path: Path):

@@ -133,7 +133,9 @@ def env() -> DiamondEnv:
 
 def make_viewer(env: DiamondEnv, folder: Path, *arguments: str) -> Viewer:
     env.set_sampler(num_denoising_steps=1, order=1, s_churn=0)
-    given = settings.parse(["game=Breakout", "seed=3", "--horizon=1000", f"--size={SIZE}", *arguments])
+    given = settings.parse(
+        ["game=Breakout", "seed=3", "--human", "--horizon=1000", f"--size={SIZE}", *arguments]
+    )
     session = start.session_in(env, given, None, tell=lambda line: None)
     return Viewer(session, Canvas(SIZE), fps=15, captures=folder / "captures", tell=lambda line: None)
 

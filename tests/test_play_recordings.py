@@ -38,7 +38,7 @@ def make_session(
 ) -> PlaySession:
     """With a horizon of 6."""
     env.set_sampler(num_denoising_steps=1, order=1, s_churn=0)
-    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", "--horizon=6"])
+    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", "--horizon=6", "--human"])
     session = start.session_in(
         env, given, Recorder(root, store_trajectory, store_original), tell=lambda line: None
     )
@@ -325,8 +325,12 @@ def test_every_key_of_the_dataset_mode(browser: DatasetBrowser):
 def test_facts_of_a_time_step(browser: DatasetBrowser):
     shown = press(browser, "right", "right")  # rewards are -5, 0, 5, -5, ... and actions 1, 2, 1, ...
     assert shown["Reward"] == "5" and shown["Action"] == "FIRE" and shown["Truncated / done"] == "no / no"
-    assert (shown["Return so far"], shown["Return to go"], shown["Return"]) == ("-5", "5", "0")
-    shown = press(browser, "pageup", "left")
+    assert (shown["Return so far"], shown["Return to go"], shown["Return"]) == ("0", "0", "0")
+    shown = press(browser, "left")
+    assert shown["Reward"] == "0" and (shown["Return so far"], shown["Return to go"]) == ("-5", "5")
+    shown = press(browser, "left")
+    assert shown["Reward"] == "-5" and (shown["Return so far"], shown["Return to go"]) == ("-5", "5")
+    shown = press(browser, "pageup", "pageup", "left")
     assert shown["Time step"] == "11 of 12" and shown["Truncated / done"] == "no / yes"
     shown = press(browser, "right")
     assert shown["Reward"] == "-" and (shown["Return so far"], shown["Return to go"]) == ("0", "0")

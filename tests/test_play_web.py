@@ -51,7 +51,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> DiamondEnv:
 
 
 def make_viewer(env: DiamondEnv, folder: Path, *arguments: str, recorder: Recorder | None = None) -> Viewer:
-    given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", *arguments])
+    given = settings.parse(["game=Breakout", "seed=3", "--human", f"--size={SIZE}", *arguments])
     session = start.session_in(env, given, recorder, tell=lambda line: None)
     return Viewer(session, Canvas(SIZE), fps=60, captures=folder / "captures", tell=lambda line: None)
 

@@ -27,7 +27,7 @@ TINY = [
     "common.device=cpu",
     "training.num_threads=1",
     "training.num_epochs=2",
-    "tensorboard.enabled=false",
+    "logging.every_steps=1",
     "agent.rew_end_model.channels=[8,8]",
     "denoiser.training.num_autoregressive_steps=2",
     "denoiser.training.hard_fraction=0.5",
@@ -92,6 +92,22 @@ def assert_same_curves(ours, theirs):
                 )
 
 
+def assert_same_steps(ours, theirs):
+    """TensorBoard was told the same of every optimiser step."""
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def losses(run):
+        events = accumulators.EventAccumulator(str(run.path / "tensorboard" / "steps" / "rew_end_model"))
+        events.Reload()
+        names = ("loss", "loss_rew", "loss_end")
+        return {x: [(e.step, e.value) for e in events.Scalars(f"steps/rew_end_model/{x}")] for x in names}
+
+    one, other = losses(ours), losses(theirs)
+    assert [step for step, _ in one["loss"]] == [1, 2, 3, 4, 5, 6]
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, err_msg=name)
+
+
 def assert_near(ours, theirs, epoch):
     ours, theirs = (torch.load(run.agent_file(epoch), weights_only=True) for run in (ours, theirs))
     assert ours.keys() == theirs.keys()
@@ -116,6 +132,7 @@ def test_two_processes_train_as_one_does_and_any_number_goes_on(static, tmp_path
     assert code == 0, errors
     launch.resume(run.path, progress=False)
     assert_same_curves(run, straight)
+    assert_same_steps(run, straight)
     assert_near(run, straight, 3)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from diamond_gym.errors import CacheError, MissingDependencyError
+from diamond_gym.errors import CacheError, InvalidInputError, MissingDependencyError
 from diamond_gym.world_model import WorldModel
 from tests.recordings import episode
 from tests.waiting import wait_until
@@ -76,6 +76,52 @@ def test_tensorboard_reads_curves_and_videos_and_a_resumed_run_replaces_what_it_
     assert (tmp_path / "videos" / "imagination_epoch_00004.gif").read_bytes() == gif()
 
 
+def test_tensorboard_has_steps_and_episodes_and_a_resumed_run_replaces_what_it_repeats(tmp_path):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for first, last, loss in ((1, 30, 1.0), (21, 40, 2.0)):
+        log = run_log(tmp_path, "logging.every_steps=10", "logging.every_episodes=2")
+        log.open(1, {"steps/denoiser": first, "episodes/test": first})
+        for index in range(first, last + 1):
+            if log.wants_step(index):
+                log.step("denoiser", index, {"loss": loss})
+            log.episode("test", index, loss, 7)
+        log.log(METRICS)
+        log.close()
+
+    def curve(series, name):
+        events = accumulators.EventAccumulator(str(tmp_path / "tensorboard" / series))
+        events.Reload()
+        return [(event.step, event.value) for event in events.Scalars(f"{series}/{name}")]
+
+    assert curve("steps/denoiser", "loss") == [(10, 1.0), (20, 1.0), (30, 2.0), (40, 2.0)]
+    returns = curve("episodes/test", "return")
+    assert returns == [(i, 1.0 if i < 21 else 2.0) for i in range(2, 41, 2)]
+    assert curve("episodes/test", "length") == [(i, 7.0) for i in range(2, 41, 2)]
+
+
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [
+        ([], [50, 100]),
+        (["logging.every_steps=40"], [40, 80]),
+        (["logging.every_steps=null"], []),
+        (["tensorboard.enabled=false"], []),
+        (["tensorboard.enabled=false", "wandb.mode=offline"], [50, 100]),
+    ],
+)
+def test_which_steps_are_logged(tmp_path, arguments, wanted):
+    log = run_log(tmp_path, *arguments)
+    assert [step for step in range(1, 101) if log.wants_step(step)] == wanted
+
+
+@pytest.mark.parametrize("key", ["every_steps", "every_episodes"])
+def test_an_interval_is_at_least_one(key):
+    with pytest.raises(
+        InvalidInputError, match=rf"logging\.{key} must be at least 1, or null for none, got 0"
+    ):
+        settings.parse([f"logging.{key}=0"])
+
+
 def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     log = run_log(tmp_path)
@@ -102,6 +148,8 @@ def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
     for epoch in (1, 2):
         log = run_log(tmp_path, "wandb.mode=offline", "wandb.name=a name", "tensorboard.enabled=false")
         log.open(epoch)
+        log.step("denoiser", 50 * epoch, {"grad_norm": 3.0})
+        log.episode("train", epoch, 12.0, 34)
         log.log(METRICS | {"epoch": epoch})
         log.video(epoch, "imagination", gif(), (8, 6))
         log.close()
@@ -110,6 +158,8 @@ def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
     assert len({file.stem for file in files}) == 1, "a resumed run goes on under its id"
     for file in files:
         for text in (b"denoiser/loss", b"f1_rew_positive", b"a name", b"denoiser.training.batch_size"):
+            wait_until(partial(file_holds, file, text))  # wandb's own process may still be writing
+        for text in (b"steps/denoiser/grad_norm", b"episodes/train/return", b"episodes/train"):
             wait_until(partial(file_holds, file, text))  # wandb's own process may still be writing
     assert len(list((tmp_path / "wandb").glob("offline-run-*/files/media/videos/*.gif"))) == 2
 

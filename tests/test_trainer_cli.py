@@ -1,6 +1,8 @@
 """The command line: from an empty folder to a playable world model, and every error in one line."""
 
 import json
+import shlex
+import shutil
 from pathlib import Path
 
 import gymnasium
@@ -23,6 +25,7 @@ SHORT = [
     "denoiser.training.steps_first_epoch=3",
     "rew_end_model.training.steps_first_epoch=3",
     "actor_critic.training.steps_first_epoch=2",
+    "logging.every_steps=1",
 ]
 GAME = ["env.train.id=BreakoutNoFrameskip-v4", *SHORT]
 
@@ -70,6 +73,7 @@ def test_train_leaves_a_run_and_nothing_else(trained):
     for name in (
         "config/trainer.yaml",
         "config/world.json",
+        "config/source.txt",
         "contexts.safetensors",
         "metrics.jsonl",
         "checkpoints/state.pt",
@@ -88,6 +92,27 @@ def test_train_leaves_a_run_and_nothing_else(trained):
     assert final["epoch"] == 1 and final["final/num_episodes"] == 2
 
 
+def test_tensorboard_was_told_of_steps_and_of_test_games(trained):
+    accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+
+    def curves(series):
+        events = accumulators.EventAccumulator(str(trained / "tensorboard" / series))
+        events.Reload()
+        names = events.Tags()["scalars"]
+        return {name.removeprefix(f"{series}/"): events.Scalars(name) for name in names}
+
+    denoiser, rew_end, games = (curves(x) for x in ("steps/denoiser", "steps/rew_end_model", "episodes/test"))
+    assert denoiser.keys() == {"loss", "grad_norm", "lr"}
+    assert [point.step for point in denoiser["loss"]] == [1, 2, 3]
+    assert rew_end.keys() == {"loss", "loss_rew", "loss_end", "grad_norm", "lr"}
+    metrics, final = map(json.loads, (trained / "metrics.jsonl").read_text().splitlines())
+    losses = [point.value for point in denoiser["loss"]]
+    assert sum(losses) / 3 == pytest.approx(metrics["denoiser/loss"])
+    assert [point.step for point in games["return"]] == [0, 1]
+    assert sum(point.value for point in games["return"]) / 2 == pytest.approx(final["final/return"])
+    assert sum(point.value for point in games["length"]) / 2 == pytest.approx(final["final/length"])
+
+
 def test_a_run_can_be_played(trained):
     play(id="DiamondBreakout-v0", checkpoint=str(trained))
 
@@ -103,6 +128,30 @@ def test_a_run_can_be_registered(trained):
 def test_resume_of_a_finished_run_says_so(trained, capsys):
     assert main(["resume", f"run={trained}"]) == 0
     assert "is finished" in capsys.readouterr().out
+
+
+def test_resume_of_a_published_run_says_what_to_do_instead(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "a run"
+    for name in ("checkpoints", "dataset"):
+        shutil.copytree(trained / name, run / name)
+    (run / "config").mkdir()
+    (run / "config" / "trainer.yaml").write_text("env: {train: {id: BreakoutNoFrameskip-v4}}")
+    before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+    assert main(["resume", f"run={run}"]) == 1
+    errors = capsys.readouterr().err
+    assert "is a run of the published trainer" in errors and errors.count("\n") == 1
+    assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+    command, _, data = errors.partition("python -m trainers.diamond ")[2].partition("; with ")
+    arguments = [*shlex.split(command), shlex.split(data.partition(" it learns")[0])[0]]
+    assert arguments[:2] == ["train", "game=Breakout"]
+    assert main([*arguments, *SHORT]) == 0
+    (new,) = run_folders(tmp_path)
+    theirs, ours = (diamond_gym.checkpoints.load_agent(folder) for folder in (run, new))
+    for name, weights in ours.rew_end_model.state_dict().items():
+        start = theirs.rew_end_model.state_dict()[name]
+        assert (weights - start).abs().max() < 0.01, "three steps from that run's weights"
 
 
 def test_export(trained, tmp_path, capsys):

@@ -25,6 +25,8 @@ from diamond_gym.models import (
 
 _USUAL_IMG_SIZE = 64
 _MAX_IMG_SIZE = 1024
+_NETWORK, _DDPM_NETWORK = "denoiser.inner_model.", "denoiser.noise_model."
+"""What the names of the denoiser's weights begin with, in most checkpoints and in the paper's of DDPM."""
 
 
 def infer_agent_config(state_dict: Mapping[str, Tensor], known: AgentConfig | None = None) -> AgentConfig:
@@ -63,6 +65,24 @@ def _infer(state_dict: Mapping[str, Tensor], known: AgentConfig) -> AgentConfig:
     assert inner.num_actions is not None
     config = AgentConfig(denoiser, replace(rew_end, img_size=img_size), actor_critic)
     return config.with_num_actions(inner.num_actions)
+
+
+def with_our_names(
+    state_dict: Mapping[str, Tensor], known: AgentConfig | None
+) -> tuple[Mapping[str, Tensor], AgentConfig | None]:
+    """Weights of the paper's DDPM (section 5.1) under the names that EDM's network has, all others unchanged.
+
+    Returns:
+        The weights, and what is known: that their objective is "ddpm", where their names said so.
+    """
+    if not any(key.startswith(_DDPM_NETWORK) for key in state_dict):
+        return state_dict, known
+    renamed = {
+        f"{_NETWORK}{key.removeprefix(_DDPM_NETWORK)}" if key.startswith(_DDPM_NETWORK) else key: value
+        for key, value in state_dict.items()
+    }
+    known = known or AgentConfig()
+    return renamed, replace(known, denoiser=replace(known.denoiser, objective="ddpm"))
 
 
 def has_actor_critic_weights(state_dict: Mapping[str, Tensor]) -> bool:

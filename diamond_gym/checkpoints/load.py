@@ -9,7 +9,7 @@ from pathlib import Path
 
 from diamond_gym import atari
 from diamond_gym.acceleration import build_world_model
-from diamond_gym.checkpoints import start_contexts
+from diamond_gym.checkpoints import published_run, start_contexts
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
@@ -134,6 +134,8 @@ def _read_state_dict_of_agent(location: Location) -> tuple[Agent, WorldDescripti
     description = WorldDescription(None, DiffusionSamplerConfig(), None, None)
     if location.description is not None and location.description.is_file():
         description = WorldDescription.load(location.description)
+    elif location.description is not None and published_run.is_published(location.description.parents[1]):
+        description = published_run.describe(location.description.parents[1])
     weights = read_state_dict(location.weights)
     is_complete = description.agent is not None
     return build_agent(weights, location.weights, description.agent, is_complete=is_complete), description

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config
+from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config, with_our_names
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, first_line
 from diamond_gym.models import Agent, AgentConfig
 
@@ -63,7 +63,8 @@ def build_agent(
         CheckpointError: The weights are of another architecture than `known` says, or of none.
     """
     try:
-        config = infer_agent_config(weights, known)
+        weights, known_or_ddpm = with_our_names(weights, known)
+        config = infer_agent_config(weights, known_or_ddpm)
     except CheckpointError as error:
         raise CheckpointError(f"{source} cannot be used: {error}; {_EXPECTED}") from error
     if known is not None and is_complete:

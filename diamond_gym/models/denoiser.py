@@ -110,10 +110,11 @@ class DenoiserConfig:
 
     Attributes:
         inner_model: Sizes of the network.
-        sigma_data: Standard deviation of frames, by which past frames are divided.
+        sigma_data: Standard deviation of frames, by which "edm" divides past frames.
         sigma_offset_noise: Of the noise that all pixels of a channel share in training.
         objective: "edm" (Karras et al. 2022, as published) or "ddpm": the network predicts the noise
-            (`diamond_gym.ddpm`), for the comparison of section 5.1. Weights do not tell which.
+            (`diamond_gym.ddpm`), for the comparison of section 5.1. Weights do not tell which, but for the
+            paper's own of DDPM, whose network has another name.
     """
 
     inner_model: InnerModelConfig = field(default_factory=InnerModelConfig)
@@ -235,6 +236,11 @@ class Denoiser(nn.Module):
         """Precision of the inner network."""
         return self.inner_model.conv_in.weight.dtype
 
+    @property
+    def _past_scale(self) -> float:
+        """What past frames are divided by: DDPM takes them as they are."""
+        return 1.0 if self.config.objective == "ddpm" else self.config.sigma_data
+
     def conditioners(self, level: Float[Tensor, " b"]) -> Conditioners:
         """Coefficients at each image's noise level."""
         return self._ddpm(level) if self.config.objective == "ddpm" else self._edm(level)
@@ -266,12 +272,12 @@ class Denoiser(nn.Module):
 
     def fold_past(self, obs: Float[Tensor, "b nc h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
         """What the inner network sees of the past frames; the same at every noise level."""
-        return self.inner_model.fold((obs / self.config.sigma_data).to(self.dtype))
+        return self.inner_model.fold((obs / self._past_scale).to(self.dtype))
 
     def fold_frames(self, frames: UInt8[Tensor, "b n c h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
         """`fold_past` of past frames as they are kept: bytes are moved, not floats."""
         folded = to_float(self.inner_model.fold(frames.flatten(1, 2)))
-        return (folded / self.config.sigma_data).to(self.dtype)
+        return (folded / self._past_scale).to(self.dtype)
 
     def model_output_given(
         self,
@@ -300,7 +306,7 @@ class Denoiser(nn.Module):
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """Estimate of the clean next frame in [-1, 1], on 256 levels.
+        """Estimate of the clean next frame in [-1, 1]: of EDM on 256 levels, of DDPM not yet quantised.
 
         Args:
             noisy_next_obs: The frame at noise level `level`, float32.
@@ -320,4 +326,6 @@ class Denoiser(nn.Module):
     ) -> Float[Tensor, "b c h w"]:
         """As `denoise`, given `conditioners` of the noise level and `fold_past` of the past frames."""
         output = self.model_output_given(noisy_next_obs, c, past, act)
+        if self.config.objective == "ddpm":  # whose sampled frame is quantised once, after the last step
+            return (c.c_skip * noisy_next_obs + c.c_out * output).float().clamp(-1, 1)
         return self.wrap_model_output(noisy_next_obs, output, c)

@@ -181,10 +181,11 @@ class DatasetBrowser:
         )
 
     def _return_facts(self) -> Facts:
-        rewards, step = self.episode.rew, self.position.step
+        """Returns up to this time step, its reward included, after it, and in all."""
+        rewards, num_rewards = self.episode.rew, self.position.step + 1
         return (
-            ("Return so far", f"{float(rewards[:step].sum()):g}"),
-            ("Return to go", f"{float(rewards[step:].sum()):g}"),
+            ("Return so far", f"{float(rewards[:num_rewards].sum()):g}"),
+            ("Return to go", f"{float(rewards[num_rewards:].sum()):g}"),
             ("Return", f"{float(rewards.sum()):g}"),
         )
 

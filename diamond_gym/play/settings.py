@@ -95,6 +95,7 @@ class Settings:
     Attributes:
         world: The world model; `world.game` is a game's name or None, `world.checkpoint` is set.
         dataset_mode: Folder of datasets to look at; None to play; "" for the usual place.
+        is_policy: Whether the policy begins; None where that is the checkpoint's actor-critic.
         web: Where to serve it to browsers; None for a window.
     """
 
@@ -108,7 +109,7 @@ class Settings:
     fps: float
     size: int
     has_header: bool
-    is_policy: bool
+    is_policy: bool | None
     captures: Path
     film: Path | None
     num_frames: int | None
@@ -248,7 +249,16 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint's own start contexts",
     )
     add("--horizon", type=int, default=DEFAULT_MAX_EPISODE_STEPS, help="imagined steps; default: %(default)s")
-    add("--policy", action="store_true", help="the policy begins, not you (M switches)")
+    beginner = parser.add_mutually_exclusive_group()
+    beginner.add_argument(
+        "--policy",
+        action="store_const",
+        const=True,
+        help="the policy begins (M switches); default: where the checkpoint has an actor-critic",
+    )
+    beginner.add_argument(
+        "--human", action="store_const", const=False, dest="policy", help="you begin (M switches)"
+    )
     add("--fps", type=float, default=15.0, help="pictures, and steps, per second; default: 15")
     add("--size", type=int, default=640, help="width of the window; default: %(default)s")
     add("--no-header", action="store_true", help="only the picture")

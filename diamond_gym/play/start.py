@@ -52,7 +52,7 @@ def session_in(
         size=settings.size,
         recorder=recorder,
         rest=round(_REST_SECONDS * settings.fps),
-        is_human=not settings.is_policy,
+        is_human=not _policy_begins(settings, world),
     )
     _introduce(session, world, tell)
     return session
@@ -129,13 +129,19 @@ def _bank(settings: Settings, world: World, policy: Policy) -> ContextBank:
     )
 
 
+def _policy_begins(settings: Settings, world: World) -> bool:
+    """As was asked for; else who has learned to play shows it first."""
+    has_learned = world.agent.actor_critic is not None
+    return has_learned if settings.is_policy is None else settings.is_policy
+
+
 def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]) -> None:
     """Says which world this is, who its policy is, and the game's keys."""
     tell(f"{session.title}, imagined by {world.source}")
     tell(f"policy: {_who(session.policy)}")
     for keys, meaning in session.game_keys.explain():
         tell(f"  {keys:16} {meaning}")
-    tell("H shows all keys")
+    tell(f"{'you play' if session.is_human else 'the policy plays'}: M switches, H shows all keys")
 
 
 def _who(policy: Policy) -> str:

@@ -153,6 +153,7 @@ class Collector:
         *,
         bar: tqdm,
         should_stop: Callable[[], bool],
+        on_episode: Callable[[int, float, int], object] = lambda number, episode_return, length: None,
     ) -> PlayReport:
         """Plays, and stores every step, those of unfinished episodes too unless it is stopped before.
 
@@ -162,6 +163,7 @@ class Collector:
             num_steps: Steps to play at least, in all games together.
             bar: Told how many steps were played.
             should_stop: Asked after every step whether to leave it at that.
+            on_episode: Given number, return and length of every episode that is over.
         """
         report, start = PlayReport(), time.perf_counter()
         while report.num_steps < num_steps and not should_stop():
@@ -170,6 +172,8 @@ class Collector:
                 report.returns.append(recording.total_reward)
                 assert episode is not None, "a collector that keeps frames"
                 _store(recording, episode, dataset, replay)
+                assert recording.number is not None
+                on_episode(recording.number, recording.total_reward, len(recording))
             report.num_steps += len(self.games)
             bar.update(len(self.games))
         if report.num_steps >= num_steps:  # else their numbers would depend on when it was stopped
@@ -183,6 +187,11 @@ class Collector:
     def num_pending(self) -> int:
         """Steps played that are not in the dataset yet; some only after an interruption."""
         return sum(len(recording) - recording.num_stored for recording in self._recordings)
+
+    @property
+    def stored_numbers(self) -> set[int]:
+        """Of the episodes under way, the numbers of those whose beginning is in the dataset."""
+        return {recording.number for recording in self._recordings if recording.number is not None}
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, _Recording, Episode | None]]:

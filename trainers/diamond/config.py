@@ -404,7 +404,8 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     """As `PartTrainingConfig`, and what only the denoiser has.
 
     Attributes:
-        num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones.
+        num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones; 0 with
+            `denoiser.objective=ddpm` where it is not given, as in the paper.
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves, or is wrongly predicted
             to be (0 as published).
@@ -566,6 +567,29 @@ class ExportConfig:
 
 
 @dataclass
+class LoggingConfig:
+    """What TensorBoard and Weights & Biases are told besides the numbers of every epoch.
+
+    Attributes:
+        every_steps: Optimiser steps of a network from one entry of its losses to the next (1 as published);
+            on a GPU, an entry waits for the step. null for none.
+        every_episodes: Episodes of the real game from one entry of return and length to the next; null for
+            none.
+    """
+
+    every_steps: int | None = 50
+    every_episodes: int | None = 1
+
+    def __post_init__(self) -> None:
+        for name in ("every_steps", "every_episodes"):
+            value = getattr(self, name)
+            require(
+                value is None or value >= 1,
+                f"logging.{name} must be at least 1, or null for none, got {value}",
+            )
+
+
+@dataclass
 class TensorBoardConfig:
     """`enabled`: write curves into the run's folder `tensorboard`, where tensorboard is installed."""
 
@@ -621,6 +645,7 @@ class TrainerConfig:
     actor_critic: ActorCriticPartConfig = field(default_factory=ActorCriticPartConfig)
     world_model_env: WorldModelEnvConfig = field(default_factory=WorldModelEnvConfig)
     export: ExportConfig = field(default_factory=ExportConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
     tensorboard: TensorBoardConfig = field(default_factory=TensorBoardConfig)
     wandb: WandbConfig = field(default_factory=WandbConfig)
 

@@ -7,6 +7,7 @@ whatever writes, and the others read the episodes from the run folder.
 
 from __future__ import annotations
 
+import shlex
 import signal
 import sys
 import threading
@@ -21,13 +22,13 @@ from torch import nn
 
 from diamond_gym import atari
 from diamond_gym.acceleration import can_compile, choose_upsampling
-from diamond_gym.checkpoints import WorldDescription, load_agent
+from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
 from diamond_gym.disk import write_file
 from diamond_gym.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.memory import keep_freed_memory
 from diamond_gym.models import Agent
-from diamond_gym.registration import env_id
+from diamond_gym.registration import env_id, game_name
 from diamond_gym.world_model import noise_levels
 from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
@@ -36,6 +37,7 @@ from trainers.diamond.initial_weights import start_with_differences
 from trainers.diamond.processes import ALONE, Group
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.run_log import RunLog, check_dependencies
+from trainers.diamond.source import find_source
 from trainers.diamond.trainer import Progress, Trainer
 
 
@@ -84,6 +86,7 @@ def _new_run(
     stack.enter_context(run.locked())
     description.save(run.world_file)
     write_file(run.config_file, settings.to_yaml(config).encode())
+    run.write_source(find_source())
     run.write_resume_script(sys.executable)
     return run, agent
 
@@ -114,6 +117,7 @@ def resume(path: Path, *, progress: bool = True, group: Group = ALONE) -> Path:
 
     Raises:
         CheckpointNotFoundError: The folder is not that of a run.
+        CheckpointError: It is a run of the published trainer, or damaged.
         RunInUseError: Another process is training it.
     """
     with ExitStack() as stack:
@@ -129,6 +133,7 @@ def _existing_run(
 ) -> tuple[RunFolder, tuple[TrainerConfig, Agent] | None]:
     """A run folder, locked until the stack ends, and what is to be trained, if anything."""
     run = RunFolder.existing(path.absolute())
+    _refuse_published(run)
     stack.enter_context(run.locked())
     config = settings.from_yaml(run.config_file)
     progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
@@ -140,6 +145,25 @@ def _existing_run(
     if not run.state_file.is_file():
         initialize(agent, config)
     return run, (config, agent)
+
+
+def _refuse_published(run: RunFolder) -> None:
+    """Another trainer's optimisers, counts and games under way would not go on as they were.
+
+    Raises:
+        CheckpointError: It is a run of the published trainer.
+    """
+    if run.world_file.is_file() or not published_run.is_published(run.path):
+        return
+    game = published_run.describe(run.path).game
+    known = "static_dataset.path=EPISODES" if game is None else f"game={game_name(game)}"
+    data = run.path / "dataset"
+    from_data = f"; with static_dataset.path={shlex.quote(str(data))} it learns from that run's episodes"
+    raise CheckpointError(
+        f"{run.path} is a run of the published trainer, whose state.pt this one cannot go on from. A new run "
+        f"starts from its weights: python -m trainers.diamond train {known} "
+        f"initialization.path_to_ckpt={shlex.quote(str(run.path))}{from_data if data.is_dir() else ''}"
+    )
 
 
 def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
@@ -398,7 +422,7 @@ def _fit(
         if is_resumed:
             trainer.resume()
         with closing(log), _stopped_by_interrupt(trainer):
-            group.first(lambda: log.open(trainer.epoch + 1))
+            group.first(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
             group.first(lambda: _export(config, run))
     except KeyboardInterrupt:

@@ -23,6 +23,7 @@ from diamond_gym.checkpoints.locate import WORLD_FOLDER
 from diamond_gym.disk import write_file, write_torch
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
 from trainers.diamond.errors import RunInUseError
+from trainers.diamond.source import Source
 
 try:
     import fcntl
@@ -141,6 +142,16 @@ class RunFolder:
         """
         write_file(self.resume_script, _RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
         self.resume_script.chmod(0o755)
+
+    def write_source(self, source: Source) -> None:
+        """Notes the source that trains the run in config/: its version and commit, and changes since.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        write_file(self.config_file.with_name("source.txt"), source.text().encode())
+        if source.diff:
+            write_file(self.config_file.with_name("source.diff"), source.diff)
 
     def video_file(self, name: str, epoch: int) -> Path:
         """A moving picture made after an epoch."""

@@ -6,8 +6,9 @@ Knows nothing of what the numbers mean, but for the names of classes.
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from diamond_gym.disk import write_file
 from diamond_gym.errors import CacheError, MissingDependencyError
@@ -15,6 +16,9 @@ from trainers.diamond import settings
 from trainers.diamond.config import TrainerConfig, WandbConfig
 from trainers.diamond.errors import LoggingError
 from trainers.diamond.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _CLASSES = {3: ("negative", "zero", "positive"), 2: ("goes_on", "ends")}
 """Names of the classes of rewards and of ends, by how many there are."""
@@ -26,6 +30,10 @@ class Sink(Protocol):
 
     def log(self, epoch: int, scalars: dict[str, float]) -> None:
         """Takes the numbers of an epoch."""
+        ...
+
+    def point(self, series: str, index: int, scalars: dict[str, float]) -> None:
+        """Takes the numbers of one step or episode, `index` of those that `series` counts."""
         ...
 
     def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
@@ -49,15 +57,22 @@ class RunLog:
         self.run, self.config = run, config
         self._sinks: list[Sink] = []
 
-    def open(self, epoch: int) -> None:
+    def open(self, epoch: int, next_of: Mapping[str, int] | None = None) -> None:
         """Starts at an epoch; what a killed process logged of it and of later ones is hidden.
+
+        Weights & Biases cannot hide: its curves show twice what was logged and is done again.
+
+        Args:
+            epoch: The first one to be logged.
+            next_of: The first step or episode of a series to be logged, by `step_series(part)` and
+                `episode_series(split)`; 0 where one is missing.
 
         Raises:
             CacheError: The run folder cannot be written.
             LoggingError: Weights & Biases cannot be reached.
         """
         if self.config.tensorboard.enabled:
-            sink = _tensorboard(self.run.path / "tensorboard", epoch)
+            sink = _tensorboard(self.run.path / "tensorboard", epoch, dict(next_of or {}))
             self._sinks += [] if sink is None else [sink]
         if self.config.wandb.mode != "disabled":
             self._sinks.append(_Wandb(self.run.path, self.config))
@@ -72,6 +87,30 @@ class RunLog:
         numbers = scalars(metrics)
         for sink in self._sinks:
             sink.log(metrics["epoch"], numbers)
+
+    def wants_step(self, step: int) -> bool:
+        """Whether the numbers of a network's optimiser step are to be logged; the same in every process."""
+        has_logs = self.config.tensorboard.enabled or self.config.wandb.mode != "disabled"
+        return has_logs and _is_due(step, self.config.logging.every_steps)
+
+    def step(self, part: str, step: int, scalars: dict[str, float]) -> None:
+        """Takes the numbers of optimiser step `step` of a network, one of those that are wanted.
+
+        Raises:
+            CacheError: They cannot be written.
+        """
+        for sink in self._sinks:
+            sink.point(step_series(part), step, scalars)
+
+    def episode(self, split: str, number: int, episode_return: float, length: int) -> None:
+        """Takes an episode of the real game that was played for a dataset; not all are logged.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        if _is_due(number, self.config.logging.every_episodes):
+            for sink in self._sinks:
+                sink.point(episode_series(split), number, {"return": episode_return, "length": length})
 
     def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
         """Takes a moving picture, which is kept as videos/NAME_epoch_EPOCH.gif too.
@@ -88,6 +127,20 @@ class RunLog:
         for sink in self._sinks:
             sink.close()
         self._sinks = []
+
+
+def step_series(part: str) -> str:
+    """Name of the series of a network's optimiser steps."""
+    return f"steps/{part}"
+
+
+def episode_series(split: str) -> str:
+    """Name of the series of the "train" or "test" episodes."""
+    return f"episodes/{split}"
+
+
+def _is_due(index: int, every: int | None) -> bool:
+    return every is not None and index % every == 0
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:
@@ -117,21 +170,41 @@ def check_dependencies(config: WandbConfig) -> None:
         ) from error
 
 
-def _tensorboard(folder: Path, epoch: int) -> Sink | None:
+def _tensorboard(folder: Path, epoch: int, next_of: dict[str, int]) -> Sink | None:
     try:
-        return _TensorBoard(folder, epoch)
+        return _TensorBoard(folder, epoch, next_of)
     except ImportError:
         print("tensorboard is not installed: curves are in metrics.jsonl alone", flush=True)
         return None
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, epoch: int) -> None:
+    """Curves over epochs in the folder itself, those over steps and episodes each in one of its own.
+
+    TensorBoard hides all of a folder from some number on, and epochs, steps and episodes are counted apart.
+    """
+
+    def __init__(self, folder: Path, epoch: int, next_of: dict[str, int]) -> None:
+        self.folder = folder
+        self._next_of = next_of
+        self._series: dict[str, SummaryWriter] = {}
+        self._writer = self._open(folder, epoch)
+
+    def _open(self, folder: Path, first: int) -> SummaryWriter:
+        """A writer that hides what the folder holds from `first` on."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self.folder = folder
         try:
-            self._writer = SummaryWriter(str(folder), purge_step=epoch)
+            return SummaryWriter(str(folder), purge_step=first)
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def point(self, series: str, index: int, scalars: dict[str, float]) -> None:
+        if series not in self._series:
+            self._series[series] = self._open(self.folder / series, self._next_of.get(series, 0))
+        try:
+            for name, value in scalars.items():
+                self._series[series].add_scalar(f"{series}/{name}", value, index)
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -139,7 +212,8 @@ class _TensorBoard:
         try:
             for name, value in scalars.items():
                 self._writer.add_scalar(name, value, epoch)
-            self._writer.flush()
+            for writer in (self._writer, *self._series.values()):
+                writer.flush()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -157,7 +231,8 @@ class _TensorBoard:
 
     def close(self) -> None:
         try:
-            self._writer.close()
+            for writer in (self._writer, *self._series.values()):
+                writer.close()
         except OSError as error:
             raise self._unwritable(error) from error
 
@@ -166,10 +241,13 @@ class _TensorBoard:
 
 
 class _Wandb:
+    """Rows in the order in which they come; every curve says what it is over: epochs, steps or episodes."""
+
     def __init__(self, folder: Path, config: TrainerConfig) -> None:
         import wandb  # pyright: ignore
 
         self._wandb = wandb
+        self._axes: dict[str, str] = {}
         wanted = config.wandb
         try:
             self._run = wandb.init(
@@ -193,12 +271,22 @@ class _Wandb:
             ) from error
 
     def log(self, epoch: int, scalars: dict[str, float]) -> None:
-        self._run.log(scalars, step=epoch)
+        self._log(scalars, "epoch", epoch)
+
+    def point(self, series: str, index: int, scalars: dict[str, float]) -> None:
+        self._log({f"{series}/{name}": value for name, value in scalars.items()}, series, index)
+
+    def _log(self, values: dict[str, Any], axis: str, index: int) -> None:
+        for name in values:
+            if name != axis and name not in self._axes:
+                self._run.define_metric(name, step_metric=axis)
+                self._axes[name] = axis
+        self._run.log(values | {axis: index})
 
     def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
         from io import BytesIO
 
-        self._run.log({name: self._wandb.Video(BytesIO(gif), format="gif")}, step=epoch)
+        self._log({name: self._wandb.Video(BytesIO(gif), format="gif")}, "epoch", epoch)
 
     def close(self) -> None:
         self._run.finish()

@@ -54,6 +54,8 @@ _WITHOUT_MEANING = {
     "common.resume": "`resume run=PATH` goes on with a run",
 }
 """Published keys that nothing here corresponds to, and why."""
+_DDPM_PREDICTIONS = "denoiser.training.num_autoregressive_steps=0"
+"""How the paper trains DDPM (section 5.1), unless told otherwise."""
 _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
 """Keys whose values are taken as they are: a path may hold characters that mean something to Hydra."""
 
@@ -63,8 +65,9 @@ ConfigStore.instance().store("trainer", TrainerConfig)
 def parse(arguments: Sequence[str]) -> TrainerConfig:
     """The configuration that arguments such as `["game=Breakout", "preset=small"]` describe.
 
-    Of a key that is given twice, the last value counts. Games are returned in their own spelling, paths are
-    made absolute.
+    Of a key that is given twice, the last value counts. With `denoiser.objective=ddpm`, predictions are not
+    conditioned on earlier ones unless `denoiser.training.num_autoregressive_steps` is given. Games are
+    returned in their own spelling, paths are made absolute.
 
     Raises:
         InvalidInputError: A key is unknown, or a value is not of its type or range; the message is one
@@ -139,6 +142,8 @@ def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
             preset = value
         else:
             overrides.append(f"{key}={_quoted(value) if key in _PATHS else value}")
+    if "agent.denoiser.objective=ddpm" in overrides:
+        overrides.insert(0, _DDPM_PREDICTIONS)
     return preset, overrides
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -45,7 +46,7 @@ from trainers.diamond.real_games import GamesOnDevice, RealGames
 from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.rollout import SavedGames
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.run_log import VIDEO_FPS, RunLog
+from trainers.diamond.run_log import VIDEO_FPS, RunLog, episode_series, step_series
 
 _VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
@@ -60,6 +61,7 @@ class Progress:
         epoch: Epochs finished.
         first_epoch_steps: Steps of the initial collection, in epoch 1, once it is over.
         collection_goal: Steps it should have; None when nothing is being collected.
+        num_test_episodes: Test games played so far.
         is_finished: Whether the final evaluation is done, too.
         metrics: Of the stages of the present epoch that are done.
     """
@@ -67,6 +69,7 @@ class Progress:
     epoch: int = 0
     first_epoch_steps: int | None = None
     collection_goal: int | None = None
+    num_test_episodes: int = 0
     is_finished: bool = False
     metrics: dict[str, Any] = field(default_factory=dict)
 
@@ -210,7 +213,12 @@ class Trainer:
                 left = goal - self.train.num_steps - collector.num_pending
                 bar.total = (bar.total or 0) + left
                 report += collector.collect(
-                    self.dataset, self.train, left, bar=bar, should_stop=lambda: self.stop_requested
+                    self.dataset,
+                    self.train,
+                    left,
+                    bar=bar,
+                    should_stop=lambda: self.stop_requested,
+                    on_episode=partial(self.log.episode, "train"),
                 )
                 if self.stop_requested and collector.num_pending:
                     raise StopRequested
@@ -254,6 +262,7 @@ class Trainer:
                 lr_factor = training.lr_factor(part.num_steps, total)
                 metrics = part.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
                 sums = add(sums, metrics)
+                self._log_step(part, metrics, lr_factor)
                 bar.update()
                 if self.group.any(self.stop_requested):
                     part.check_finite()
@@ -263,6 +272,22 @@ class Trainer:
             part.total(sums), steps
         )
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
+
+    def _log_step(self, part: Part, metrics: Metrics, lr_factor: float) -> None:
+        """Logs the numbers of the step that was just made, if it is its turn."""
+        if self.log.wants_step(part.num_steps):
+            numbers = part.total({name: x for name, x in metrics.items() if x.ndim == 0})
+            scalars = {name: x.item() for name, x in numbers.items()}
+            self.log.step(part.name, part.num_steps, scalars | {"lr": part.base_lr * lr_factor})
+
+    def next_of(self) -> dict[str, int]:
+        """The next step of each network and episode of each dataset, as `RunLog.open` takes them."""
+        under_way = set() if self._collector is None else self._collector.stored_numbers
+        last = len(self.train) - 1
+        return {step_series(part.name): part.num_steps + 1 for part in self.parts} | {
+            episode_series("train"): last if last in under_way else last + 1,
+            episode_series("test"): self.progress.num_test_episodes,
+        }
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Where it is time to: plays whole games, imagines, and measures the weights to be saved."""
@@ -362,6 +387,11 @@ class Trainer:
                 on_episode=lambda episode: None if episodes is None else episodes.append(episode),
             )
         self._stop_if_requested()
+        for number, played in enumerate(
+            zip(report.returns, report.lengths, strict=True), start=self.progress.num_test_episodes
+        ):
+            self.log.episode("test", number, *played)
+        self.progress.num_test_episodes += len(report.returns)
         return report
 
     def _stop_if_requested(self) -> None:

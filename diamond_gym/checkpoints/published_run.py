@@ -1,0 +1,99 @@
+"""What the published trainer's `config/trainer.yaml` says of its world model: the game, and how to sample.
+
+Plain data only: names of classes (`_target_`) and expressions (`${eval:...}`) in it are never followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from diamond_gym.checkpoints.description import WorldDescription
+from diamond_gym.errors import CheckpointError, first_line
+from diamond_gym.models import config_from_dict
+from diamond_gym.sampler import DiffusionSamplerConfig
+
+CONFIG_FILE = Path("config", "trainer.yaml")
+"""In a run folder, ours or a published one."""
+_INFINITY = re.compile(r"""\$\{eval:\s*['"]?float\(\s*['"]inf['"]\s*\)['"]?\s*\}""")
+"""How the published configuration writes the one number that YAML has another name for."""
+_TEXTS = ("timestep_spacing",)
+_SAMPLER = "world_model_env.diffusion_sampler"
+
+
+def is_published(run: Path) -> bool:
+    """Whether a folder is a run of the published trainer: its configuration names games by `env`.
+
+    Raises:
+        CheckpointError: The configuration cannot be read.
+    """
+    file = run / CONFIG_FILE
+    return file.is_file() and isinstance(_read(file).get("env"), Mapping)
+
+
+def describe(run: Path) -> WorldDescription:
+    """Game and sampler of a published run; its sizes are those of its weights.
+
+    Raises:
+        CheckpointError: The configuration cannot be read, or says something of the sampler that is not known.
+    """
+    file = run / CONFIG_FILE
+    config = _read(file)
+    values = {name: x for name, x in _inner(config, *_SAMPLER.split(".")).items() if name != "_target_"}
+    try:
+        numbers = {name: x if name in _TEXTS else _number(name, x) for name, x in values.items()}
+        sampler = config_from_dict(DiffusionSamplerConfig, numbers)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: {_SAMPLER} is not one that can be used: {error}") from error
+    return WorldDescription(None, sampler, game_of(run), None)
+
+
+def game_of(run: Path) -> str | None:
+    """The environment's id that a published run learns from, such as BreakoutNoFrameskip-v4, if it says one.
+
+    Raises:
+        CheckpointError: The configuration cannot be read.
+    """
+    name = _inner(_read(run / CONFIG_FILE), "env", "train").get("id")
+    return name if isinstance(name, str) else None
+
+
+def _read(file: Path) -> Mapping[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f"{file} is no configuration: it holds {type(content).__name__}")
+    return content
+
+
+def _inner(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The mapping at a path of keys, empty where there is none."""
+    for key in keys:
+        config = config.get(key)  # pyright: ignore[reportAssignmentType]
+        if not isinstance(config, Mapping):
+            return {}
+    return config
+
+
+def _number(name: str, value: Any) -> float:
+    """A number, also one that YAML 1.1 takes for text, such as 2e-3.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if isinstance(value, str) and _INFINITY.fullmatch(value.strip()):
+        return math.inf
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{name}={value!r} is no number")
+    return value

@@ -381,7 +381,7 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
         )
 
 
-def _flags(name: str, value: object) -> object:
+def _flags(name: str, value: Any) -> Any:
     """Zeros and ones of any integer or boolean type as uint8; what is no tensor of such a type as it is."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         return value

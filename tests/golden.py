@@ -1,0 +1,94 @@
+"""Recorded runs of the published configuration: `python -m tests.golden` records them anew.
+
+A run trains each network by 20 updates after a short collection, from `preset=paper`, seed 0, on one CPU
+thread. What is recorded of every update is its learning rate, loss and gradient norm, which depend on every
+weight, draw and frame before.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trainers.diamond import launch, settings
+from trainers.diamond.config import PARTS
+from trainers.diamond.part import Part
+from trainers.diamond.run_folder import RunFolder
+
+FOLDER = Path(__file__).parent / "data" / "golden"
+NUM_UPDATES = 20
+COMMON = (
+    "game=Breakout",
+    "preset=paper",
+    "common.device=cpu",
+    "common.seed=0",
+    "training.num_threads=1",
+    "training.num_epochs=1",
+    "collection.train.first_epoch.min=100",
+    "collection.train.first_epoch.max=100",
+    "evaluation.should=false",
+    *(f"{part}.training.steps_first_epoch={NUM_UPDATES}" for part in PARTS),
+)
+SMALL = ("depths=[1]", "channels=[16]", "attn_depths=[0]", "patch_size=4")
+RUNS = {
+    # the published sizes; batches as small as a CPU needs them
+    "paper": (
+        "denoiser.training.batch_size=2",
+        "rew_end_model.training.batch_size=2",
+        "actor_critic.training.batch_size=1",
+    ),
+    # everything as published but the sizes of the networks
+    "small": (
+        *(f"agent.denoiser.inner_model.{x}" for x in ("cond_channels=32", *SMALL)),
+        *(f"agent.rew_end_model.{x}" for x in ("lstm_dim=16", "cond_channels=16", *SMALL)),
+        *(f"agent.actor_critic.{x}" for x in ("lstm_dim=16", "channels=[8,8]", "down=[1,1]")),
+        *(f"{part}.training.batch_size=2" for part in PARTS),
+    ),
+}
+"""Overrides of each run."""
+
+
+@contextmanager
+def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
+    """Collects learning rate, loss and gradient norm of every update of every network meanwhile."""
+    updates: dict[str, list[list[float]]] = {part: [] for part in PARTS}
+    step = Part.step
+
+    def recorded(self: Part, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        metrics = step(self, *args, **kwargs)
+        lr = self.optimizer.param_groups[0]["lr"]
+        updates[self.name].append([lr, metrics["loss"].item(), metrics["grad_norm"].item()])
+        return metrics
+
+    Part.step = recorded
+    try:
+        yield updates
+    finally:
+        Part.step = step
+
+
+def run(name: str, outputs: Path) -> dict[str, Any]:
+    """Trains a run and returns what is recorded of it."""
+    config = settings.parse([*COMMON, *RUNS[name]])
+    with updates_recorded() as updates:
+        folder = RunFolder(launch.train(config, outputs=outputs, command="train", progress=False))
+    epoch = json.loads(folder.metrics_file.read_text())
+    return {"dataset_steps": epoch["collect/dataset_steps"], **updates}
+
+
+def recorded(name: str) -> dict[str, Any]:
+    """What was recorded of a run."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:] or RUNS:
+        with tempfile.TemporaryDirectory() as outputs:
+            lines = [f'  "{key}": {json.dumps(value)}' for key, value in run(chosen, Path(outputs)).items()]
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / f"{chosen}.json").write_text("{\n" + ",\n".join(lines) + "\n}\n")

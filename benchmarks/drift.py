@@ -26,20 +26,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rows import make_parser
-from diamond_gym import disk
-from diamond_gym.atari import num_actions
+from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_world
-from diamond_gym.ddpm import TIMESTEP_SPACINGS
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate import heldout, pictures, report
 from diamond_gym.evaluate import measure as measures
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
-from diamond_gym.models.denoiser import OBJECTIVES
+from diamond_gym.games.atari import num_actions
 from diamond_gym.options import positive_int
-from diamond_gym.players import player
+from diamond_gym.players.player import player
 from diamond_gym.registration import game_name
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.ddpm import TIMESTEP_SPACINGS
+from diamond_gym.world.models.denoiser import OBJECTIVES
+from diamond_gym.world.world_model import WorldModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

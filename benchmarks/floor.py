@@ -58,11 +58,11 @@ from benchmarks.throughput import (
     random_state,
     rew_end_pass,
 )
-from diamond_gym.acceleration import build_world_model, world_model_kind
+from diamond_gym.backends.choose import build_world_model, world_model_kind
 from diamond_gym.checkpoints import load_world
 from diamond_gym.options import positive_int
-from diamond_gym.sampler import DiffusionSamplerConfig
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import WorldModel
 
 SECTION = "floor"
 LSTMS = ("aten.mkldnn_rnn_layer", "aten._cudnn_rnn", "aten.miopen_rnn")

@@ -8,7 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from diamond_gym.vector_env import DiamondVectorEnv
+from diamond_gym.envs.vector_env import DiamondVectorEnv
 
 HORIZON = 50
 """Steps after which imagined games are truncated: the registered default."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diamond_gym import disk
+from diamond_gym import files as disk
 from diamond_gym.errors import InvalidInputError
 
 

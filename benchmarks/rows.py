@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diamond_gym import disk
+from diamond_gym import files as disk
 from diamond_gym.errors import CacheError, DiamondGymError, InvalidInputError
 from diamond_gym.options import positive_int
 

@@ -37,7 +37,7 @@ from benchmarks.rows import (
     world_options,
     write_rows,
 )
-from diamond_gym.acceleration import pick_device
+from diamond_gym.backends.choose import pick_device
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.evaluate import pictures
 from diamond_gym.options import positive_int

@@ -44,16 +44,16 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym import registration
-from diamond_gym.acceleration import build_world_model, how_compiled, pick_device
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
-from diamond_gym.atari import AtariEnv
+from diamond_gym.backends.choose import build_world_model, how_compiled, pick_device
+from diamond_gym.backends.cuda_graphs import GraphedWorldModel, Graphs
 from diamond_gym.checkpoints import load_world
-from diamond_gym.cuda_graphs import GraphedWorldModel, Graphs
-from diamond_gym.env import DiamondEnv
-from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.envs.env import DiamondEnv
+from diamond_gym.games.atari import AtariEnv
 from diamond_gym.options import positive_int
-from diamond_gym.sampler import DiffusionSamplerConfig
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.models import Agent, AgentConfig
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import WorldModel
 
 NUM_ENVS = [1, 32]
 NUM_ENVS_ON_ACCELERATORS = [*NUM_ENVS, 256]

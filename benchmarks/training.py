@@ -42,10 +42,10 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym.checkpoints import WorldDescription
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
-from diamond_gym.models import Agent
 from diamond_gym.options import positive_int
+from diamond_gym.world.models import Agent
 from trainers.diamond import settings
 from trainers.diamond.collector import Collector
 from trainers.diamond.config import PARTS, TrainerConfig

@@ -22,9 +22,9 @@ from diamond_gym.registration import (
 )
 
 if TYPE_CHECKING:
-    from diamond_gym.env import DiamondEnv
-    from diamond_gym.vector_env import DiamondVectorEnv
-    from diamond_gym.world_model import WorldModel
+    from diamond_gym.envs.env import DiamondEnv
+    from diamond_gym.envs.vector_env import DiamondVectorEnv
+    from diamond_gym.world.world_model import WorldModel
 
 __version__ = "0.1.0"
 
@@ -41,9 +41,9 @@ __all__ = [
 ]
 
 _LAZY = {
-    "DiamondEnv": "diamond_gym.env",
-    "DiamondVectorEnv": "diamond_gym.vector_env",
-    "WorldModel": "diamond_gym.world_model",
+    "DiamondEnv": "diamond_gym.envs.env",
+    "DiamondVectorEnv": "diamond_gym.envs.vector_env",
+    "WorldModel": "diamond_gym.world.world_model",
 }
 
 

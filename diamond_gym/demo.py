@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym import atari, disk, rendering, video
-from diamond_gym.atari import AtariEnv
-from diamond_gym.collect import Policy, SeededPolicy
-from diamond_gym.env import DiamondEnv
+from diamond_gym import files as disk
+from diamond_gym.data import video
+from diamond_gym.data.collect import Policy, SeededPolicy
+from diamond_gym.envs import rendering
+from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.errors import DiamondGymError
-from diamond_gym.players import PLAYER_NAMES, player, usual_player
+from diamond_gym.games import atari
+from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players.player import PLAYER_NAMES, player, usual_player
 from diamond_gym.registration import env_id, game_name
 
 Frame = NDArray[np.uint8]

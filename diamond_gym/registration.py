@@ -47,8 +47,8 @@ ATARI_100K: tuple[str, ...] = tuple(
 DEFAULT_MAX_EPISODE_STEPS = 50
 """Imagination horizon of registered ids, in steps of four raw frames."""
 
-_ENTRY_POINT = "diamond_gym.env:DiamondEnv"
-_VECTOR_ENTRY_POINT = "diamond_gym.vector_env:DiamondVectorEnv"
+_ENTRY_POINT = "diamond_gym.envs.env:DiamondEnv"
+_VECTOR_ENTRY_POINT = "diamond_gym.envs.vector_env:DiamondVectorEnv"
 _WORLD_MODEL_ID = re.compile(r"(?:[\w-]+/)?[\w.-]+-v\d+")
 _GAME_ID = re.compile(
     r"(?:ALE/|diamond_gym:)?(?:Diamond)?(?P<name>.+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", re.IGNORECASE

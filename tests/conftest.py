@@ -16,7 +16,7 @@ import torch
 from jaxtyping import config, install_import_hook
 
 # Only our own code hands these their tensors; modules that judge what a user gave raise errors of their own.
-SHAPE_CHECKED = ("diamond_gym.models", "diamond_gym.noise", "diamond_gym.pixels")
+SHAPE_CHECKED = ("diamond_gym.world.models", "diamond_gym.world.noise", "diamond_gym.world.pixels")
 
 install_import_hook(SHAPE_CHECKED, "beartype.beartype")
 NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)

@@ -20,7 +20,7 @@ from trainers.diamond.config import PARTS
 from trainers.diamond.part import Part
 from trainers.diamond.run_folder import RunFolder
 
-FOLDER = Path(__file__).parent / "data" / "golden"
+FOLDER = Path(__file__).parent / "recorded" / "golden"
 NUM_UPDATES = 20
 COMMON = (
     "game=Breakout",

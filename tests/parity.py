@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diamond_gym.models import (
+from diamond_gym.world.models import (
     ActorCriticConfig,
     Agent,
     AgentConfig,
@@ -21,7 +21,7 @@ from diamond_gym.models import (
     RewEndModelConfig,
 )
 
-FOLDER = Path(__file__).parent / "data" / "parity"
+FOLDER = Path(__file__).parent / "recorded" / "parity"
 
 
 @functools.cache

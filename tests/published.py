@@ -12,7 +12,7 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diamond_gym import atari
+from diamond_gym.games import atari
 from trainers.diamond import settings
 
 PAGE = Path(__file__).parents[1] / "docs" / "differences.md"
@@ -70,7 +70,7 @@ class Row(NamedTuple):
 @functools.cache
 def published() -> dict[str, Any]:
     """The published values by key."""
-    return json.loads((Path(__file__).parent / "data" / "published" / "config.json").read_text())
+    return json.loads((Path(__file__).parent / "recorded" / "published" / "config.json").read_text())
 
 
 def rows() -> list[Row]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 
 NUM_ACTIONS = 3
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from diamond_gym.env import DiamondEnv
+from diamond_gym.envs.env import DiamondEnv
+from diamond_gym.envs.vector_env import DiamondVectorEnv
 from diamond_gym.errors import ClosedEnvironmentError, DiamondGymError, InvalidInputError, ResetNeededError
-from diamond_gym.vector_env import DiamondVectorEnv
 from tests import worlds
 
 OBS = worlds.contexts().obs

@@ -35,7 +35,7 @@ def test_importing_takes_less_than_300_ms():
 
 def test_world_model_is_imported_on_demand():
     code = (
-        "import sys, diamond_gym; from diamond_gym.world_model import WorldModel; "
+        "import sys, diamond_gym; from diamond_gym.world.world_model import WorldModel; "
         "print(diamond_gym.WorldModel is WorldModel)"
     )
     assert run_python(code) == "True"

@@ -47,8 +47,8 @@ def test_every_game_has_an_id(game):
     assert spec.id == env_id(game)
     assert spec.kwargs == {"game": game}
     assert spec.max_episode_steps == 50
-    assert spec.entry_point == "diamond_gym.env:DiamondEnv"
-    assert spec.vector_entry_point == "diamond_gym.vector_env:DiamondVectorEnv"
+    assert spec.entry_point == "diamond_gym.envs.env:DiamondEnv"
+    assert spec.vector_entry_point == "diamond_gym.envs.vector_env:DiamondVectorEnv"
     assert EnvSpec.from_json(spec.to_json()) == spec
     assert pickle.loads(pickle.dumps(spec)) == spec
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from diamond_gym.checkpoints import save_world
-from diamond_gym.contexts import ContextBank
-from diamond_gym.models import (
+from diamond_gym.checkpoints.contexts import ContextBank
+from diamond_gym.world.models import (
     ActorCriticConfig,
     Agent,
     AgentConfig,
@@ -20,7 +20,7 @@ from diamond_gym.models import (
     InnerModelConfig,
     RewEndModelConfig,
 )
-from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 GAME = "Breakout"
 ACTION_MEANINGS = ["NOOP", "FIRE", "RIGHT", "LEFT"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from diamond_gym.disk import write_torch
+from diamond_gym.files import write_torch
 from diamond_gym.options import count, positive_float, positive_int
 
 

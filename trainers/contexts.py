@@ -17,16 +17,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from diamond_gym import disk, options
-from diamond_gym.atari import num_actions
-from diamond_gym.collect import collect
-from diamond_gym.contexts import ContextBank, contexts_from_episodes, num_windows, starts_before_losses
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym import files as disk
+from diamond_gym import options
+from diamond_gym.checkpoints.contexts import (
+    ContextBank,
+    contexts_from_episodes,
+    num_windows,
+    starts_before_losses,
+)
+from diamond_gym.data.collect import collect
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.games.atari import num_actions
 from diamond_gym.options import option
-from diamond_gym.players import Player, RandomPolicy, scripted_player, usual_player
+from diamond_gym.players.player import Player, RandomPolicy, scripted_player, usual_player
+from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.registration import game_name
-from diamond_gym.scripted import DEFAULT_NOISE
 
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 """Of the scripted players; each plays an equal share of the steps."""

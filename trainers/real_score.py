@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from diamond_gym.atari import AtariEnv
 from diamond_gym.errors import UnknownGameError
+from diamond_gym.games.atari import AtariEnv
 from diamond_gym.registration import check_imagined, game_name
 
 NUM_RESAMPLES = 10_000

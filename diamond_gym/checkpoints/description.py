@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from diamond_gym import disk
+from diamond_gym import files as disk
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
-from diamond_gym.models import AgentConfig, config_from_dict
-from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world.models import AgentConfig, config_from_dict
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 FORMAT_VERSION = 1
 

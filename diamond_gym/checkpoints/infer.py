@@ -15,7 +15,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from diamond_gym.errors import CheckpointError, InvalidInputError
-from diamond_gym.models import (
+from diamond_gym.world.models import (
     ActorCriticConfig,
     AgentConfig,
     DenoiserConfig,

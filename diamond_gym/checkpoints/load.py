@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
-from diamond_gym import atari
-from diamond_gym.acceleration import build_world_model
+from diamond_gym.backends.choose import build_world_model
 from diamond_gym.checkpoints import published_run, start_contexts
+from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
 from diamond_gym.checkpoints.weights import build_agent, read_state_dict
-from diamond_gym.contexts import ContextBank
 from diamond_gym.errors import CheckpointError, InvalidInputError
-from diamond_gym.models import Agent
+from diamond_gym.games import atari
 from diamond_gym.registration import game_name
-from diamond_gym.sampler import DiffusionSamplerConfig
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.models import Agent
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import WorldModel
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import yaml
 
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.errors import CheckpointError, first_line
-from diamond_gym.models import config_from_dict
-from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world.models import config_from_dict
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 CONFIG_FILE = Path("config", "trainer.yaml")
 """In a run folder, ours or a published one."""

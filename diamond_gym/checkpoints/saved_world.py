@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from diamond_gym import disk
+from diamond_gym import files as disk
+from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.checkpoints.weights import build_agent, checked_weights
-from diamond_gym.contexts import ContextBank
 from diamond_gym.errors import CheckpointError, InvalidInputError
-from diamond_gym.models import Agent
 from diamond_gym.registration import game_name
-from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world.models import Agent
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 MODEL_FILE = "model.safetensors"
 CONTEXTS_FILE = "contexts.safetensors"

@@ -15,21 +15,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from diamond_gym.agent_policy import AgentPolicy
-from diamond_gym.checkpoints.locate import Location
-from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
-from diamond_gym.collect import Policy
-from diamond_gym.contexts import (
+from diamond_gym.checkpoints.contexts import (
     NUM_CONTEXTS,
     ContextBank,
     collect_contexts,
     contexts_from_episodes,
     num_windows,
 )
-from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.checkpoints.locate import Location
+from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
+from diamond_gym.data.collect import Policy
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, InvalidInputError
-from diamond_gym.models import Agent, AgentConfig
-from diamond_gym.players import RandomPolicy
+from diamond_gym.players.actor_critic import AgentPolicy
+from diamond_gym.players.player import RandomPolicy
+from diamond_gym.world.models import Agent, AgentConfig
 
 _SEED = 0
 _EPSILON = 0.01

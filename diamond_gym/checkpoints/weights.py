@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config, with_our_names
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, first_line
-from diamond_gym.models import Agent, AgentConfig
+from diamond_gym.world.models import Agent, AgentConfig
 
 _NETWORKS = ("denoiser", "rew_end_model", "actor_critic")
 _EXPECTED = "expected an agent's weights, named denoiser.*, rew_end_model.* and, optionally, actor_critic.*"

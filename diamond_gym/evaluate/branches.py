@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diamond_gym.atari import AtariEnv
-from diamond_gym.collect import Policy, SeededPolicy
+from diamond_gym.data.collect import Policy, SeededPolicy
 from diamond_gym.evaluate.heldout import HeldOut, Starts
+from diamond_gym.games.atari import AtariEnv
 
 NUM_STEPS = 4
 """An action is held for so many steps: most games take one or two to answer."""

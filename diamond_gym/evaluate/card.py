@@ -13,11 +13,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diamond_gym.disk import write_file
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
 from diamond_gym.evaluate.report import number, play, single_steps, write_json
 from diamond_gym.evaluate.settings import Settings
+from diamond_gym.files import write_file
 from diamond_gym.registration import env_id
 
 if TYPE_CHECKING:

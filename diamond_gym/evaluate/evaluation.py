@@ -10,18 +10,18 @@ from typing import Any
 
 import torch
 
-from diamond_gym import disk
-from diamond_gym.agent_policy import AgentPolicy
-from diamond_gym.atari import num_actions
+from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_agent, load_world
-from diamond_gym.collect import SeededPolicy
+from diamond_gym.data.collect import SeededPolicy
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import branches, heldout, measure, pictures, report
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
-from diamond_gym.players import PLAYER_NAMES, player, usual_player
+from diamond_gym.games.atari import num_actions
+from diamond_gym.players.actor_critic import AgentPolicy
+from diamond_gym.players.player import PLAYER_NAMES, player, usual_player
 from diamond_gym.registration import game_name
 
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30

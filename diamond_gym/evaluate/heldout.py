@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.atari import AtariEnv
-from diamond_gym.collect import SeededPolicy
-from diamond_gym.episodes import Episode
+from diamond_gym.data.collect import SeededPolicy
+from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.games.atari import AtariEnv
 
 HELD_OUT_SEED = 2**40
 """Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""

@@ -10,11 +10,11 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.collect import SeededPolicy
-from diamond_gym.episodes import Episode
+from diamond_gym.data.collect import SeededPolicy
+from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
-from diamond_gym.pixels import to_float
-from diamond_gym.world_model import WorldModel, WorldModelState
+from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import WorldModel, WorldModelState
 
 Choose = Callable[[Tensor], Tensor]
 """From the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""

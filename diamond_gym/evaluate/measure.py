@@ -15,7 +15,13 @@ from diamond_gym.evaluate import metrics, single_steps
 from diamond_gym.evaluate.branches import MAX_HOLD, Branches, Play
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
-from diamond_gym.objects import breakout_ball, breakout_paddle, pong_ball, pong_left_paddle, pong_right_paddle
+from diamond_gym.players.vision import (
+    breakout_ball,
+    breakout_paddle,
+    pong_ball,
+    pong_left_paddle,
+    pong_right_paddle,
+)
 
 RADIUS = 2.0
 """Pixels within which an object counts as in the right place."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diamond_gym import rendering
-from diamond_gym.disk import write_file
+from diamond_gym.data.video import write_mp4
+from diamond_gym.envs import rendering
 from diamond_gym.errors import MissingDependencyError
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined
 from diamond_gym.evaluate.measure import RADIUS
-from diamond_gym.video import write_mp4
+from diamond_gym.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from diamond_gym.disk import write_file
 from diamond_gym.evaluate.measure import shown_steps
+from diamond_gym.files import write_file
 
 _DIGITS = {"psnr": 2, "ssim": 4, "drift": 2, "spread": 2, "error": 2}
 """Decimals by the name of a number, or its last part; other numbers are shares."""

@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 
-from diamond_gym.episodes import Episode
+from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import all_frames
-from diamond_gym.objects import breakout_ball, pong_ball
-from diamond_gym.world_model import WorldModel
+from diamond_gym.players.vision import breakout_ball, pong_ball
+from diamond_gym.world.world_model import WorldModel
 
 TURN = 1.0
 """Pixels a step by which the ball's velocity changes in a bounce, in either direction."""

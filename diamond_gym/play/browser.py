@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError
 from diamond_gym.play import pictures
 from diamond_gym.play.keys import DATASET_SHORTCUTS, Command

@@ -14,7 +14,7 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from diamond_gym import options
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
 from diamond_gym.options import option
 from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY

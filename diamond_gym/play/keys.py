@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from diamond_gym.imagination import keys_to_action
+from diamond_gym.envs.games import keys_to_action
 
 
 class Command(StrEnum):

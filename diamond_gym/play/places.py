@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diamond_gym.atari import AtariEnv, AtariState
-from diamond_gym.contexts import ContextBank
-from diamond_gym.env import DiamondEnv
+from diamond_gym.checkpoints.contexts import ContextBank
+from diamond_gym.envs.env import DiamondEnv
+from diamond_gym.envs.games import ImaginedState
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.imagination import ImaginedState
+from diamond_gym.games.atari import AtariEnv, AtariState
 
 Frame = NDArray[np.uint8]
 Context = dict[str, NDArray[Any]]

@@ -9,9 +9,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from diamond_gym.agent_policy import AgentPolicy
 from diamond_gym.checkpoints import World
-from diamond_gym.players import Player, RandomPolicy, player, usual_player
+from diamond_gym.players.actor_critic import AgentPolicy
+from diamond_gym.players.player import Player, RandomPolicy, player, usual_player
 
 _RANDOM_HOLD = 4
 """Steps for which the random player holds an action at most; one a step looks like trembling."""

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from diamond_gym import disk
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym import files as disk
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError
 
 _Array = TypeVar("_Array", bound=NDArray[Any])

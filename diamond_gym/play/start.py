@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from diamond_gym import atari
 from diamond_gym.checkpoints import World
-from diamond_gym.collect import collect
-from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
-from diamond_gym.env import DiamondEnv
+from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
+from diamond_gym.data.collect import collect
+from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.games import atari
 from diamond_gym.play.browser import DatasetBrowser, find_datasets
 from diamond_gym.play.keys import GameKeys
 from diamond_gym.play.places import ImaginedPlace, RealPlace

@@ -12,14 +12,14 @@ from pathlib import Path
 
 import cv2
 
-from diamond_gym import disk
+from diamond_gym import files as disk
+from diamond_gym.data.video import Film
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.play import keys
 from diamond_gym.play.canvas import Canvas
 from diamond_gym.play.keys import Command
 from diamond_gym.play.pictures import Picture
 from diamond_gym.play.view import Session, View
-from diamond_gym.video import Film
 
 _MESSAGE_SECONDS = 4
 

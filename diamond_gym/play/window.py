@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol
 
+from diamond_gym.envs.rendering import Window
 from diamond_gym.play.held import HeldKeys
 from diamond_gym.play.pacing import Pacing
 from diamond_gym.play.viewer import Viewer
-from diamond_gym.rendering import Window
 
 NO_DISPLAY = (
     "Play on a desktop or under `xvfb-run`; or in a browser, here or elsewhere, with `--web`; or set "

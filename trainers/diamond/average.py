@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diamond_gym.episodes import Episode
+from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate import heldout, measure, metrics
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.single_steps import measure_single_steps
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.world_model import WorldModel
 
 NUM_STARTS, HORIZON = 96, 30
 """Moments from which is imagined, and for how many steps."""

@@ -16,9 +16,9 @@ from jaxtyping import Int64
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.episodes import Episode, EpisodeDataset
-from diamond_gym.models import ActorCritic
-from diamond_gym.pixels import to_float
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.world.models import ActorCritic
+from diamond_gym.world.pixels import to_float
 from trainers.diamond.config import SamplingConfig
 from trainers.diamond.real_games import RealGames
 from trainers.diamond.replay import Replay

@@ -9,8 +9,8 @@ import math
 from dataclasses import dataclass, field
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.models import AgentConfig
-from diamond_gym.sampler import DiffusionSamplerConfig
+from diamond_gym.world.models import AgentConfig
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig
 from trainers.diamond.losses import SigmaDistributionConfig
 

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from diamond_gym import disk
-from diamond_gym.atari import num_actions as num_actions_of
-from diamond_gym.collect import collect
-from diamond_gym.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym import files as disk
+from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
+from diamond_gym.data.collect import collect
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError
-from diamond_gym.players import player, usual_player
+from diamond_gym.games.atari import num_actions as num_actions_of
+from diamond_gym.players.player import player, usual_player
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder

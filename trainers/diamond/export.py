@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
-from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate import card, evaluation
 from diamond_gym.evaluate.settings import Settings
-from diamond_gym.models import Agent, AgentConfig
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.models import Agent, AgentConfig
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data, settings
 from trainers.diamond.average import Validation, best_average
 from trainers.diamond.config import WORLD_MODEL_PARTS, TrainerConfig

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from diamond_gym.pixels import to_float
-from diamond_gym.world_model import WorldModel, WorldModelState, blank
+from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import WorldModel, WorldModelState, blank
 from trainers.diamond.replay import SegmentBatch, concatenated
 from trainers.diamond.rollout import Outcome
 

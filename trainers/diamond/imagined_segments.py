@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-from diamond_gym.pixels import to_float
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.replay import SegmentBatch, concatenated
 
 AGREEMENT_RADIUS = 2

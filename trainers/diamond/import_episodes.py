@@ -1,6 +1,7 @@
 """Other people's episodes as a dataset to train on: `train` and `test` in the published layout.
 
-Reads recordings (see `diamond_gym.recorder`) and Minari datasets; frames are brought to the models' size.
+Reads recordings (see `diamond_gym.data.recorder`) and Minari datasets; frames are brought to the models'
+size.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.recorder import RecordedEpisode
 from trainers.diamond.minari_source import MinariSource
 from trainers.diamond.new_folder import new_folder
 
@@ -31,7 +32,7 @@ usage: python -m trainers.diamond import-episodes episodes=FOLDER out=FOLDER [ke
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
 
   episodes     folder of recorded episodes, one .npz file each, of these arrays (`record` and
-               diamond_gym.recorder.RecordEpisodes write them; so does numpy.savez_compressed):
+               diamond_gym.data.recorder.RecordEpisodes write them; so does numpy.savez_compressed):
                  obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
                  act          integers (t,), 0..n-1; act[i] was taken at obs[i]
                  rew          numbers (t,), raw rewards

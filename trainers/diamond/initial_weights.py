@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from diamond_gym.models import RewEndModel
+from diamond_gym.world.models import RewEndModel
 
 _DIFFERENCE_GAIN = 15.0
 """Changes between frames are sparse and small."""

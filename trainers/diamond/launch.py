@@ -20,16 +20,16 @@ from types import FrameType
 import torch
 from torch import nn
 
-from diamond_gym import atari
-from diamond_gym.acceleration import can_compile, choose_upsampling
+from diamond_gym.backends.choose import can_compile, choose_upsampling
+from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
-from diamond_gym.disk import write_file
-from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
-from diamond_gym.memory import keep_freed_memory
-from diamond_gym.models import Agent
+from diamond_gym.files import write_file
+from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
-from diamond_gym.world_model import noise_levels
+from diamond_gym.world.models import Agent
+from diamond_gym.world.world_model import noise_levels
 from trainers.diamond import data, schedule, settings
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
 from trainers.diamond.export import ExportOptions, export

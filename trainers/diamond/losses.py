@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from diamond_gym import ddpm
-from diamond_gym.models import Denoiser, DenoiserConfig, RewEndModel
+from diamond_gym.world import ddpm
+from diamond_gym.world.models import Denoiser, DenoiserConfig, RewEndModel
 from trainers.diamond.replay import SegmentBatch
 
 Metrics = dict[str, Tensor]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Dict, Discrete
 
+from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
-from diamond_gym.recorder import RecordedEpisode
 
 _JPEG = (
     "note: Minari kept these images as JPEG (unless they are smaller than 32x32), which blurs small things; "

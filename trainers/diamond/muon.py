@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diamond_gym.cuda_graphs import Graphs
+from diamond_gym.backends.cuda_graphs import Graphs
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration of Jordan et al.: it takes singular values in (0, 1] to about 1 in five steps."""

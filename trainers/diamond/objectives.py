@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diamond_gym.models import ActorCritic, Denoiser
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.models import ActorCritic, Denoiser
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import DenoiserPartConfig, PartTrainingConfig, RewEndPartConfig
 from trainers.diamond.crops import Crop

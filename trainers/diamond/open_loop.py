@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diamond_gym.pixels import to_float
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.replay import Replay, SegmentBatch
 
 _GAP = 2

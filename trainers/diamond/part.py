@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diamond_gym.acceleration import trains_fast_in_channels_last
+from diamond_gym.backends.choose import trains_fast_in_channels_last
 from trainers.diamond.config import PARTS, OptimizerConfig, PartTrainingConfig
 from trainers.diamond.errors import DivergedError
 from trainers.diamond.losses import Metrics

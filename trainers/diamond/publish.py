@@ -12,9 +12,9 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
 
-from diamond_gym.disk import write_file
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate import card
+from diamond_gym.files import write_file
 from trainers.diamond import settings
 from trainers.diamond.config import WandbConfig
 from trainers.diamond.errors import HubError

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.atari import AtariEnv, AtariState
-from diamond_gym.pixels import to_float
+from diamond_gym.games.atari import AtariEnv, AtariState
+from diamond_gym.world.pixels import to_float
 from trainers.diamond.rollout import Outcome
 
 

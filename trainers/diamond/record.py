@@ -9,16 +9,16 @@ import gymnasium
 from gymnasium.wrappers import AddRenderObservation
 from tqdm import trange
 
+from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.players import RandomPolicy
-from diamond_gym.recorder import RecordEpisodes
+from diamond_gym.players.player import RandomPolicy
 
 USAGE = """\
 usage: python -m trainers.diamond record env=ID out=FOLDER [key=value ...]
 
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
 for import-episodes. To record a player of your own, wrap the environment in your code:
-diamond_gym.recorder.RecordEpisodes(env, FOLDER).
+diamond_gym.data.recorder.RecordEpisodes(env, FOLDER).
 
   env         id as gymnasium.make takes it; "module:ID" imports a module of yours that registers it
   out         folder of the recordings; episodes that are there stay

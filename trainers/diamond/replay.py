@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diamond_gym.episodes import Episode
+from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import DatasetError
-from diamond_gym.pixels import to_float
+from diamond_gym.world.pixels import to_float
 from trainers.diamond.crops import Crop, cut, is_moving, moving_places
 
 PADDING_LEVEL = 0.0

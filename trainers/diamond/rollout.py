@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.models import ActorCritic, LSTMState
-from diamond_gym.pixels import to_float, to_uint8
+from diamond_gym.world.models import ActorCritic, LSTMState
+from diamond_gym.world.pixels import to_float, to_uint8
 from trainers.diamond.actor_critic_loss import PlayedSteps
 
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from diamond_gym.checkpoints.locate import WORLD_FOLDER
-from diamond_gym.disk import write_file, write_torch
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+from diamond_gym.files import write_file, write_torch
 from trainers.diamond.errors import RunInUseError
 from trainers.diamond.source import Source
 

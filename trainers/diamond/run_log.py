@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from diamond_gym.disk import write_file
 from diamond_gym.errors import CacheError, MissingDependencyError
+from diamond_gym.files import write_file
 from trainers.diamond import settings
 from trainers.diamond.config import TrainerConfig, WandbConfig
 from trainers.diamond.errors import LoggingError

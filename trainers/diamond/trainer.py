@@ -19,11 +19,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.acceleration import has_fast_bfloat16, world_model_kind
-from diamond_gym.episodes import Episode, EpisodeDataset
+from diamond_gym.backends.choose import has_fast_bfloat16, world_model_kind
+from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
-from diamond_gym.models import Agent
-from diamond_gym.world_model import WorldModel
+from diamond_gym.world.models import Agent
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data, open_loop, schedule
 from trainers.diamond.collector import Collector, PlayReport, play_whole_games
 from trainers.diamond.config import (

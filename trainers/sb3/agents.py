@@ -14,8 +14,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
-from diamond_gym.acceleration import pick_device
-from diamond_gym.disk import replacing
+from diamond_gym.backends.choose import pick_device
 from diamond_gym.errors import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -23,6 +22,7 @@ from diamond_gym.errors import (
     MissingDependencyError,
     first_line,
 )
+from diamond_gym.files import replacing
 from trainers.sb3.settings import PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"

@@ -7,9 +7,9 @@ from pathlib import Path
 from gymnasium.spaces import Discrete
 
 from diamond_gym import demo as both_worlds
-from diamond_gym import disk
-from diamond_gym.atari import num_actions
+from diamond_gym import files as disk
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.games.atari import num_actions
 from diamond_gym.registration import game_name
 from trainers.sb3.agents import find_agent, load_agent
 from trainers.sb3.evaluation import frame_stack

@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
-from diamond_gym.atari import AtariEnv
+from diamond_gym.games.atari import AtariEnv
 from diamond_gym.registration import env_id
 from trainers.sb3.settings import EvaluateSettings, TrainSettings
 

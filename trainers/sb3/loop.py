@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-from diamond_gym import disk, options
+from diamond_gym import files as disk
+from diamond_gym import options
 from diamond_gym.checkpoints import load_world
-from diamond_gym.collect import collect
-from diamond_gym.episodes import EpisodeDataset
+from diamond_gym.data.collect import collect
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.options import option

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
-from diamond_gym import rendering
+from diamond_gym.data.video import write_mp4
+from diamond_gym.envs import rendering
 from diamond_gym.evaluate.pictures import write_figure
-from diamond_gym.video import write_mp4
 from trainers.sb3.scoring import Policy
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from trainers.sb3.agents import is_off_policy
 
 
 class AgentPlayer:
-    """An agent of Stable-Baselines3 as `diamond_gym.collect.SeededPolicy`.
+    """An agent of Stable-Baselines3 as `diamond_gym.data.collect.SeededPolicy`.
 
     At the start of an episode the stack is filled up with black frames, as `ContextFrameStack` does in real
     games. An agent that learns values takes the best action, others draw theirs.

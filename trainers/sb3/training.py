@@ -15,7 +15,7 @@ from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
-from diamond_gym import disk
+from diamond_gym import files as disk
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.registration import game_name

@@ -14,10 +14,10 @@ from enum import StrEnum
 import cv2
 import numpy as np
 
+from diamond_gym.envs.rendering import enlarge
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.play.pictures import Picture
 from diamond_gym.play.view import View
-from diamond_gym.rendering import enlarge
 
 MAX_MESSAGE_BYTES = 1024
 MAX_KEY_LETTERS = 16

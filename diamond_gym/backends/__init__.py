@@ -1,0 +1,1 @@
+"""How a world model runs fast on this machine: layout, precision, graphs and compilers."""

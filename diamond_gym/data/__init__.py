@@ -1,0 +1,1 @@
+"""Episodes: playing, recording, keeping and reading them."""

@@ -1,0 +1,369 @@
+"""A policy plays a game, episodes come out.
+
+Any callable from a frame to an action is a policy, and any Gymnasium environment with uint8 (64, 64, 3)
+frames and discrete actions is a game; a string names a real Atari game. The module knows nothing of networks
+or of training.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import operator
+import pickle
+import time
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from numbers import Real
+from typing import Any, Protocol, runtime_checkable
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.games.atari import AtariEnv
+from diamond_gym.registration import game_name
+
+Frame = NDArray[np.uint8]
+_FRAME_SHAPE = (64, 64, 3)
+
+
+class Policy(Protocol):
+    """Chooses actions. A plain function will do; see `SeededPolicy` for one that remembers."""
+
+    def __call__(self, obs: Frame, /) -> int:
+        """The action, 0..n-1, to take at a uint8 (64, 64, 3) frame."""
+        ...
+
+
+@runtime_checkable
+class SeededPolicy(Protocol):
+    """A policy with memory or randomness of its own."""
+
+    def __call__(self, obs: Frame, /) -> int:
+        """The action, 0..n-1, to take at a uint8 (64, 64, 3) frame."""
+        ...
+
+    def reset(self, seed: int) -> None:
+        """A new episode begins: forget the last one, seed everything random."""
+        ...
+
+
+@dataclass
+class CollectReport:
+    """What `collect` did.
+
+    Attributes:
+        lengths: steps of each episode, in the order played; an unfinished last one included.
+        returns: sum of raw rewards of each.
+        seconds: time it took.
+        episodes: the episodes themselves; empty when they went to a dataset.
+    """
+
+    lengths: list[int] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes, an unfinished last one included."""
+        return len(self.lengths)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps."""
+        return sum(self.lengths)
+
+    @property
+    def steps_per_second(self) -> float:
+        """Steps of the environment (4 raw frames in Atari) per second."""
+        return self.num_steps / self.seconds
+
+
+def collect(
+    game: str | gymnasium.Env[Any, Any],
+    policy: Policy,
+    *,
+    num_steps: int,
+    seed: int,
+    dataset: EpisodeDataset | None = None,
+    training: bool = True,
+    epsilon: float = 0.0,
+    progress: bool = True,
+    num_workers: int = 1,
+) -> CollectReport:
+    """Let a policy play for a number of steps.
+
+    Episodes go to the dataset as each one ends, so an interrupted collection keeps those that were finished.
+    The last episode is cut where the steps run out and stored as unfinished: no end, no truncation, no final
+    observation. Calls with the same arguments give the same episodes in the same order.
+
+    Args:
+        game: an Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
+            not closed.
+        policy: called at every frame; its `reset(seed)`, if it has one, at the start of every episode.
+        num_steps: at least 1.
+        seed: non-negative; fixes the game, the random actions and the seeds given to the policy.
+        dataset: where to put the episodes; None keeps them in the report.
+        training: for a game's name only: end episodes at lost lives.
+        epsilon: probability in [0, 1] that a uniformly random action replaces the policy's.
+        progress: show a bar with steps per second on stderr.
+        num_workers: processes that play at once, each a share of the steps with its own game and copy of the
+            policy. More than one needs a game's name, a policy that can be pickled and (as processes always
+            do) a main module that can be imported.
+
+    Returns:
+        Lengths, returns, time, and the episodes if there is no dataset.
+
+    Raises:
+        InvalidInputError: an argument is out of range, the environment does not fit, or the policy gave no
+            valid action.
+        UnknownGameError: ale_py has no such game.
+        CacheError: the dataset cannot be written.
+        DiamondGymError: a process that played was killed.
+    """
+    _check_arguments(policy, num_steps, seed, dataset, epsilon, num_workers)
+    report = CollectReport()
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        bar = stack.enter_context(tqdm(total=num_steps, unit="step", desc="collect", disable=not progress))
+        if num_workers == 1:
+            env = game
+            if isinstance(env, str):
+                env = stack.enter_context(closing(AtariEnv(env, training=training)))
+            episodes = _play(env, policy, num_steps, seed, epsilon, bar.update)
+        else:
+            shares = _shares(game, policy, num_steps, seed, training, epsilon, num_workers)
+            episodes = _play_in_processes(shares, bar.update)
+        for episode in stack.enter_context(closing(episodes)):
+            report.lengths.append(len(episode))
+            report.returns.append(episode.total_reward)
+            if dataset is None:
+                report.episodes.append(episode)
+            else:
+                dataset.append(episode)
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _play(
+    env: gymnasium.Env[Any, Any],
+    policy: Policy,
+    num_steps: int,
+    seed: int,
+    epsilon: float,
+    on_steps: Callable[[int], object],
+) -> Generator[Episode, None, None]:
+    """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
+    _check_env(env)
+    rng = np.random.default_rng(seed)
+    recorder = _Recorder()
+    obs: Frame | None = None
+    for step in range(num_steps):
+        if obs is None:
+            obs = _start(env, policy, rng, env_seed=seed if step == 0 else None)
+        action = _choose(env, policy, obs, rng, epsilon)
+        next_obs, reward, terminated, truncated, _ = env.step(action)
+        recorder.add(obs, action, float(reward), terminated, truncated)
+        on_steps(1)
+        obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
+        if terminated or truncated:
+            yield recorder.episode(final_obs=obs)
+            recorder, obs = _Recorder(), None
+    if recorder.obs:
+        yield recorder.episode(final_obs=None)
+
+
+def _start(
+    env: gymnasium.Env[Any, Any], policy: Policy, rng: np.random.Generator, env_seed: int | None
+) -> Frame:
+    policy_seed = int(rng.integers(2**31))
+    if isinstance(policy, SeededPolicy):
+        policy.reset(policy_seed)
+    obs, _ = env.reset(seed=env_seed)
+    return np.array(obs)
+
+
+def _choose(
+    env: gymnasium.Env[Any, Any], policy: Policy, obs: Frame, rng: np.random.Generator, epsilon: float
+) -> int:
+    """The policy's action, checked, or a random one; the policy sees every frame in any case."""
+    num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
+    choice: Any = policy(obs)
+    try:
+        action = operator.index(choice)
+    except TypeError:
+        action = -1
+    if not 0 <= action < num_actions:
+        raise InvalidInputError(
+            f"the policy must return an integer in 0..{num_actions - 1}, it returned {choice!r}"
+        )
+    if epsilon > 0 and rng.random() < epsilon:
+        return int(rng.integers(num_actions))
+    return action
+
+
+@dataclass
+class _Recorder:
+    """The steps of one episode so far."""
+
+    obs: list[Frame] = field(default_factory=list)
+    act: list[int] = field(default_factory=list)
+    rew: list[float] = field(default_factory=list)
+    end: list[bool] = field(default_factory=list)
+    trunc: list[bool] = field(default_factory=list)
+
+    def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
+        self.obs.append(obs)
+        self.act.append(act)
+        self.rew.append(rew)
+        self.end.append(end)
+        self.trunc.append(trunc)
+
+    def episode(self, final_obs: Frame | None) -> Episode:
+        info = {} if final_obs is None else {"final_observation": _channels_first(final_obs[None])[0]}
+        return Episode(
+            obs=_channels_first(np.stack(self.obs)),
+            act=torch.tensor(self.act, dtype=torch.int64),
+            rew=torch.tensor(self.rew, dtype=torch.float32),
+            end=torch.tensor(self.end, dtype=torch.uint8),
+            trunc=torch.tensor(self.trunc, dtype=torch.uint8),
+            info=info,
+        )
+
+
+def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What one process plays."""
+
+    game: str
+    policy: Policy
+    num_steps: int
+    seed: int
+    training: bool
+    epsilon: float
+
+
+def _shares(
+    game: object,
+    policy: Policy,
+    num_steps: int,
+    seed: int,
+    training: bool,
+    epsilon: float,
+    num_workers: int,
+) -> list[_Share]:
+    if not isinstance(game, str):
+        raise InvalidInputError(f"num_workers > 1 needs a game's name, got {type(game).__name__}")
+    name = game_name(game)
+    try:
+        pickle.dumps(policy)
+    except Exception as error:  # whatever the policy's own pickling raises
+        raise InvalidInputError(f"num_workers > 1 needs a policy that can be pickled: {error}") from error
+    steps = [num_steps // num_workers + (i < num_steps % num_workers) for i in range(num_workers)]
+    seeds = np.random.SeedSequence(seed).generate_state(num_workers).tolist()
+    return [_Share(name, policy, n, s, training, epsilon) for n, s in zip(steps, seeds, strict=True) if n > 0]
+
+
+def _play_in_processes(
+    shares: list[_Share], on_steps: Callable[[int], object]
+) -> Generator[Episode, None, None]:
+    """Yield the episodes of all shares, one of each in turn, so that the order does not depend on timing."""
+    context = multiprocessing.get_context("spawn")
+    with ExitStack() as stack:
+        inboxes: list[Connection] = []
+        for share in shares:
+            inbox, outbox = context.Pipe(duplex=False)
+            worker = context.Process(target=_play_share, args=(share, outbox), daemon=True)
+            worker.start()
+            stack.callback(worker.join)
+            stack.callback(worker.terminate)
+            outbox.close()  # the worker holds the only one now: reading fails when it dies
+            inboxes.append(inbox)
+        while inboxes:
+            for inbox in tuple(inboxes):
+                episode = _receive(inbox)
+                if episode is None:
+                    inboxes.remove(inbox)
+                else:
+                    on_steps(len(episode))
+                    yield episode
+
+
+def _play_share(share: _Share, outbox: Connection) -> None:
+    """In a worker: send every episode as arrays, then None; or the exception that stopped it."""
+    torch.set_num_threads(1)
+    try:
+        env = AtariEnv(share.game, training=share.training)
+        for episode in _play(env, share.policy, share.num_steps, share.seed, share.epsilon, lambda _: None):
+            outbox.send(_to_arrays(episode))
+        outbox.send(None)
+    except Exception as error:
+        outbox.send(error)
+
+
+def _receive(inbox: Connection) -> Episode | None:
+    """The next episode of a worker, None when it has played its share. Raises what the worker raised."""
+    try:
+        message = inbox.recv()
+    except EOFError:
+        raise DiamondGymError("a process that played was killed, perhaps for lack of memory") from None
+    if isinstance(message, Exception):
+        raise message
+    return None if message is None else _from_arrays(message)
+
+
+_TENSORS = ("obs", "act", "rew", "end", "trunc")
+
+
+def _to_arrays(episode: Episode) -> dict[str, NDArray[Any]]:
+    """Plain arrays; tensors would be sent as shared memory, which ends with the sending process."""
+    tensors = {name: getattr(episode, name) for name in _TENSORS} | episode.info
+    return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+
+def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Episode:
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return Episode(*(tensors.pop(name) for name in _TENSORS), info=tensors)
+
+
+def _check_arguments(
+    policy: object, num_steps: int, seed: int, dataset: object, epsilon: float, num_workers: int
+) -> None:
+    if not callable(policy):
+        raise InvalidInputError(f"policy must be callable, got {type(policy).__name__}")
+    if not _is_integer(num_steps) or num_steps <= 0:
+        raise InvalidInputError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
+    if not _is_integer(seed) or seed < 0:
+        raise InvalidInputError(f"seed must be a non-negative integer, got {seed!r}")
+    if not _is_integer(num_workers) or num_workers <= 0:
+        raise InvalidInputError(f"num_workers must be an integer of at least 1, got {num_workers!r}")
+    if dataset is not None and not isinstance(dataset, EpisodeDataset):
+        raise InvalidInputError(f"dataset must be an EpisodeDataset or None, got {dataset!r}")
+    if not isinstance(epsilon, Real) or not 0 <= epsilon <= 1:
+        raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _check_env(env: gymnasium.Env[Any, Any]) -> None:
+    if not isinstance(env, gymnasium.Env):
+        raise InvalidInputError(f"game must be a name or a gymnasium.Env, got {type(env).__name__}")
+    frames, actions = env.observation_space, env.action_space
+    if not isinstance(frames, Box) or frames.shape != _FRAME_SHAPE or frames.dtype != np.uint8:
+        raise InvalidInputError(f"the environment must give uint8 {_FRAME_SHAPE} frames, it gives {frames}")
+    if not isinstance(actions, Discrete) or actions.start != 0:
+        raise InvalidInputError(f"the environment must take actions 0..n-1, it takes {actions}")

@@ -1,0 +1,414 @@
+"""Episodes on disk in the published DIAMOND dataset layout: write, read, index, check.
+
+A dataset is a folder:
+
+    info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
+                        and ends
+    000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
+    200/30/4/1234.pt
+
+Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
+whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. One
+process writes at a time; any number may read. The module knows nothing of games, policies or training
+segments.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diamond_gym import files as disk
+from diamond_gym.errors import DatasetError
+from diamond_gym.world import pixels
+
+_FINAL = "final_observation"
+_INDEX_KEYS = {"is_static", "num_episodes", "num_steps", "start_idx", "lengths", "counter_rew", "counter_end"}
+# info.pt holds two arrays of int64. Rebuilding an array runs no code from the file.
+_RECONSTRUCT = np.empty(0).__reduce__()[0]
+_ARRAY_GLOBALS: list[Any] = [
+    (_RECONSTRUCT, "numpy._core.multiarray._reconstruct"),
+    (_RECONSTRUCT, "numpy.core.multiarray._reconstruct"),  # written with numpy 1
+    np.ndarray,
+    np.dtype,
+    type(np.dtype(np.int64)),
+    bytes,  # the contents of an empty array
+]
+
+
+@dataclass
+class Episode:
+    """What happened from a reset to an end, on the CPU.
+
+    `act[t]` was taken at `obs[t]` and gave `rew[t]`, `end[t]`, `trunc[t]`.
+
+    Attributes:
+        obs: frames, 0..255.
+        act: action indices.
+        rew: raw rewards.
+        end: 1 where the episode terminated (the last step only), else 0.
+        trunc: 1 where it was cut short (the last step only), else 0.
+        info: `final_observation`, uint8 (c, h, w), is the frame after the last step; absent when the episode
+            is unfinished.
+
+    Raises:
+        DatasetError: a field has the wrong shape or dtype, or the episode goes on after an end.
+    """
+
+    obs: UInt8[Tensor, "t c h w"]
+    act: Int64[Tensor, " t"]
+    rew: Float32[Tensor, " t"]
+    end: UInt8[Tensor, " t"]
+    trunc: UInt8[Tensor, " t"]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require_tensor("obs", self.obs, torch.uint8, 4)
+        length = len(self.obs)
+        if length == 0:
+            raise DatasetError("an episode needs at least one step")
+        for name, dtype in (
+            ("act", torch.int64),
+            ("rew", torch.float32),
+            ("end", torch.uint8),
+            ("trunc", torch.uint8),
+        ):
+            tensor = getattr(self, name)
+            _require_tensor(name, tensor, dtype, 1)
+            if len(tensor) != length:
+                raise DatasetError(f"obs has {length} steps, {name} has {len(tensor)}")
+        if bool((self.end[:-1] | self.trunc[:-1]).any()):
+            raise DatasetError("end and trunc may be set on an episode's last step only")
+        if _FINAL in self.info:
+            _require_tensor(_FINAL, self.info[_FINAL], torch.uint8, 3)
+            if self.info[_FINAL].shape != self.obs.shape[1:]:
+                raise DatasetError(
+                    f"frames are {_shape(self.obs[0])}, {_FINAL} is {_shape(self.info[_FINAL])}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.obs)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step ended or truncated the episode."""
+        return bool(self.end[-1] | self.trunc[-1])
+
+    @property
+    def final_observation(self) -> UInt8[Tensor, "c h w"] | None:
+        """The frame after the last step, None when unknown."""
+        return self.info.get(_FINAL)
+
+    @property
+    def total_reward(self) -> float:
+        """Sum of the raw rewards."""
+        return float(self.rew.sum())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the episode; `path` holds either the old file or all of the new one.
+
+        Raises:
+            CacheError: the file cannot be written.
+        """
+        info = dict(self.info)
+        if _FINAL in info:
+            info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout keeps this one frame in [-1, 1]
+        fields = {
+            name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
+        }
+        disk.write_torch(Path(path), {**fields, "info": info})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Episode:
+        """Read an episode, written here or by the published code.
+
+        `end` and `trunc` may be of any integer or boolean type: the published viewer records int64.
+
+        Raises:
+            DatasetError: the file is missing, corrupt, holds anything but plain data, or is no episode.
+        """
+        content = _read(Path(path), [])
+        names = {"obs", "act", "rew", "end", "trunc", "info"}
+        if not isinstance(content, dict) or set(content) != names or not isinstance(content["info"], dict):
+            raise DatasetError(f"{path} is no episode: expected the fields {', '.join(sorted(names))}")
+        final = content["info"].get(_FINAL)
+        if isinstance(final, Tensor) and final.is_floating_point():
+            content["info"][_FINAL] = pixels.to_uint8(final)
+        try:
+            flags = {name: _flags(name, content[name]) for name in ("end", "trunc")}
+            return cls(**{**content, **flags})  # pyright: ignore[reportArgumentType]
+        except DatasetError as error:
+            raise DatasetError(f"{path}: {error}") from None
+
+
+class EpisodeDataset:
+    """A folder of episodes, read one at a time.
+
+    `len(dataset)` is the number of episodes, `dataset[i]` reads the i-th from disk.
+
+    Args:
+        path: the folder that holds `info.pt`.
+        create: make the folder (when the first episode is written) if it is not there.
+
+    Raises:
+        DatasetError: there is no dataset at `path` and `create` is false, or its index is corrupt.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self._clear_index()
+        if self._index_path.is_file() and not self._stale_mark.exists():
+            self._load_index()
+        self._index_new_files()
+        if self.num_episodes == 0 and not create and not self._index_path.is_file():
+            raise DatasetError(self._nothing_here())
+
+    def __repr__(self) -> str:
+        return f"EpisodeDataset({str(self.path)!r}): {self.num_episodes} episodes, {self.num_steps} steps"
+
+    def __len__(self) -> int:
+        return self.num_episodes
+
+    def __getitem__(self, episode_id: int) -> Episode:
+        return self.load(episode_id)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self.load(episode_id) for episode_id in range(self.num_episodes))
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self._lengths)
+
+    @property
+    def num_steps(self) -> int:
+        """Number of steps in all episodes."""
+        return self._num_steps
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Steps of each episode, (num_episodes,)."""
+        return np.array(self._lengths, np.int64)
+
+    @property
+    def start_indices(self) -> NDArray[np.int64]:
+        """Steps in all episodes before each one, (num_episodes,)."""
+        return self.lengths.cumsum() - self.lengths
+
+    @property
+    def reward_counts(self) -> dict[int, int]:
+        """How many steps carry a reward of each sign: keys -1, 0, 1."""
+        return {sign: self._counter_rew[sign] for sign in (-1, 0, 1)}
+
+    @property
+    def end_counts(self) -> dict[int, int]:
+        """How many steps end their episode (1) and how many do not (0)."""
+        return {end: self._counter_end[end] for end in (0, 1)}
+
+    def episode_path(self, episode_id: int) -> Path:
+        """Where an episode is kept, written or not."""
+        hundreds, tens, units = (episode_id // 100 % 10 * 100, episode_id // 10 % 10 * 10, episode_id % 10)
+        return self.path / f"{hundreds:03d}" / f"{tens:02d}" / f"{units}" / f"{episode_id}.pt"
+
+    def load(self, episode_id: int) -> Episode:
+        """Read one episode from disk.
+
+        Raises:
+            IndexError: there is no such episode.
+            DatasetError: its file is missing or corrupt.
+        """
+        if not 0 <= episode_id < self.num_episodes:
+            raise IndexError(f"episode {episode_id} of {self.num_episodes}")
+        return Episode.load(self.episode_path(episode_id))
+
+    def append(self, episode: Episode) -> int:
+        """Write one more episode and the index; returns the episode's number.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        self.extend([episode])
+        return self.num_episodes - 1
+
+    def extend(self, episodes: Iterable[Episode]) -> None:
+        """Write several episodes, then the index once.
+
+        Raises:
+            CacheError: the folder cannot be written.
+        """
+        for episode in episodes:
+            episode.save(self.episode_path(self.num_episodes))
+            self._count(episode)
+        self._write_index()
+
+    def replace(self, episode_id: int, episode: Episode) -> None:
+        """Write another version of an episode, for example one that has gone on since.
+
+        Raises:
+            IndexError: there is no such episode.
+            CacheError: the folder cannot be written.
+        """
+        old = self.load(episode_id)
+        disk.write_torch(self._stale_mark, {})
+        episode.save(self.episode_path(episode_id))
+        self._counter_rew.subtract(_reward_signs(old))
+        self._counter_end.subtract(old.end.tolist())
+        self._counter_rew.update(_reward_signs(episode))
+        self._counter_end.update(episode.end.tolist())
+        self._num_steps += len(episode) - self._lengths[episode_id]
+        self._lengths[episode_id] = len(episode)
+        self._write_index()
+        self._stale_mark.unlink()
+
+    def check(self) -> None:
+        """Read every file and compare it with the index.
+
+        Raises:
+            DatasetError: files are missing or corrupt, or the index disagrees with them; names every one.
+        """
+        problems: list[str] = []
+        rewards: Counter[float] = Counter()
+        ends: Counter[int] = Counter()
+        for episode_id, length in enumerate(self._lengths):
+            path = self.episode_path(episode_id)
+            try:
+                episode = Episode.load(path)
+                _verify_checksums(path)
+            except DatasetError as error:
+                problems.append(str(error))
+                continue
+            if len(episode) != length:
+                problems.append(f"{path} has {len(episode)} steps, the index says {length}")
+            rewards.update(_reward_signs(episode))
+            ends.update(episode.end.tolist())
+        if not problems and (+rewards != +self._counter_rew or +ends != +self._counter_end):
+            problems.append(
+                f"{self._index_path}: its counts of rewards or ends are not those of the episodes"
+            )
+        if problems:
+            raise DatasetError(f"{len(problems)} problem(s) in {self.path}:\n" + "\n".join(problems))
+
+    @property
+    def _index_path(self) -> Path:
+        return self.path / "info.pt"
+
+    @property
+    def _stale_mark(self) -> Path:
+        """Exists while an episode is being replaced: the files are right then, the index may not be."""
+        return self.path / "info.stale"
+
+    def _clear_index(self) -> None:
+        self._lengths: list[int] = []
+        self._num_steps = 0
+        self._counter_rew: Counter[float] = Counter()
+        self._counter_end: Counter[int] = Counter()
+
+    def _count(self, episode: Episode) -> None:
+        self._lengths.append(len(episode))
+        self._num_steps += len(episode)
+        self._counter_rew.update(_reward_signs(episode))
+        self._counter_end.update(episode.end.tolist())
+
+    def _index_new_files(self) -> None:
+        """Take in episodes that were written after the index was."""
+        for episode_id in itertools.count(self.num_episodes):
+            path = self.episode_path(episode_id)
+            if not path.is_file():
+                return
+            self._count(Episode.load(path))
+
+    def _load_index(self) -> None:
+        index = _read(self._index_path, _ARRAY_GLOBALS)
+        if not isinstance(index, dict) or not _INDEX_KEYS.issubset(index):
+            raise DatasetError(
+                f"{self._index_path} is no dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
+            )
+        self._lengths = [int(length) for length in index["lengths"]]
+        self._num_steps = sum(self._lengths)
+        self._counter_rew = Counter(index["counter_rew"])
+        self._counter_end = Counter(index["counter_end"])
+        if (self.num_episodes, self.num_steps) != (index["num_episodes"], index["num_steps"]):
+            raise DatasetError(
+                f"{self._index_path} contradicts itself: {index['num_episodes']} episodes and "
+                f"{index['num_steps']} steps, but {self.num_episodes} lengths that add up to {self.num_steps}"
+            )
+
+    def _write_index(self) -> None:
+        index = {
+            "is_static": False,
+            "num_episodes": self.num_episodes,
+            "num_steps": self.num_steps,
+            "start_idx": self.start_indices,
+            "lengths": self.lengths,
+            "counter_rew": self._counter_rew,
+            "counter_end": self._counter_end,
+        }
+        disk.write_torch(self._index_path, index)
+
+    def _nothing_here(self) -> str:
+        inner = sorted(path.parent.name for path in self.path.glob("*/info.pt"))
+        hint = f"; did you mean {' or '.join(str(self.path / name) for name in inner)}?" if inner else ""
+        return (
+            f"no dataset at {self.path}: expected info.pt, or episodes such as {self.episode_path(0)}{hint}"
+        )
+
+
+def _reward_signs(episode: Episode) -> list[float]:
+    return episode.rew.sign().tolist()
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int) -> None:
+    if not isinstance(value, Tensor):
+        raise DatasetError(f"{name} must be a tensor, got {type(value).__name__}")
+    if value.dtype != dtype or value.ndim != num_dims:
+        raise DatasetError(
+            f"{name} must be {dtype} with {num_dims} dimension(s), got {value.dtype} {_shape(value)}"
+        )
+
+
+def _flags(name: str, value: Any) -> Any:
+    """Zeros and ones of any integer or boolean type as uint8; what is no tensor of such a type as it is."""
+    if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
+        return value
+    numbers = value.long()  # not every integer type can be compared
+    if numbers.numel() and not bool(((numbers == 0) | (numbers == 1)).all()):
+        raise DatasetError(f"{name} must be 0 or 1, got values from {numbers.min()} to {numbers.max()}")
+    return numbers.to(torch.uint8)
+
+
+def _read(path: Path, safe_globals: list[Any]) -> Any:
+    """Read plain data and tensors; a file that holds anything else is refused."""
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing")
+    try:
+        with torch.serialization.safe_globals(safe_globals):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        reason = str(error).partition("\n")[0].partition(" This file can still be loaded")[0]
+        raise DatasetError(f"{path} is corrupt, or holds more than plain data: {reason}") from error
+
+
+def _verify_checksums(path: Path) -> None:
+    """Compare the file's contents with the checksums stored beside them, which torch does not do."""
+    if not zipfile.is_zipfile(path):
+        return  # torch's older format has no checksums
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise DatasetError(f"{path} is corrupt: the checksum of {damaged} is wrong")

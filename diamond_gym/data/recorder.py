@@ -1,0 +1,266 @@
+"""Records any Gymnasium environment with images and discrete actions: one .npz file an episode.
+
+    env = RecordEpisodes(gymnasium.make("MyGame-v0"), "recordings")
+
+`python -m trainers.diamond import-episodes` makes a dataset of such files, whoever wrote them. The format is
+`RecordedEpisode`'s, an array a field. The module knows nothing of the dataset's layout or of training.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from gymnasium.utils import RecordConstructorArgs
+from numpy.typing import ArrayLike, NDArray
+
+from diamond_gym.errors import DatasetError, InvalidInputError
+from diamond_gym.files import write_file
+
+_NAMES = {
+    "obs": ("obs", "observations"),
+    "act": ("act", "actions"),
+    "rew": ("rew", "rewards"),
+    "terminated": ("terminated", "terminations"),
+    "truncated": ("truncated", "truncations"),
+}
+"""Fields of a file, and the names under which each is found."""
+
+
+@dataclass
+class RecordedEpisode:
+    """What happened from a reset to an end, or for as long as was recorded: t steps.
+
+    Attributes:
+        obs: uint8 (t+1, h, w, c) with c 1 or 3, or (t+1, h, w): frames, the one after the last step too.
+        act: integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
+        rew: numbers (t,), raw rewards.
+        terminated: booleans (t,), True at most at the last step.
+        truncated: likewise.
+        num_actions: n; None when unknown.
+
+    Raises:
+        DatasetError: A field has another shape or type, or the episode goes on after its end.
+    """
+
+    obs: NDArray[np.uint8]
+    act: NDArray[np.int64]
+    rew: NDArray[np.float32]
+    terminated: NDArray[np.bool_]
+    truncated: NDArray[np.bool_]
+    num_actions: int | None = None
+
+    def __post_init__(self) -> None:
+        self.obs = _frames(self.obs)
+        length = len(self.obs) - 1
+        self.act = _actions(self.act, self.num_actions)
+        self.rew = _rewards(self.rew)
+        self.terminated = _flags("terminated", self.terminated)
+        self.truncated = _flags("truncated", self.truncated)
+        for name in ("act", "rew", "terminated", "truncated"):
+            if len(getattr(self, name)) != length:
+                raise DatasetError(
+                    f"obs has {length + 1} frames and {name} has {len(getattr(self, name))} steps: t steps "
+                    "need t+1 frames, the one after the last step too"
+                )
+        if length == 0:
+            raise DatasetError("an episode needs at least one step")
+        ends = np.flatnonzero(self.terminated[:-1] | self.truncated[:-1])
+        if len(ends):
+            raise DatasetError(
+                f"the episode ends at step {ends[0]} and goes on to step {length - 1}: one episode a file"
+            )
+
+    def __len__(self) -> int:
+        return len(self.act)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step ended or truncated the episode."""
+        return bool(self.terminated[-1] | self.truncated[-1])
+
+    def save(self, path: Path) -> None:
+        """Writes the file, as a whole.
+
+        Raises:
+            CacheError: It cannot be written.
+        """
+        fields: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
+        if self.num_actions is not None:
+            fields["num_actions"] = np.int64(self.num_actions)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **fields)
+        write_file(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> RecordedEpisode:
+        """Reads a file; nothing in it is ever executed.
+
+        Raises:
+            DatasetError: It is missing, damaged, or no episode; the message names it.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
+            raise DatasetError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
+        try:
+            fields = {name: _first(arrays, name) for name in _NAMES}
+            num_actions = int(arrays["num_actions"]) if "num_actions" in arrays else None
+            return cls(**fields, num_actions=num_actions)
+        except (DatasetError, TypeError, ValueError) as error:
+            raise DatasetError(f"{path}: {error}") from error
+
+
+class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
+    """Writes every episode to `folder/episode_<number>.npz` when it ends.
+
+    Numbers go on after those that are there; two processes need two folders. An episode that `reset` or
+    `close` cuts off is written too, as one that never ended.
+
+    Args:
+        env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. One whose
+            observations are no images can be recorded as it is drawn:
+            `gymnasium.wrappers.AddRenderObservation(env)` inside this wrapper.
+        folder: Where to put the files; made when the first is written.
+
+    Raises:
+        InvalidInputError: The environment's observations or actions are of another kind.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], folder: str | Path) -> None:
+        RecordConstructorArgs.__init__(self, folder=str(folder))
+        super().__init__(env)
+        self.folder = Path(folder).expanduser()
+        _check_frames(env.observation_space)
+        self._first_action, self._num_actions = _action_range(env.action_space)
+        self._number = 1 + max((_number(path) for path in self.folder.glob("episode_*.npz")), default=-1)
+        self._forget()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Starts an episode; one that was going on is written first."""
+        self._write()
+        obs, info = self.env.reset(seed=seed, options=options)
+        self._obs.append(np.array(obs))  # a copy: an environment may draw every frame into the same array
+        return obs, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Takes a step; writes the episode if it ends."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        if not self._obs:
+            return obs, reward, terminated, truncated, info  # a step after the end: the environment's affair
+        self._obs.append(np.array(obs))
+        self._act.append(int(action) - self._first_action)
+        self._rew.append(float(reward))
+        self._ends.append((bool(terminated), bool(truncated)))
+        if terminated or truncated:
+            self._write()
+        return obs, reward, terminated, truncated, info
+
+    def close(self) -> None:
+        """Writes the episode that was going on and closes the environment."""
+        self._write()
+        super().close()
+
+    def _write(self) -> None:
+        if self._act:
+            ends = np.array(self._ends)
+            episode = RecordedEpisode(
+                obs=np.stack(self._obs),
+                act=np.array(self._act),
+                rew=np.array(self._rew),
+                terminated=ends[:, 0],
+                truncated=ends[:, 1],
+                num_actions=self._num_actions,
+            )
+            episode.save(self.folder / f"episode_{self._number:06d}.npz")
+            self._number += 1
+        self._forget()
+
+    def _forget(self) -> None:
+        self._obs: list[NDArray[np.uint8]] = []
+        self._act: list[int] = []
+        self._rew: list[float] = []
+        self._ends: list[tuple[bool, bool]] = []
+
+
+def _first(arrays: dict[str, NDArray[Any]], field: str) -> NDArray[Any]:
+    for name in _NAMES[field]:
+        if name in arrays:
+            return arrays[name]
+    raise DatasetError(
+        f"it has no {' or '.join(_NAMES[field])}; expected {', '.join(_NAMES)}, found "
+        f"{', '.join(arrays) or 'nothing'}"
+    )
+
+
+def _frames(obs: ArrayLike) -> NDArray[np.uint8]:
+    frames = np.asarray(obs)
+    if frames.dtype != np.uint8:
+        raise DatasetError(f"obs must be uint8, 0..255, got {frames.dtype}: scale and convert it")
+    is_image = frames.ndim == 3 or (frames.ndim == 4 and frames.shape[3] in (1, 3))
+    if not is_image or 0 in frames.shape[1:]:
+        raise DatasetError(
+            f"obs must be (t+1, h, w), (t+1, h, w, 1) or (t+1, h, w, 3), channels last, got {frames.shape}"
+        )
+    return frames
+
+
+def _actions(act: ArrayLike, num_actions: int | None) -> NDArray[np.int64]:
+    actions = np.asarray(act)
+    if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
+        raise DatasetError(
+            f"act must be integers (t,), got {actions.dtype} {actions.shape}: actions must be discrete"
+        )
+    actions = actions.astype(np.int64)
+    wrong = actions[(actions < 0) | (actions >= (num_actions or np.inf))]
+    if len(wrong):
+        accepted = "0 and more" if num_actions is None else f"0..{num_actions - 1}"
+        raise DatasetError(f"act holds {wrong[0]}: accepted are {accepted}")
+    return actions
+
+
+def _rewards(rew: ArrayLike) -> NDArray[np.float32]:
+    rewards = np.asarray(rew)
+    if rewards.ndim != 1 or rewards.dtype.kind not in "biuf":
+        raise DatasetError(f"rew must be numbers (t,), got {rewards.dtype} {rewards.shape}")
+    if not np.isfinite(rewards).all():
+        raise DatasetError("rew holds a number that is not finite")
+    return rewards.astype(np.float32)
+
+
+def _flags(name: str, values: ArrayLike) -> NDArray[np.bool_]:
+    flags = np.asarray(values)
+    if flags.ndim != 1 or flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
+        raise DatasetError(f"{name} must be booleans (t,), got {flags.dtype} {flags.shape}")
+    return flags.astype(np.bool_)
+
+
+def _check_frames(space: gymnasium.Space[Any]) -> None:
+    shape = space.shape or ()
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    if not isinstance(space, Box) or space.dtype != np.uint8 or not is_image:
+        raise InvalidInputError(
+            "only uint8 images (h, w), (h, w, 1) or (h, w, 3) can be recorded, the environment gives "
+            f"{' '.join(str(space).split())}: wrap it in gymnasium.wrappers.AddRenderObservation (for the "
+            "command `record`: render=true) to record what it draws"
+        )
+
+
+def _action_range(space: gymnasium.Space[Any]) -> tuple[int, int]:
+    """The first action and their number."""
+    if not isinstance(space, Discrete):
+        raise InvalidInputError(f"only discrete actions can be recorded, the environment takes {space}")
+    return int(space.start), int(space.n)
+
+
+def _number(path: Path) -> int:
+    digits = path.stem.removeprefix("episode_")
+    return int(digits) if digits.isdecimal() else -1

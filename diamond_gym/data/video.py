@@ -1,0 +1,122 @@
+"""Films of frames, as files. Knows nothing of where frames come from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from numpy.typing import NDArray
+
+from diamond_gym import files as disk
+from diamond_gym.errors import InvalidInputError
+
+SUFFIXES = (".mp4", ".gif")
+_GIF_COLOURS = 96
+_GIF_STILL_SHARE = 0.8
+_GIF_TOLERANCE = 16
+"""Levels of 0..255 by which a pixel may be off: imagined frames are never quite still."""
+
+
+class Film:
+    """A film that is being taken; its file appears when it is closed.
+
+    H.264 goes to the disk as it comes. A GIF's frames wait in memory, a byte a pixel; it has few colours, and
+    pixels that hardly change stay as they were.
+
+    Args:
+        path: The file, `.mp4` or `.gif`; one that was there is replaced once the new one is complete.
+        fps: Pictures per second, above 0. GIFs keep time in hundredths of a second.
+
+    Raises:
+        InvalidInputError: The file's name ends otherwise.
+        CacheError: The folder cannot be written.
+    """
+
+    def __init__(self, path: Path, fps: float) -> None:
+        if path.suffix not in SUFFIXES:
+            raise InvalidInputError(f"a film is a file {' or '.join(SUFFIXES)}, got {str(path)!r}")
+        self.path = path
+        self.num_frames = 0
+        self._stack = ExitStack()
+        file = self._stack.enter_context(disk.replacing(path))
+        self._writer: Any = _Gif(file, fps) if path.suffix == ".gif" else _mp4_writer(file, fps)
+        self._stack.callback(self._writer.close)
+
+    def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+        """Takes a frame, of the same size as those before.
+
+        An MP4's height and width are multiples of 8; others are enlarged a little.
+        """
+        self._writer.append_data(frame)
+        self.num_frames += 1
+
+    def close(self) -> None:
+        """Completes the file. Closing twice is harmless.
+
+        Raises:
+            CacheError: The file cannot be written; whatever was at its path is still there.
+        """
+        self._stack.close()
+
+
+class _Gif:
+    """Collects frames of few colours, undithered, so that what hardly changes costs nothing."""
+
+    def __init__(self, file: Any, fps: float) -> None:
+        self._file, self._fps = file, fps
+        self._images: list[Any] = []
+        self._shown: NDArray[np.uint8] | None = None
+
+    def append_data(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
+        from PIL import Image
+
+        if self._shown is not None:
+            is_still = np.abs(frame.astype(np.int16) - self._shown).max(axis=2) <= _GIF_TOLERANCE
+            if (
+                is_still.mean() > _GIF_STILL_SHARE
+            ):  # else it is another scene, in which old pixels would be seen
+                frame = np.where(is_still[..., None], self._shown, frame)
+        self._shown = frame
+        self._images.append(
+            Image.fromarray(frame).quantize(_GIF_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        )
+
+    def close(self) -> None:
+        if self._images:
+            first, *others = self._images
+            duration = 10 * round(100 / self._fps)  # ms
+            first.save(
+                self._file,
+                "gif",
+                save_all=True,
+                append_images=others,
+                duration=duration,
+                loop=0,
+                optimize=True,
+            )
+
+
+def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
+    """Writes an H.264 film.
+
+    Args:
+        path: The file; a film that was there is replaced once the new one is complete.
+        frames: Pictures of one size, height and width multiples of 8 (others are enlarged a little).
+        fps: Pictures per second, above 0.
+
+    Raises:
+        CacheError: The folder cannot be written.
+    """
+    with disk.replacing(path) as file, _mp4_writer(file, fps) as writer:
+        for frame in frames:
+            writer.append_data(frame)
+
+
+def _mp4_writer(file: Any, fps: float) -> Any:
+    import imageio.v2 as imageio
+
+    return imageio.get_writer(file, format="mp4", fps=fps, macro_block_size=8)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,1 @@
+"""Imagined games as Gymnasium environments: one game, and many in a batch."""

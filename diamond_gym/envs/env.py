@@ -1,0 +1,239 @@
+"""One imagined game as a `gymnasium.Env`, thin over `WorldModel`.
+
+Knows Gymnasium's conventions; nothing of networks, nor of where weights and start contexts come from.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import logger
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diamond_gym.checkpoints import load_world
+from diamond_gym.envs import games as imagination
+from diamond_gym.envs import rendering
+from diamond_gym.envs.games import ImaginedState
+from diamond_gym.errors import ResetNeededError
+from diamond_gym.world.world_model import WorldModelState
+
+
+class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
+    """One imagined game.
+
+    Observations are uint8 (64, 64, 3), actions indices into the game's minimal action set, rewards -1.0, 0.0
+    or 1.0. `terminated` is the predicted end of the episode: a lost life, as in training. `truncated` is
+    always False: the imagination horizon is Gymnasium's TimeLimit, which `gymnasium.make` applies.
+
+    `reset(seed=s)` fixes everything that follows. It draws a start context, n real frames and the actions
+    taken at them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act":
+    integers (n,) or (n - 1,)}}`. `info["context"]` returns it, with n actions; the last one, which the
+    recorded player took after the last frame (0 when not given), does not influence the game.
+
+    Args:
+        game: Name of an Atari game; may be None when the checkpoint says it.
+        checkpoint: "auto" (embedded, else cached, else from the Hub), "embedded", "hub",
+            "hub:user/name" (a repository of the Hub), or a path to a `.safetensors`, a `.pt` or a run folder.
+        device: "auto", "cpu", "cuda", ...
+        dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
+        compile: True compiles the networks, "openvino" runs those of a single game on the CPU in OpenVINO
+            (extra `openvino`), "auto" and False do neither; on CUDA steps are CUDA graphs unless it is False.
+        num_denoising_steps: Denoising steps per frame; None as the checkpoint says, like the next three.
+        order: 1 for Euler, 2 for Heun.
+        s_churn: Amount of noise added back while denoising, >= 0.
+        contexts: Where start contexts come from, a path.
+        render_mode: None, "rgb_array" (512x512 pictures) or "human" (a pygame window).
+
+    Raises:
+        DiamondGymError: A keyword argument cannot be met; the subclass says how.
+    """
+
+    metadata: dict[str, Any] = rendering.METADATA
+
+    def __init__(
+        self,
+        game: str | None = None,
+        *,
+        checkpoint: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        compile: bool | Literal["auto", "openvino"] = "auto",
+        num_denoising_steps: int | None = None,
+        order: int | None = None,
+        s_churn: float | None = None,
+        contexts: str | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
+        self.render_mode = render_mode
+        self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None
+        imagination.survive_fork()
+        self.world = load_world(
+            game,
+            checkpoint,
+            device=device,
+            dtype=dtype,
+            compile=compile,
+            num_denoising_steps=num_denoising_steps,
+            order=order,
+            s_churn=s_churn,
+            contexts=contexts,
+        )
+        self.observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
+        self.action_space = Discrete(len(self.world.action_meanings))
+        self._state: WorldModelState | None = None
+        self._trajectory: list[Tensor] | None = None
+        self._over = False
+        self._closed = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+        """Starts a game.
+
+        Args:
+            seed: An integer >= 0 fixes all that follows; None goes on with the present random numbers.
+            options: None or {"context": ...}, see the class.
+
+        Returns:
+            The last frame of the start context, and {"context": {"obs", "act"}}.
+
+        Raises:
+            InvalidInputError: Bad seed, option or context; the environment has not changed.
+        """
+        imagination.require_open(self._closed)
+        seed = imagination.check_seed(seed)
+        options = dict(imagination.check_options(options, ["context"]))
+        given = imagination.check_context(self.world, options.get("context"))
+        super().reset(seed=seed)
+        self._state, contexts = imagination.start_games(self.world, [self.np_random], given)
+        self._trajectory = None
+        self._over = False
+        self._show()
+        return self._observe(), {"context": {"obs": contexts.obs[0], "act": contexts.act[0]}}
+
+    def step(
+        self, action: int | np.integer | NDArray[np.integer] | Tensor
+    ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Imagines one step (four raw frames of the console).
+
+        Args:
+            action: An integer, or a 0-d integer array or tensor.
+
+        Returns:
+            Frame, reward in {-1.0, 0.0, 1.0}, predicted end, False, {}.
+
+        Raises:
+            InvalidInputError: Not an action; the game has not moved.
+            ResetNeededError: No game has been started, or it is over.
+        """
+        state = imagination.require_started(self._closed, self._state, "step")
+        if self._over:
+            raise ResetNeededError("the episode is over (terminated was True): call reset() before step()")
+        act = imagination.check_action(action, self.world.action_meanings)
+        self._state, step = imagination.advance_games(
+            self.world, state, torch.tensor([act], device=state.act.device)
+        )
+        self._trajectory = step.trajectory
+        frames, rew, end = imagination.to_host(imagination.latest_frames(self._state), step.rew, step.end)
+        self._over = bool(end[0])
+        self._show()
+        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, {}
+
+    def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.
+
+        Raises:
+            ResetNeededError: No game has been started.
+        """
+        imagination.require_started(self._closed, self._state, "render")
+        if self.render_mode is None:
+            logger.warn(
+                'render() does nothing without a render mode: pass render_mode="rgb_array"', stacklevel=2
+            )
+        if self.render_mode == "rgb_array":
+            return rendering.enlarge(self._observe())
+        self._show()
+        return None
+
+    def close(self) -> None:
+        """Closes the window and forbids further use. Closing twice is harmless."""
+        self._closed = True
+        self._state = None
+        if self._window is not None:
+            self._window.close()
+
+    def clone_state(self) -> ImaginedState:
+        """This moment of the game, random numbers included; later steps do not change it.
+
+        A TimeLimit around the environment counts on its own.
+
+        Raises:
+            ResetNeededError: No game has been started.
+        """
+        state = imagination.require_started(self._closed, self._state, "clone_state")
+        return imagination.clone_state(self.world, state, torch.tensor([self._over]), [self.np_random])
+
+    def restore_state(self, state: ImaginedState) -> NDArray[np.uint8]:
+        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+
+        The same actions then give the same future. No `reset` is needed before.
+
+        Returns:
+            The observation of that moment.
+
+        Raises:
+            InvalidInputError: Not a state of this world with one game; the environment has not changed.
+        """
+        imagination.require_open(self._closed)
+        self._state, over = imagination.check_state(self.world, state, 1)
+        self._over = bool(over)
+        self._trajectory = None
+        imagination.restore_rngs([self.np_random], state)
+        return self._observe()
+
+    def set_sampler(
+        self,
+        *,
+        num_denoising_steps: int | None = None,
+        order: int | None = None,
+        s_churn: float | None = None,
+    ) -> None:
+        """Samples the frames to come otherwise; the game goes on. None leaves a number as it is.
+
+        Raises:
+            InvalidInputError: A number is out of range, or this world cannot be sampled like this; nothing
+                has changed.
+        """
+        self.world = self.world.resampled(num_denoising_steps, order, s_churn)
+
+    def denoising_trajectory(self) -> NDArray[np.float32] | None:
+        """How the latest frame came out of noise.
+
+        float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
+        imagined by a `step` of this environment.
+        """
+        if self._trajectory is None:
+            return None
+        return torch.stack(self._trajectory)[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def get_action_meanings(self) -> list[str]:
+        """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        return list(self.world.action_meanings)
+
+    def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
+        """Keys to hold for each action, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
+        return imagination.keys_to_action(self.world.action_meanings)
+
+    def _observe(self) -> NDArray[np.uint8]:
+        assert self._state is not None
+        return np.ascontiguousarray(imagination.latest_frames(self._state)[0].cpu().numpy())
+
+    def _show(self) -> None:
+        if self._window is not None:
+            self._window.show(rendering.enlarge(self._observe()))

@@ -1,0 +1,409 @@
+"""What one imagined game and a batch of them share: checked input, start contexts, states, key bindings.
+
+`DiamondEnv` and `DiamondVectorEnv` are thin because of it. It knows the world model as tensors, and
+Gymnasium's conventions for seeds and keys; nothing of files, windows, or how results are handed out.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from diamond_gym.checkpoints import World
+from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError
+from diamond_gym.world.world_model import WorldModelState, WorldModelStep
+
+_KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
+_NOOP_KEY = "e"
+_NUM_KEYS = 2**63
+"""Games' streams of random numbers are numbered 0 .. 2**63 - 1."""
+_IMPORTING_PROCESS = os.getpid()
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Where b games start, as Gymnasium users see it.
+
+    Attributes:
+        obs: The last n real frames, oldest first.
+        act: The n actions taken at them; the last one is not used.
+    """
+
+    obs: UInt8[np.ndarray, "b n h w c"]
+    act: Int64[np.ndarray, "b n"]
+
+    def select(self, index: NDArray[np.intp]) -> Contexts:
+        """The contexts of some of the games."""
+        return Contexts(self.obs[index], self.act[index])
+
+
+@dataclass(frozen=True, eq=False)
+class ImaginedState:
+    """A moment of b imagined games, from `clone_state`: plain data that can be pickled.
+
+    Attributes:
+        game: Name of the game, or None where the checkpoint has none.
+        world: What the world model goes on from; shares no memory with the environment.
+        over: Whether each game has ended and waits for a reset.
+        rng: State of each game's random generator, which draws start contexts and streams of noise.
+    """
+
+    game: str | None
+    world: WorldModelState
+    over: Bool[Tensor, " b"]
+    rng: tuple[dict[str, Any], ...]
+
+    def __len__(self) -> int:
+        return len(self.world)
+
+    def select(self, games: Sequence[int]) -> ImaginedState:
+        """The state of some of the games, repeats allowed.
+
+        So `vector_env.restore_state(env.clone_state().select([0] * n))` tries n continuations of one game at
+        once. Copies share their noise: they differ only where their actions do.
+
+        Raises:
+            InvalidInputError: Not a sequence of games' numbers.
+        """
+        given = _as_array(games)
+        if (
+            given is None
+            or given.ndim != 1
+            or not (_has_integer_dtype(given) or given.size == 0)
+            or not all(0 <= game < len(self) for game in given)
+        ):
+            raise InvalidInputError(f"games are a list of integers in 0..{len(self) - 1}, got {games!r}")
+        index = torch.tensor(given, dtype=torch.int64, device=self.over.device)
+        rng = tuple(self.rng[i] for i in index.tolist())
+        return replace(self, world=self.world.select(index), over=self.over[index], rng=rng)
+
+
+def survive_fork() -> None:
+    """Keeps a forked process, as AsyncVectorEnv's workers are, to one thread.
+
+    It inherits the state of OpenMP's threads but not the threads, and would wait for them forever. To be
+    called before any computation.
+    """
+    global _IMPORTING_PROCESS
+    if os.getpid() != _IMPORTING_PROCESS:
+        torch.set_num_threads(1)
+        _IMPORTING_PROCESS = os.getpid()
+
+
+def start_games(
+    world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
+) -> tuple[WorldModelState, Contexts]:
+    """Starts one game per generator, from the contexts given or from ones drawn out of the world's bank.
+
+    Each generator gives an index into the bank and the key of the game's noise, whether or not the index is
+    used, so the noise that follows a seed does not depend on where a game starts.
+    """
+    bank = world.contexts
+    draws = [(int(rng.integers(len(bank))), int(rng.integers(_NUM_KEYS))) for rng in rngs]
+    if contexts is None:
+        indices = [index for index, _ in draws]
+        contexts = Contexts(bank.obs[indices], bank.act[indices])
+    survive_fork()
+    state = world.world_model.start(
+        torch.tensor(contexts.obs).permute(0, 1, 4, 2, 3).contiguous(),
+        torch.tensor(contexts.act),  # a copy: the caller gets these contexts, and may write into them
+        torch.tensor([key for _, key in draws], dtype=torch.int64),
+    )
+    return state, contexts
+
+
+def advance_games(
+    world: World, state: WorldModelState, act: Int64[Tensor, " b"]
+) -> tuple[WorldModelState, WorldModelStep]:
+    """Takes one action in each game; the given state is not modified."""
+    survive_fork()
+    return world.world_model.step(state, act)
+
+
+def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
+    """The newest frame of each game, channels last: a view of a fresh contiguous (b, c, h, w) tensor."""
+    return state.obs[:, -1].clone(memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
+
+
+def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
+    """Tensors of one device as arrays: of the CPU's memory itself, contiguous copies of a GPU's.
+
+    A GPU's are copied one after the other while the host goes on, then waited for once.
+    """
+    device = tensors[0].device
+    if device.type != "cuda":
+        return [x.cpu().numpy() for x in tensors]
+    # PyTorch keeps pinned memory for the next time, so what is handed out is a copy
+    pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
+    for target, x in zip(pinned, tensors, strict=True):
+        target.copy_(x.contiguous(), non_blocking=True)
+    torch.cuda.current_stream(device).synchronize()
+    return [x.numpy().copy() for x in pinned]
+
+
+def clone_state(
+    world: World, state: WorldModelState, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
+) -> ImaginedState:
+    """A copy of all that the games' futures depend on besides the actions to come."""
+    rng = tuple(dict(rng.bit_generator.state) for rng in rngs)
+    return ImaginedState(world.game, state.clone(), over.clone(), rng)
+
+
+def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
+    """The tensors of a cloned state, on this world's device and in its precision.
+
+    Raises:
+        InvalidInputError: Not an `ImaginedState`, or one of another game, world or number of games.
+    """
+    if not isinstance(state, ImaginedState):
+        raise InvalidInputError(f"expected a state from clone_state(), got {type(state).__name__}")
+    if state.game != world.game:
+        raise InvalidInputError(f"this world imagines {world.game}, the state is of {state.game}")
+    if len(state) != num_games:
+        raise InvalidInputError(
+            f"this environment has {num_games} game(s), the state {len(state)}; see state.select([...])"
+        )
+    model = world.world_model
+    hx, _ = model.rew_end_model.initial_state(num_games)
+    frames_shape = (num_games, *world.contexts.obs.shape[1:])
+    n, h, w, c = frames_shape[1:]
+    given = state.world
+    if given.hx.shape != hx[0].shape or given.obs.shape != (num_games, n, c, h, w):
+        raise InvalidInputError(
+            f"the state is of another world model: this one has frames {(num_games, n, c, h, w)} "
+            f"and an LSTM of {hx.shape[-1]}, the state has {tuple(given.obs.shape)} and {given.hx.shape[-1]}"
+        )
+    moved = WorldModelState(*(x.to(model.device) for x in given.tensors()))
+    moved = replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
+    return moved, state.over.to(model.device)
+
+
+def restore_rngs(rngs: Iterable[np.random.Generator], state: ImaginedState) -> None:
+    """Puts each game's generator where it was."""
+    for rng, rng_state in zip(rngs, state.rng, strict=True):
+        rng.bit_generator.state = rng_state
+
+
+def require_open(closed: bool) -> None:
+    """Raises `ClosedEnvironmentError` when the environment has been closed."""
+    if closed:
+        raise ClosedEnvironmentError("this environment has been closed: make another one")
+
+
+def require_started(closed: bool, state: WorldModelState | None, method: str) -> WorldModelState:
+    """The games' state.
+
+    Raises:
+        ClosedEnvironmentError: The environment has been closed.
+        ResetNeededError: No game has been started.
+    """
+    require_open(closed)
+    if state is None:
+        raise ResetNeededError(f"no game has been started: call reset() before {method}()")
+    return state
+
+
+def check_action(action: Any, action_meanings: Sequence[str]) -> int:
+    """One action as an int.
+
+    Raises:
+        InvalidInputError: Not an integer (a Python or NumPy integer, a 0-d integer array or tensor) in range.
+    """
+    integral = (
+        not isinstance(action, bool | np.bool_)
+        if isinstance(action, int | np.integer)
+        else isinstance(action, np.ndarray | Tensor) and action.ndim == 0 and _has_integer_dtype(action)
+    )
+    if not integral or not 0 <= int(action) < len(action_meanings):
+        raise InvalidInputError(
+            f"an action is an integer in 0..{len(action_meanings) - 1} ({_menu(action_meanings)}), "
+            f"got {action!r} of type {type(action).__name__}"
+        )
+    return int(action)
+
+
+def check_actions(
+    actions: Any, num_games: int, action_meanings: Sequence[str], device: torch.device
+) -> Int64[Tensor, " b"]:
+    """Actions of a batch as a tensor on `device`.
+
+    Tensors on a GPU are checked there: one boolean crosses to the host, because an action out of range would
+    otherwise end the process's use of the GPU.
+
+    Raises:
+        InvalidInputError: Not integers of shape (num_games,) in range.
+    """
+    given = actions if isinstance(actions, Tensor) else _as_array(actions)
+    if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
+        kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else repr(actions)
+        raise InvalidInputError(f"actions must be integers of shape ({num_games},), got {kind}")
+    act = given.to(torch.int64) if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.int64))
+    valid = (act >= 0) & (act < len(action_meanings))
+    if not valid.all():
+        game = int(valid.logical_not().nonzero()[0, 0])
+        raise InvalidInputError(
+            f"actions are in 0..{len(action_meanings) - 1} ({_menu(action_meanings)}), "
+            f"got {given[game]} for game {game}"
+        )
+    return act.to(device)
+
+
+def check_seed(seed: Any) -> int | None:
+    """A seed as Gymnasium takes it.
+
+    Raises:
+        InvalidInputError: Neither None nor an integer >= 0.
+    """
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or seed < 0:
+        raise InvalidInputError(
+            f"a seed is an integer >= 0 or None, got {seed!r} of type {type(seed).__name__}"
+        )
+    return int(seed)
+
+
+def check_seeds(seed: Any, num_games: int) -> list[int | None]:
+    """Seeds of a batch: `seed + i` for game i, or the sequence given (None entries allowed).
+
+    Raises:
+        InvalidInputError: A seed is not valid, or there are not as many as games.
+    """
+    if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes)) or (
+        isinstance(seed, np.ndarray) and seed.ndim == 1
+    ):
+        if len(seed) != num_games:
+            raise InvalidInputError(f"a list of seeds has one per game, {num_games}, got {len(seed)}")
+        return [check_seed(s) for s in seed]
+    first = check_seed(seed)
+    return [None if first is None else first + i for i in range(num_games)]
+
+
+def check_options(options: Any, accepted: Sequence[str]) -> Mapping[str, Any]:
+    """The options of `reset`.
+
+    Raises:
+        InvalidInputError: Neither None nor a mapping of accepted keys.
+    """
+    if options is None:
+        return {}
+    if not isinstance(options, Mapping):
+        raise InvalidInputError(f"options is a dict or None, got {type(options).__name__}")
+    unknown = [key for key in options if key not in accepted]
+    if unknown:
+        raise InvalidInputError(f"unknown reset option(s) {unknown}; accepted: {list(accepted)}")
+    return options
+
+
+def check_context(world: World, context: Any, num_games: int | None = None) -> Contexts | None:
+    """Start contexts given by the caller; None when none is.
+
+    Args:
+        world: What the context must fit.
+        context: {"obs": uint8 (n, h, w, c), "act": integers (n,) or (n - 1,)}; arrays or tensors. With
+            `num_games` both may have a leading axis of that size.
+        num_games: Games to start; None means one, and no leading axis.
+
+    Returns:
+        One context per game, copied.
+
+    Raises:
+        InvalidInputError: A key is missing or unknown, or a shape, dtype or action is wrong.
+    """
+    if context is None:
+        return None
+    if not isinstance(context, Mapping) or set(context) != {"obs", "act"}:
+        got = sorted(map(str, context)) if isinstance(context, Mapping) else type(context).__name__
+        raise InvalidInputError(f'options["context"] is a dict with the keys "obs" and "act", got {got}')
+    obs = _check_context_obs(context["obs"], world.contexts.obs.shape[1:], num_games)
+    act = _check_context_act(context["act"], obs.shape[:-3], len(world.action_meanings))
+    if obs.ndim == 5:
+        return Contexts(obs, act)
+    repeats = num_games or 1
+    return Contexts(np.repeat(obs[None], repeats, axis=0), np.repeat(act[None], repeats, axis=0))
+
+
+def _check_context_obs(value: Any, shape: tuple[int, ...], num_games: int | None) -> NDArray[np.uint8]:
+    accepted = [shape] if num_games is None else [shape, (num_games, *shape)]
+    obs = _as_array(value)
+    if obs is None or obs.dtype != np.uint8 or obs.shape not in accepted:
+        got = f"{obs.dtype} {obs.shape}" if obs is not None else type(value).__name__
+        raise InvalidInputError(
+            f'options["context"]["obs"] is uint8 of shape {" or ".join(map(str, accepted))}, got {got}'
+        )
+    return obs.copy()
+
+
+def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> NDArray[np.int64]:
+    accepted = [shape, (*shape[:-1], shape[-1] - 1)]
+    act = _as_array(value)
+    if act is None or not (_has_integer_dtype(act) or act.size == 0) or act.shape not in accepted:
+        got = f"{act.dtype} {act.shape}" if act is not None else type(value).__name__
+        raise InvalidInputError(
+            f'options["context"]["act"] is integers of shape {" or ".join(map(str, accepted))}, got {got}'
+        )
+    if act.size and (act.min() < 0 or act.max() >= num_actions):
+        raise InvalidInputError(
+            f'options["context"]["act"] holds actions in 0..{num_actions - 1}, got {act.min()}..{act.max()}'
+        )
+    padded = np.zeros(shape, np.int64)
+    padded[..., : act.shape[-1]] = act
+    return padded
+
+
+def check_choice(name: str, value: Any, accepted: Sequence[str | None]) -> None:
+    """Raises `InvalidInputError` unless a keyword argument has one of the accepted values."""
+    if not (value is None or isinstance(value, str)) or value not in accepted:
+        raise InvalidInputError(f"{name} is one of {list(accepted)}, got {value!r}")
+
+
+def keys_to_action(action_meanings: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """Keys to hold for each action, as ale_py binds them: WASD to move, space to fire, E to do nothing.
+
+    Actions whose name is not one of ALE's have no keys.
+    """
+    bindings = {}
+    for action, meaning in enumerate(action_meanings):
+        keys = _keys_of(meaning)
+        if keys:
+            bindings[keys] = action
+    return bindings
+
+
+def _keys_of(meaning: str) -> tuple[str, ...]:
+    if meaning == "NOOP":
+        return (_NOOP_KEY,)
+    keys = []
+    for part, key in _KEYS.items():
+        if meaning.startswith(part):
+            meaning = meaning[len(part) :]
+            keys.append(key)
+    return tuple(keys) if not meaning else ()
+
+
+def _menu(action_meanings: Sequence[str]) -> str:
+    return ", ".join(f"{i} {meaning}" for i, meaning in enumerate(action_meanings))
+
+
+def _has_integer_dtype(x: np.ndarray | Tensor) -> bool:
+    if isinstance(x, np.ndarray):
+        return np.issubdtype(x.dtype, np.integer)
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """The value as an array, or None when it is none (ragged, None, a string, a dtype NumPy lacks, ...)."""
+    try:
+        if isinstance(value, Tensor):
+            return value.detach().cpu().numpy()
+        return np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else None
+    except (TypeError, ValueError, RuntimeError):
+        return None

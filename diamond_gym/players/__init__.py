@@ -1,0 +1,1 @@
+"""Who plays: random, scripted and learned players, and what the scripted ones see."""

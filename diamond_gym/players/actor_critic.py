@@ -1,0 +1,105 @@
+"""A checkpoint's actor-critic as a policy: a callable from frames to actions.
+
+Knows one network and one stream of random numbers; nothing of games, files or training.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.world.models import Agent
+from diamond_gym.world.pixels import to_float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What an actor-critic makes of a frame.
+
+    Attributes:
+        action: The action drawn, 0..n-1.
+        entropy: Of the policy at this frame, in bits, at temperature 1.
+        value: The critic's expected return.
+    """
+
+    action: int
+    entropy: float
+    value: float
+
+
+class AgentPolicy:
+    """Plays with an agent's actor-critic; its memory lasts from one `reset` to the next.
+
+    Args:
+        agent: With an actor-critic; used where it is, on its device and in its dtype.
+        epsilon: Probability in [0, 1] of a uniformly random action.
+        seed: Fixes every action that follows, >= 0.
+        temperature: Divides the logits before an action is sampled; 0 takes the likeliest action.
+
+    Raises:
+        InvalidInputError: The agent has no actor-critic, or a number is out of range.
+    """
+
+    def __init__(self, agent: Agent, epsilon: float = 0.0, seed: int = 0, temperature: float = 1.0) -> None:
+        if agent.actor_critic is None:
+            raise InvalidInputError("this agent has no actor-critic: its checkpoint holds a world model only")
+        if not 0 <= epsilon <= 1:
+            raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
+        if not temperature >= 0:
+            raise InvalidInputError(f"temperature must be >= 0, got {temperature!r}")
+        self.actor_critic = agent.actor_critic
+        self.epsilon = epsilon
+        self.temperature = temperature
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget what was seen; with a seed, restart the random numbers."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._hx_cx = self.actor_critic.initial_state(1)
+
+    def __call__(self, obs: NDArray[np.uint8]) -> int:
+        """The action, 0..n-1, at a uint8 (h, w, c) frame."""
+        logits, _ = self._look_at(obs)
+        return self._choose(logits)
+
+    def decide(self, obs: NDArray[np.uint8]) -> Decision:
+        """The action at a uint8 (h, w, c) frame, and what the networks think of it."""
+        logits, value = self._look_at(obs)
+        log_p = logits - logits.max()
+        log_p = log_p - np.log(np.exp(log_p).sum())
+        entropy = float(-(np.exp(log_p) * log_p).sum() / np.log(2))
+        return Decision(self._choose(logits), entropy, value)
+
+    def fork(self) -> AgentPolicy:
+        """A player on the same networks that goes on from here with memory and random numbers of its own."""
+        other = copy.copy(self)  # the LSTM state is replaced, never written into
+        other._rng = copy.deepcopy(self._rng)
+        return other
+
+    @torch.no_grad()
+    def _look_at(self, obs: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
+        """Logits and value."""
+        frame = torch.from_numpy(np.ascontiguousarray(obs.transpose(2, 0, 1)))[None]
+        x = to_float(frame.to(self._hx_cx[0].device))
+        logits, value, self._hx_cx = self.actor_critic.predict_act_value(x, self._hx_cx)
+        return logits[0].double().cpu().numpy(), float(value)
+
+    def _choose(self, logits: NDArray[np.float64]) -> int:
+        u, explore = self._rng.random(2)
+        if explore < self.epsilon:
+            return int(u * len(logits))
+        return self._draw(logits, u)
+
+    def _draw(self, logits: NDArray[np.float64], u: float) -> int:
+        """A draw from the categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
+        if self.temperature == 0:
+            return int(logits.argmax())
+        weights = np.exp((logits - logits.max()) / self.temperature)
+        cumulative = weights.cumsum() / weights.sum()
+        return min(int(np.searchsorted(cumulative, u, side="right")), len(logits) - 1)

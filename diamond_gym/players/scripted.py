@@ -1,0 +1,146 @@
+"""What the scripted players of `players.py` share: how they go about it, blunders, a ball's track, plans.
+
+Nothing here knows a game.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from diamond_gym.errors import InvalidInputError
+
+DEFAULT_NOISE = 0.15
+
+_HIDDEN_STEPS = 3
+"""A ball unseen for so many steps is taken as lost."""
+
+
+class Blunders:
+    """Bursts of 2 to 10 steps in which a player does not do what it should.
+
+    Args:
+        rng: drawn from at every step.
+        rate: probability that a burst begins at a step outside of one.
+        num_actions: size of the game's action set.
+    """
+
+    def __init__(self, rng: np.random.Generator, rate: float, num_actions: int) -> None:
+        self._rng, self._rate, self._num_actions = rng, rate, num_actions
+        self._left: int = 0
+        self._held: int | None = None
+
+    def __call__(self) -> int | None:
+        """In a burst, its action: one held action, or a random one each step. None outside of bursts."""
+        if self._left == 0:
+            if self._rng.random() >= self._rate:
+                return None
+            self._left = int(self._rng.integers(2, 11))
+            self._held = self._draw() if self._rng.random() < 0.5 else None
+        self._left -= 1
+        return self._draw() if self._held is None else self._held
+
+    def _draw(self) -> int:
+        return int(self._rng.integers(self._num_actions))
+
+
+class BallTrack:
+    """Where a ball was last seen and how it moved.
+
+    Attributes:
+        position: (2,), x and y in pixels; None when the ball is lost.
+        velocity: (2,), pixels a step; None until the ball has been seen twice.
+        hidden: steps since it was last seen.
+    """
+
+    def __init__(self) -> None:
+        self.position: NDArray[np.float64] | None = None
+        self.velocity: NDArray[np.float64] | None = None
+        self.hidden = 0
+
+    def see(self, ball: NDArray[np.float64]) -> None:
+        """One step later the ball is at `ball` (2,), NaN where it is not visible."""
+        if np.isnan(ball[0]):
+            self.hidden += 1
+            if self.hidden >= _HIDDEN_STEPS:
+                self.position = self.velocity = None
+            return
+        if self.position is not None:
+            self.velocity = (ball - self.position) / (self.hidden + 1)
+        self.position, self.hidden = ball, 0
+
+
+class ScriptedPlayer(ABC):
+    """A player that looks, blunders now and then, and otherwise plays.
+
+    Args:
+        seed: fixes every random choice that follows.
+        noise: in [0, 1]; 0 plays as well as it can, 1 very badly.
+
+    Attributes:
+        blunder_rate: probability per step, at noise 1, that a burst of blunders begins.
+        num_actions: size of the game's action set.
+
+    Raises:
+        InvalidInputError: `noise` outside [0, 1].
+    """
+
+    blunder_rate: float
+    num_actions: int
+
+    def __init__(self, seed: int = 0, noise: float = DEFAULT_NOISE) -> None:
+        if not 0 <= noise <= 1:
+            raise InvalidInputError(f"noise must be in [0, 1], got {noise}")
+        self.noise = noise
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Forget what was seen; with a seed, restart the random numbers."""
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
+        self._blunder = Blunders(self._rng, self.blunder_rate * self.noise, self.num_actions)
+        self._forget()
+
+    def __call__(self, obs: NDArray[np.uint8]) -> int:
+        """The action for the frame `obs`, uint8 (64, 64, 3)."""
+        self._look(np.asarray(obs)[None])
+        action = self._blunder()
+        if action is None:
+            action = self._play()
+        self._remember(action)
+        return action
+
+    @abstractmethod
+    def _forget(self) -> None:
+        """A new game: nothing has been seen or done."""
+
+    @abstractmethod
+    def _look(self, frame: NDArray[np.uint8]) -> None:
+        """Take in the frame, uint8 (1, 64, 64, 3)."""
+
+    @abstractmethod
+    def _play(self) -> int:
+        """The action it means to take."""
+
+    @abstractmethod
+    def _remember(self, action: int) -> None:
+        """The action that was taken."""
+
+
+def all_plans(length: int) -> NDArray[np.int64]:
+    """Every sequence of moves, int64 (3**length, length): 0 rests, 1 and -1 go either way."""
+    return np.array(list(itertools.product((0, 1, -1), repeat=length)))
+
+
+def cheapest(cost: NDArray[np.float64]) -> int:
+    """The first of the plans that cost least; what differs by rounding only, as CPUs do, counts as equal."""
+    return int(cost.round(6).argmin())
+
+
+def reflect(x: float, low: float, high: float) -> float:
+    """Fold `x` into [low, high] as walls there would."""
+    width = high - low
+    return low + width - abs((x - low) % (2 * width) - width)

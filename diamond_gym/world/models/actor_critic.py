@@ -1,0 +1,90 @@
+"""The recurrent actor-critic that plays. Knows nothing of environments or training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.world.models.blocks import SmallResBlock, conv3x3, init_lstm
+from diamond_gym.world.models.rew_end_model import LSTMState
+
+
+@dataclass
+class ActorCriticConfig:
+    """Sizes of the actor-critic. Defaults are the published ones.
+
+    `num_actions` is filled in from the game when None; `down[i]` is 1 where stage i ends in 2x2 max-pooling.
+    """
+
+    lstm_dim: int = 512
+    img_channels: int = 3
+    img_size: int = 64
+    channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
+    down: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
+    num_actions: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.channels or len(self.channels) != len(self.down):
+            raise InvalidInputError(
+                f"actor_critic: channels and down need one entry per stage, got {self.channels} and "
+                f"{self.down}"
+            )
+
+    @property
+    def features(self) -> int:
+        """Size of the encoder's flattened output."""
+        side = self.img_size
+        for down in self.down:
+            side = side // 2 if down else side
+        return self.channels[-1] * side * side
+
+
+class ActorCriticEncoder(nn.Module):
+    """Convolution, then small residual blocks, each followed by max-pooling where asked for."""
+
+    def __init__(self, config: ActorCriticConfig) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [conv3x3(config.img_channels, config.channels[0])]
+        previous = config.channels[0]
+        for channels, down in zip(config.channels, config.down, strict=True):
+            layers += [SmallResBlock(previous, channels), nn.MaxPool2d(2) if down else nn.Identity()]
+            previous = channels
+        self.encoder = nn.Sequential(*layers)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h2 w2"]:
+        return self.encoder(x)
+
+
+class ActorCritic(nn.Module):
+    """Policy and value of a frame and an LSTM state."""
+
+    def __init__(self, config: ActorCriticConfig) -> None:
+        super().__init__()
+        assert config.num_actions is not None
+        self.config = config
+        self.encoder = ActorCriticEncoder(config)
+        self.lstm = nn.LSTMCell(config.features, config.lstm_dim)
+        self.critic_linear = nn.Linear(config.lstm_dim, 1)
+        self.actor_linear = nn.Linear(config.lstm_dim, config.num_actions)
+        for linear in (self.critic_linear, self.actor_linear):
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        init_lstm(self.lstm)
+
+    def initial_state(self, batch_size: int) -> LSTMState:
+        """The zero LSTM state: two tensors of shape (batch_size, lstm_dim)."""
+        weight = self.lstm.weight_hh
+        zeros = torch.zeros(batch_size, self.config.lstm_dim, device=weight.device, dtype=weight.dtype)
+        return zeros, zeros.clone()
+
+    def predict_act_value(
+        self, obs: Float[Tensor, "b c h w"], hx_cx: LSTMState
+    ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"], LSTMState]:
+        """One step: action logits, value, next LSTM state. `obs` in [-1, 1]."""
+        x = self.encoder(obs.to(self.lstm.weight_hh.dtype)).flatten(1)
+        hx, cx = self.lstm(x, hx_cx)
+        return self.actor_linear(hx), self.critic_linear(hx).squeeze(1), (hx, cx)

@@ -1,0 +1,81 @@
+"""The three networks of a DIAMOND agent under the names its checkpoints use."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any, TypeVar, get_type_hints
+
+from torch import nn
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.world.models.actor_critic import ActorCritic, ActorCriticConfig
+from diamond_gym.world.models.denoiser import Denoiser, DenoiserConfig
+from diamond_gym.world.models.rew_end_model import RewEndModel, RewEndModelConfig
+
+T = TypeVar("T")
+
+
+def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
+    """Builds a (nested) config dataclass from plain dicts, as `dataclasses.asdict` makes them.
+
+    Raises:
+        InvalidInputError: A key is not a field of the config.
+    """
+    if not isinstance(values, dict):
+        raise InvalidInputError(f"{cls.__name__}: expected a mapping of fields, got {values!r}")
+    hints = get_type_hints(cls)
+    names = [f.name for f in fields(cls)]  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(values) - set(names))
+    if unknown:
+        raise InvalidInputError(f"{cls.__name__}: unknown field(s) {unknown}; accepted: {names}")
+    return cls(
+        **{
+            name: config_from_dict(hints[name], value) if is_dataclass(hints[name]) else value
+            for name, value in values.items()
+        }
+    )
+
+
+@dataclass
+class AgentConfig:
+    """Sizes of the three networks and of the action set they share (None until the game is known)."""
+
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    rew_end_model: RewEndModelConfig = field(default_factory=RewEndModelConfig)
+    actor_critic: ActorCriticConfig = field(default_factory=ActorCriticConfig)
+    num_actions: int | None = None
+
+    def with_num_actions(self, num_actions: int) -> AgentConfig:
+        """The same sizes for a game of `num_actions` actions."""
+        return AgentConfig(
+            denoiser=replace(
+                self.denoiser, inner_model=replace(self.denoiser.inner_model, num_actions=num_actions)
+            ),
+            rew_end_model=replace(self.rew_end_model, num_actions=num_actions),
+            actor_critic=replace(self.actor_critic, num_actions=num_actions),
+            num_actions=num_actions,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dicts, ready for JSON."""
+        return asdict(self)
+
+
+class Agent(nn.Module):
+    """World model (denoiser, reward/end model) and actor-critic.
+
+    Args:
+        config: Sizes; `num_actions` must be set.
+        with_actor_critic: False for a world model without a policy (as embedded ones are); `actor_critic` is
+            then None.
+    """
+
+    def __init__(self, config: AgentConfig, *, with_actor_critic: bool = True) -> None:
+        super().__init__()
+        if config.num_actions is None:
+            raise InvalidInputError("AgentConfig.num_actions must be set before the networks can be built")
+        config = config.with_num_actions(config.num_actions)
+        self.config = config
+        self.denoiser = Denoiser(config.denoiser)
+        self.rew_end_model = RewEndModel(config.rew_end_model)
+        self.actor_critic = ActorCritic(config.actor_critic) if with_actor_critic else None

@@ -1,0 +1,314 @@
+"""The layers the three networks are made of.
+
+Attribute names are the state-dict interface of released checkpoints.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from diamond_gym.world.models import fused_norm
+
+GROUP_SIZE = 32
+GROUP_NORM_EPS = 1e-5
+ATTENTION_HEAD_DIM = 8
+
+
+def num_groups(channels: int) -> int:
+    """Number of groups of a group norm over `channels` channels: one per 32 channels, at least one."""
+    return max(1, channels // GROUP_SIZE)
+
+
+def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A convolution of each pixel on its own."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=1)
+
+
+def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
+    """A 3x3 convolution that keeps the image size."""
+    return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with learned scale and shift."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(num_groups(channels), channels, eps=GROUP_NORM_EPS)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return self.norm(x)
+
+    def silu(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """SiLU of the output."""
+        if fused_norm.applies_to(x):
+            scale, shift = (v.expand(len(x), -1) for v in (self.norm.weight, self.norm.bias))
+            return fused_norm.norm_scale_shift_silu(x, self.norm.num_groups, scale, shift, GROUP_NORM_EPS)
+        return F.silu(self(x), inplace=True)
+
+
+class Modulation(NamedTuple):
+    """Scales and shifts of all `AdaGroupNorm` layers of a network, one after the other."""
+
+    scale: Float[Tensor, "b c 1 1"]
+    shift: Float[Tensor, "b c 1 1"]
+
+
+class AdaGroupNorm(nn.Module):
+    """Group normalisation whose scale and shift are a linear function of a conditioning vector.
+
+    Attributes:
+        first_channel: Where its part of a `Modulation` begins.
+    """
+
+    def __init__(self, channels: int, cond_channels: int) -> None:
+        super().__init__()
+        self.num_groups = num_groups(channels)
+        self.linear = nn.Linear(cond_channels, 2 * channels)
+        self.first_channel = 0
+
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        scale, shift = (part.narrow(1, self.first_channel, x.shape[1]) for part in modulation)
+        x = F.group_norm(x, self.num_groups, eps=GROUP_NORM_EPS)
+        if torch.is_grad_enabled():
+            return (x * scale).add_(shift)
+        if x.dtype == torch.float32:
+            return x.mul_(scale).add_(shift)  # rounds as the published code does, addcmul would not
+        return torch.addcmul(shift, x, scale)
+
+    def silu(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        """SiLU of the output."""
+        if fused_norm.applies_to(x):
+            parts = (part.narrow(1, self.first_channel, x.shape[1])[:, :, 0, 0] for part in modulation)
+            scale, shift = (part.expand(len(x), -1) for part in parts)
+            return fused_norm.norm_scale_shift_silu(x, self.num_groups, scale, shift, GROUP_NORM_EPS)
+        return F.silu(self(x, modulation), inplace=True)
+
+
+class Modulator:
+    """Computes the scales and shifts of all adaptive norms of a network in one matrix product.
+
+    Holds no weights: each norm keeps its own, as released checkpoints have them.
+
+    Args:
+        network: Whose norms.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.norms = [module for module in network.modules() if isinstance(module, AdaGroupNorm)]
+        first_channel = 0
+        for norm in self.norms:
+            norm.first_channel = first_channel
+            first_channel += norm.linear.out_features // 2
+
+    def __call__(self, cond: Float[Tensor, "b d"]) -> Modulation:
+        weight = _scales_first([norm.linear.weight for norm in self.norms])
+        bias = _scales_first([norm.linear.bias for norm in self.norms])
+        scale, shift = F.linear(cond, weight, bias)[:, :, None, None].chunk(2, dim=1)
+        return Modulation(1 + scale, shift)
+
+
+def _scales_first(scales_and_shifts: list[Tensor]) -> Tensor:
+    """The first halves of all tensors, then the second halves."""
+    halves = [x.chunk(2) for x in scales_and_shifts]
+    return torch.cat([scales for scales, _ in halves] + [shifts for _, shifts in halves])
+
+
+class SelfAttention2d(nn.Module):
+    """Multi-head self-attention over the pixels of an image, added to its normalised input."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.num_heads = max(1, channels // ATTENTION_HEAD_DIM)
+        self.norm = GroupNorm(channels)
+        self.qkv_proj = conv1x1(channels, 3 * channels)
+        self.out_proj = conv1x1(channels, channels)
+        nn.init.zeros_(self.out_proj.weight)
+        nn.init.zeros_(self.out_proj.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        b, c, h, w = x.shape
+        x = self.norm(x)  # the skip carries the normalised input: released weights expect it
+        qkv = self.qkv_proj(x).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
+        q, k, v = qkv.transpose(-1, -2).unbind(1)
+        # spelled out: on CPU the fused kernel's backward is 10 times slower for so few pixels
+        weights = ((q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+        y = weights @ v
+        return x + self.out_proj(y.transpose(-1, -2).reshape(b, c, h, w))
+
+
+class FourierFeatures(nn.Module):
+    """Random Fourier features of the noise level (Tancik et al. 2020); the frequencies are a fixed buffer."""
+
+    def __init__(self, cond_channels: int) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.register_buffer("weight", torch.randn(1, cond_channels // 2))
+
+    def forward(self, c_noise: Float[Tensor, " b"]) -> Float[Tensor, "b d"]:
+        f = 2 * math.pi * c_noise[:, None] * self.weight
+        return torch.cat([f.cos(), f.sin()], dim=-1)
+
+
+class Downsample(nn.Module):
+    """Halves the image with a strided 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=1)
+        nn.init.orthogonal_(self.conv.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        return self.conv(x)
+
+
+_SUMS_OF_ROW = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+_SUMS_OF_COPIES = torch.kron(_SUMS_OF_ROW, _SUMS_OF_ROW).T.contiguous()
+"""From the 3x3 weights to the 4x4 ones of the transposed convolution that `Upsample` can be."""
+
+
+class Upsample(nn.Module):
+    """Doubles the image (nearest), then a 3x3 convolution.
+
+    Of the nine pixels that the convolution sees, several are copies of one. With their weights summed it is a
+    transposed convolution of the small image, with 4 products for every 9: twice as fast on CPUs, and equal
+    up to rounding.
+
+    Attributes:
+        merges_copies: Whether to compute it so.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, channels)
+        self.merges_copies = False
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        if not self.merges_copies:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        c = self.conv.in_channels
+        sums = _SUMS_OF_COPIES.to(self.conv.weight)
+        weight = (self.conv.weight.reshape(c * c, 9) @ sums).reshape(c, c, 4, 4).transpose(0, 1)
+        return F.conv_transpose2d(x, weight, self.conv.bias, stride=2, padding=1)
+
+
+class ResBlock(nn.Module):
+    """Two adaptive-norm, SiLU, 3x3-convolution stages beside a skip, then attention where asked for."""
+
+    def __init__(self, in_channels: int, out_channels: int, cond_channels: int, *, attention: bool) -> None:
+        super().__init__()
+        self.proj = conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        self.norm1 = AdaGroupNorm(in_channels, cond_channels)
+        self.conv1 = conv3x3(in_channels, out_channels)
+        self.norm2 = AdaGroupNorm(out_channels, cond_channels)
+        self.conv2 = conv3x3(out_channels, out_channels)
+        self.attn = SelfAttention2d(out_channels) if attention else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c2 h w"]:
+        r = self.proj(x)
+        x = self.conv1(self.norm1.silu(x, modulation))
+        x = self.conv2(self.norm2.silu(x, modulation))
+        return self.attn(x.add_(r))
+
+
+class ResBlocks(nn.Module):
+    """A run of residual blocks that returns every block's output; `skips` are concatenated to the inputs."""
+
+    def __init__(
+        self, in_channels: list[int], out_channels: list[int], cond_channels: int, *, attention: bool
+    ) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(
+            ResBlock(c_in, c_out, cond_channels, attention=attention)
+            for c_in, c_out in zip(in_channels, out_channels, strict=True)
+        )
+
+    def forward(
+        self, x: Tensor, modulation: Modulation, skips: list[Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
+        outputs = []
+        for i, block in enumerate(self.resblocks):
+            x = x if skips is None else torch.cat([x, skips[i]], dim=1)
+            x = block(x, modulation)
+            outputs.append(x)
+        return x, outputs
+
+
+def level_channels(channels: list[int]) -> list[tuple[int, int]]:
+    """(input, output) channels of each level of a pyramid; the first level keeps its channels."""
+    return list(zip([channels[0], *channels[:-1]], channels, strict=True))
+
+
+class UNet(nn.Module):
+    """The U-Net of the denoiser: residual blocks down a pyramid, two middle blocks with attention, and up."""
+
+    def __init__(
+        self, cond_channels: int, depths: list[int], channels: list[int], attn_depths: list[int]
+    ) -> None:
+        super().__init__()
+        d_blocks, u_blocks = [], []
+        for depth, attention, (c1, c2) in zip(depths, attn_depths, level_channels(channels), strict=True):
+            d_blocks.append(
+                ResBlocks([c1] + [c2] * (depth - 1), [c2] * depth, cond_channels, attention=bool(attention))
+            )
+            u_blocks.append(
+                ResBlocks(
+                    [2 * c2] * depth + [c1 + c2],
+                    [c2] * depth + [c1],
+                    cond_channels,
+                    attention=bool(attention),
+                )
+            )
+        self.d_blocks = nn.ModuleList(d_blocks)
+        self.u_blocks = nn.ModuleList(reversed(u_blocks))
+        self.mid_blocks = ResBlocks([channels[-1]] * 2, [channels[-1]] * 2, cond_channels, attention=True)
+        self.downsamples = nn.ModuleList([nn.Identity(), *(Downsample(c) for c in channels[:-1])])
+        self.upsamples = nn.ModuleList([nn.Identity(), *(Upsample(c) for c in reversed(channels[:-1]))])
+
+    def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        h, w = x.shape[-2:]
+        multiple = 2 ** (len(self.d_blocks) - 1)
+        x = F.pad(x, (0, -w % multiple, 0, -h % multiple))
+        skips = []
+        for downsample, block in zip(self.downsamples, self.d_blocks, strict=True):
+            x_level = downsample(x)
+            x, outputs = block(x_level, modulation)
+            skips.append([*reversed(outputs), x_level])
+        x, _ = self.mid_blocks(x, modulation)
+        for upsample, block, level_skips in zip(self.upsamples, self.u_blocks, reversed(skips), strict=True):
+            x, _ = block(upsample(x), modulation, level_skips)
+        return x[..., :h, :w]
+
+
+class SmallResBlock(nn.Module):
+    """Group norm, SiLU and a 3x3 convolution beside a skip (the actor-critic's block)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.f = nn.Sequential(GroupNorm(in_channels), nn.SiLU(), conv3x3(in_channels, out_channels))
+        self.skip_projection = (
+            conv1x1(in_channels, out_channels) if in_channels != out_channels else nn.Identity()
+        )
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c2 h w"]:
+        return self.skip_projection(x) + self.f(x)
+
+
+def init_lstm(lstm: nn.LSTM | nn.LSTMCell) -> None:
+    """Xavier input weights, orthogonal recurrent weights; biases 0, the input-side forget gate's 1."""
+    for name, p in lstm.named_parameters():
+        if "weight_ih" in name:
+            nn.init.xavier_uniform_(p)
+        elif "weight_hh" in name:
+            nn.init.orthogonal_(p)
+        else:
+            nn.init.zeros_(p)
+            if "bias_ih" in name:
+                p.data[lstm.hidden_size : 2 * lstm.hidden_size] = 1

@@ -1,0 +1,277 @@
+"""The learned simulator as batched torch: contexts in, frames, rewards and ends out.
+
+`WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data:
+keep one, and the same future can be played again from it. Knows nothing of Gymnasium, files or training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.world import ddpm, noise, sampler
+from diamond_gym.world.models import Conditioners, Denoiser, LSTMState, RewEndModel
+from diamond_gym.world.pixels import quantize, to_float, to_uint8
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+
+
+@dataclass(frozen=True)
+class WorldModelState:
+    """Everything the future of b games depends on, besides the actions to come.
+
+    Attributes:
+        obs: The last n frames, oldest first.
+        act: The last n actions; `act[:, i]` was taken at `obs[:, i]`, and the last entry is yet to be taken.
+        hx: Hidden state of the reward/end LSTM.
+        cx: Cell state of the reward/end LSTM.
+        key: Key of each game's stream of random numbers, >= 0.
+        time: Steps imagined since `start`.
+        padding: How many of the oldest frames are padding, which networks see as 0, mid grey; None where
+            none can be.
+    """
+
+    obs: UInt8[Tensor, "b n c h w"]
+    act: Int64[Tensor, "b n"]
+    hx: Float[Tensor, "b d"]
+    cx: Float[Tensor, "b d"]
+    key: Int64[Tensor, " b"]
+    time: Int64[Tensor, " b"]
+    padding: Int64[Tensor, " b"] | None = None
+
+    def __len__(self) -> int:
+        return self.key.shape[0]
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The fields, in order, without a padding that is None."""
+        values = (getattr(self, f.name) for f in fields(self))
+        return tuple(x for x in values if x is not None)
+
+    def clone(self) -> WorldModelState:
+        """A copy that shares no memory."""
+        return WorldModelState(*(x.clone() for x in self.tensors()))
+
+    def select(self, index: Int64[Tensor, " k"]) -> WorldModelState:
+        """The state of some of the games (repeats allowed: that forks a game)."""
+        return WorldModelState(*(x[index] for x in self.tensors()))
+
+    def replace(self, index: Int64[Tensor, " k"], other: WorldModelState) -> WorldModelState:
+        """This state with the games at `index` taken from `other`."""
+        return WorldModelState(
+            *(x.index_copy(0, index, y) for x, y in zip(self.tensors(), other.tensors(), strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class WorldModelStep:
+    """What one imagined step gave.
+
+    Attributes:
+        obs: The next frame.
+        rew: Reward in {-1, 0, 1}.
+        end: Whether the episode ended.
+        logits_rew: Logits of the reward classes -1, 0, 1.
+        logits_end: Logits of going on and of ending.
+        trajectory: The frame at every noise level, from noise to `obs`, float32, about [-1, 1].
+    """
+
+    obs: UInt8[Tensor, "b c h w"]
+    rew: Float[Tensor, " b"]
+    end: Bool[Tensor, " b"]
+    logits_rew: Float[Tensor, "b 3"]
+    logits_end: Float[Tensor, "b 2"]
+    trajectory: list[Float[Tensor, "b c h w"]]
+
+
+def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[Tensor, " b"]:
+    """A draw from each categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
+    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
+    return (u >= cumulative[:, :-1]).sum(dim=-1)
+
+
+def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
+    """Sets the oldest `padding` frames of each game to 0, in place."""
+    if padding is None:
+        return frames
+    is_padding = torch.arange(frames.shape[1], device=frames.device) < padding[:, None]
+    return frames.masked_fill_(is_padding[(..., *[None] * (frames.ndim - 2))], 0)
+
+
+def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
+    """What sampling a frame visits: sigmas down to 0 for "edm", timesteps for "ddpm".
+
+    Raises:
+        InvalidInputError: The objective cannot be sampled like this.
+    """
+    if objective == "edm":
+        return sampler.build_sigmas(config).tolist()
+    if config.order != 1 or config.s_churn != 0:
+        raise InvalidInputError(
+            "a denoiser with denoiser.objective=ddpm needs order=1 and s_churn=0, "
+            f"got order={config.order} and s_churn={config.s_churn}"
+        )
+    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising, config.timestep_spacing))]
+
+
+class WorldModel:
+    """Imagines games with a denoiser and a reward/end model.
+
+    Both networks must be in eval mode and on the same device; frames are sampled in float32.
+
+    Raises:
+        InvalidInputError: The denoiser cannot be sampled as `config` says.
+    """
+
+    def __init__(
+        self, denoiser: Denoiser, rew_end_model: RewEndModel, config: DiffusionSamplerConfig | None = None
+    ) -> None:
+        self.denoiser = denoiser
+        self.rew_end_model = rew_end_model
+        self.config = config or DiffusionSamplerConfig()
+        self.levels = noise_levels(denoiser.config.objective, self.config)
+        self._conditioners: dict[float, Conditioners] = {}
+
+    def resampled(self, config: DiffusionSamplerConfig) -> WorldModel:
+        """One on the same networks, whose frames are sampled otherwise.
+
+        Raises:
+            InvalidInputError: The denoiser cannot be sampled as `config` says.
+        """
+        return type(self)(self.denoiser, self.rew_end_model, config)
+
+    @property
+    def num_steps_conditioning(self) -> int:
+        """Frames and actions a step looks back on (n)."""
+        return self.denoiser.config.inner_model.num_steps_conditioning
+
+    @property
+    def num_actions(self) -> int:
+        """Size of the action set."""
+        num_actions = self.denoiser.config.inner_model.num_actions
+        assert num_actions is not None
+        return num_actions
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return self.denoiser.inner_model.conv_in.weight.device
+
+    @torch.no_grad()
+    def start(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        key: Int64[Tensor, " b"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> WorldModelState:
+        """Starts b games from real frames; the reward/end LSTM is burned in on them.
+
+        Args:
+            obs: n frames, oldest first.
+            act: The actions taken at them; the last one is ignored (the first `step` replaces it).
+            key: Key of each game's random numbers, >= 0.
+            padding: How many of the oldest frames, at most n - 1, stand for what was before the episode.
+
+        Raises:
+            InvalidInputError: A shape or dtype is wrong.
+        """
+        n = self.num_steps_conditioning
+        if obs.dtype != torch.uint8 or obs.ndim != 5 or obs.shape[1] != n:
+            raise InvalidInputError(
+                f"context frames must be uint8 of shape (b, {n}, c, h, w), got {obs.dtype} {tuple(obs.shape)}"
+            )
+        obs, act, key = (x.to(self.device) for x in (obs, act, key))
+        padding = None if padding is None else padding.to(self.device)
+        hx, cx = self.burn_in(obs, act, padding)
+        return WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key), padding)
+
+    def burn_in(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> LSTMState:
+        """State of the reward/end LSTM after the transitions between the given frames."""
+        frames = blank(to_float(obs), padding)
+        if obs.shape[1] == 1:
+            return self.rew_end_model.initial_state(len(obs))
+        _, _, hx_cx = self.rew_end_model.predict_rew_end(frames[:, :-1], act[:, :-1], frames[:, 1:])
+        return hx_cx
+
+    @torch.no_grad()
+    def step(
+        self, state: WorldModelState, act: Int64[Tensor, " b"]
+    ) -> tuple[WorldModelState, WorldModelStep]:
+        """Takes one action in each game.
+
+        Args:
+            state: From `start` or an earlier `step`; it is not modified.
+            act: Actions in 0..num_actions-1.
+
+        Returns:
+            The next state, and the frame, reward and end.
+        """
+        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
+        init_noise, u = noise.normal_and_uniform(
+            state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]), noise.Draw.REW_END, (2,)
+        )
+        trajectory = self._sample(state, act_history, init_noise)
+        next_obs = trajectory[-1]
+        frame = to_uint8(next_obs)
+        logits_rew, logits_end, (hx, cx) = self.rew_end_model.predict_rew_end(
+            to_float(state.obs[:, -1:]), act[:, None], next_obs[:, None], (state.hx[None], state.cx[None])
+        )
+        step = WorldModelStep(
+            obs=frame,
+            rew=(draw_class(logits_rew[:, 0], u[:, :1]) - 1).float(),
+            end=draw_class(logits_end[:, 0], u[:, 1:]).bool(),
+            logits_rew=logits_rew[:, 0],
+            logits_end=logits_end[:, 0],
+            trajectory=trajectory,
+        )
+        next_state = WorldModelState(
+            obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),
+            act=torch.cat([act_history[:, 1:], act[:, None]], dim=1),
+            hx=hx[0],
+            cx=cx[0],
+            key=state.key,
+            time=state.time + 1,
+            padding=None if state.padding is None else (state.padding - 1).clamp(min=0),
+        )
+        return next_state, step
+
+    @torch.no_grad()
+    def sample_trajectory(
+        self, state: WorldModelState, act: Int64[Tensor, " b"]
+    ) -> list[Float[Tensor, "b c h w"]]:
+        """The denoising trajectory of the frame that `step` would give, from noise to it, in [-1, 1]."""
+        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
+        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]))
+        return self._sample(state, act_history, init_noise)
+
+    def _sample(
+        self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
+    ) -> list[Float[Tensor, "b c h w"]]:
+        past = self.denoiser.fold_frames(state.obs)
+        if state.padding is not None:
+            blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
+
+        def denoise(x: Tensor, level: float) -> Tensor:
+            return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)
+
+        def step_noise(i: int) -> Tensor:
+            return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))
+
+        if self.denoiser.config.objective == "ddpm":
+            *trajectory, frame = ddpm.sample(denoise, init_noise, self.levels, step_noise)
+            return [*trajectory, quantize(frame)]
+        return sampler.sample(denoise, init_noise, self.levels, self.config, step_noise)
+
+    def _conditioners_at(self, level: float) -> Conditioners:
+        """Preconditioning at one of the few noise levels that sampling visits, computed once."""
+        if level not in self._conditioners:
+            self._conditioners[level] = self.denoiser.conditioners(torch.tensor([level], device=self.device))
+        return self._conditioners[level]

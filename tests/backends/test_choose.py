@@ -1,0 +1,171 @@
+"""Placing a world model: what is chosen, what is refused, and that the same game is imagined."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+from diamond_gym.backends import choose as acceleration
+from diamond_gym.backends.choose import (
+    available_devices,
+    build_world_model,
+    has_fast_bfloat16,
+    pick_device,
+    pick_dtype,
+)
+from diamond_gym.errors import DeviceError, InvalidInputError
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import WorldModel
+from tests.worlds import PLAIN, starts, tiny_agent
+
+CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
+CPU = torch.device("cpu")
+
+
+def imagine(world_model, num_steps=3):
+    """Frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
+    state = world_model.start(*starts(2), torch.tensor([3, 4]))
+    steps = []
+    for i in range(num_steps):
+        state, step = world_model.step(state, torch.tensor([i % 4, 1]))
+        steps.append(step)
+    return torch.stack([s.obs for s in steps]), torch.stack([s.logits_rew for s in steps])
+
+
+def psnr(a, b):
+    return float(10 * torch.log10(255**2 / (a.float() - b.float()).square().mean()))
+
+
+@pytest.fixture
+def plain():
+    agent = tiny_agent()
+    return WorldModel(agent.denoiser, agent.rew_end_model, CONFIG)
+
+
+def test_networks_are_ready_to_imagine():
+    agent = tiny_agent().train()
+    keys = list(agent.state_dict())
+    build_world_model(agent, CONFIG, **PLAIN)
+    assert not agent.denoiser.training and not agent.rew_end_model.training
+    assert agent.denoiser.inner_model.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert agent.denoiser.dtype == torch.float32
+    assert list(agent.state_dict()) == keys
+
+
+def test_float32_imagines_as_plain_networks_do(plain):
+    frames, logits = imagine(build_world_model(tiny_agent(), CONFIG, **PLAIN))
+    plain_frames, plain_logits = imagine(plain)
+    torch.testing.assert_close(logits, plain_logits, atol=1e-3, rtol=0)
+    assert psnr(frames, plain_frames) > 60  # a level here and there, where rounding crosses a boundary
+
+
+def test_network_output_is_that_of_the_plain_network():
+    agent = tiny_agent()
+    placed = build_world_model(copy.deepcopy(agent), CONFIG, **PLAIN).denoiser
+    g = torch.Generator().manual_seed(0)
+    noisy, obs = torch.randn(2, 3, 64, 64, generator=g), torch.rand(2, 12, 64, 64, generator=g) * 2 - 1
+    act, c = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]]), placed.conditioners(torch.tensor([0.1, 4.0]))
+    with torch.no_grad():
+        expected = agent.denoiser.model_output(noisy, c, obs, act)
+        torch.testing.assert_close(placed.model_output(noisy, c, obs, act), expected, atol=1e-4, rtol=0)
+
+
+def test_bfloat16_imagines_nearly_the_same(plain):
+    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="bfloat16", compile=False)
+    assert world_model.denoiser.dtype == torch.bfloat16
+    frames, logits = imagine(world_model, num_steps=1)
+    plain_frames, plain_logits = imagine(plain, num_steps=1)
+    assert logits.dtype == torch.float32
+    assert psnr(frames, plain_frames) > 45
+    assert (logits.softmax(-1) - plain_logits.softmax(-1)).abs().max() < 0.02
+
+
+def test_lstm_stays_in_float32():
+    agent = tiny_agent()
+    build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", compile=False)
+    assert {p.dtype for p in agent.rew_end_model.lstm.parameters()} == {torch.float32}
+    assert {p.dtype for p in agent.rew_end_model.encoder.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in agent.actor_critic.parameters()} == {torch.float32}
+
+
+def test_automatic_choices():
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert pick_dtype("auto", CPU) == (torch.bfloat16 if has_fast_bfloat16(CPU) else torch.float32)
+    if torch.cuda.is_available():
+        is_fast = torch.cuda.get_device_capability() >= (8, 0)
+        assert pick_dtype("auto", torch.device("cuda")) == (torch.bfloat16 if is_fast else torch.float32)
+
+
+BFLOAT16_UNITS = ("amx_tile", "avx512_bf16")
+
+
+@pytest.mark.parametrize("there", [*BFLOAT16_UNITS, "neither"])
+def test_either_unit_of_a_cpu_makes_bfloat16_the_choice(monkeypatch, there):
+    for unit in BFLOAT16_UNITS:
+        is_there = unit == there
+        monkeypatch.setattr(torch.cpu, f"_is_{unit}_supported", lambda is_there=is_there: is_there)
+    assert pick_dtype("auto", CPU) == (torch.float32 if there == "neither" else torch.bfloat16)
+
+
+def test_old_torch_without_the_questions_about_the_cpu(monkeypatch):
+    for unit in BFLOAT16_UNITS:
+        monkeypatch.delattr(torch.cpu, f"_is_{unit}_supported", raising=False)
+    assert pick_dtype("auto", CPU) == torch.float32
+
+
+@pytest.mark.parametrize("device", ["", "CUDA", "cpu:", "cuda:x", "cuda:-1", "a b", 3, None])
+def test_malformed_devices(device):
+    with pytest.raises(InvalidInputError, match="device"):
+        pick_device(device)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "meta", "cpu:1"])
+def test_unavailable_devices_list_those_there_are(device):
+    with pytest.raises(DeviceError, match=f"{device}.*{', '.join(available_devices())}"):
+        pick_device(device)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "", None, torch.float32])
+def test_dtypes_not_for_cpu(dtype):
+    with pytest.raises(InvalidInputError, match="float32, bfloat16"):
+        pick_dtype(dtype, CPU)
+
+
+@pytest.mark.parametrize("compile", ["True", "yes", None, 1])
+def test_wrong_compile(compile):
+    with pytest.raises(InvalidInputError, match="compile"):
+        build_world_model(tiny_agent(), CONFIG, compile=compile)
+
+
+def test_nothing_is_changed_by_a_refused_choice():
+    agent = tiny_agent()
+    with pytest.raises(InvalidInputError):
+        build_world_model(agent, CONFIG, dtype="bfloat16", device="cpu", compile="perhaps")
+    assert agent.denoiser.dtype == torch.float32
+
+
+def test_without_compiler_it_warns_and_imagines(monkeypatch, plain):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.warns(UserWarning, match="no-such-compiler"):
+        world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="float32", compile=True)
+    assert psnr(imagine(world_model, 1)[0], imagine(plain, 1)[0]) > 60
+
+
+def test_automatic_compilation_is_none():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", compile="auto")
+    assert not isinstance(world_model.denoiser.inner_model.forward, acceleration._CompiledForward)
+
+
+@pytest.mark.slow
+def test_compiled_imagines_the_same_and_settles(plain, capfd, without_shape_checks):
+    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="float32", compile=True)
+    frames, _ = imagine(world_model)
+    assert psnr(frames, imagine(plain)[0]) > 60
+    assert "compiled InnerModel for batches of 2" in capfd.readouterr().err
+    with torch.compiler.set_stance("fail_on_recompile"):
+        imagine(world_model)

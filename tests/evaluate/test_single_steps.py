@@ -1,0 +1,71 @@
+"""The ball's track tells what happens in a step; a prediction is right where its ball is near the real."""
+
+import numpy as np
+import pytest
+import torch
+
+from diamond_gym.checkpoints import load_world
+from diamond_gym.data.episodes import Episode
+from diamond_gym.evaluate import heldout
+from diamond_gym.evaluate.single_steps import breakout_kinds, measure_single_steps, pong_kinds
+from diamond_gym.players.player import player
+
+
+def happens(kinds, time):
+    return [kind for kind, steps in kinds.items() if steps[time]]
+
+
+@pytest.mark.parametrize(
+    "track, rew, kind",
+    [
+        ([(30, 30), (32, 33), (34, 36), (36, 39)], 0, ["free flight"]),
+        ([(30, 49), (32, 52), (34, 55), (36, 52)], 0, ["paddle"]),
+        ([(54, 30), (57, 33), (59, 36), (56, 39)], 0, ["walls"]),
+        ([(30, 34), (32, 31), (34, 28), (36, 31)], 1, ["bricks"]),
+        ([(30, 30), (32, 33), (34, 36), (np.nan, np.nan)], 0, []),
+        ([(np.nan, np.nan), (np.nan, np.nan), (34, 36), (36, 39)], 0, []),
+    ],
+)
+def test_kinds_of_breakout(track, rew, kind):
+    ball = np.array(track, float)
+    rewards = np.array([0, 0, rew], float)
+    assert happens(breakout_kinds(ball, rewards), 2) == kind
+
+
+@pytest.mark.parametrize(
+    "track, kind",
+    [
+        ([(30, 30), (33, 31), (36, 32), (39, 33)], ["free flight"]),
+        ([(46, 30), (49, 31), (52, 32), (49, 33)], ["paddle"]),
+        ([(14, 30), (11, 31), (8, 32), (11, 33)], ["opponent"]),
+        ([(30, 16), (33, 14), (36, 12), (39, 14)], ["walls"]),
+    ],
+)
+def test_kinds_of_pong(track, kind):
+    assert happens(pong_kinds(np.array(track, float), np.zeros(3)), 2) == kind
+
+
+def test_the_embedded_world_knows_free_flight():
+    policy = player("scripted", "Breakout", 4, noise=0.0)
+    episodes = heldout.play("Breakout", policy, 1, seed=0, max_steps=120).episodes
+    world_model = load_world("Breakout", "embedded").world_model
+    measured = measure_single_steps("Breakout", world_model, episodes)
+    assert set(measured) == {"free flight", "paddle", "bricks", "walls"}
+    assert measured["free flight"]["frames"] > 50 and measured["free flight"]["right"] > 0.95
+    assert measured["paddle"]["frames"] >= 2
+    assert measured == measure_single_steps("Breakout", world_model, episodes), "the seed fixes the noise"
+
+
+def test_what_does_not_happen_is_not_a_number_and_games_without_a_ball_have_no_kinds():
+    black = Episode(
+        torch.zeros(8, 3, 64, 64, dtype=torch.uint8),
+        torch.zeros(8, dtype=torch.int64),
+        torch.zeros(8),
+        torch.tensor([0] * 7 + [1], dtype=torch.uint8),
+        torch.zeros(8, dtype=torch.uint8),
+        {"final_observation": torch.zeros(3, 64, 64, dtype=torch.uint8)},
+    )
+    world_model = load_world("Breakout", "embedded").world_model
+    measured = measure_single_steps("Breakout", world_model, [black])
+    assert all(row["frames"] == 0 and np.isnan(row["right"]) for row in measured.values())
+    assert measure_single_steps("Boxing", world_model, [black]) == {}

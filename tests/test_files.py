@@ -1,0 +1,87 @@
+"""Files are written as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from diamond_gym import files as disk
+from diamond_gym.errors import CacheError
+
+WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "bytes": lambda path, size: disk.write_file(path, bytes(size)),
+    "torch": lambda path, size: disk.write_torch(path, {"x": torch.zeros(size // 4)}),
+    "safetensors": lambda path, size: disk.write_tensors(path, {"x": torch.zeros(size // 4)}, {}),
+}
+
+
+@pytest.fixture(params=WRITERS)
+def write(request: pytest.FixtureRequest) -> Callable[[Path, int], None]:
+    return WRITERS[request.param]
+
+
+def test_what_is_written_is_read_again(tmp_path):
+    disk.write_file(tmp_path / "new/folder/file", b"content")
+    assert (tmp_path / "new/folder/file").read_bytes() == b"content"
+    disk.write_torch(tmp_path / "x.pt", {"x": torch.arange(3)})
+    assert torch.load(tmp_path / "x.pt", weights_only=True)["x"].tolist() == [0, 1, 2]
+    disk.write_tensors(tmp_path / "x.safetensors", {"x": torch.arange(3)}, {"a": "b"})
+    tensors, metadata = disk.read_tensors(tmp_path / "x.safetensors")
+    assert (tensors["x"].tolist(), metadata) == ([0, 1, 2], {"a": "b"})
+
+
+@pytest.mark.parametrize("size", [5000, 400_000])
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(write, size, tmp_path):
+    resource = pytest.importorskip("resource", reason="file size limits are Unix's")
+    write(tmp_path / "file", 40)
+    before = (tmp_path / "file").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as if the disk were full after 4 kB
+    try:
+        with pytest.raises(CacheError, match=r"cannot write .*/file: .*File too large; choose a folder"):
+            write(tmp_path / "file", size)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "file").read_bytes() == before
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_at_the_last_moment_leaves_the_old_file(write, tmp_path, monkeypatch):
+    write(tmp_path / "file", 40)
+    before = (tmp_path / "file").read_bytes()
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(CacheError, match="No space left"):
+        write(tmp_path / "file", 80)
+    assert (tmp_path / "file").read_bytes() == before
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_what_cannot_be_pickled_leaves_the_old_file(tmp_path):
+    disk.write_torch(tmp_path / "file", {})
+    with pytest.raises(Exception, match="pickle"):
+        disk.write_torch(tmp_path / "file", {"x": lambda: 0})
+    assert torch.load(tmp_path / "file", weights_only=True) == {}
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_in_the_way_of_the_folder(write, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(CacheError, match="choose a folder that can be written"):
+        write(tmp_path / "file" / "inner", 40)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_folder_is_checked_before_there_is_anything_to_write(tmp_path):
+    disk.prepare_folder(tmp_path / "new" / "folder")
+    assert os.listdir(tmp_path / "new" / "folder") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="cannot write to the folder"):
+        disk.prepare_folder(tmp_path / "file")

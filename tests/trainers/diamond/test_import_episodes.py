@@ -1,0 +1,291 @@
+"""Other people's episodes become a dataset: recordings, Minari's, and those that need no import."""
+
+import sys
+from collections import Counter
+
+import cv2
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+import tests.moving_dot  # noqa: F401 (registers MovingDot-v0)
+from diamond_gym.data.episodes import EpisodeDataset
+from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.errors import CacheError, DatasetError
+from tests.recordings import episode as made_up_episode
+from trainers.diamond import data
+from trainers.diamond.cli import main
+from trainers.diamond.import_episodes import ImportOptions, convert, import_episodes, split
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*share an object"),
+    pytest.mark.filterwarnings("ignore:::minari"),
+]
+
+
+def recorded(length=4, *, seed=0, shape=(100, 80, 3), terminated=True, num_actions=None):
+    rng = np.random.default_rng(seed)
+    last = np.arange(length) == length - 1
+    return RecordedEpisode(
+        obs=rng.integers(0, 256, (length + 1, *shape), np.uint8),
+        act=rng.integers(0, 3, length),
+        rew=rng.normal(size=length).astype(np.float32),
+        terminated=last & terminated,
+        truncated=np.zeros(length, bool),
+        num_actions=num_actions,
+    )
+
+
+def save(folder, episodes):
+    for i, episode in enumerate(episodes):
+        episode.save(folder / f"{i:03d}.npz")
+    return folder
+
+
+def imported(**options):
+    report = import_episodes(ImportOptions(**{name: str(v) for name, v in options.items()}), progress=False)
+    datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
+    for dataset in datasets:
+        dataset.check()
+    return report, datasets
+
+
+def test_folder_of_recordings(tmp_path):
+    episodes = [recorded(3 + i, seed=i, terminated=i != 2) for i in range(12)]
+    report, (train, test) = imported(episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data")
+    assert [len(train), len(test)] == [11, 1]
+    assert report.num_steps == {"train": train.num_steps, "test": test.num_steps}
+    assert report.num_actions == 3 and report.num_ends == 11
+    for one, other in zip([*episodes[:9], *episodes[10:], episodes[9]], [*train, *test], strict=True):
+        assert other.obs.shape == (len(one), 3, 64, 64)
+        assert other.act.tolist() == one.act.tolist()
+        assert other.rew.tolist() == one.rew.tolist()
+        assert other.end.tolist() == one.terminated.tolist() and not other.trunc.any()
+        assert (other.final_observation is not None) == one.is_finished
+        by_area = cv2.resize(one.obs[0], (64, 64), interpolation=cv2.INTER_AREA)
+        assert np.array_equal(other.obs[0].permute(1, 2, 0), by_area)
+    final = train[0].final_observation
+    assert final is not None
+    by_area = cv2.resize(episodes[0].obs[-1], (64, 64), interpolation=cv2.INTER_AREA)
+    assert np.array_equal(final.permute(1, 2, 0), by_area)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "recordings"]
+    data.check_static_dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1), (30, 50), (30, 50, 1)])
+def test_grey_frames_get_three_channels(shape):
+    episode = convert(recorded(shape=shape), 64)
+    assert episode.obs.shape == (4, 3, 64, 64)
+    assert (episode.obs == episode.obs[:, :1]).all()
+
+
+def test_frames_of_the_right_size_stay_as_they_are():
+    one = recorded(shape=(32, 32, 3))
+    other = convert(one, 32)
+    assert np.array_equal(other.obs.permute(0, 2, 3, 1), one.obs[:-1])
+    final = other.final_observation
+    assert final is not None and np.array_equal(final.permute(1, 2, 0), one.obs[-1])
+
+
+def test_the_source_says_how_many_actions_there_are(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(num_actions=9), recorded(num_actions=9)])
+    report, _ = imported(episodes=folder, out=tmp_path / "data")
+    assert report.num_actions == 9 and "agent.num_actions=9" in str(report)
+
+
+@pytest.mark.parametrize(
+    "num_episodes, test_every, test",
+    [(2, 10, [1]), (10, 10, [9]), (25, 10, [9, 19]), (5, 2, [1, 3]), (5, 0, None), (1, 0, None)],
+)
+def test_split(num_episodes, test_every, test):
+    parts = split(num_episodes, test_every)
+    assert parts.get("test") == test
+    assert sorted(parts["train"] + (test or [])) == list(range(num_episodes))
+
+
+def test_the_command_says_what_to_do_next(tmp_path, capsys):
+    folder = save(tmp_path / "recordings", [recorded(), recorded()])
+    out = tmp_path / "data"
+    assert main(["import-episodes", f"episodes={folder}", f"out={out}", "size=32"]) == 0
+    output = capsys.readouterr().out
+    assert f"{out}/train: 1 episodes, 4 steps" in output and f"static_dataset.path={out}" in output
+    assert "agent.rew_end_model.img_size=32" in output
+
+
+def test_one_bad_file_is_named_and_nothing_is_left(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(4)])
+    (folder / "002.npz").write_bytes((folder / "002.npz").read_bytes()[:300])
+    with pytest.raises(DatasetError, match=r"002\.npz cannot be read"):
+        imported(episodes=folder, out=tmp_path / "data")
+    assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(), recorded()])
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("precious")
+    with pytest.raises(CacheError, match="not empty"):
+        imported(episodes=folder, out=tmp_path / "data")
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "arguments, code, message",
+    [
+        ([], 2, "give one of episodes=FOLDER and minari=ID"),
+        (["episodes=a", "minari=b"], 2, "give one of episodes=FOLDER and minari=ID"),
+        (["episodes=a", "obs_key=image"], 2, "obs_key=image is for minari=ID"),
+        (["episodes=a", "size=0"], 2, "size must be in 1..1024, got 0"),
+        (["episodes=a", "test_every=1"], 2, "test_every must be 0 for no test episodes, or at least 2"),
+        (["episode=a"], 2, "unknown key episode: did you mean episodes?"),
+        (["episodes=nowhere"], 1, "episodes=nowhere: there is no such folder"),
+        (["episodes=."], 1, "holds no .npz files, one an episode; found notes.txt"),
+    ],
+)
+def test_errors_are_one_line(arguments, code, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no episode")
+    assert main(["import-episodes", "out=data", *arguments]) == code
+    errors = capsys.readouterr().err
+    assert message in errors and errors.count("\n") == 1
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("command", ["record", "import-episodes", "push-to-hub"])
+def test_help_tells_the_keys(command, capsys):
+    assert main([command, "--help"]) == 0
+    help_text = capsys.readouterr().out
+    assert help_text.startswith(f"usage: python -m trainers.diamond {command} ")
+    assert max(map(len, help_text.splitlines())) <= 112
+    assert main(["--help"]) == 0
+    assert f"  {command} " in capsys.readouterr().out
+
+
+def test_a_single_episode_cannot_be_split(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded()])
+    with pytest.raises(DatasetError, match="there is one episode"):
+        imported(episodes=folder, out=tmp_path / "data")
+
+
+def test_a_published_dataset_needs_no_import(tmp_path, capsys):
+    """`static_dataset.path` reads what the published code writes; the importer says so."""
+    write_as_published(tmp_path / "train", [made_up_episode(8, number=i) for i in range(3)])
+    write_as_published(tmp_path / "test", [made_up_episode(5, number=9)])
+    data.check_static_dataset(tmp_path)
+    assert data.count_actions(tmp_path) == 3
+    assert EpisodeDataset(tmp_path / "train")[1].obs[2, 0, 0, 0] == 12
+    for folder in (tmp_path, tmp_path / "train"):
+        assert main(["import-episodes", f"episodes={folder}", f"out={tmp_path / 'out'}"]) == 1
+        assert f"static_dataset.path={tmp_path}\n" in capsys.readouterr().err
+
+
+def write_as_published(path, episodes):
+    """Writes a dataset as the published code does, without this package."""
+    names = ("obs", "act", "rew", "end", "trunc")
+    for i, episode in enumerate(episodes):
+        file = path / "000" / "00" / str(i) / f"{i}.pt"
+        file.parent.mkdir(parents=True)
+        info = {"final_observation": episode.final_observation / 255 * 2 - 1}
+        torch.save({**{name: getattr(episode, name) for name in names}, "info": info}, file)
+    lengths = np.array([len(episode) for episode in episodes])
+    index = {
+        "is_static": True,
+        "num_episodes": len(episodes),
+        "num_steps": int(lengths.sum()),
+        "start_idx": np.cumsum(lengths) - lengths,
+        "lengths": lengths,
+        "counter_rew": Counter(torch.cat([episode.rew for episode in episodes]).sign().tolist()),
+        "counter_end": Counter(torch.cat([episode.end for episode in episodes]).tolist()),
+    }
+    torch.save(index, path / "info.pt")
+
+
+# --- Minari
+
+
+def test_without_minari_the_extra_is_named(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "minari", None)
+    assert main(["import-episodes", "minari=dot/random-v0", f"out={tmp_path / 'out'}"]) == 1
+    assert "pip install 'diamond-gym[minari]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def minari(tmp_path, monkeypatch):
+    """The library, with its datasets in a folder of the test's."""
+    library = pytest.importorskip("minari")
+    pytest.importorskip("h5py")
+    monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
+    return library
+
+
+def make_minari_dataset(minari, env, name, *, key=None, num_episodes=4, **kwargs):
+    """Plays at random; returns each episode's observations and actions."""
+    from minari.data_collector import EpisodeBuffer
+
+    played, buffers = [], []
+    for i in range(num_episodes):
+        obs, _ = env.reset(seed=i)
+        env.action_space.seed(i)
+        frames, act, rest, is_over = [obs.copy()], [], [], False
+        while not is_over and len(act) < 30:
+            act.append(env.action_space.sample())
+            obs, *outcome, _ = env.step(act[-1])
+            frames.append(obs.copy())
+            rest.append(outcome)
+            is_over = outcome[1] or outcome[2]
+        played.append((np.stack(frames), act))
+        obs = frames if key is None else {key: frames}
+        buffers.append(EpisodeBuffer(i, None, None, obs, act, *(list(x) for x in zip(*rest, strict=True))))
+    space = env.observation_space
+    minari.create_dataset_from_buffers(
+        name,
+        buffers,
+        observation_space=space if key is None else gymnasium.spaces.Dict({key: space}),
+        action_space=env.action_space,
+        data_format="hdf5",
+        description="for a test",
+        **kwargs,
+    )
+    return played
+
+
+@pytest.mark.parametrize("key", [None, "image"])
+def test_minari_dataset(minari, key, tmp_path):
+    env = gymnasium.make("MovingDot-v0", start=1)
+    played = make_minari_dataset(minari, env, "dot/random-v0", key=key, jpeg_encoding=False)
+    chosen = {} if key is None else {"obs_key": key}
+    report, (train, test) = imported(minari="dot/random-v0", out=tmp_path / "data", **chosen)
+    assert report.num_actions == 3
+    assert [len(train), len(test)] == [3, 1]
+    for (frames, act), episode in zip(played, [*train, *test], strict=True):
+        assert np.array_equal(episode.obs.permute(0, 2, 3, 1), frames[:-1])
+        assert (episode.act + 1).tolist() == act
+        assert episode.is_finished
+        final = episode.final_observation
+        assert final is not None and np.array_equal(final.permute(1, 2, 0), frames[-1])
+
+
+def test_what_minari_datasets_cannot_be(minari, tmp_path, capsys):
+    def error_of(*arguments):
+        assert main(["import-episodes", f"out={tmp_path / 'out'}", *arguments]) in (1, 2)
+        assert not (tmp_path / "out").exists()
+        return capsys.readouterr().err
+
+    make_minari_dataset(minari, gymnasium.make("MovingDot-v0"), "dot/dict-v0", key="image")
+    make_minari_dataset(minari, gymnasium.make("Pendulum-v1"), "pendulum/random-v0", num_episodes=2)
+    make_minari_dataset(minari, gymnasium.make("CartPole-v1"), "cartpole/random-v0", num_episodes=2)
+    assert "obs_key must be one of image; got none" in error_of("minari=dot/dict-v0")
+    assert "obs_key must be one of image; got pixels" in error_of("minari=dot/dict-v0", "obs_key=pixels")
+    assert "leave out obs_key" in error_of("minari=cartpole/random-v0", "obs_key=image")
+    assert "actions must be discrete" in error_of("minari=pendulum/random-v0")
+    assert "episode 0: obs must be uint8" in error_of("minari=cartpole/random-v0")
+    assert "`minari download dot/other-v0`" in error_of("minari=dot/other-v0")
+
+
+def test_jpeg_is_warned_of(minari, tmp_path):
+    make_minari_dataset(minari, gymnasium.make("MovingDot-v0"), "dot/jpeg-v0")
+    folder = tmp_path / "minari" / "dot" / "jpeg-v0"
+    report, _ = imported(minari=folder, out=tmp_path / "data")
+    assert "jpeg_encoding=False" in str(report)

@@ -1,0 +1,123 @@
+"""The single-file PPO: its frame stacks, its advantages, and a tiny run from nothing to real scores."""
+
+import numpy as np
+import pytest
+import torch
+
+from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
+from trainers.examples import ppo as cleanrl_ppo
+from trainers.examples.ppo import Rollout
+
+
+def short(tiny_world, out):
+    arguments = f"--checkpoint {tiny_world} --out {out} --device cpu --num-envs 3 --num-steps 8 --horizon 5"
+    arguments = f"{arguments} --total-timesteps 48 --minibatch-size 8 --num-epochs 1"
+    return f"{arguments} --num-games 1 --max-game-steps 20".split()
+
+
+def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_path):
+    args = cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--seed", "4"])
+    ours = cleanrl_ppo.Games(args)
+    theirs = ContextFrameStack(
+        make_sb3_vec_env(
+            "DiamondBreakout-v0", 3, seed=4, max_episode_steps=5, checkpoint=tiny_world, device="cpu"
+        ),
+        4,
+    )
+
+    def flat(stack):
+        return stack.permute(0, 3, 4, 1, 2).flatten(3).numpy()
+
+    np.testing.assert_array_equal(flat(ours.stack), theirs.reset())
+    kinds = set()
+    for step in range(15):
+        act = np.full(3, step % 4)
+        rew, end, trunc, led_to = ours.step(torch.from_numpy(act))
+        obs, expected, dones, infos = theirs.step(act)
+        np.testing.assert_array_equal(flat(ours.stack), obs)
+        np.testing.assert_array_equal(rew, expected)
+        np.testing.assert_array_equal(end | trunc, dones)
+        for i in np.flatnonzero(dones):
+            kinds.add(bool(end[i]))
+            np.testing.assert_array_equal(flat(led_to)[i], infos[i]["terminal_observation"])
+    assert kinds == {True, False}
+    ours.envs.close(), theirs.close()
+
+
+def test_the_passes_are_those_asked_for(tiny_world, tmp_path):
+    games = cleanrl_ppo.Games(
+        cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--num-denoising-steps", "2"])
+    )
+    assert games.envs.world.world_model.config.num_steps_denoising == 2
+    games.envs.close()
+
+
+def test_advantages_stop_where_a_game_is_over():
+    rew, val = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[0.5], [1.0], [3.0]])
+    over = torch.tensor([[False], [True], [False]])
+    nothing = torch.zeros(3, 1)
+    rollout = Rollout(nothing, nothing, nothing, rew, over, val, torch.tensor([10.0]))
+    advantages = rollout.advantages(gamma=0.5, gae_lambda=0.5)[:, 0]
+    last = 4 + 0.5 * 10 - 3
+    second = 2.0 - 1.0  # nothing comes after it
+    first = 1 + 0.5 * 1.0 - 0.5 + 0.25 * second
+    assert advantages.tolist() == pytest.approx([first, second, last])
+
+
+def test_a_horizon_is_bootstrapped_and_an_end_is_not(tiny_world, tmp_path):
+    args = cleanrl_ppo.parse_args(short(tiny_world, tmp_path))
+    games = cleanrl_ppo.Games(args)
+    agent = cleanrl_ppo.Agent(args.num_frames, games.num_actions)
+    with torch.no_grad():
+        agent.critic.weight.zero_(), agent.critic.bias.fill_(100.0)
+    rollout = cleanrl_ppo.play(agent, games, 25, gamma=0.5)
+    cut_short = rollout.rew > 10
+    assert cut_short.any() and (rollout.over & ~cut_short).any()
+    assert (cut_short <= rollout.over).all()
+    assert ((rollout.rew[cut_short] - 50).abs() <= 1).all()
+    games.envs.close()
+
+
+def test_the_whole_command(tiny_world, tmp_path, capsys):
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 0
+    assert "mean score of 1 real games" in capsys.readouterr().out
+    weights = torch.load(tmp_path / "agent.pt", weights_only=True)
+    fresh = cleanrl_ppo.Agent(4, 4)
+    fresh.load_state_dict(weights)
+
+
+def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatch):
+    calls = []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == num_learned + 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(cleanrl_ppo, "learn", stop)
+    num_learned = 0
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
+    assert not (tmp_path / "agent.pt").exists(), "nothing was learned: an earlier file stays"
+    num_learned = 1
+    calls.clear()
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
+    cleanrl_ppo.Agent(4, 4).load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+
+
+def test_wrong_arguments(tiny_world, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cleanrl_ppo.main(["--num-envs", "0"])
+    with pytest.raises(SystemExit):
+        cleanrl_ppo.main(["--num-games", "x"])
+    with pytest.raises(SystemExit):
+        cleanrl_ppo.main(["--learning-rate", "-1"])
+    assert "expected a finite number above 0, got '-1'" in capsys.readouterr().err
+    wrong = {
+        "--env-id=CartPole-v1": "CartPole-v1 is not an imagined game",
+        "--env-id=DiamondFoo-v0": "DiamondFoo",
+        "--checkpoint=none.pt": "none.pt",
+    }
+    for argument, message in wrong.items():
+        assert cleanrl_ppo.main([*short(tiny_world, tmp_path), argument]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: ") and message in line

@@ -1,0 +1,232 @@
+"""PPO in one file, in the manner of CleanRL: an agent learns in imagination, on the world model's own device.
+
+    python -m trainers.examples.ppo --env-id DiamondBreakout-v0 --total-timesteps 500000
+
+Frames, actions and rewards stay tensors (`output="torch"`): nothing is copied to NumPy on the way. In the end
+the agent plays whole games of the real one. PPO is that of Schulman et al. (2017) with the details of Huang
+et al. (2022), "The 37 Implementation Details of Proximal Policy Optimization".
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.distributions import Categorical
+from tqdm import tqdm
+
+import diamond_gym
+from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.files import prepare_folder
+from diamond_gym.options import positive_int
+from diamond_gym.world.pixels import to_float
+from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
+from trainers.real_score import in_words, real_game, real_scores
+
+gym.register_envs(diamond_gym)
+
+
+def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
+    """Orthogonal weights, no bias."""
+    nn.init.orthogonal_(layer.weight, std)  # pyright: ignore[reportArgumentType]
+    nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+    return layer
+
+
+class Agent(nn.Module):
+    """The network of the Nature paper, with a head for the policy and one for the value."""
+
+    def __init__(self, num_frames: int, num_actions: int) -> None:
+        super().__init__()
+        self.network = nn.Sequential(
+            layer_init(nn.Conv2d(3 * num_frames, 32, 8, stride=4)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(32, 64, 4, stride=2)),
+            nn.ReLU(),
+            layer_init(nn.Conv2d(64, 64, 3)),
+            nn.ReLU(),
+            nn.Flatten(),
+            layer_init(nn.Linear(64 * 4 * 4, 512)),
+            nn.ReLU(),
+        )
+        self.actor = layer_init(nn.Linear(512, num_actions), std=0.01)
+        self.critic = layer_init(nn.Linear(512, 1), std=1)
+
+    def forward(self, frames: Tensor) -> tuple[Categorical, Tensor]:
+        """Policy and value (b,) at stacks of frames, uint8 (b, n, 3, 64, 64)."""
+        hidden = self.network(to_float(frames).flatten(1, 2))
+        return Categorical(logits=self.actor(hidden)), self.critic(hidden).squeeze(1)
+
+
+class Games:
+    """Imagined games with stacked frames; a new game's stack begins with its context."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.envs: Any = gym.make_vec(
+            args.env_id,
+            num_envs=args.num_envs,
+            max_episode_steps=args.horizon,
+            autoreset_mode="SAME_STEP",
+            output="torch",
+            **world_of(args),
+        )
+        self.num_frames, self.num_actions = args.num_frames, int(self.envs.single_action_space.n)
+        _, infos = self.envs.reset(seed=args.seed)
+        known = infos["context"]["obs"].shape[1]
+        if known < self.num_frames:
+            raise InvalidInputError(f"--num-frames {self.num_frames}: this world's contexts have {known}")
+        self.stack = self._contexts(infos)
+
+    def step(self, act: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Rewards, ends, horizons reached, and the stacks that the step led to, before any reset."""
+        obs, rew, end, trunc, infos = self.envs.step(act)
+        over = end | trunc
+        last = torch.where(over[:, None, None, None], infos["final_obs"], obs) if over.any() else obs
+        led_to = torch.cat([self.stack[:, 1:], last.permute(0, 3, 1, 2)[:, None]], dim=1)
+        self.stack = led_to
+        if over.any():
+            self.stack = torch.where(over[:, None, None, None, None], self._contexts(infos), led_to)
+        return rew, end, trunc, led_to
+
+    def _contexts(self, infos: dict[str, Any]) -> Tensor:
+        return infos["context"]["obs"][:, -self.num_frames :].permute(0, 1, 4, 2, 3)
+
+
+@dataclass
+class Rollout:
+    """t steps of b games; `rew` of a game cut short holds the value of what would have come."""
+
+    frames: Tensor
+    act: Tensor
+    log_prob: Tensor
+    rew: Tensor
+    over: Tensor
+    val: Tensor
+    last_val: Tensor
+
+    def advantages(self, gamma: float, gae_lambda: float) -> Tensor:
+        """Generalised advantage estimates (Schulman et al. 2016)."""
+        advantages, next_val, running = torch.zeros_like(self.val), self.last_val, 0.0
+        for t in reversed(range(len(self.rew))):
+            goes_on = ~self.over[t]
+            delta = self.rew[t] + gamma * next_val * goes_on - self.val[t]
+            running = delta + gamma * gae_lambda * goes_on * running
+            advantages[t], next_val = running, self.val[t]
+        return advantages
+
+
+@torch.no_grad()
+def play(agent: Agent, games: Games, num_steps: int, gamma: float) -> Rollout:
+    """Lets the agent play."""
+    steps: list[tuple[Tensor, ...]] = []
+    for _ in range(num_steps):
+        frames = games.stack
+        policy, val = agent(frames)
+        act = policy.sample()
+        rew, end, trunc, led_to = games.step(act)
+        cut_short = trunc & ~end
+        if cut_short.any():
+            rew = rew + gamma * agent(led_to)[1] * cut_short
+        steps.append((frames, act, policy.log_prob(act), rew, end | trunc, val))
+    return Rollout(*(torch.stack(x) for x in zip(*steps, strict=True)), last_val=agent(games.stack)[1])
+
+
+def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: argparse.Namespace) -> None:
+    """A few epochs of minibatches."""
+    advantages = rollout.advantages(args.gamma, args.gae_lambda).flatten()
+    returns = advantages + rollout.val.flatten()
+    frames, act, log_prob = (x.flatten(0, 1) for x in (rollout.frames, rollout.act, rollout.log_prob))
+    for _ in range(args.num_epochs):
+        for index in torch.randperm(len(act), device=act.device).split(args.minibatch_size):
+            policy, val = agent(frames[index])
+            ratio = (policy.log_prob(act[index]) - log_prob[index]).exp()
+            advantage = advantages[index]
+            advantage = (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+            clipped = ratio.clamp(1 - args.clip, 1 + args.clip)
+            loss = -torch.minimum(ratio * advantage, clipped * advantage).mean()
+            loss = loss + 0.5 * (val - returns[index]).square().mean()
+            loss = loss - args.ent_coef * policy.entropy().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(agent.parameters(), 0.5)
+            optimizer.step()
+
+
+@torch.no_grad()
+def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
+    """Scores of whole real games."""
+    device = agent.actor.weight.device  # pyright: ignore[reportAttributeAccessIssue]
+
+    def policy(stack: NDArray[np.uint8]) -> int:
+        return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
+
+    return real_scores(policy, game, num_frames=args.num_frames, **games_of(args))
+
+
+def train(args: argparse.Namespace) -> Agent:
+    """Trains an agent and saves its weights; so far as it got, when interrupted."""
+    torch.manual_seed(args.seed)
+    games = Games(args)
+    device = games.stack.device
+    agent = Agent(args.num_frames, games.num_actions).to(device)
+    optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
+    num_updates = max(1, args.total_timesteps // (args.num_envs * args.num_steps))
+    begin = time.perf_counter()
+    bar, update = tqdm(range(num_updates), unit="update"), 0
+    try:
+        for update in bar:
+            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
+            rollout = play(agent, games, args.num_steps, args.gamma)
+            learn(agent, optimizer, rollout, args)
+            steps = (update + 1) * args.num_envs * args.num_steps
+            speed = steps / (time.perf_counter() - begin)
+            bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
+    except KeyboardInterrupt:
+        if update:
+            save_policy(agent, args.out)
+        raise
+    finally:
+        games.envs.close()
+    save_policy(agent, args.out)
+    return agent
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_ppo_parser("cleanrl_ppo", __doc__)
+    parser.add_argument("--total-timesteps", type=positive_int, default=500_000)
+    parser.add_argument(
+        "--num-frames", type=int, default=4, choices=range(1, 5), help="frames the agent sees"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and scores an agent; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        prepare_folder(args.out)
+        game = real_game(args.env_id)
+        agent = train(args)
+        scores = score(agent, game, args) if game else []
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if scores:
+        print(in_words(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

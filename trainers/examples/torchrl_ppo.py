@@ -1,0 +1,188 @@
+"""PPO of TorchRL: its collector, its advantages and its loss, on imagined games.
+
+    python -m trainers.examples.torchrl_ppo --env-id DiamondBreakout-v0 --total-frames 500000
+
+An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
+but the lines that make the games. In the end the agent plays whole games of the real one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from diamond_gym.errors import DiamondGymError, MissingDependencyError
+from diamond_gym.files import prepare_folder
+
+try:
+    from tensordict import TensorDict
+    from tensordict.nn import TensorDictModule
+    from torchrl.collectors import Collector
+    from torchrl.data import LazyTensorStorage, ReplayBuffer, SamplerWithoutReplacement
+    from torchrl.envs import ExplorationType, TransformedEnv, set_exploration_type
+    from torchrl.envs.transforms import CatFrames, Compose, RewardSum, ToTensorImage
+    from torchrl.modules import ConvNet, ProbabilisticActor, ValueOperator
+    from torchrl.objectives import ClipPPOLoss
+    from torchrl.objectives.value import GAE
+except ImportError:
+    missing = "this needs TorchRL: pip install 'diamond-gym[torchrl]'"
+    if __name__ == "__main__":
+        sys.exit(f"error: {missing}")
+    raise MissingDependencyError(missing) from None
+
+from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
+from diamond_gym.options import positive_int
+from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
+from trainers.real_score import in_words, real_game, real_scores
+
+NUM_FRAMES = 4
+
+
+def make_env(args: argparse.Namespace) -> TransformedEnv:
+    """Imagined games whose "pixels" are stacks of float frames (b, 12, 64, 64)."""
+    games = DiamondTorchRLEnv(
+        args.env_id,
+        args.num_envs,
+        seed=args.seed,
+        max_episode_steps=args.horizon,
+        **world_of(args),
+    )
+    stack = CatFrames(NUM_FRAMES, dim=-3, in_keys=["pixels"], padding="same")
+    images = ToTensorImage(in_keys=["pixels"])
+    return TransformedEnv(games, Compose(images, stack, RewardSum()))  # pyright: ignore[reportCallIssue]
+
+
+def make_networks(num_actions: int, device: torch.device) -> tuple[ProbabilisticActor, ValueOperator]:
+    """The Nature network for the policy, and one for the value."""
+
+    def network(num_outputs: int) -> nn.Module:
+        convolutions = ConvNet(
+            in_features=3 * NUM_FRAMES,
+            num_cells=[32, 64, 64],
+            kernel_sizes=[8, 4, 3],
+            strides=[4, 2, 1],
+            device=device,
+        )
+        return nn.Sequential(
+            convolutions,
+            nn.Linear(64 * 4 * 4, 512, device=device),
+            nn.ReLU(),
+            nn.Linear(512, num_outputs, device=device),
+        )
+
+    policy = ProbabilisticActor(
+        TensorDictModule(network(num_actions), in_keys=["pixels"], out_keys=["logits"]),
+        in_keys=["logits"],
+        distribution_class=torch.distributions.Categorical,
+        return_log_prob=True,
+    )
+    return policy, ValueOperator(network(1), in_keys=["pixels"])
+
+
+def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
+    """Trains an agent and saves its weights; so far as it got, when interrupted.
+
+    Returns:
+        The agent, and the mean imagined return of each batch's episodes.
+    """
+    torch.manual_seed(args.seed)
+    env = make_env(args)
+    device, num_actions = torch.device(str(env.device)), int(env.action_spec.space.n)  # pyright: ignore
+    policy, value = make_networks(num_actions, device)
+    frames_per_batch = args.num_envs * args.num_steps
+    collector = Collector(
+        env, policy, frames_per_batch=frames_per_batch, total_frames=args.total_frames, device=device
+    )
+    advantages = GAE(gamma=args.gamma, lmbda=args.gae_lambda, value_network=value, average_gae=True)
+    loss_of = ClipPPOLoss(policy, value, clip_epsilon=args.clip, entropy_coeff=args.ent_coef)
+    optimizer = torch.optim.Adam(loss_of.parameters(), lr=args.learning_rate, eps=1e-5)
+    minibatches = ReplayBuffer(
+        storage=LazyTensorStorage(frames_per_batch, device=device),
+        sampler=SamplerWithoutReplacement(),
+        batch_size=min(args.minibatch_size, frames_per_batch),
+    )
+    returns: list[float] = []
+    bar = tqdm(total=args.total_frames, unit="frame")
+    try:
+        for batch in collector:
+            for _ in range(args.num_epochs):
+                with torch.no_grad():
+                    advantages(batch)
+                minibatches.extend(batch.reshape(-1))
+                for minibatch in minibatches:
+                    _learn(loss_of, optimizer, minibatch)
+            done = batch["next", "done"]
+            if done.any():
+                returns.append(float(batch["next", "episode_reward"][done].mean()))
+                bar.set_postfix_str(f"imagined return {returns[-1]:.2f}")
+            bar.update(batch.numel())
+    except KeyboardInterrupt:
+        if bar.n:
+            save_policy(policy, args.out)
+        raise
+    finally:
+        bar.close()
+        collector.shutdown()
+    save_policy(policy, args.out)
+    return policy, returns
+
+
+def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: Any) -> None:
+    losses = loss_of(minibatch)
+    loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(loss_of.parameters(), 0.5)
+    optimizer.step()
+
+
+@torch.no_grad()
+def score(agent: ProbabilisticActor, game: str, args: argparse.Namespace) -> list[float]:
+    """Scores of whole real games."""
+    device = next(agent.parameters()).device
+
+    def policy(stack: NDArray[np.uint8]) -> int:
+        pixels = torch.from_numpy(stack).to(device).flatten(0, 1)[None] / 255  # as in `make_env`
+        with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
+            return int(agent(TensorDict({"pixels": pixels}))["action"])
+
+    return real_scores(policy, game, num_frames=NUM_FRAMES, **games_of(args))
+
+
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = new_ppo_parser("torchrl_ppo", __doc__)
+    parser.add_argument("--total-frames", type=positive_int, default=500_000)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains and scores an agent; returns the exit status."""
+    args = parse_args(argv)
+    try:
+        prepare_folder(args.out)
+        game = real_game(args.env_id)
+        agent, returns = train(args)
+        scores = score(agent, game, args) if game else []
+    except DiamondGymError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    if returns:
+        print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
+    if scores:
+        print(in_words(scores))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

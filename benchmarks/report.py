@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.markers import replace_section
 from benchmarks.rows import exit_status, make_parser, read_rows, short_commit
 from diamond_gym.errors import InvalidInputError
-from trainers.diamond import schedule
+from trainers.diamond import trainer as schedule
 from trainers.diamond.config import PARTS, TrainerConfig
 
 MACHINE = ("cpu", "gpu", "num_threads", "python", "torch", "gymnasium", "commit")

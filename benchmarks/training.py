@@ -46,13 +46,12 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.options import positive_int
 from diamond_gym.world.models import Agent
-from trainers.diamond import settings
-from trainers.diamond.collector import Collector
+from trainers.diamond import config as settings
 from trainers.diamond.config import PARTS, TrainerConfig
-from trainers.diamond.launch import find_device, new_agent, place
-from trainers.diamond.part import Part
-from trainers.diamond.real_games import RealGames
+from trainers.diamond.learner import Part
 from trainers.diamond.replay import Replay
+from trainers.diamond.rollout import Collector, RealGames
+from trainers.diamond.run import find_device, new_agent, place
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
 

@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
+from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, DiamondGymError
 
 
 def prepare_folder(folder: Path) -> None:
@@ -132,3 +132,28 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             f"{path} ({path.stat().st_size} bytes) cannot be read as a safetensors file: {error}. It is "
             "truncated, damaged or of another kind: copy, download or save it again"
         ) from error
+
+
+@contextlib.contextmanager
+def new_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder to fill, which becomes `out` when the block ends without an error.
+
+    Raises:
+        CacheError: `out` is there and not empty, or cannot be written.
+    """
+    out = out.expanduser().absolute()
+    try:
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise CacheError(f"out={out} is there already and not empty: choose a new folder")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            folder = Path(temporary, out.name)
+            folder.mkdir()
+            yield folder
+            if out.is_dir():
+                out.rmdir()
+            os.replace(folder, out)
+    except OSError as error:
+        if isinstance(error, DiamondGymError):
+            raise
+        raise CacheError(f"cannot write {out}: {error}") from error

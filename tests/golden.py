@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from trainers.diamond import launch, settings
-from trainers.diamond.config import PARTS
-from trainers.diamond.part import Part
+from trainers.diamond.config import PARTS, parse
+from trainers.diamond.learner import Part
+from trainers.diamond.run import train
 from trainers.diamond.run_folder import RunFolder
 
 FOLDER = Path(__file__).parent / "recorded" / "golden"
@@ -74,9 +74,9 @@ def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
 
 def run(name: str, outputs: Path) -> dict[str, Any]:
     """Trains a run and returns what is recorded of it."""
-    config = settings.parse([*COMMON, *RUNS[name]])
+    config = parse([*COMMON, *RUNS[name]])
     with updates_recorded() as updates:
-        folder = RunFolder(launch.train(config, outputs=outputs, command="train", progress=False))
+        folder = RunFolder(train(config, outputs=outputs, command="train", progress=False))
     epoch = json.loads(folder.metrics_file.read_text())
     return {"dataset_steps": epoch["collect/dataset_steps"], **updates}
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diamond_gym.games import atari
-from trainers.diamond import settings
+from trainers.diamond.config import flat, parse
 
 PAGE = Path(__file__).parents[1] / "docs" / "differences.md"
 BEGIN, END = "<!-- table: python -m tests.published -->", "<!-- end of the table -->"
@@ -75,7 +75,7 @@ def published() -> dict[str, Any]:
 
 def rows() -> list[Row]:
     """A row for each published key; the verdict is "same", or why not."""
-    ours = settings.flat(settings.parse(["preset=paper"]))
+    ours = flat(parse(["preset=paper"]))
     return [_row(key, value, ours) for key, value in published().items()]
 
 

@@ -376,13 +376,14 @@ def test_every_part_trains_and_is_played(optimizer, tmp_path):
     pytest.importorskip("hydra")
     from tests.recordings import save_dataset
     from tests.trainers.diamond.test_trainer import arguments
-    from trainers.diamond import launch, settings
+    from trainers.diamond.config import parse
+    from trainers.diamond.run import train
 
     for name, size in (("train", 6), ("test", 2)):
         save_dataset(tmp_path / "recordings" / name, size)
     more = ["common.device=cuda", "training.num_epochs=2", f"denoiser.optimizer.name={optimizer}"]
-    config = settings.parse(arguments(tmp_path / "recordings", *more))
-    run = launch.train(config, outputs=tmp_path / "runs", command="train", progress=False)
+    config = parse(arguments(tmp_path / "recordings", *more))
+    run = train(config, outputs=tmp_path / "runs", command="train", progress=False)
     world = load_world(None, run, device="cuda")
     obs, acts, keys = starts(2)  # its actions are of a game that has more of them
     state = world.world_model.start(obs, torch.zeros_like(acts), keys)
@@ -394,15 +395,16 @@ def test_training_steps_as_graphs_are_the_plain_ones(full_float32, tmp_path):
     pytest.importorskip("hydra")
     from tests.recordings import save_dataset
     from tests.trainers.diamond.test_trainer import arguments
-    from trainers.diamond import launch, settings
+    from trainers.diamond.config import parse
+    from trainers.diamond.run import train
 
     save_dataset(tmp_path / "recordings" / "train", 6)
     parts = "training.parts=[denoiser,rew_end_model]"
     more = ["common.device=cuda", parts, "training.num_epochs=2", "training.tf32=false"]
     epochs = []
     for graphs in ("true", "false"):
-        config = settings.parse(arguments(tmp_path / "recordings", *more, f"training.cuda_graphs={graphs}"))
-        run = launch.train(config, outputs=tmp_path / graphs, command="train", progress=False)
+        config = parse(arguments(tmp_path / "recordings", *more, f"training.cuda_graphs={graphs}"))
+        run = train(config, outputs=tmp_path / graphs, command="train", progress=False)
         lines = (run / "metrics.jsonl").read_text().splitlines()
         names = ("denoiser/loss", "denoiser/grad_norm", "rew_end_model/loss", "rew_end_model/grad_norm")
         epochs.append([[json.loads(line)[name] for name in names] for line in lines])
@@ -410,7 +412,7 @@ def test_training_steps_as_graphs_are_the_plain_ones(full_float32, tmp_path):
 
 
 def test_graphed_losses_of_other_shapes_and_of_weights_that_have_moved():
-    from trainers.diamond.graphed_loss import GraphedLoss
+    from trainers.diamond.learner import GraphedLoss
 
     network, graphed = torch.nn.Linear(4, 2, device="cuda"), GraphedLoss()
 

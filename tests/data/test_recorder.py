@@ -6,10 +6,10 @@ import pytest
 from gymnasium.wrappers import AddRenderObservation, FrameStackObservation
 
 import tests.moving_dot  # noqa: F401 (registers MovingDot-v0)
+from diamond_gym.data.record import RecordOptions, record
 from diamond_gym.data.recorder import RecordedEpisode, RecordEpisodes
 from diamond_gym.errors import DatasetError, InvalidInputError
 from trainers.diamond.cli import main
-from trainers.diamond.record import RecordOptions, record
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")
 

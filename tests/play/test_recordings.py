@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.import_episodes import ImportOptions, import_episodes
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
 from diamond_gym.play import export_minari, settings, start
@@ -22,7 +23,6 @@ from diamond_gym.play.session import PlaySession
 from tests import recordings, worlds
 from trainers.diamond import data
 from trainers.diamond.cli import main as train
-from trainers.diamond.import_episodes import ImportOptions, import_episodes
 
 SIZE = 256
 

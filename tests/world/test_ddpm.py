@@ -18,8 +18,8 @@ from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel, noise_levels
 from tests import worlds
 from tests.recordings import save_dataset
-from trainers.diamond import settings
 from trainers.diamond.cli import main
+from trainers.diamond.config import parse
 from trainers.diamond.losses import (
     DenoiserNoise,
     SigmaDistributionConfig,
@@ -379,13 +379,13 @@ def test_names_that_contradict_a_description_are_refused(tmp_path):
 
 @pytest.mark.parametrize("preset", ["paper", "small"])
 def test_ddpm_is_trained_without_autoregressive_steps(preset):
-    usual = settings.parse([f"preset={preset}", "denoiser.objective=ddpm"])
+    usual = parse([f"preset={preset}", "denoiser.objective=ddpm"])
     assert usual.denoiser.training.num_autoregressive_steps == 0
     given = "denoiser.training.num_autoregressive_steps=2"
     for arguments in ([given, "denoiser.objective=ddpm"], ["agent.denoiser.objective=ddpm", given]):
-        config = settings.parse([f"preset={preset}", *arguments])
+        config = parse([f"preset={preset}", *arguments])
         assert config.denoiser.training.num_autoregressive_steps == 2
-    edm = settings.parse([f"preset={preset}", "denoiser.objective=edm"])
+    edm = parse([f"preset={preset}", "denoiser.objective=edm"])
     assert edm.denoiser.training.num_autoregressive_steps > 0
 
 

@@ -125,29 +125,32 @@ def _rank() -> int:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from trainers.diamond import launch, processes, settings
+    from trainers.diamond import distributed as processes
+    from trainers.diamond import run as launch
+    from trainers.diamond.config import DEFAULT_PRESET, PRESETS, flat, parse
 
     given = [argument for argument in arguments if argument not in _HELP]
     if len(given) < len(arguments):
-        config = settings.parse(given)
+        config = parse(given)
         named = [argument.partition("=")[2] for argument in given if argument.startswith("preset=")]
-        default = settings.DEFAULT_PRESET
-        values = settings.flat(config).items()
+        default = DEFAULT_PRESET
+        values = flat(config).items()
         keys = "\n".join(f"  {key}={_text(value)}" for key, value in values)
-        presets = ", ".join(settings.PRESETS)
+        presets = ", ".join(PRESETS)
         preset = named[0] if named else default
         print(TRAIN_USAGE.format(presets=presets, default=default, preset=preset, keys=keys))
         return
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
     with processes.joined() as group:
-        config = group.first(lambda: settings.parse(given))
+        config = group.first(lambda: parse(given))
         launch.train(config, outputs=Path("outputs"), command=command, group=group)
 
 
 def _resume(arguments: Sequence[str]) -> None:
     if _wants_help(arguments, RESUME_USAGE):
         return
-    from trainers.diamond import launch, processes
+    from trainers.diamond import distributed as processes
+    from trainers.diamond import run as launch
 
     with processes.joined() as group:
         options = group.first(lambda: _options(arguments, {"run": str}, required=["run"]))
@@ -157,7 +160,7 @@ def _resume(arguments: Sequence[str]) -> None:
 def _export(arguments: Sequence[str]) -> None:
     if _wants_help(arguments, EXPORT_USAGE):
         return
-    from trainers.diamond.export import ExportOptions, export
+    from trainers.diamond.publish import ExportOptions, export
 
     options = _parsed(arguments, ExportOptions)
     sizes = export(options)
@@ -182,7 +185,7 @@ def _push_to_hub(arguments: Sequence[str]) -> None:
 
 
 def _record(arguments: Sequence[str]) -> None:
-    from trainers.diamond import record
+    from diamond_gym.data import record as record
 
     if not _wants_help(arguments, record.USAGE):
         options = _parsed(arguments, record.RecordOptions)
@@ -190,7 +193,7 @@ def _record(arguments: Sequence[str]) -> None:
 
 
 def _import_episodes(arguments: Sequence[str]) -> None:
-    from trainers.diamond import import_episodes
+    from diamond_gym.data import import_episodes as import_episodes
 
     if not _wants_help(arguments, import_episodes.USAGE):
         print(import_episodes.import_episodes(_parsed(arguments, import_episodes.ImportOptions)))
@@ -226,7 +229,7 @@ def _wants_help(arguments: Sequence[str], text: str) -> bool:
 def _options(
     arguments: Sequence[str], types: Mapping[str, Callable[[str], object]], required: list[str]
 ) -> dict:
-    from trainers.diamond.settings import nearest, split
+    from trainers.diamond.config import nearest, split
 
     values = {}
     for argument in arguments:

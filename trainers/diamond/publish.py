@@ -1,26 +1,341 @@
-"""A run's world model on the Hugging Face Hub: weights, contexts, configuration and a model card.
+"""A run's world model as a small folder that `diamond_gym` plays, and on the Hugging Face Hub.
 
-The folder is complete before the Hub is asked for anything, and all of it goes there in one commit.
+The denoiser may be the best average of the run's snapshots.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
+from torch import Tensor
 
-from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate import card
-from diamond_gym.files import write_file
-from trainers.diamond import settings
-from trainers.diamond.config import WandbConfig
+from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.evaluate import card, evaluation, heldout, measure, metrics
+from diamond_gym.evaluate.heldout import Starts
+from diamond_gym.evaluate.imagination import Imaginer
+from diamond_gym.evaluate.settings import Settings
+from diamond_gym.evaluate.single_steps import measure_single_steps
+from diamond_gym.files import new_folder, write_file
+from diamond_gym.world.models import Agent, AgentConfig
+from diamond_gym.world.world_model import WorldModel
+from trainers.diamond import data
+from trainers.diamond.config import WORLD_MODEL_PARTS, TrainerConfig, WandbConfig, from_yaml, to_yaml
 from trainers.diamond.errors import HubError
-from trainers.diamond.export import ExportOptions, export
-from trainers.diamond.new_folder import new_folder
 from trainers.diamond.run_folder import RunFolder
+
+# --- average
+# The best average of a run's snapshots, searched on its test episodes (Karras et al. 2023, EDM2, section
+# 3).
+#
+# Snapshots late in a run are weights of one descent: their average is often truer than any of them, most of
+# all in what lasts (walls, scores). Which one is best is not known beforehand, and cheap to try.
+
+
+NUM_STARTS, HORIZON = 96, 30
+"""Moments from which is imagined, and for how many steps."""
+STEPS = (1, 5, 15, 30)
+"""Steps that count."""
+DECIBELS = 30.0
+"""An object that is always in the right place is worth so many dB."""
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """How true a world model is on episodes that neither training nor the model card sees.
+
+    Attributes:
+        game: The game's name; None for other environments.
+        episodes: Finished episodes, and those cut short.
+        starts: Moments in them.
+    """
+
+    game: str | None
+    episodes: Sequence[Episode]
+    starts: Starts = field(repr=False)
+
+    @classmethod
+    def of(cls, game: str | None, episodes: Sequence[Episode], num_steps_conditioning: int) -> Validation:
+        """Moments spread evenly over the episodes.
+
+        Raises:
+            InvalidInputError: All episodes are shorter than a context.
+        """
+        finished = [episode for episode in episodes if episode.final_observation is not None]
+        starts = heldout.choose_starts(finished, NUM_STARTS, num_steps_conditioning, HORIZON)
+        return cls(game, finished, starts)
+
+    def score(self, world_model: WorldModel) -> float:
+        """Mean PSNR in dB at `STEPS`, and `DECIBELS` times the mean share of objects in the right place.
+
+        Objects count in games where they can be found, at `STEPS` and after single steps of every kind.
+        """
+        imagined = Imaginer(world_model, seed=0, progress=False).future(self.starts)
+        real, valid = self.starts.future_obs.numpy(), self.starts.valid.numpy()
+        quality = metrics.psnr(measure.squared_errors(real, imagined.obs.numpy()))
+        columns = [step - 1 for step in STEPS]
+        score = float(np.nanmean(metrics.mean_where(quality, valid)[columns]))
+        shares = [
+            measure.share_within(detector, real, imagined.obs.numpy(), valid)[columns]
+            for detector in measure.OBJECTS.get(self.game or "", {}).values()
+        ]
+        single = measure_single_steps(self.game or "", world_model, self.episodes)
+        rights = [np.array([row["right"] for row in single.values()])] if single else []
+        known = [np.nanmean(values) for values in shares + rights if np.isfinite(values).any()]
+        return score + (DECIBELS * float(np.mean(known)) if known else 0.0)
+
+
+def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]]:
+    """Averages of the last snapshots of a network: of 1, 2, 3, 5, 8, ... and of all of them.
+
+    Args:
+        files: Weights of agents, oldest first; at least one.
+        prefix: What the names of the network's weights begin with; it is taken away.
+
+    Yields:
+        How many snapshots it is the average of, and the average, in float32.
+    """
+    sums: dict[str, Tensor] = {}
+    wanted = _window_sizes(len(files))
+    for count, file in enumerate(reversed(files), start=1):
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        for name, x in weights.items():
+            if name.startswith(prefix):
+                key = name.removeprefix(prefix)
+                sums[key] = x.double() + sums.get(key, 0.0)
+        if count in wanted:
+            yield count, {name: (x / count).float() for name, x in sums.items()}
+
+
+def _window_sizes(count: int) -> set[int]:
+    """1, 2, 3, 5, 8, ... up to a count, and the count."""
+    sizes, following = 1, 2
+    result = {count}
+    while sizes <= count:
+        result.add(sizes)
+        sizes, following = following, sizes + following
+    return result
+
+
+def best_average(
+    files: Sequence[Path], world_model: WorldModel, validation: Validation
+) -> tuple[int, dict[int, float]]:
+    """Puts the average with the highest score into a world model's denoiser.
+
+    Args:
+        files: Weights of agents, oldest first; at least one.
+        world_model: In eval mode; its denoiser is changed.
+        validation: Scores.
+
+    Returns:
+        How many of the last snapshots the best average is of, and the score of each average.
+    """
+    scores: dict[int, float] = {}
+    best: Weights = {}
+    for count, weights in averages(files, "denoiser."):
+        world_model.denoiser.load_state_dict(weights)
+        scores[count] = validation.score(world_model)
+        if scores[count] >= max(scores.values()):
+            best = weights
+    world_model.denoiser.load_state_dict(best)
+    return max(scores, key=lambda count: scores[count]), scores
+
+
+# --- export
+# A run's world model as a small folder that `diamond_gym` plays: weights and start contexts.
+
+
+@dataclass
+class ExportOptions:
+    """What to write, and where.
+
+    Attributes:
+        run: Run folder; its newest agent is taken.
+        out: Folder to write.
+        rew_end_model_run: Run folder whose reward/end model is taken instead.
+        dtype: "float16" or "float32".
+        num_contexts: Start contexts, drawn from the run's data.
+        max_mb: Largest size of the folder in MB (10^6 bytes).
+        average: Whether the denoiser is the best average of the run's snapshots instead of the newest one.
+        evaluate: Whether the world is evaluated and gets a model card.
+    """
+
+    run: str
+    out: str
+    rew_end_model_run: str | None = None
+    dtype: str = "float16"
+    num_contexts: int = 64
+    max_mb: float = 4.0
+    average: bool = False
+    evaluate: bool = False
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A run that has an agent."""
+
+    run: RunFolder
+    config: TrainerConfig
+    description: WorldDescription
+    epoch: int
+    agent: Agent
+
+    @classmethod
+    def read(cls, path: str) -> _Trained:
+        run = RunFolder.existing(Path(path))
+        config = from_yaml(run.config_file)
+        epoch = run.newest_epoch()
+        agent = load_agent(run.agent_file(epoch))
+        return cls(run, config, WorldDescription.load(run.world_file), epoch, agent)
+
+    def learned(self, part: str) -> bool:
+        """Whether the part's weights are more than random."""
+        initialization = self.config.initialization
+        given = initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
+        return given or part in self.config.training.trained_parts
+
+    def training(self, part: str) -> dict[str, Any]:
+        """What is worth telling about how the part was trained."""
+        training = getattr(self.config, part).training
+        told: dict[str, Any] = {"command": (self.description.training or {}).get("command")}
+        if part in self.config.training.trained_parts:
+            told |= {"steps": training.num_steps(self.epoch), "batch_size": training.batch_size}
+        return told | {"epochs": self.epoch, "data": self.data()}
+
+    def data(self) -> dict[str, Any]:
+        """What the run learned from."""
+        folder, _ = data.dataset_folders(self.config, self.run)
+        dataset = EpisodeDataset(folder)
+        counts = {"episodes": dataset.num_episodes, "steps": dataset.num_steps}
+        if self.config.static_dataset.path is not None:
+            return counts | {"static_dataset": Path(self.config.static_dataset.path).name}
+        return counts | {"players": [asdict(player) for player in self.config.players["train"]]}
+
+
+def export(options: ExportOptions) -> dict[str, int]:
+    """Writes the folder.
+
+    Returns:
+        Size in bytes of each file.
+
+    Raises:
+        InvalidInputError: A part was not trained, the two runs do not fit together, or the folder would be
+            too large; nothing is written then.
+        CheckpointNotFoundError: A path is not a run folder, or holds no agent yet.
+        CacheError: The folder cannot be written.
+    """
+    source = _Trained.read(options.run)
+    sources: dict[str, _Trained] = {part: source for part in WORLD_MODEL_PARTS}
+    if options.rew_end_model_run is not None:
+        sources["rew_end_model"] = _Trained.read(options.rew_end_model_run)
+    _check(sources)
+    if options.evaluate and source.description.game is None:
+        raise InvalidInputError("evaluate=true plays the real game, and the run has none: leave it out")
+    told = {part: trained.training(part) for part, trained in sources.items()}
+    agent = _combined(sources["denoiser"].agent, sources["rew_end_model"].agent)
+    if options.average:
+        told["denoiser"]["averaged_snapshots"] = _average(source, agent)
+    contexts = data.choose_contexts(source.config, source.run, num_contexts=options.num_contexts)
+    out = Path(options.out).expanduser()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            save_world(
+                temporary,
+                agent,
+                game=source.description.game,
+                action_meanings=source.description.action_meanings,
+                sampler=source.description.sampler,
+                contexts=contexts,
+                dtype=options.dtype,
+                training=told,
+            )
+            files = sorted(Path(temporary).iterdir())
+            sizes = {file.name: file.stat().st_size for file in files}
+            _check_size(sizes, options.max_mb)
+            out.mkdir(exist_ok=True)
+            for file in files:
+                os.replace(file, out / file.name)
+    except OSError as error:
+        if isinstance(error, CacheError):
+            raise
+        raise CacheError(f"cannot write {out}: {error}") from error
+    if options.evaluate:
+        _evaluate(out, str(source.description.game))
+    return sizes
+
+
+def _average(source: _Trained, agent: Agent) -> int:
+    """Puts the best average of the run's snapshots into the agent's denoiser; of how many it is."""
+    _, test = data.dataset_folders(source.config, source.run)
+    folder = test if (test / "info.pt").is_file() else data.dataset_folders(source.config, source.run)[0]
+    n = agent.denoiser.config.inner_model.num_steps_conditioning
+    validation = Validation.of(source.description.game, list(EpisodeDataset(folder)), n)
+    world_model = WorldModel(agent.denoiser, agent.rew_end_model, source.description.sampler)
+    count, scores = best_average(source.run.agent_files(), world_model, validation)
+    for size, score in scores.items():
+        print(f"average of the last {size} snapshots: {score:.2f}{' (taken)' if size == count else ''}")
+    return count
+
+
+def _evaluate(folder: Path, game: str) -> None:
+    """Measures a saved world and writes its model card."""
+    with tempfile.TemporaryDirectory() as out:
+        evaluation.run(Settings(game=game, checkpoint=str(folder), out=out))
+        card.write_card(Path(out) / "fidelity.json", folder)
+
+
+def _check(sources: dict[str, _Trained]) -> None:
+    for part, trained in sources.items():
+        if not trained.learned(part):
+            key = "rew_end_model_run" if part == "rew_end_model" else "run"
+            raise InvalidInputError(
+                f"the run {trained.run.path} has not trained its {part}: give {key}=PATH of one that has"
+            )
+    denoiser, rew_end = (sources[part].description for part in WORLD_MODEL_PARTS)
+    if denoiser.game != rew_end.game:
+        raise InvalidInputError(
+            f"the denoiser is of {denoiser.game}, the reward/end model of {rew_end.game}: "
+            "they must be of one game"
+        )
+
+
+def _combined(denoiser: Agent, rew_end: Agent) -> Agent:
+    """A world model of one agent's denoiser and the other's reward/end model."""
+    first, second = denoiser.config, rew_end.config
+    if first.num_actions != second.num_actions:
+        raise InvalidInputError(
+            f"the denoiser has {first.num_actions} actions, the reward/end model {second.num_actions}"
+        )
+    config = AgentConfig(first.denoiser, second.rew_end_model, first.actor_critic, first.num_actions)
+    agent = Agent(config, with_actor_critic=False)
+    agent.denoiser, agent.rew_end_model = denoiser.denoiser, rew_end.rew_end_model
+    return agent.eval()
+
+
+def _check_size(sizes: dict[str, int], max_mb: float) -> None:
+    total = sum(sizes.values()) / 1e6
+    if total > max_mb:
+        raise InvalidInputError(
+            f"the folder would have {total:.2f} MB, more than max_mb={max_mb:g}: take fewer contexts, "
+            "float16, smaller networks, or give a larger max_mb"
+        )
+
+
+# --- publish
+
 
 USAGE = """\
 usage: python -m trainers.diamond push-to-hub run=PATH repo_id=USER/NAME [key=value ...]
@@ -141,12 +456,12 @@ def _header(options: PublishOptions, game: str | None) -> str:
 
 def _public_config(run: str) -> str:
     """The run's configuration, without the folders and accounts of who made it."""
-    config = settings.from_yaml(RunFolder.existing(Path(run)).config_file)
+    config = from_yaml(RunFolder.existing(Path(run)).config_file)
     config.static_dataset = replace(config.static_dataset, path=_name(config.static_dataset.path))
     path = _name(config.initialization.path_to_ckpt)
     config.initialization = replace(config.initialization, path_to_ckpt=path)
     config.wandb = WandbConfig()
-    return settings.to_yaml(config)
+    return to_yaml(config)
 
 
 def _name(path: str | None) -> str | None:

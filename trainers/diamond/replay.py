@@ -1,4 +1,4 @@
-"""Episodes in memory as uint8, and the segments that training draws from them.
+"""Episodes in memory as uint8, and the segments and crops that training draws from them.
 
 Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees
 the batches it would have seen. Knows nothing of networks, losses or files.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,209 @@ from torch import Tensor
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import DatasetError
 from diamond_gym.world.pixels import to_float
-from trainers.diamond.crops import Crop, cut, is_moving, moving_places
+
+# --- crops
+# Crops of segments: where in a frame training looks when it does not look at all of it.
+#
+# A frame of a game is mostly still, and what decides how it continues, a ball that meets a paddle, is
+# small. Training on crops around what moves costs a fraction of a whole frame (Patch Diffusion, arXiv
+# 2304.12526). This module sees pixels only: no game's objects, no networks.
+
+
+MOTION_CELL = 4
+"""Side, in pixels, of the squares among which a place that moves is drawn: all of them are equally likely, so
+that a ball is drawn as often as a paddle."""
+MOTION_THRESHOLD = 16
+"""A change of a colour channel by less than this, of 255, is no motion."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Which crops are cut.
+
+    Attributes:
+        size: Side in pixels.
+        multiple: Rows and columns of their upper left corners are multiples of this, so that the network
+            divides a crop as it divides the frame around it.
+    """
+
+    size: int
+    multiple: int
+
+    def corners(
+        self, rng: np.random.Generator, place: Int64[np.ndarray, "b 2"], frame: tuple[int, int]
+    ) -> NDArray[np.int64]:
+        """Draws corners (b, 2) of crops that hold a place in their middle half, where the frame allows it.
+
+        Args:
+            rng: Source of the draw.
+            place: Row and column.
+            frame: Height and width of the frames.
+        """
+        low = -(-(place - 3 * self.size // 4) // self.multiple)
+        high = (place - self.size // 4) // self.multiple
+        corner = self.multiple * rng.integers(low, np.maximum(high, low), endpoint=True)
+        return corner.clip(0, np.array(frame) - self.size)
+
+
+def is_moving(
+    before: UInt8[np.ndarray, "b c h w"], after: UInt8[np.ndarray, "b c h w"]
+) -> Bool[np.ndarray, "b h2 w2"]:
+    """Which squares of `MOTION_CELL` pixels change between two frames, without a narrower rest at an edge."""
+    change = np.where(after > before, after - before, before - after).max(1) >= MOTION_THRESHOLD
+    b, h, w = change.shape
+    h, w = h // MOTION_CELL, w // MOTION_CELL
+    cells = change[:, : h * MOTION_CELL, : w * MOTION_CELL]
+    return np.asarray(cells.reshape(b, h, MOTION_CELL, w, MOTION_CELL).any((2, 4)))
+
+
+def moving_places(rng: np.random.Generator, moves: Bool[np.ndarray, "b h w"]) -> Int64[np.ndarray, "b 2"]:
+    """Draws a pixel (row, column) out of each frame's moving squares; any pixel where nothing moves."""
+    b, _, w = moves.shape
+    order = rng.random(moves.shape) + moves  # those that move come last
+    cell = order.reshape(b, -1).argmax(1)
+    inside = rng.integers(MOTION_CELL, size=(b, 2))
+    return np.stack([cell // w, cell % w], axis=1) * MOTION_CELL + inside
+
+
+def cut(
+    frames: UInt8[np.ndarray, "b *t c h w"], corner: Int64[np.ndarray, "b 2"], size: int
+) -> UInt8[np.ndarray, "b *t c s s"]:
+    """Cuts a square out of every frame; all frames of a segment are cut alike."""
+    windows = np.empty((*frames.shape[:-2], size, size), frames.dtype)
+    for i, (row, column) in enumerate(corner.tolist()):
+        windows[i] = frames[i, ..., row : row + size, column : column + size]
+    return windows
+
+
+# --- hard steps
+# Which steps of the replay are predicted badly: prioritised replay (Schaul et al. 2016), proportional.
+#
+# Most steps of a game are easy; what makes an imagined game part from the real one, a ball's bounce, say,
+# is rare and looks like the rest. Knows nothing of networks.
+
+
+_NUM_LEVELS = 15
+_LEVELS = (-0.4, 1.1)
+"""Noise levels, as the network sees them, are told apart in so many equal bins between these."""
+_MEAN_DECAY = 0.99
+"""Of the usual error of a kind of prediction, by every error noted."""
+
+
+class HardSteps:
+    """How badly each step was predicted when it was last seen, and where in the frame.
+
+    Errors are noted as multiples of the usual error of their kind, that is of predictions at the same noise
+    level and as far into a segment: a plain step under little noise and a bounce under much of it are
+    otherwise alike. A step never seen weighs 0.
+    """
+
+    def __init__(self) -> None:
+        self._lengths = np.zeros(0, np.int64)
+        self._errors = np.zeros(0, np.float32)
+        self._places = np.zeros((0, 2), np.uint8)
+        self._means: dict[int, float] = {}
+
+    def weights(self, lengths: NDArray[np.int64]) -> NDArray[np.float32]:
+        """How much each step should be drawn, episode after episode.
+
+        Args:
+            lengths: Of the episodes; they grow, and more come, but none shrinks.
+        """
+        if not np.array_equal(lengths, self._lengths):
+            self._errors = self._with_room(self._errors, lengths)
+            self._places = self._with_room(self._places, lengths)
+            self._lengths = lengths.copy()
+        return self._errors
+
+    @property
+    def places(self) -> NDArray[np.uint8]:
+        """Row and column, in pixels, where each step was predicted worst; in the order of `weights`."""
+        return self._places
+
+    def note(
+        self,
+        episode: Int64[Tensor, " k"],
+        time: Int64[Tensor, " k"],
+        error: Float[Tensor, " k"],
+        c_noise: Float[Tensor, " k"] | None = None,
+        kind: Int64[Tensor, " k"] | None = None,
+        place: Int64[Tensor, "k 2"] | None = None,
+        is_usual: Bool[Tensor, " k"] | None = None,
+    ) -> None:
+        """Remembers errors of steps that `weights` has heard of; what is not finite is left out.
+
+        Args:
+            episode: Number of the episode.
+            time: Number of the step in it.
+            error: At least 0.
+            c_noise: Noise level, as the network sees it; None where all are alike.
+            kind: Number, at least 0, of what is compared with its like only; None where all are alike.
+            place: Row and column in the frame of the worst of it; None for the corner.
+            is_usual: Whether the step was drawn as any other; the hard steps must not decide what is usual.
+                None: all were.
+        """
+        zeros = torch.zeros_like(time)
+        level = zeros if c_noise is None else _bins(c_noise)
+        kind = level + _NUM_LEVELS * (zeros if kind is None else kind)
+        place = torch.stack([zeros, zeros], dim=1) if place is None else place
+        kept = error.isfinite()
+        firsts = self._lengths.cumsum() - self._lengths
+        index = firsts[episode[kept].numpy()] + time[kept].numpy()
+        usual = torch.ones_like(kept) if is_usual is None else is_usual.bool()
+        kinds, errors = kind[kept].numpy(), error[kept].double().numpy()
+        self._update_means(errors, kinds, usual[kept].numpy())
+        self._errors[index] = errors / np.exp([self._means[k] for k in kinds.tolist()])
+        self._places[index] = place[kept].clamp(0, 255).numpy()
+
+    def _update_means(
+        self, error: NDArray[np.float64], kind: NDArray[np.int64], is_usual: NDArray[np.bool_]
+    ) -> None:
+        """Moves the usual error of every kind, a geometric mean, towards that of steps drawn as any other."""
+        logs = np.log(np.maximum(error, np.finfo(np.float32).tiny))
+        for k in np.unique(kind).tolist():
+            of_kind = kind == k
+            chosen = of_kind & is_usual
+            if k not in self._means:
+                chosen = chosen if chosen.any() else of_kind
+                self._means[k] = float(logs[chosen].mean())
+            elif chosen.any():
+                decay = _MEAN_DECAY ** int(chosen.sum())
+                self._means[k] = decay * self._means[k] + (1 - decay) * float(logs[chosen].mean())
+
+    def _with_room(self, known: NDArray, lengths: NDArray[np.int64]) -> NDArray:
+        """What is known of each step, where episodes have grown to `lengths`."""
+        grown = np.zeros((int(lengths.sum()), *known.shape[1:]), known.dtype)
+        first, first_before = 0, 0
+        for length, before in zip(lengths, self._lengths, strict=False):
+            grown[first : first + before] = known[first_before : first_before + before]
+            first, first_before = first + length, first_before + before
+        return grown
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered."""
+        return {
+            "lengths": torch.from_numpy(self._lengths.copy()),
+            "errors": torch.from_numpy(self._errors.copy()),
+            "places": torch.from_numpy(self._places.copy()),
+            "means": dict(self._means),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remembers what was known then."""
+        self._lengths, self._errors, self._places = (
+            state[name].numpy().copy() for name in ("lengths", "errors", "places")
+        )
+        self._means = dict(state["means"])
+
+
+def _bins(c_noise: Float[Tensor, " k"]) -> Int64[Tensor, " k"]:
+    low, high = _LEVELS
+    return ((c_noise - low) / (high - low) * _NUM_LEVELS).long().clamp(0, _NUM_LEVELS - 1)
+
+
+# --- replay
+
 
 PADDING_LEVEL = 0.0
 """Padding frames in [-1, 1] space: mid grey."""

@@ -7,8 +7,9 @@ first does everything else. Knows nothing of the command line.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -24,29 +25,120 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
-from trainers.diamond import data, open_loop, schedule
-from trainers.diamond.collector import Collector, PlayReport, play_whole_games
+from trainers.diamond import data
 from trainers.diamond.config import (
     PARTS,
     WORLD_MODEL_PARTS,
     PartTrainingConfig,
     SamplingConfig,
+    TrainCollectionConfig,
     TrainerConfig,
 )
+from trainers.diamond.distributed import ALONE, Group
 from trainers.diamond.errors import StopRequested
-from trainers.diamond.graphed_loss import GraphedLoss, Run, plainly
-from trainers.diamond.imagined_games import ImaginedGames
-from trainers.diamond.in_order import Given, batches_in_order
+from trainers.diamond.learner import (
+    ActorCriticObjective,
+    DenoiserObjective,
+    Draw,
+    Given,
+    GraphedLoss,
+    NotFiniteError,
+    Part,
+    RewEndObjective,
+    Run,
+    batches_in_order,
+    diverged,
+    plainly,
+)
+from trainers.diamond.logging import (
+    VIDEO_FPS,
+    RunLog,
+    add,
+    draw_starts,
+    episode_series,
+    imagine,
+    one_line,
+    psnr,
+    side_by_side,
+    step_series,
+    summary,
+    to_gif,
+)
 from trainers.diamond.losses import Metrics
-from trainers.diamond.metrics import add, one_line, summary
-from trainers.diamond.objectives import ActorCriticObjective, DenoiserObjective, Draw, RewEndObjective
-from trainers.diamond.part import NotFiniteError, Part, diverged
-from trainers.diamond.processes import ALONE, Group
-from trainers.diamond.real_games import GamesOnDevice, RealGames
 from trainers.diamond.replay import Replay, SegmentBatch
-from trainers.diamond.rollout import SavedGames
+from trainers.diamond.rollout import (
+    Collector,
+    GamesOnDevice,
+    ImaginedGames,
+    PlayReport,
+    RealGames,
+    SavedGames,
+    play_whole_games,
+)
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.run_log import VIDEO_FPS, RunLog, episode_series, step_series
+
+# --- schedule
+# How long a run lasts and when it collects how much: arithmetic on the configuration and on counts.
+#
+# Every answer follows from the run's saved state, so that a resumed run asks and goes on.
+
+
+def num_epochs(config: TrainerConfig, first_epoch_steps: int | None) -> int | None:
+    """Epochs of the run in all; None while that is not known yet.
+
+    Args:
+        config: The run.
+        first_epoch_steps: Steps of the initial collection, once known.
+    """
+    training, collection = config.training, config.collection.train
+    if training.num_epochs is not None:
+        return training.num_epochs
+    if config.static_dataset.path is not None or training.model_free:
+        return max(1, training.num_final_epochs)
+    if not config.collects:  # players have: as long as if the policy had
+        first_epoch_steps = collection.first_epoch.min
+    if first_epoch_steps is None:
+        return None
+    left = max(0, collection.num_steps_total - first_epoch_steps)
+    return max(1, math.ceil(left / collection.steps_per_epoch) + training.num_final_epochs)
+
+
+def collection_goal(
+    config: TrainCollectionConfig,
+    epoch: int,
+    num_steps: int,
+    reward_counts: Mapping[int, int],
+    first_epoch_steps: int | None,
+) -> int:
+    """Steps the training dataset should have, for now: ask again when it has them.
+
+    Args:
+        config: How much is collected.
+        epoch: The epoch that collects, from 1.
+        num_steps: Steps the dataset has.
+        reward_counts: How many of them carry a reward of each sign (-1, 0, 1).
+        first_epoch_steps: Steps of the initial collection, once that is over; every epoch then adds to it,
+            the first one, too.
+    """
+    if first_epoch_steps is None:
+        return min(_initial_goal(config, num_steps, reward_counts), config.num_steps_total)
+    return min(first_epoch_steps + epoch * config.steps_per_epoch, config.num_steps_total)
+
+
+def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: Mapping[int, int]) -> int:
+    """What the initial collection should reach; `num_steps` itself when it has seen enough."""
+    first, chunk = config.first_epoch, config.steps_per_epoch
+    if num_steps < first.min:
+        return first.min
+    rarer = sorted(reward_counts.values())[:2]
+    if sum(rarer) >= first.threshold_rew:
+        return num_steps
+    goal = first.min + chunk * ((num_steps - first.min) // chunk + 1)
+    return goal if first.max is None else min(goal, first.max)
+
+
+# --- trainer
+
 
 _VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
@@ -132,7 +224,7 @@ class Trainer:
     @property
     def num_epochs(self) -> int | None:
         """Epochs of the run; None while that depends on what is still to be collected."""
-        return schedule.num_epochs(self.config, self.progress.first_epoch_steps)
+        return num_epochs(self.config, self.progress.first_epoch_steps)
 
     def fit(self, *, progress: bool = True) -> None:
         """Trains to the last epoch, saving state and weights after each, and evaluates.
@@ -239,7 +331,7 @@ class Trainer:
         return progress.collection_goal
 
     def _scheduled_goal(self, num_steps: int) -> int:
-        return schedule.collection_goal(
+        return collection_goal(
             self.config.collection.train,
             self.epoch + 1,
             num_steps,
@@ -315,17 +407,17 @@ class Trainer:
         """Imagines real games under their actions, in a video."""
         replay = self.test if len(self.test) else self.train
         n, horizon = self.world_model.num_steps_conditioning, self.config.world_model_env.horizon
-        starts = open_loop.draw_starts(replay, _VIDEO_GAMES, n + horizon, seed=0)
+        starts = draw_starts(replay, _VIDEO_GAMES, n + horizon, seed=0)
         if starts is None:
             return {}
         with self._as_played(*WORLD_MODEL_PARTS), self._autocast():
-            imagined = open_loop.imagine(self.world_model, starts)
+            imagined = imagine(self.world_model, starts)
         self._stop_if_requested()
         real = starts.obs[:, n:]
-        frames = open_loop.side_by_side(real, imagined)
-        gif = open_loop.to_gif(frames, VIDEO_FPS)
+        frames = side_by_side(real, imagined)
+        gif = to_gif(frames, VIDEO_FPS)
         self.log.video(epoch, "imagination", gif, (frames.shape[1], frames.shape[2]))
-        quality = open_loop.psnr(real, imagined).tolist()
+        quality = psnr(real, imagined).tolist()
         return {"imagination/psnr_first": quality[0], "imagination/psnr_last": quality[-1]}
 
     @torch.no_grad()

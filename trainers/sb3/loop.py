@@ -25,8 +25,8 @@ from diamond_gym.evaluate.report import write_json
 from diamond_gym.options import option
 from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
-from trainers.diamond import launch
-from trainers.diamond import settings as world_settings
+from trainers.diamond import config as world_settings
+from trainers.diamond import run as launch
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer

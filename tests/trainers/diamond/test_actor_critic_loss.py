@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from diamond_gym.errors import InvalidInputError
 from tests import parity
-from trainers.diamond.actor_critic_loss import (
+from trainers.diamond.losses import (
     ActorCriticLossConfig,
     PlayedSteps,
     actor_critic_loss,

@@ -14,7 +14,7 @@ from diamond_gym.checkpoints import WorldDescription, load_world
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.files import read_tensors
-from trainers.diamond import average
+from trainers.diamond import publish as average
 from trainers.diamond.cli import main
 
 SHORT = [

@@ -9,10 +9,9 @@ from tqdm import tqdm
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.games.atari import num_actions
 from diamond_gym.world.models import ActorCritic, ActorCriticConfig
-from trainers.diamond.collector import Collector, play_whole_games
 from trainers.diamond.config import SamplingConfig
-from trainers.diamond.real_games import RealGames
 from trainers.diamond.replay import Replay
+from trainers.diamond.rollout import Collector, RealGames, play_whole_games
 
 GAME = "Breakout"
 

@@ -7,11 +7,10 @@ import torch
 from diamond_gym.errors import InvalidInputError
 from tests import worlds
 from tests.recordings import episode
-from trainers.diamond import launch, settings
-from trainers.diamond.config import DenoiserTrainingConfig
-from trainers.diamond.crops import MOTION_CELL, Crop, cut, is_moving, moving_places
-from trainers.diamond.objectives import DenoiserObjective, Draw
-from trainers.diamond.replay import Hard, Replay
+from trainers.diamond.config import DenoiserTrainingConfig, parse
+from trainers.diamond.learner import DenoiserObjective, Draw
+from trainers.diamond.replay import MOTION_CELL, Crop, Hard, Replay, cut, is_moving, moving_places
+from trainers.diamond.run import prepare
 from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
@@ -106,7 +105,7 @@ def test_steps_on_crops_lie_evenly_among_the_others():
 
 
 def test_the_objective_learns_from_crops_and_remembers_where():
-    config = settings.parse(["preset=smoke", "game=Breakout", "denoiser.training.crop_size=32"]).denoiser
+    config = parse(["preset=smoke", "game=Breakout", "denoiser.training.crop_size=32"]).denoiser
     config.training.crop_fraction, config.training.crop_batch_size = 1.0, 12
     config.training.hard_fraction = 0.5
     objective = DenoiserObjective(
@@ -125,6 +124,6 @@ def test_the_objective_learns_from_crops_and_remembers_where():
 
 @pytest.mark.parametrize("size", [72, 30, 4])
 def test_a_crop_that_does_not_fit_is_refused(size):
-    config = settings.parse(["game=Breakout", "preset=small", f"denoiser.training.crop_size={size}"])
+    config = parse(["game=Breakout", "preset=small", f"denoiser.training.crop_size={size}"])
     with pytest.raises(InvalidInputError, match=f"crop_size={size}.*accepted are 8, 16, 24, 32"):
-        launch.prepare(config)
+        prepare(config)

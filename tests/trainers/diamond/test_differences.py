@@ -4,8 +4,7 @@ import pytest
 
 from diamond_gym.errors import InvalidInputError
 from tests import published
-from trainers.diamond import settings
-from trainers.diamond.config import TrainerConfig
+from trainers.diamond.config import TrainerConfig, flat, parse
 
 
 def test_every_published_key_is_the_same_or_says_why_not():
@@ -15,7 +14,7 @@ def test_every_published_key_is_the_same_or_says_why_not():
 
 
 def test_no_reason_is_given_for_what_is_the_same():
-    ours = settings.flat(TrainerConfig())
+    ours = flat(TrainerConfig())
     needless = [
         key
         for key, (our_key, why) in published.OTHERWISE.items()
@@ -31,10 +30,10 @@ def test_the_page_has_the_table_of_now():
     assert page == published.written(page), "python -m tests.published writes it anew"
 
 
-@pytest.mark.parametrize("key", sorted(published.published().keys() - settings.flat(TrainerConfig()).keys()))
+@pytest.mark.parametrize("key", sorted(published.published().keys() - flat(TrainerConfig()).keys()))
 def test_every_published_key_is_understood_or_refused_with_a_reason(key):
     value = published.published()[key]
     try:
-        settings.parse([f"{key}={'null' if value is None else value}"])
+        parse([f"{key}={'null' if value is None else value}"])
     except InvalidInputError as error:
         assert f"{key} has no meaning here: " in str(error)

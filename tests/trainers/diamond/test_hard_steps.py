@@ -7,10 +7,9 @@ import torch
 from diamond_gym.errors import InvalidInputError
 from tests import worlds
 from tests.recordings import episode
-from trainers.diamond import settings
-from trainers.diamond.hard_steps import HardSteps
-from trainers.diamond.objectives import DenoiserObjective, Draw
-from trainers.diamond.replay import Replay
+from trainers.diamond.config import parse
+from trainers.diamond.learner import DenoiserObjective, Draw
+from trainers.diamond.replay import HardSteps, Replay
 from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
@@ -78,7 +77,7 @@ def test_what_is_not_finite_is_not_remembered():
 
 
 def objective(hard_fraction):
-    config = settings.parse(["preset=smoke", "game=Breakout"]).denoiser
+    config = parse(["preset=smoke", "game=Breakout"]).denoiser
     config.training.hard_fraction = hard_fraction
     return DenoiserObjective(
         worlds.tiny_agent().denoiser, config, Draw(config.training, False, CPU), autocast_of(None, CPU)
@@ -126,4 +125,4 @@ def test_a_plain_batch_is_not_remembered():
 @pytest.mark.parametrize("value", ["-0.1", "1.5"])
 def test_hard_fraction_is_a_share(value):
     with pytest.raises(InvalidInputError, match="hard_fraction must be in"):
-        settings.parse(["game=Breakout", f"denoiser.training.hard_fraction={value}"])
+        parse(["game=Breakout", f"denoiser.training.hard_fraction={value}"])

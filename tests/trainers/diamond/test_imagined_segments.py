@@ -11,10 +11,12 @@ from diamond_gym.world.models import Denoiser
 from diamond_gym.world.world_model import WorldModel
 from tests import worlds
 from tests.recordings import episode
-from trainers.diamond import imagined_segments, launch, settings
-from trainers.diamond.imagined_segments import agreement, with_imagined_frames
-from trainers.diamond.objectives import Draw, RewEndObjective
+from trainers.diamond import rollout as imagined_segments
+from trainers.diamond.config import parse
+from trainers.diamond.learner import Draw, RewEndObjective
 from trainers.diamond.replay import Replay
+from trainers.diamond.rollout import agreement, with_imagined_frames
+from trainers.diamond.run import describe
 from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
@@ -121,7 +123,7 @@ def test_a_missing_ball_is_no_agreement_and_a_shifted_one_is():
 
 @pytest.mark.parametrize("precision", [None, "bfloat16"])
 def test_the_model_learns_from_them_and_the_denoiser_does_not(world_model, monkeypatch, precision):
-    config = settings.parse(["preset=smoke", "game=Breakout"]).rew_end_model
+    config = parse(["preset=smoke", "game=Breakout"]).rew_end_model
     config.training = replace(config.training, imagined_fraction=0.5, seq_length=LENGTH)
     monkeypatch.setattr(imagined_segments, "AGREEMENT_TOLERANCE", 9.0)
     objective = RewEndObjective(
@@ -139,12 +141,12 @@ def test_the_model_learns_from_them_and_the_denoiser_does_not(world_model, monke
 
 def test_segments_must_be_longer_than_the_past():
     arguments = ["preset=smoke", "game=Breakout", "rew_end_model.training.imagined_fraction=0.5"]
-    config = settings.parse([*arguments, f"rew_end_model.training.seq_length={N}"])
+    config = parse([*arguments, f"rew_end_model.training.seq_length={N}"])
     with pytest.raises(InvalidInputError, match=f"longer than the {N} frames.*seq_length is {N}"):
-        launch.describe(config, "")
+        describe(config, "")
 
 
 @pytest.mark.parametrize("value", ["-0.1", "1.5", "nan"])
 def test_a_share_is_a_share(value):
     with pytest.raises(InvalidInputError, match="imagined_fraction must be in"):
-        settings.parse(["preset=smoke", "game=Breakout", f"rew_end_model.training.imagined_fraction={value}"])
+        parse(["preset=smoke", "game=Breakout", f"rew_end_model.training.imagined_fraction={value}"])

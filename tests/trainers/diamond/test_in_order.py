@@ -6,8 +6,8 @@ import torch
 
 from tests.recordings import episode
 from tests.worlds import tiny_agent
-from trainers.diamond import settings
-from trainers.diamond.in_order import batches_in_order
+from trainers.diamond.config import parse
+from trainers.diamond.learner import batches_in_order
 from trainers.diamond.losses import rew_end_loss
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
@@ -32,9 +32,7 @@ def test_every_step_lies_in_one_segment_but_single_ones():
 
 def test_test_losses_are_of_the_whole_dataset_and_the_same_every_time(tmp_path):
     arguments = ("game=Breakout", "preset=smoke", "common.device=cpu", "rew_end_model.training.batch_size=2")
-    config = settings.parse(
-        [*arguments, "static_dataset.path=nowhere", "rew_end_model.training.seq_length=6"]
-    )
+    config = parse([*arguments, "static_dataset.path=nowhere", "rew_end_model.training.seq_length=6"])
     test = Replay([episode(length, number=i) for i, length in enumerate([5, 12, 13])])
     agent = tiny_agent()
     trainer = Trainer(config, RunFolder(tmp_path), agent, Replay([episode(9)]), test)

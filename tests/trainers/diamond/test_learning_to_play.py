@@ -17,10 +17,12 @@ from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
 from diamond_gym.players.actor_critic import AgentPolicy
 from tests.paths import ROOT
 from tests.recordings import save_dataset
-from trainers.diamond import data, launch, schedule, settings
-from trainers.diamond.config import PARTS, FirstEpochConfig, TrainCollectionConfig
+from trainers.diamond import data
+from trainers.diamond import run as launch
+from trainers.diamond.config import PARTS, FirstEpochConfig, TrainCollectionConfig, from_yaml, parse, to_yaml
 from trainers.diamond.errors import DivergedError
 from trainers.diamond.run_folder import RunFolder
+from trainers.diamond.trainer import collection_goal, num_epochs
 
 TINY = [
     "game=Breakout",
@@ -39,7 +41,7 @@ TINY = [
 
 
 def train(outputs, *more):
-    config = settings.parse([*TINY, *more])
+    config = parse([*TINY, *more])
     return RunFolder(launch.train(config, outputs=outputs, command="train", progress=False))
 
 
@@ -133,10 +135,10 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     more = ["training.model_free=true", "evaluation.should=false", "actor_critic.training.steps_per_epoch=3"]
     straight = train(tmp_path / "straight", *more)
     torch.set_num_threads(1)
-    config = settings.parse([*TINY, *more])
+    config = parse([*TINY, *more])
     run = RunFolder(tmp_path / "stopped")
     run.config_file.parent.mkdir(parents=True)
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
     description = launch.describe(config, "train")
     description.save(run.world_file)
     replays = data.load_replays(config, run, 4, progress=False)
@@ -191,11 +193,11 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
 def test_a_loss_that_is_not_finite_leaves_its_batch_and_the_last_good_epoch(trained, tmp_path):
     run = RunFolder(tmp_path / "run")
     subprocess.run(["cp", "-r", str(trained.path), str(run.path)], check=True)
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     config.training.num_epochs = 3
     config.actor_critic.optimizer.lr = 1e30
     config.actor_critic.training.steps_per_epoch = 5
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
     before = run.state_file.read_bytes()
     with pytest.raises(DivergedError, match=r"actor_critic: the .* is (nan|inf) at step \d+; its batch"):
         launch.resume(run.path, progress=False)
@@ -208,9 +210,9 @@ def test_a_loss_that_is_not_finite_leaves_its_batch_and_the_last_good_epoch(trai
 def test_a_missing_or_corrupt_episode_is_named(trained, tmp_path):
     run = RunFolder(tmp_path / "run")
     subprocess.run(["cp", "-r", str(trained.path), str(run.path)], check=True)
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     config.training.num_epochs = 3
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
     dataset = EpisodeDataset(run.dataset("train"))
     file = dataset.episode_path(0)
     content = file.read_bytes()
@@ -229,9 +231,9 @@ def test_a_missing_or_corrupt_episode_is_named(trained, tmp_path):
 def test_a_run_folder_that_cannot_be_written_is_an_error(trained, tmp_path):
     run = RunFolder(tmp_path / "run")
     subprocess.run(["cp", "-r", str(trained.path), str(run.path)], check=True)
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     config.training.num_epochs = 3
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
     state = run.state_file.read_bytes()
     run.metrics_file.unlink()
     run.metrics_file.mkdir()  # root may write what is read-only
@@ -245,7 +247,7 @@ def test_the_first_epoch_collects_until_it_has_seen_rewards():
 
     def goal(epoch, num_steps, rewards, first=None):
         counts = {-1: 0, 0: num_steps - rewards, 1: rewards}
-        return schedule.collection_goal(config, epoch, num_steps, counts, first)
+        return collection_goal(config, epoch, num_steps, counts, first)
 
     assert [goal(1, 0, 0), goal(1, 499, 0), goal(1, 500, 9), goal(1, 600, 9)] == [500, 500, 600, 700]
     assert [goal(1, 500, 10), goal(1, 900, 0), goal(1, 850, 0)] == [500, 900, 900]
@@ -253,12 +255,12 @@ def test_the_first_epoch_collects_until_it_has_seen_rewards():
 
 
 def test_a_published_run_has_about_a_thousand_epochs():
-    config = settings.parse(["game=Breakout"])
-    assert schedule.num_epochs(config, None) is None
-    assert schedule.num_epochs(config, 5_000) == 950 + 50
-    assert schedule.num_epochs(config, 10_000) == 900 + 50
-    assert schedule.collection_goal(config.collection.train, 1, 5_000, {}, 5_000) == 5_100
-    assert schedule.collection_goal(config.collection.train, 950, 99_900, {}, 5_000) == 100_000
+    config = parse(["game=Breakout"])
+    assert num_epochs(config, None) is None
+    assert num_epochs(config, 5_000) == 950 + 50
+    assert num_epochs(config, 10_000) == 900 + 50
+    assert collection_goal(config.collection.train, 1, 5_000, {}, 5_000) == 5_100
+    assert collection_goal(config.collection.train, 950, 99_900, {}, 5_000) == 100_000
 
 
 @pytest.mark.parametrize(
@@ -275,5 +277,5 @@ def test_a_published_run_has_about_a_thousand_epochs():
     ],
 )
 def test_how_long_a_run_without_a_collecting_policy_is(arguments, expected):
-    config = settings.parse(["game=Breakout", *arguments.split()])
-    assert schedule.num_epochs(config, None) == expected
+    config = parse(["game=Breakout", *arguments.split()])
+    assert num_epochs(config, None) == expected

@@ -15,8 +15,8 @@ from diamond_gym.world.models import Agent
 from tests import hub_server
 from tests.recordings import save_dataset
 from tests.worlds import ACTION_MEANINGS
-from trainers.diamond import settings
 from trainers.diamond.cli import main
+from trainers.diamond.config import from_yaml, parse, to_yaml
 from trainers.diamond.publish import PublishOptions, push_to_hub
 
 FILES = ["README.md", "config.json", "contexts.safetensors", "model.safetensors", "trainer.yaml"]
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     """A run folder as the trainer leaves it, with untrained networks."""
     folder = tmp_path_factory.mktemp("run")
     data = save_dataset(folder / "somewhere" / "my_data" / "train", 4).parent
-    config = settings.parse(
+    config = parse(
         [
             "game=Breakout",
             "preset=smoke",
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
         training={"command": "python -m trainers.diamond train game=Breakout"},
     )
     description.save(folder / "config" / "world.json")
-    (folder / "config" / "trainer.yaml").write_text(settings.to_yaml(config))
+    (folder / "config" / "trainer.yaml").write_text(to_yaml(config))
     file = folder / "checkpoints" / "agent_versions" / "agent_epoch_00003.pt"
     file.parent.mkdir(parents=True)
     torch.manual_seed(0)
@@ -137,7 +137,7 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(push, server, tmp_path, mon
     assert WorldDescription.load(out / "config.json").game == "Breakout"
     config = (out / "trainer.yaml").read_text()
     assert "path: my_data\n" in config and "somewhere" not in config
-    assert settings.from_yaml(out / "trainer.yaml").game == "Breakout"
+    assert from_yaml(out / "trainer.yaml").game == "Breakout"
 
 
 def test_the_card(push, tmp_path):

@@ -16,13 +16,11 @@ from diamond_gym.world.world_model import WorldModel
 from tests import parity
 from tests.recordings import episode
 from tests.worlds import tiny_agent
-from trainers.diamond.actor_critic_loss import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
-from trainers.diamond.imagined_games import ImaginedGames
-from trainers.diamond.objectives import ActorCriticObjective
-from trainers.diamond.part import Part
+from trainers.diamond.learner import ActorCriticObjective, Part
+from trainers.diamond.losses import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.replay import Replay
-from trainers.diamond.rollout import Outcome, begin, play, sample
+from trainers.diamond.rollout import ImaginedGames, Outcome, begin, play, sample
 
 
 @pytest.fixture

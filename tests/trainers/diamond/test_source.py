@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.source import Source, find_source
+from trainers.diamond.run_folder import RunFolder, Source, find_source
 
 
 def git(folder: Path, *arguments: str) -> str:

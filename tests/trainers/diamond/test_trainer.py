@@ -21,8 +21,9 @@ from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, Dataset
 from diamond_gym.files import write_torch
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
-from trainers.diamond import data, launch, settings
-from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond import data
+from trainers.diamond import run as launch
+from trainers.diamond.config import PARTS, TrainerConfig, from_yaml, parse, to_yaml
 from trainers.diamond.errors import DivergedError, RunInUseError
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
@@ -55,7 +56,7 @@ def arguments(recordings, *more):
 
 
 def train(recordings, outputs, *more):
-    config = settings.parse(arguments(recordings, *more))
+    config = parse(arguments(recordings, *more))
     return RunFolder(launch.train(config, outputs=outputs, command="train", progress=False))
 
 
@@ -87,14 +88,14 @@ def test_without_a_compiler_it_warns_and_trains(recordings, tmp_path, monkeypatc
 
 def edit_config(run, *more):
     """Changes a run's configuration, as a user with an editor might."""
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     for key, value in more:
         owner = config
         *path, name = key.split(".")
         for part in path:
             owner = getattr(owner, part)
         setattr(owner, name, value)
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
 
 
 def copy_of(run, folder):
@@ -155,27 +156,27 @@ def test_defaults_are_the_papers():
     assert (sampler.sigma_min, sampler.sigma_max, sampler.rho) == (2e-3, 5, 7)
     assert (sampler.num_steps_denoising, sampler.order, sampler.s_churn) == (3, 1, 0)
     assert config.world_model_env.horizon == 15
-    assert config == settings.parse([]) == settings.parse(["preset=paper"])
+    assert config == parse([]) == parse(["preset=paper"])
 
 
 def test_a_configuration_survives_its_file(tmp_path):
-    config = settings.parse(["game=ms_pacman", "preset=small", "static_dataset.path=a (1)/b=c, d"])
+    config = parse(["game=ms_pacman", "preset=small", "static_dataset.path=a (1)/b=c, d"])
     assert config.game == "MsPacman"
     assert config.static_dataset.path == str(Path.cwd() / "a (1)/b=c, d")
     file = tmp_path / "trainer.yaml"
-    file.write_text(settings.to_yaml(config))
-    assert settings.from_yaml(file) == config
+    file.write_text(to_yaml(config))
+    assert from_yaml(file) == config
 
 
 def test_a_game_without_a_scripted_player_falls_back_to_a_random_one():
-    players = settings.parse(["preset=small"]).collection.train.players
+    players = parse(["preset=small"]).collection.train.players
     assert [data.player_name(p, "Breakout") for p in players] == ["scripted"] * 3 + ["random"]
     assert [data.player_name(p, "Alien") for p in players] == ["random"] * 4
     assert all(p.repeat == 4 for p in players)
 
 
 def test_a_killed_collection_is_made_again_and_a_finished_one_is_left_alone(tmp_path):
-    config = settings.parse(["game=Breakout", "preset=smoke"])
+    config = parse(["game=Breakout", "preset=smoke"])
     for split in (config.collection.train, config.collection.test):
         for player in split.players:
             player.num_steps = 30
@@ -275,7 +276,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_pa
         "denoiser.training.hard_fraction=0.5",
         *(f"{part}.training.{key}=2" for part in PARTS for key in ("steps_first_epoch", "steps_per_epoch")),
     )
-    config = settings.parse(more)
+    config = parse(more)
     straight = RunFolder(launch.train(config, outputs=tmp_path / "straight", command="train", progress=False))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = None
@@ -321,7 +322,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_pa
 def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path):
     torch.set_num_threads(1)  # as in the other run
     run = RunFolder(tmp_path / "run")
-    config = settings.from_yaml(finished.config_file)
+    config = from_yaml(finished.config_file)
 
     def new_trainer():
         agent = launch.new_agent(config, launch.describe(config, ""))
@@ -353,8 +354,8 @@ def test_a_finished_run_says_so(finished, capsys):
 def test_training_changes_weights_and_measures(finished):
     agent = load_agent(finished.path)
     fresh = launch.new_agent(
-        settings.from_yaml(finished.config_file),
-        launch.describe(settings.from_yaml(finished.config_file), ""),
+        from_yaml(finished.config_file),
+        launch.describe(from_yaml(finished.config_file), ""),
     )
     assert agent.config.num_actions == NUM_ACTIONS
     for part in PARTS:
@@ -465,7 +466,7 @@ def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished,
 
 def test_without_test_episodes_some_are_held_out(recordings, tmp_path):
     save_dataset(tmp_path / "train", 23)
-    config = settings.parse(arguments(tmp_path))
+    config = parse(arguments(tmp_path))
     train_replay, test_replay = data.load_replays(config, RunFolder(tmp_path), NUM_ACTIONS, progress=False)
     assert (len(train_replay.lengths), len(test_replay.lengths)) == (21, 2)
     assert train_replay.num_steps + test_replay.num_steps == EpisodeDataset(tmp_path / "train").num_steps
@@ -481,7 +482,7 @@ def test_without_test_episodes_some_are_held_out(recordings, tmp_path):
     ],
 )
 def test_data_that_does_not_fit_is_refused(tmp_path, num_episodes, size, num_actions, message):
-    config = settings.parse(arguments(tmp_path))
+    config = parse(arguments(tmp_path))
     with pytest.raises(DatasetError, match=message):
         if num_episodes:
             save_dataset(tmp_path / "train", num_episodes, size=size)

@@ -11,8 +11,8 @@ from diamond_gym.checkpoints import load_world
 from diamond_gym.checkpoints.contexts import ContextBank, num_windows
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from trainers.diamond import launch
 from trainers.diamond import settings as world_settings
+from trainers.diamond.run import train
 from trainers.sb3 import agents, loop, training
 from trainers.sb3.__main__ import main
 from trainers.sb3.loop import LoopSettings
@@ -29,7 +29,7 @@ def first_world(tmp_path_factory):
     """A run of the trainer that has collected and learned next to nothing, with a sampler of its own."""
     sampler = [f"world_model_env.diffusion_sampler.{x}" for x in ("s_churn=3.0", "s_tmax=4.0", "s_noise=1.4")]
     config = world_settings.parse(["game=Breakout", *WORLD.split(), *sampler])
-    return launch.train(config, outputs=tmp_path_factory.mktemp("first"), command="", progress=False)
+    return train(config, outputs=tmp_path_factory.mktemp("first"), command="", progress=False)
 
 
 @pytest.fixture(autouse=True)

@@ -28,17 +28,40 @@ from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.files import write_file
 from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
-from diamond_gym.world.models import Agent
+from diamond_gym.world.models import Agent, RewEndModel
 from diamond_gym.world.world_model import noise_levels
-from trainers.diamond import data, schedule, settings
-from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig
-from trainers.diamond.export import ExportOptions, export
-from trainers.diamond.initial_weights import start_with_differences
-from trainers.diamond.processes import ALONE, Group
-from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.run_log import RunLog, check_dependencies
-from trainers.diamond.source import find_source
+from trainers.diamond import data
+from trainers.diamond import trainer as schedule
+from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig, from_yaml, to_yaml
+from trainers.diamond.distributed import ALONE, Group
+from trainers.diamond.logging import RunLog, check_dependencies
+from trainers.diamond.publish import ExportOptions, export
+from trainers.diamond.run_folder import RunFolder, find_source
 from trainers.diamond.trainer import Progress, Trainer
+
+# --- initial weights
+# Where training starts, where that is not each layer's own initialisation.
+
+
+_DIFFERENCE_GAIN = 15.0
+"""Changes between frames are sparse and small."""
+_RECURRENT_GAIN = 3.0
+"""Without it too little of a rare event reaches the loss; one batch ends at 0.33 instead of 0.002."""
+
+
+@torch.no_grad()
+def start_with_differences(model: RewEndModel) -> None:
+    """Lets the first convolution see only what changes between the frames, and LSTM and head hear it."""
+    weight = model.encoder.conv_in.weight  # (out, 2 c p^2, 3, 3): the frame before, then the frame after
+    half = weight.shape[1] // 2
+    weight[:, half:] *= _DIFFERENCE_GAIN
+    weight[:, :half] = -weight[:, half:]
+    torch.nn.init.zeros_(model.encoder.conv_in.bias)  # pyright: ignore[reportArgumentType]
+    model.lstm.get_parameter("weight_ih_l0").mul_(_RECURRENT_GAIN)
+    model.head[-1].get_parameter("weight").mul_(_RECURRENT_GAIN)
+
+
+# --- launch
 
 
 def train(
@@ -85,7 +108,7 @@ def _new_run(
     run = RunFolder.new(outputs.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
-    write_file(run.config_file, settings.to_yaml(config).encode())
+    write_file(run.config_file, to_yaml(config).encode())
     run.write_source(find_source())
     run.write_resume_script(sys.executable)
     return run, agent
@@ -135,7 +158,7 @@ def _existing_run(
     run = RunFolder.existing(path.absolute())
     _refuse_published(run)
     stack.enter_context(run.locked())
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
     if _is_finished(config, progress_so_far):
         print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")

@@ -14,12 +14,22 @@ from diamond_gym.world.world_model import WorldModel
 from tests.recordings import episode
 from tests.waiting import wait_until
 from tests.worlds import tiny_agent
-from trainers.diamond import open_loop, settings
+from trainers.diamond.config import parse
 from trainers.diamond.errors import LoggingError
-from trainers.diamond.metrics import class_scores, summary
+from trainers.diamond.logging import (
+    RunLog,
+    check_dependencies,
+    class_scores,
+    draw_starts,
+    imagine,
+    psnr,
+    scalars,
+    side_by_side,
+    summary,
+    to_gif,
+)
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.run_log import RunLog, check_dependencies, scalars
 
 METRICS = {
     "epoch": 1,
@@ -30,11 +40,11 @@ METRICS = {
 
 
 def gif():
-    return open_loop.to_gif(torch.arange(5 * 8 * 6 * 3, dtype=torch.uint8).reshape(5, 8, 6, 3), 5)
+    return to_gif(torch.arange(5 * 8 * 6 * 3, dtype=torch.uint8).reshape(5, 8, 6, 3), 5)
 
 
 def run_log(folder, *arguments):
-    return RunLog(RunFolder(folder), settings.parse(["preset=smoke", *arguments]))
+    return RunLog(RunFolder(folder), parse(["preset=smoke", *arguments]))
 
 
 def test_scalars_are_named_after_classes():
@@ -119,7 +129,7 @@ def test_an_interval_is_at_least_one(key):
     with pytest.raises(
         InvalidInputError, match=rf"logging\.{key} must be at least 1, or null for none, got 0"
     ):
-        settings.parse([f"logging.{key}=0"])
+        parse([f"logging.{key}=0"])
 
 
 def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
@@ -177,9 +187,9 @@ def test_wandb_that_cannot_be_reached_is_an_error(tmp_path, monkeypatch):
 
 def test_wandb_that_is_not_installed_is_told_at_once(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    check_dependencies(settings.parse([]).wandb)
+    check_dependencies(parse([]).wandb)
     with pytest.raises(MissingDependencyError, match=r"pip install 'diamond-gym\[wandb\]'"):
-        check_dependencies(settings.parse(["wandb.mode=offline"]).wandb)
+        check_dependencies(parse(["wandb.mode=offline"]).wandb)
 
 
 def test_the_resume_script_works_from_any_folder(tmp_path):
@@ -196,16 +206,16 @@ def test_open_loop_imagination_beside_reality():
     world_model = WorldModel(agent.denoiser, agent.rew_end_model)
     n = world_model.num_steps_conditioning
     replay = Replay([episode(length, number=i) for i, length in enumerate((5, 12, 9))])
-    batch = open_loop.draw_starts(replay, 4, n + 5, seed=0)
+    batch = draw_starts(replay, 4, n + 5, seed=0)
     assert batch is not None and batch.mask_padding.all()
-    assert open_loop.draw_starts(replay, 4, 13, seed=0) is None
-    imagined = open_loop.imagine(world_model, batch)
+    assert draw_starts(replay, 4, 13, seed=0) is None
+    imagined = imagine(world_model, batch)
     real = batch.obs[:, n:]
     assert imagined.shape == real.shape == (4, 5, 3, 64, 64)
-    frames = open_loop.side_by_side(real, imagined)
+    frames = side_by_side(real, imagined)
     assert frames.shape == (5, 2 * 66, 4 * 66, 3)
     assert torch.equal(frames[2, :64, 66:130].permute(2, 0, 1), real[1, 2])
     assert torch.equal(frames[4, 66:130, :64].permute(2, 0, 1), imagined[0, 4])
-    assert open_loop.psnr(real, real).tolist() == [100] * 5
+    assert psnr(real, real).tolist() == [100] * 5
     black, white = torch.zeros_like(real), torch.full_like(real, 255)
-    assert open_loop.psnr(black, white).tolist() == [0] * 5
+    assert psnr(black, white).tolist() == [0] * 5

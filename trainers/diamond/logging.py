@@ -1,7 +1,4 @@
-"""Where a run's numbers and videos go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted.
-
-Knows nothing of what the numbers mean, but for the names of classes.
-"""
+"""What a run tells: numbers of steps and epochs, TensorBoard, Weights & Biases, and films of imagination."""
 
 from __future__ import annotations
 
@@ -10,12 +7,123 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import imageio.v3 as imageio
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
 from diamond_gym.errors import CacheError, MissingDependencyError
 from diamond_gym.files import write_file
-from trainers.diamond import settings
-from trainers.diamond.config import TrainerConfig, WandbConfig
+from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import WorldModel
+from trainers.diamond.config import TrainerConfig, WandbConfig, flat
 from trainers.diamond.errors import LoggingError
+from trainers.diamond.losses import Metrics
+from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.run_folder import RunFolder
+
+# --- metrics
+# From tensors of single steps to the numbers of an epoch.
+
+
+_SHOWN = ("/loss", "/test_loss", "collect/return", "test/return", "final/return")
+
+
+def add(sums: Metrics, metrics: Metrics) -> Metrics:
+    """Sums so far, and one step more."""
+    return {name: sums[name] + value if name in sums else value for name, value in metrics.items()}
+
+
+def summary(sums: Metrics, count: int) -> dict[str, Any]:
+    """Means of scalars; confusion matrices as nested lists of counts, with scores of each class."""
+    result: dict[str, Any] = {}
+    for name, value in sums.items():
+        if value.ndim == 0:
+            result[name] = value.item() / count
+        else:
+            result[name] = value.tolist()
+            what = name.removeprefix("confusion_")
+            result |= {f"{score}_{what}": values for score, values in class_scores(value).items()}
+    return result
+
+
+def class_scores(confusion: Tensor) -> dict[str, list[float]]:
+    """Precision, recall and F1 of each class of a confusion matrix (rows: true class).
+
+    They are 0 for a class that was never predicted, never seen, or neither.
+    """
+    hits = confusion.diagonal().double()
+    predicted, seen = confusion.sum(dim=0).double(), confusion.sum(dim=1).double()
+    return {
+        "precision": (hits / predicted.clamp(min=1)).tolist(),
+        "recall": (hits / seen.clamp(min=1)).tolist(),
+        "f1": (2 * hits / (predicted + seen).clamp(min=1)).tolist(),
+    }
+
+
+def one_line(metrics: dict[str, Any]) -> str:
+    """An epoch's losses and returns, to be shown."""
+    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(_SHOWN)]
+    return f"epoch {metrics['epoch']}: {', '.join(shown)}"
+
+
+# --- open loop
+# Imagination beside reality: real frames above, what the world model makes of the same actions below.
+
+
+_GAP = 2
+"""Black pixels between games, and between the rows."""
+
+
+def draw_starts(replay: Replay, num_games: int, num_steps: int, seed: int) -> SegmentBatch | None:
+    """The same segments every time, without padding; None where no episode is as long."""
+    long_enough = np.flatnonzero(replay.lengths >= num_steps)
+    if not len(long_enough):
+        return None
+    rng = np.random.default_rng(seed)
+    episode = rng.choice(long_enough, num_games)
+    return replay.segments(episode, rng.integers(replay.lengths[episode] - num_steps + 1), num_steps)
+
+
+@torch.no_grad()
+def imagine(world_model: WorldModel, batch: SegmentBatch) -> UInt8[Tensor, "b t c h w"]:
+    """The frames after the first n, imagined under the segments' actions; same noise every time."""
+    n = world_model.num_steps_conditioning
+    state = world_model.start(batch.obs[:, :n], batch.act[:, :n], torch.arange(len(batch.obs)))
+    frames = []
+    for act in batch.act[:, n - 1 : -1].to(world_model.device).unbind(1):
+        state, step = world_model.step(state, act)
+        frames.append(step.obs.cpu())
+    return torch.stack(frames, dim=1)
+
+
+def psnr(real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, " t"]:
+    """Peak signal-to-noise ratio in dB at each step, of the mean error of all games; at most 100."""
+    error = ((to_float(real) - to_float(imagined)) / 2).square().mean(dim=(0, 2, 3, 4))
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+def side_by_side(
+    real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]
+) -> UInt8[Tensor, "t h2 w2 3"]:
+    """Games from left to right; real frames above."""
+    pad = (0, _GAP, 0, _GAP)
+    rows = [torch.cat(list(torch.nn.functional.pad(x, pad).unbind(0)), dim=-1) for x in (real, imagined)]
+    frames = torch.cat(rows, dim=-2).permute(0, 2, 3, 1)
+    return frames.expand(-1, -1, -1, 3).contiguous()  # grey frames have one channel
+
+
+def to_gif(frames: UInt8[Tensor, "t h w 3"], fps: int) -> bytes:
+    """A GIF that starts again at its end."""
+    return imageio.imwrite("<bytes>", frames.numpy(), extension=".gif", duration=1000 / fps, loop=0)
+
+
+# --- run log
+# Where a run's numbers and videos go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted.
+#
+# Knows nothing of what the numbers mean, but for the names of classes.
+
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -261,7 +369,7 @@ class _Wandb:
                 id=_wandb_id(folder),
                 resume="allow",
                 dir=str(folder),
-                config=settings.flat(config),
+                config=flat(config),
                 settings=wandb.Settings(silent=True),
             )
         except Exception as error:  # wandb's own, and whatever its network and files raise

@@ -15,9 +15,10 @@ import torch
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from tests.paths import ROOT
 from tests.recordings import episode, save_dataset
-from trainers.diamond import data, launch, settings
-from trainers.diamond.config import PARTS
-from trainers.diamond.processes import ALONE, Group
+from trainers.diamond import data
+from trainers.diamond import run as launch
+from trainers.diamond.config import PARTS, from_yaml, parse, to_yaml
+from trainers.diamond.distributed import ALONE, Group
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
@@ -72,7 +73,7 @@ def only_run(folder):
 
 
 def alone(folder, arguments):
-    config = settings.parse(arguments)
+    config = parse(arguments)
     return RunFolder(launch.train(config, outputs=folder, command="train", progress=False))
 
 
@@ -124,10 +125,10 @@ def test_two_processes_train_as_one_does_and_any_number_goes_on(static, tmp_path
     straight = alone(tmp_path / "alone", static)
     assert_same_curves(run, straight)
     assert_near(run, straight, 2)
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     config.training.num_epochs = 3
     for r in (run, straight):
-        r.config_file.write_text(settings.to_yaml(config))
+        r.config_file.write_text(to_yaml(config))
     code, _, errors = finish(together(tmp_path, "resume", f"run={straight.path}"))
     assert code == 0, errors
     launch.resume(run.path, progress=False)
@@ -218,9 +219,9 @@ def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tm
     assert code != 0 and time.monotonic() - start < 60
     assert run.state_file.read_bytes() == before
 
-    config = settings.from_yaml(run.config_file)
+    config = from_yaml(run.config_file)
     config.actor_critic.training.steps_first_epoch = num_steps + 2
-    run.config_file.write_text(settings.to_yaml(config))
+    run.config_file.write_text(to_yaml(config))
     launch.resume(run.path, progress=False)
     assert [x.get("actor_critic/num_steps") for x in lines(run)] == [num_steps + 2, num_steps + 4, None]
     assert lines(run)[1]["collect/dataset_steps"] == 110

@@ -11,10 +11,13 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.world.models import Agent
 from tests import parity
 from trainers.diamond.config import OptimizerConfig, PartTrainingConfig
-from trainers.diamond.muon import orthogonalized
-from trainers.diamond.objectives import Example
-from trainers.diamond.optimizer import ExponentialMovingAverage, make_optimizer, weight_decay_groups
-from trainers.diamond.part import Part
+from trainers.diamond.learner import Example, Part
+from trainers.diamond.optim import (
+    ExponentialMovingAverage,
+    make_optimizer,
+    orthogonalized,
+    weight_decay_groups,
+)
 from trainers.diamond.replay import Replay
 
 

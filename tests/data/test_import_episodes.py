@@ -11,12 +11,12 @@ import torch
 
 import tests.moving_dot  # noqa: F401 (registers MovingDot-v0)
 from diamond_gym.data.episodes import EpisodeDataset
+from diamond_gym.data.import_episodes import ImportOptions, convert, import_episodes, split
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import CacheError, DatasetError
 from tests.recordings import episode as made_up_episode
 from trainers.diamond import data
 from trainers.diamond.cli import main
-from trainers.diamond.import_episodes import ImportOptions, convert, import_episodes, split
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*share an object"),

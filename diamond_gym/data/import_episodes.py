@@ -20,10 +20,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.minari import MinariSource
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
-from trainers.diamond.minari_source import MinariSource
-from trainers.diamond.new_folder import new_folder
+from diamond_gym.files import new_folder
 
 USAGE = """\
 usage: python -m trainers.diamond import-episodes episodes=FOLDER out=FOLDER [key=value ...]

@@ -1,0 +1,655 @@
+"""A learner: one network, its optimiser, moving average and objective, and what one step does to them.
+
+An objective draws a batch from the replay, or plays one, and computes its loss, given the random numbers.
+Knows nothing of epochs or files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Protocol, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from diamond_gym.backends.choose import trains_fast_in_channels_last
+from diamond_gym.world.models import ActorCritic, Denoiser
+from diamond_gym.world.world_model import WorldModel
+from trainers.diamond.config import (
+    PARTS,
+    DenoiserPartConfig,
+    OptimizerConfig,
+    PartTrainingConfig,
+    RewEndPartConfig,
+)
+from trainers.diamond.distributed import ALONE, COMMON, Group
+from trainers.diamond.errors import DivergedError
+from trainers.diamond.losses import (
+    REW_END_METRICS,
+    ActorCriticLossConfig,
+    DenoiserErrors,
+    DenoiserNoise,
+    Metrics,
+    actor_critic_loss,
+    denoiser_errors,
+    draw_denoiser_noise,
+    mean_of_predictions,
+    rew_end_loss,
+)
+from trainers.diamond.optim import ExponentialMovingAverage, make_optimizer
+from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch
+from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_imagined_frames
+
+# --- graphed loss
+# Losses and their gradients as CUDA graphs: what they launch is recorded once and launched again as a
+# whole.
+#
+# A training step of a small network launches some thousand kernels, which takes longer than they run.
+# Weights are read, and gradients written, where they are; autograd sees a graph as one operation. Knows
+# nothing of what is trained.
+
+
+Loss = Callable[..., tuple[Tensor, ...]]
+"""Tensors on one device in, tensors out, the loss first; without random numbers and without waiting."""
+Run = Callable[..., tuple[Tensor, ...]]
+"""Computes a loss, given the network it trains, the function and its inputs."""
+
+
+def plainly(network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
+    """Computes a loss as it is, operation by operation."""
+    return loss(*inputs)
+
+
+class _WithParameters(nn.Module):
+    """A function as a module with the network's parameters: gradients are recorded for those alone."""
+
+    def __init__(self, network: nn.Module, function: Loss) -> None:
+        super().__init__()
+        self.network, self.function = network, function
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return self.function(*inputs)
+
+
+class _Setting(NamedTuple):
+    """What a recording depends on besides the shapes of its inputs."""
+
+    places: tuple[int, ...]
+    autocast: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, network: nn.Module) -> _Setting:
+        places = tuple(p.data_ptr() for p in network.parameters())
+        return cls(places, torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"))
+
+
+class GraphedLoss:
+    """Computes losses of one network by one function as CUDA graphs, one for each shape of the inputs.
+
+    The first computation of each shape is slow, because it is recorded; so is the first one after the weights
+    have moved to other memory. Autocast is honoured.
+    """
+
+    def __init__(self) -> None:
+        self._setting: _Setting | None = None
+        self._graphs: dict[Hashable, Loss] = {}
+
+    def __call__(self, network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """What the function returns for these inputs, in fresh memory; gradients flow to the network only.
+
+        They are written to the same memory every time: a second backward pass would spoil what is kept of the
+        first.
+        """
+        if not torch.is_grad_enabled():
+            return loss(*inputs)
+        setting = _Setting.of(network)
+        if setting != self._setting:
+            self._setting, self._graphs = setting, {}
+        shapes = tuple((x.shape, x.dtype) for x in inputs)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = _record(network, loss, inputs, setting)
+        value, *others = self._graphs[shapes](*inputs)
+        return value.clone(), *(x.detach().clone() for x in others)
+
+
+def _record(network: nn.Module, loss: Loss, inputs: tuple[Tensor, ...], setting: _Setting) -> Loss:
+    static = tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
+    # weights must be cast anew each time
+    with torch.autocast("cuda", dtype=setting.dtype, enabled=setting.autocast, cache_enabled=False):
+        module = _WithParameters(network, loss)
+        return cast(Loss, torch.cuda.make_graphed_callables(module, static, allow_unused_input=True))
+
+
+# --- objectives
+# What each network learns from: a batch drawn from the replay or played, and its loss.
+#
+# An objective is given its random numbers; what it must remember from one step to the next (the games that
+# the actor-critic is playing) is its state. Knows nothing of optimisers, epochs or files.
+
+
+Autocast = Callable[[], AbstractContextManager]
+"""Makes the context in which networks run."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One batch, or one process's share of it: its loss, what is worth measuring, and the batch itself.
+
+    Losses and metrics of all shares add up to those of the batch.
+    """
+
+    loss: Tensor
+    metrics: Metrics
+    batch: dict[str, Tensor]
+
+
+class Objective(Protocol):
+    """What a network minimises."""
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
+        """Draws a batch with `rng`, for optimiser step `step`, and computes its loss."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what it remembered."""
+        ...
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Draws segments for a network onto its device.
+
+    Attributes:
+        training: Batch size and weights.
+        by_age: Whether recent episodes are preferred; else longer ones.
+        device: Where the network is.
+        group: Who shares the batches: all draw the same, each cuts out its share.
+    """
+
+    training: PartTrainingConfig
+    by_age: bool
+    device: torch.device
+    group: Group = ALONE
+
+    @property
+    def share(self) -> slice:
+        """Which of a batch's segments are this process's."""
+        return self.group.share(self.training.batch_size)
+
+    def __call__(
+        self,
+        replay: Replay,
+        rng: np.random.Generator,
+        length: int,
+        *,
+        batch_size: int | None = None,
+        pad_after: bool = False,
+        plain: bool = False,
+        num_learned: int | None = None,
+        hard: Hard | None = None,
+        crop: Crop | None = None,
+    ) -> SegmentBatch:
+        """Segments of `length` steps; `plain` ones favour neither events nor hard steps."""
+        batch_size = self.training.batch_size if batch_size is None else batch_size
+        batch = replay.draw(
+            rng,
+            batch_size,
+            length,
+            sample_weights=self.training.sample_weights if self.by_age else None,
+            pad_after=pad_after,
+            num_learned=num_learned,
+            event_fraction=0.0 if plain else self.training.event_fraction,
+            hard=None if plain else hard,
+            crop=crop,
+            share=self.group.share(batch_size),
+        )
+        return batch.to(self.device)
+
+
+class _Forgetful:
+    """An objective without a memory."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class DenoiserObjective:
+    """The denoiser's loss on segments of the replay, or crops of them.
+
+    Remembers which steps are hard, if they are favoured.
+    """
+
+    denoiser: Denoiser
+    config: DenoiserPartConfig
+    draw: Draw
+    autocast: Autocast
+    hard_steps: HardSteps = field(default_factory=HardSteps)
+    run: Run = plainly
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
+        """See `Objective`; a `plain` batch is of whole frames, favours nothing, and is not remembered."""
+        training = self.config.training
+        crop = self._crop() if training.is_on_crops(step) and not plain else None
+        size = training.batch_size if crop is None else training.crop_batch_size
+        num_predictions = training.num_predictions(step, on_crops=crop is not None)
+        n = self.denoiser.config.inner_model.num_steps_conditioning
+        hard = self._hard(replay) if training.hard_fraction > 0 and not plain else None
+        batch = self.draw(
+            replay,
+            rng,
+            n + num_predictions,
+            batch_size=size,
+            plain=plain,
+            num_learned=num_predictions,
+            hard=hard,
+            crop=crop,
+        )
+        random = self._noise(rng, len(batch.obs), tuple(batch.obs.shape[2:]), num_predictions)
+        with self.autocast():
+            loss, *errors = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
+        if hard is not None:
+            self._remember(batch, DenoiserErrors(*errors), on_crops=crop is not None)
+        return Example(loss, {"loss": loss.detach()}, vars(batch))
+
+    def _crop(self) -> Crop:
+        size = self.config.training.crop_size
+        assert size is not None
+        return Crop(size, self.denoiser.config.inner_model.divides)
+
+    def _hard(self, replay: Replay) -> Hard:
+        weights = self.hard_steps.weights(replay.lengths)
+        return Hard(self.config.training.hard_fraction, weights, self.hard_steps.places)
+
+    def _noise(
+        self, rng: np.random.Generator, count: int, shape: tuple[int, ...], num_predictions: int
+    ) -> list[Tensor]:
+        """Random numbers for this process's `count` segments of a batch, prediction after prediction."""
+        generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
+        size = count * self.draw.group.size
+        share = self.draw.group.share(size)
+        objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
+        noises = (
+            draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
+        )
+        return [x[share] for noise in noises for x in noise]
+
+    def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The loss, and what is known of every prediction, of a batch and its random numbers."""
+        size, each = len(fields(SegmentBatch)), len(DenoiserNoise._fields)
+        batch, random = SegmentBatch(*tensors[:size]), tensors[size:]
+        noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
+        weight = self.config.training.moving_pixels_weight
+        errors = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
+        loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.total)
+        return loss, errors.error.detach(), *errors[1:]
+
+    def _remember(self, batch: SegmentBatch, errors: DenoiserErrors, *, on_crops: bool) -> None:
+        """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
+        count, p = errors.error.shape
+        n = batch.act.shape[1] - p
+        has_past = batch.mask_padding[:, :p]  # without it nobody could have known
+        order = torch.arange(p, device=errors.error.device)
+        place = errors.worst + batch.corner[:, None]
+        told = [
+            batch.episode[:, None].expand(count, p),
+            batch.start[:, None] + n + order,
+            errors.error,
+            errors.c_noise,
+            (2 * order + on_crops).expand(count, p),
+            *place.unbind(2),
+            ~batch.is_hard[:, None].expand(count, p),
+            errors.counts & has_past,
+        ]
+        group = self.draw.group
+        seen = torch.zeros(len(told), count * group.size, p, dtype=torch.float64)
+        seen[:, group.share(count * group.size)] = torch.stack([x.cpu().double() for x in told])
+        *numbers, kept = group.total(seen)
+        episode, time, error, c_noise, kind, row, column, usual = (x[kept.bool()] for x in numbers)
+        place = torch.stack([row, column], dim=1).long()
+        self.hard_steps.note(
+            episode.long(), time.long(), error.float(), c_noise, kind.long(), place, usual.bool()
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which steps are hard."""
+        return {COMMON: self.hard_steps.state_dict()} if self.config.training.hard_fraction > 0 else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remembers which steps were hard."""
+        if COMMON in state:
+            self.hard_steps.load_state_dict(state[COMMON])
+
+
+@dataclass(frozen=True)
+class RewEndObjective(_Forgetful):
+    """The reward/end model's loss on segments of the replay, some of which `world_model` goes on with."""
+
+    world_model: WorldModel
+    config: RewEndPartConfig
+    draw: Draw
+    autocast: Autocast
+    run: Run = plainly
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
+        """See `Objective`."""
+        training = self.config.training
+        batch = self.draw(replay, rng, training.seq_length, pad_after=True, plain=plain)
+        if training.imagined_fraction > 0 and not plain:
+            with self.autocast():  # apart: its copies of the weights have no gradients
+                batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
+        model = self.world_model.rew_end_model
+        with self.autocast():
+            loss, *values = self.run(model, self._loss, *vars(batch).values())
+        return Example(loss, dict(zip(REW_END_METRICS, values, strict=True)), vars(batch))
+
+    def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The loss and its metrics, of a batch."""
+        loss, metrics = rew_end_loss(
+            self.world_model.rew_end_model,
+            SegmentBatch(*tensors),
+            event_weight=self.config.training.event_weight,
+            total=self.draw.group.total,
+        )
+        return loss, *(metrics[name] for name in REW_END_METRICS)
+
+
+class ActorCriticObjective:
+    """The actor-critic's loss on steps it plays, in games that go on from one optimiser step to the next.
+
+    Args:
+        actor_critic: The network.
+        games: What it plays, imagined or real; the replay is theirs to look at.
+        num_steps: Steps played for each loss.
+        config: The loss.
+        autocast: Makes the context in which networks run.
+        group: Who else plays: `games` is this process's share.
+    """
+
+    def __init__(
+        self,
+        actor_critic: ActorCritic,
+        games: SavedGames,
+        num_steps: int,
+        config: ActorCriticLossConfig,
+        autocast: Autocast,
+        group: Group = ALONE,
+    ) -> None:
+        self.actor_critic, self.games = actor_critic, games
+        self.num_steps, self.config, self.autocast, self.group = num_steps, config, autocast, group
+        self._player: PlayerState | None = None
+
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
+        """See `Objective`."""
+        device = self.actor_critic.lstm.weight_hh.device
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        with self.autocast():
+            player = self._player or self._start()
+            num_games = len(player.obs) * self.group.size
+            u = torch.rand(self.num_steps, num_games, generator=generator, device=device)
+            share = u[:, self.group.share(num_games)]
+            self._player, steps = play(self.actor_critic, self.games, player, share)
+        loss, metrics = actor_critic_loss(steps, self.config)
+        part = 1 / self.group.size  # of a mean over equal shares
+        metrics = {name: x * part for name, x in metrics.items()}
+        return Example(loss * part, metrics, {name: x.detach() for name, x in vars(steps).items()})
+
+    @torch.no_grad()
+    def _start(self) -> PlayerState:
+        """Starts all games, without memory: as published, that is burned in only where games start anew."""
+        return begin(self.actor_critic, self.games.start()[:, -1:])
+
+    def state_dict(self) -> dict[str, Any]:
+        """The games, and where they stand for the player."""
+        if self._player is None:
+            return {}
+        return {"games": self.games.state_dict(), "player": self._player.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on with the games."""
+        if state:
+            self.games.load_state_dict(state["games"])
+            device = self.actor_critic.lstm.weight_hh.device
+            self._player = PlayerState.from_state_dict(state["player"], device)
+
+
+# --- in order
+# All of a replay, cut into segments one after the other: what test losses are measured on.
+#
+# As published, every step lies in one segment; nothing is drawn.
+
+
+def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[SegmentBatch]:
+    """Segments of `length` steps, the last one of an episode padded; one of a single step is left out.
+
+    Args:
+        replay: The episodes.
+        length: Steps of a segment, at least 1.
+        batch_size: Segments of a batch; the last batch may have fewer.
+    """
+    starts = [np.arange(0, num_steps, length) for num_steps in replay.lengths]
+    kept = [x[num_steps - x >= 2] for x, num_steps in zip(starts, replay.lengths, strict=True)]
+    episode = np.repeat(np.arange(len(kept)), [len(x) for x in kept])
+    start = np.concatenate([*kept, np.zeros(0, np.int64)])
+    for first in range(0, len(start), batch_size):
+        batch = slice(first, first + batch_size)
+        yield replay.segments(episode[batch], start[batch], length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Draw):
+    """A batch that is there already, in the place of a drawn one."""
+
+    batch: SegmentBatch
+
+    @property
+    def share(self) -> slice:
+        """All of it."""
+        return slice(0, len(self.batch.obs))
+
+    def __call__(self, replay: Replay, rng: np.random.Generator, length: int, **options: Any) -> SegmentBatch:
+        """The batch, whatever is asked for."""
+        return self.batch.to(self.device)
+
+
+# --- part
+# A network being trained: its optimiser, moving average and objective, and what one step does to them.
+#
+# Knows nothing of epochs, files or games.
+
+
+_STEPS_BETWEEN_CHECKS = 20
+"""On a GPU: to look at a loss is to wait for it."""
+
+
+class NotFiniteError(Exception):
+    """A loss or gradient is not finite; holds what can be told and saved of that step."""
+
+    def __init__(self, part: str, step: int, numbers: dict[str, float], batch: dict[str, Tensor]) -> None:
+        super().__init__(f"{part}: step {step}: {numbers}")
+        self.part, self.step, self.numbers, self.batch = part, step, numbers, batch
+
+
+@dataclass
+class Part:
+    """A network being trained.
+
+    Attributes:
+        name: Its name in the agent.
+        module: The network.
+        training: How it is trained.
+        base_lr: Learning rate before warm-up and schedule.
+        optimizer: Its optimiser.
+        ema: Moving average of its weights, if any.
+        objective: Draws a batch and computes the loss.
+        group: The processes that train it together.
+        num_steps: Optimiser steps made so far.
+    """
+
+    name: str
+    module: nn.Module
+    training: PartTrainingConfig
+    base_lr: float
+    optimizer: torch.optim.Optimizer
+    ema: ExponentialMovingAverage | None
+    objective: Objective
+    group: Group = ALONE
+    num_steps: int = 0
+    _unchecked: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=list, repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        module: nn.Module,
+        training: PartTrainingConfig,
+        optimizer: OptimizerConfig,
+        objective: Objective,
+        group: Group = ALONE,
+    ) -> Part:
+        """Nothing is trained yet."""
+        ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
+        moves = make_optimizer(module, optimizer)
+        return cls(name, module, training, optimizer.lr, moves, ema, objective, group)
+
+    def step(self, replay: Replay, *, seed: int, lr_factor: float) -> Metrics:
+        """Makes one optimiser step; its randomness is a function of seed, part and step.
+
+        Returns:
+            Its metrics, to be added up over steps and then by `total`.
+
+        Raises:
+            NotFiniteError: The loss or the gradient is not finite.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.base_lr * lr_factor
+        rng = np.random.default_rng([seed, PARTS.index(self.name), self.num_steps])
+        self.optimizer.zero_grad()
+        count = self.training.grad_acc_steps
+        examples = [self._accumulate(replay, rng) for _ in range(count)]
+        metrics = _mean([x.metrics | {"loss": x.loss} for x in examples])
+        gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
+        self.group.add_up([*gradients, metrics["loss"]])
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.training.max_grad_norm).detach()
+        self._watch(metrics["loss"], norm, {k: v for x in examples for k, v in x.batch.items()})
+        self.optimizer.step()
+        self.num_steps += 1
+        if self.ema is not None:
+            self.ema.update(self.module)
+        return metrics | {"grad_norm": norm}
+
+    @contextmanager
+    def as_trained(self) -> Iterator[None]:
+        """The module is in training mode, its weights laid out to train fast, for as long as it lasts.
+
+        channels_last always plays faster, but see `trains_fast_in_channels_last`.
+        """
+        convolutions = [p for p in self.module.parameters() if p.ndim == 4]
+        weights = [p for p in convolutions if not trains_fast_in_channels_last(p.device)]
+        strides = [p.stride() for p in weights]
+        for p in weights:
+            p.data = p.data.clone(memory_format=torch.contiguous_format)
+        self.module.train()
+        try:
+            yield
+        finally:
+            self.module.eval()
+            for p, stride in zip(weights, strides, strict=True):
+                p.data = torch.empty_strided(p.shape, stride, dtype=p.dtype).copy_(p.data)
+
+    def total(self, sums: Metrics) -> Metrics:
+        """Sums of metrics of steps, over all processes."""
+        known = ("loss", "grad_norm")  # by every process, of the whole batch
+        return {name: x if name in known else self.group.total(x) for name, x in sums.items()}
+
+    def _accumulate(self, replay: Replay, rng: np.random.Generator) -> Example:
+        example = self.objective.example(replay, rng, self.num_steps)
+        example.loss.backward()
+        return Example(example.loss.detach(), example.metrics, example.batch)
+
+    def _watch(self, loss: Tensor, norm: Tensor, batch: dict[str, Tensor]) -> None:
+        self._unchecked.append((self.num_steps, loss, norm, batch))
+        if loss.device.type == "cpu" or len(self._unchecked) >= _STEPS_BETWEEN_CHECKS:
+            self.check_finite()
+
+    def check_finite(self) -> None:
+        """Looks at the steps that were made since it last did.
+
+        Raises:
+            NotFiniteError: Of the first step whose loss or gradient is not finite.
+        """
+        unchecked, self._unchecked = self._unchecked, []
+        if not unchecked:
+            return
+        numbers = torch.stack([torch.stack([loss, norm]).float() for _, loss, norm, _ in unchecked]).tolist()
+        for (step, _, _, batch), (loss, norm) in zip(unchecked, numbers, strict=True):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise NotFiniteError(self.name, step, {"loss": loss, "grad_norm": norm}, batch)
+
+    def weights(self) -> dict[str, Tensor]:
+        """State dict to save and play: averaged weights where there is an average."""
+        weights = {name: x.detach().clone() for name, x in self.module.state_dict().items()}
+        return weights if self.ema is None else weights | {k: v.clone() for k, v in self.ema.values.items()}
+
+    @contextmanager
+    def as_played(self) -> Iterator[None]:
+        """The module holds the weights that are saved and played, for as long as it lasts."""
+        if self.ema is None:
+            yield
+            return
+        trained = {name: x.detach().clone() for name, x in self.module.state_dict().items()}
+        self.module.load_state_dict(self.weights())
+        try:
+            yield
+        finally:
+            self.module.load_state_dict(trained)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` needs to go on exactly; all processes must ask, the first gets all."""
+        return {
+            "module": self.module.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "num_steps": self.num_steps,
+            "objective": self.group.gathered(self.objective.state_dict()),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a saved state."""
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.num_steps = state["num_steps"]
+        if self.ema is not None and state["ema"] is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.objective.load_state_dict(self.group.share_of(state.get("objective", {})))
+
+
+def diverged(error: NotFiniteError, batch_file: str) -> DivergedError:
+    """What to tell the user."""
+    name, value = next((k, v) for k, v in error.numbers.items() if not math.isfinite(v))
+    return DivergedError(
+        f"{error.part}: the {name} is {value} at step {error.step}; its batch is in {batch_file}, the last "
+        "good epoch is kept. To go on from its weights, start a run with initialization.path_to_ckpt=RUN "
+        f"and a lower {error.part}.optimizer.lr"
+    )
+
+
+def _mean(rows: list[Metrics]) -> Metrics:
+    """Means of scalars, sums of counts."""
+    if len(rows) == 1:
+        return rows[0]
+    stacks = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    return {name: x.mean(0) if x.ndim == 1 else x.sum(0) for name, x in stacks.items()}

@@ -164,21 +164,21 @@ def _play(
     """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
     _check_env(env)
     rng = np.random.default_rng(seed)
-    recorder = _Recorder()
+    builder = EpisodeBuilder()
     obs: Frame | None = None
     for step in range(num_steps):
         if obs is None:
             obs = _start(env, policy, rng, env_seed=seed if step == 0 else None)
         action = _choose(env, policy, obs, rng, epsilon)
         next_obs, reward, terminated, truncated, _ = env.step(action)
-        recorder.add(obs, action, float(reward), terminated, truncated)
+        builder.add(obs, action, float(reward), terminated, truncated)
         on_steps(1)
         obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
         if terminated or truncated:
-            yield recorder.episode(final_obs=obs)
-            recorder, obs = _Recorder(), None
-    if recorder.obs:
-        yield recorder.episode(final_obs=None)
+            yield builder.episode(final_obs=obs)
+            builder, obs = EpisodeBuilder(), None
+    if builder.obs:
+        yield builder.episode(final_obs=None)
 
 
 def _start(
@@ -211,8 +211,8 @@ def _choose(
 
 
 @dataclass
-class _Recorder:
-    """The steps of one episode so far."""
+class EpisodeBuilder:
+    """The steps of one episode so far: uint8 frames (h, w, c), actions, raw rewards, ends and truncations."""
 
     obs: list[Frame] = field(default_factory=list)
     act: list[int] = field(default_factory=list)
@@ -221,6 +221,7 @@ class _Recorder:
     trunc: list[bool] = field(default_factory=list)
 
     def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
+        """One more step: the frame before it, the action, and what came of it."""
         self.obs.append(obs)
         self.act.append(act)
         self.rew.append(rew)
@@ -228,6 +229,7 @@ class _Recorder:
         self.trunc.append(trunc)
 
     def episode(self, final_obs: Frame | None) -> Episode:
+        """The episode; `final_obs` is the frame after its last step, None where it is unfinished."""
         info = {} if final_obs is None else {"final_observation": _channels_first(final_obs[None])[0]}
         return Episode(
             obs=_channels_first(np.stack(self.obs)),

@@ -62,8 +62,9 @@ class PlayerConfig:
     """A player that collects `num_steps` steps.
 
     Attributes:
-        name: "random", "scripted" (some games have one), or "auto": scripted where the game has one, else
-            random.
+        name: "random", "scripted" (some games have one), "auto" (scripted where the game has one, else
+            random), or "ppo": Stable-Baselines3's PPO, which learns the game from nothing while it plays, so
+            that its steps are of all strengths (needs the extra "sb3").
         num_steps: How many steps it plays.
         noise: In [0, 1], how badly the scripted player plays.
         repeat: The random player holds each action for up to so many steps.
@@ -75,7 +76,7 @@ class PlayerConfig:
     repeat: int = 1
 
     def __post_init__(self) -> None:
-        accepted = ("auto", "random", "scripted")
+        accepted = ("auto", "random", "scripted", "ppo")
         require(self.name in accepted, f"player {self.name!r}: accepted are {', '.join(accepted)}")
         require(
             self.num_steps >= 1, f"player {self.name}: num_steps must be at least 1, got {self.num_steps}"

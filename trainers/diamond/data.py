@@ -18,7 +18,7 @@ from diamond_gym import files as disk
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import CacheError, CheckpointError, DatasetError
+from diamond_gym.errors import CacheError, CheckpointError, DatasetError, MissingDependencyError
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
 from trainers.diamond.config import PlayerConfig, TrainerConfig
@@ -76,10 +76,28 @@ def check_players(config: TrainerConfig, game: str) -> None:
 
     Raises:
         InvalidInputError: One cannot.
+        MissingDependencyError: PPO is to play, and Stable-Baselines3 is not installed.
     """
     for players in config.players.values():
         for p in players:
+            if p.name == "ppo":
+                require_stable_baselines3()
+                continue
             player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
+
+
+def require_stable_baselines3() -> None:
+    """Fails early.
+
+    Raises:
+        MissingDependencyError: Stable-Baselines3 is not installed.
+    """
+    try:
+        import stable_baselines3  # noqa: F401
+    except ImportError:
+        raise MissingDependencyError(
+            "the player ppo needs Stable-Baselines3: pip install 'diamond-gym[sb3]'"
+        ) from None
 
 
 def check_space(config: TrainerConfig, run: Path) -> None:
@@ -131,12 +149,22 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
         name = player_name(config, game)
         if progress:
             print(f"{folder.name}: {config.num_steps} steps of {game} by the {name} player", flush=True)
+        if name == "ppo":
+            _collect_ppo(game, config.num_steps, seed, dataset, progress)
+            continue
         policy = player(name, game, num_actions_of(game), noise=config.noise, repeat=config.repeat)
         collect(game, policy, num_steps=config.num_steps, seed=seed, dataset=dataset, progress=progress)
     try:
         os.replace(partial, folder)
     except OSError as error:
         raise CacheError(f"cannot move {partial} to {folder}: {error}") from error
+
+
+def _collect_ppo(game: str, num_steps: int, seed: int, dataset: EpisodeDataset, progress: bool) -> None:
+    from trainers.sb3.collect import collect_while_learning
+
+    with tqdm(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
+        collect_while_learning(game, num_steps, seed, dataset, on_steps=bar.update)
 
 
 def dataset_folders(config: TrainerConfig, run: RunFolder) -> tuple[Path, Path]:

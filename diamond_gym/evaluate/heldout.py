@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.data.collect import SeededPolicy
+from diamond_gym.data.collect import EpisodeBuilder, SeededPolicy
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
@@ -104,28 +104,15 @@ def _play_episode(
     env: AtariEnv, policy: SeededPolicy, obs: np.ndarray, max_steps: int
 ) -> tuple[Episode, bool]:
     """One episode, and whether the game is over with it."""
-    frames, acts, rewards = [obs], [], []
+    builder = EpisodeBuilder()
     while True:
-        act = policy(frames[-1])
-        obs, reward, terminated, truncated, info = env.step(act)
-        frames.append(obs)
-        acts.append(act)
-        rewards.append(reward)
-        truncated |= len(acts) >= max_steps and not terminated
+        act = policy(obs)
+        next_obs, reward, terminated, truncated, info = env.step(act)
+        truncated |= len(builder.obs) + 1 >= max_steps and not terminated
+        builder.add(obs, act, reward, terminated, truncated)
+        obs = next_obs
         if terminated or truncated:
-            break
-    stack = torch.from_numpy(np.stack(frames).transpose(0, 3, 1, 2).copy())
-    ends = torch.zeros(2, len(acts), dtype=torch.uint8)
-    ends[:, -1] = torch.tensor([terminated, truncated])
-    episode = Episode(
-        obs=stack[:-1],
-        act=torch.tensor(acts),
-        rew=torch.tensor(rewards, dtype=torch.float32),
-        end=ends[0],
-        trunc=ends[1],
-        info={"final_observation": stack[-1]},
-    )
-    return episode, truncated or bool(info["game_over"])
+            return builder.episode(final_obs=obs), truncated or bool(info["game_over"])
 
 
 def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:

@@ -22,6 +22,7 @@ from diamond_gym.players.vision import (
     pong_left_paddle,
     pong_right_paddle,
 )
+from diamond_gym.world import pixels
 
 RADIUS = 2.0
 """Pixels within which an object counts as in the right place."""
@@ -40,7 +41,7 @@ PLAYED_HORIZONS = 2
 """Horizons for which is played on."""
 
 DEFINITIONS = {
-    "psnr": f"mean over starts of each frame's PSNR on uint8 RGB, dB, each at most {metrics.PSNR_CAP:g}",
+    "psnr": f"mean over starts of each frame's PSNR on uint8 RGB, dB, each at most {pixels.PSNR_CAP:g}",
     "psnr_of_mean_mse": "PSNR of the squared error averaged over starts, dB",
     "ssim": "mean over starts of each frame's structural similarity (torchmetrics' defaults), at shown steps",
     "repeat": "the same number for the last real frame repeated",
@@ -94,10 +95,10 @@ def measure(game: str, starts: Starts, imagined: Imagined) -> dict[str, Any]:
     columns: dict[str, NDArray[Any]] = {
         "step": np.arange(1, valid.shape[1] + 1),
         "frames": valid.sum(0),
-        "psnr": metrics.mean_where(metrics.psnr(mse), valid),
-        "psnr_of_mean_mse": metrics.psnr(metrics.mean_where(mse, valid)),
-        "psnr_repeat": metrics.mean_where(metrics.psnr(squared_errors(real, last)), valid),
-        "psnr_mean": metrics.mean_where(metrics.psnr(squared_errors(real, mean)), valid),
+        "psnr": metrics.mean_where(pixels.psnr(mse), valid),
+        "psnr_of_mean_mse": pixels.psnr(metrics.mean_where(mse, valid)),
+        "psnr_repeat": metrics.mean_where(pixels.psnr(squared_errors(real, last)), valid),
+        "psnr_mean": metrics.mean_where(pixels.psnr(squared_errors(real, mean)), valid),
         "ssim": _mean_ssim(real, dreamt, valid),
         "ssim_repeat": _mean_ssim(real, last, valid),
         "ssim_mean": _mean_ssim(real, mean, valid),
@@ -175,7 +176,7 @@ def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> lis
 def squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Errors (b, t) of real frames against others (b or 1, t or 1, c, h, w), step by step to save memory."""
     last = other.shape[1] - 1
-    errors = [metrics.mean_squared_error(real[:, t], other[:, min(t, last)]) for t in range(real.shape[1])]
+    errors = [pixels.mean_squared_error(real[:, t], other[:, min(t, last)]) for t in range(real.shape[1])]
     return np.stack(errors, 1)
 
 

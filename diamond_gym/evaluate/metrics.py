@@ -7,10 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-PSNR_CAP = 60.0
-"""Frames nearer than this, in dB, count as this near: otherwise one exact frame would make a mean
-infinite."""
-
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
@@ -22,18 +18,6 @@ class Scores:
     precision: float
     recall: float
     f1: float
-
-
-def mean_squared_error(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> Array:
-    """Mean squared difference of frames (..., c, h, w), in levels of 0..255 squared."""
-    difference = a.astype(np.float32) - b.astype(np.float32)
-    return np.square(difference).mean(axis=(-3, -2, -1), dtype=np.float64)
-
-
-def psnr(mse: Array) -> Array:
-    """Peak signal-to-noise ratio in dB for 8-bit frames, `10 log10(255^2 / mse)`, at most `PSNR_CAP`."""
-    floor = 255.0**2 / 10 ** (PSNR_CAP / 10)
-    return 10 * np.log10(255.0**2 / np.maximum(mse, floor))
 
 
 def mean_where(values: Array, mask: Mask) -> Array:

@@ -30,12 +30,6 @@ def difference(real: Picture, imagined: Picture) -> Picture:
     return np.clip(GAIN * np.abs(real.astype(int) - imagined), 0, 255).astype(np.uint8)
 
 
-def psnr(real: Picture, imagined: Picture) -> float:
-    """Peak signal to noise ratio in dB; infinite for equal frames."""
-    error = np.square(real.astype(float) - imagined).mean()
-    return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
-
-
 def quarters(panels: list[tuple[str, Picture]], lines: list[str], side: int) -> Picture:
     """Three labelled frames and some lines of text, in the quarters of a square."""
     half = side // 2

@@ -28,6 +28,7 @@ from diamond_gym.play.places import (
 from diamond_gym.play.policy import Opinion, Policy
 from diamond_gym.play.recording import RecordedStep, Recorder
 from diamond_gym.play.view import Facts, View
+from diamond_gym.world.pixels import mean_squared_error, psnr
 
 _SOLVERS = {1: "Euler", 2: "Heun"}
 _CHURN_STEP = 0.1
@@ -376,11 +377,11 @@ class PlaySession:
     def _comparison_lines(self) -> list[str]:
         assert self.comparison is not None
         outcome, real = self.comparison.outcome, self.moment.outcome
-        psnr = pictures.psnr(self.place.trail.frame, self.imagined.trail.frame)
+        quality = psnr(mean_squared_error(self.place.trail.frame, self.imagined.trail.frame))
         imagined_end = "-" if outcome is None else _yes_no(outcome.terminated)
         return [
             f"imagined step {self.imagined.time} of {self.imagined.horizon}",
-            f"PSNR {psnr:.1f} dB",
+            f"PSNR {quality:.1f} dB",
             f"reward {_number(real and real.reward)}, imagined {_number(outcome and outcome.reward)}",
             f"imagined return {_number(self.comparison.imagined_return)}",
             f"done {_yes_no(self.moment.is_over)}, imagined {imagined_end}",

@@ -27,6 +27,7 @@ from diamond_gym.evaluate.settings import Settings, parse, usage
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.actor_critic import AgentPolicy
 from diamond_gym.players.player import RandomPolicy, ScriptedBreakout
+from diamond_gym.world import pixels
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 from tests import worlds
@@ -61,11 +62,11 @@ def test_mean_squared_error_and_psnr():
     b = a.copy()
     b[0] = 255
     b[1, 0] = 10  # a third of the channels, 100 each
-    mse = metrics.mean_squared_error(a, b)
+    mse = pixels.mean_squared_error(a, b)
     np.testing.assert_allclose(mse, [65025, 100 / 3])
-    np.testing.assert_allclose(metrics.psnr(mse), [0, 20 * math.log10(255) - 10 * math.log10(100 / 3)])
-    assert metrics.psnr(np.array(0.0)) == metrics.PSNR_CAP
-    assert metrics.psnr(np.array(1.0)) == pytest.approx(48.1308)
+    np.testing.assert_allclose(pixels.psnr(mse), [0, 20 * math.log10(255) - 10 * math.log10(100 / 3)])
+    assert pixels.psnr(np.array(0.0)) == pixels.PSNR_CAP
+    assert pixels.psnr(np.array(1.0)) == pytest.approx(48.1308)
 
 
 def test_mean_where():
@@ -479,9 +480,9 @@ def test_a_perfect_imagination_scores_full_marks(real_starts):
     result = measure.measure("Breakout", real_starts, perfect)
     assert [row["step"] for row in result["steps"]] == [1, 2, 3, 4, 5, 6]
     for row in result["steps"]:
-        assert row["psnr"] == row["psnr_of_mean_mse"] == metrics.PSNR_CAP
+        assert row["psnr"] == row["psnr_of_mean_mse"] == pixels.PSNR_CAP
         assert row["paddle_within"] == row["ball_within"] == 1
-        assert row["psnr_mean"] < row["psnr_repeat"] < metrics.PSNR_CAP
+        assert row["psnr_mean"] < row["psnr_repeat"] < pixels.PSNR_CAP
         assert row["drift"] == row["ball_error"] == row["paddle_error"] == 0
         assert row["ball_present"] == row["paddle_present"] == 1
         if row["step"] in (1, 3, 5, 6):

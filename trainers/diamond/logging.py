@@ -15,7 +15,7 @@ from torch import Tensor
 
 from diamond_gym.errors import CacheError, MissingDependencyError
 from diamond_gym.files import write_file
-from diamond_gym.world.pixels import to_float
+from diamond_gym.world.pixels import mean_squared_error, psnr
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.config import TrainerConfig, WandbConfig, flat
 from trainers.diamond.errors import LoggingError
@@ -98,10 +98,11 @@ def imagine(world_model: WorldModel, batch: SegmentBatch) -> UInt8[Tensor, "b t 
     return torch.stack(frames, dim=1)
 
 
-def psnr(real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]) -> Float[Tensor, " t"]:
-    """Peak signal-to-noise ratio in dB at each step, of the mean error of all games; at most 100."""
-    error = ((to_float(real) - to_float(imagined)) / 2).square().mean(dim=(0, 2, 3, 4))
-    return -10 * error.clamp(min=1e-10).log10()
+def mean_psnr(
+    real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]
+) -> Float[np.ndarray, " t"]:
+    """Peak signal-to-noise ratio in dB at each step, of the mean error of all games."""
+    return psnr(mean_squared_error(real.numpy(), imagined.numpy()).mean(axis=0))
 
 
 def side_by_side(

@@ -27,6 +27,7 @@ from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.files import new_folder, write_file
+from diamond_gym.world import pixels
 from diamond_gym.world.models import Agent, AgentConfig
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
@@ -84,7 +85,7 @@ class Validation:
         """
         imagined = Imaginer(world_model, seed=0, progress=False).future(self.starts)
         real, valid = self.starts.future_obs.numpy(), self.starts.valid.numpy()
-        quality = metrics.psnr(measure.squared_errors(real, imagined.obs.numpy()))
+        quality = pixels.psnr(measure.squared_errors(real, imagined.obs.numpy()))
         columns = [step - 1 for step in STEPS]
         score = float(np.nanmean(metrics.mean_where(quality, valid)[columns]))
         shares = [

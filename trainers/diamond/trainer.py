@@ -57,8 +57,8 @@ from trainers.diamond.logging import (
     draw_starts,
     episode_series,
     imagine,
+    mean_psnr,
     one_line,
-    psnr,
     side_by_side,
     step_series,
     summary,
@@ -417,7 +417,7 @@ class Trainer:
         frames = side_by_side(real, imagined)
         gif = to_gif(frames, VIDEO_FPS)
         self.log.video(epoch, "imagination", gif, (frames.shape[1], frames.shape[2]))
-        quality = psnr(real, imagined).tolist()
+        quality = mean_psnr(real, imagined).tolist()
         return {"imagination/psnr_first": quality[0], "imagination/psnr_last": quality[-1]}
 
     @torch.no_grad()

@@ -19,7 +19,7 @@ from torch import nn
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel
 from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.backends.openvino import OpenVinoForward, require_openvino
-from diamond_gym.backends.waiting import told_if_slow
+from diamond_gym.backends.waiting import log_if_slow
 from diamond_gym.errors import DeviceError, InvalidInputError
 from diamond_gym.world.models import Agent
 from diamond_gym.world.models.blocks import Upsample
@@ -209,5 +209,5 @@ class _CompiledForward:
         if len(x) in self.batch_sizes:
             return self.forward(x, *args)
         self.batch_sizes.add(len(x))
-        with told_if_slow(f"compiled {self.name} for batches of {len(x)}"):
+        with log_if_slow(f"compiled {self.name} for batches of {len(x)}"):
             return self.forward(x, *args)

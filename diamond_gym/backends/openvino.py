@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diamond_gym.backends.waiting import told_if_slow
+from diamond_gym.backends.waiting import log_if_slow
 from diamond_gym.errors import MissingDependencyError
 
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -64,7 +64,7 @@ class OpenVinoForward:
         """OpenVINO's network for such inputs."""
         kind = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
         if kind not in self._requests:
-            with told_if_slow(f"converted {self._name} to OpenVINO"):
+            with log_if_slow(f"converted {self._name} to OpenVINO"):
                 self._requests[kind] = _converted(self._network, inputs, self._precision)
         return self._requests[kind]
 

@@ -11,7 +11,7 @@ WORTH_A_MESSAGE_SECONDS = 1.0
 
 
 @contextmanager
-def told_if_slow(what: str) -> Iterator[None]:
+def log_if_slow(what: str) -> Iterator[None]:
     """Says afterwards what was done and how long it took, if that was more than a moment."""
     start = time.perf_counter()
     yield

@@ -141,8 +141,8 @@ def _train(arguments: Sequence[str]) -> None:
         print(TRAIN_USAGE.format(presets=presets, default=default, preset=preset, keys=keys))
         return
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
-    with processes.joined() as group:
-        config = group.first(lambda: parse(given))
+    with processes.process_group() as group:
+        config = group.on_rank_zero(lambda: parse(given))
         launch.train(config, outputs=Path("outputs"), command=command, group=group)
 
 
@@ -152,8 +152,8 @@ def _resume(arguments: Sequence[str]) -> None:
     from trainers.diamond import distributed as processes
     from trainers.diamond import run as launch
 
-    with processes.joined() as group:
-        options = group.first(lambda: _options(arguments, {"run": str}, required=["run"]))
+    with processes.process_group() as group:
+        options = group.on_rank_zero(lambda: _options(arguments, {"run": str}, required=["run"]))
         launch.resume(Path(options["run"]), group=group)
 
 

@@ -1,9 +1,8 @@
-"""Several processes that train one run: what one does alone, what is shared out, and what is added up.
+"""Data-parallel training: what rank 0 does, how batches are sharded, and what is all-reduced.
 
-The first process collects, evaluates and writes; all compute, each its share of every batch. Whatever they
-compute adds up over them: losses, gradients, metrics. For a process alone all of this is nothing. Gradients
-are added up here, not by DistributedDataParallel, which sees only `forward`: losses call other methods.
-Knows nothing of what is trained.
+Rank 0 collects, evaluates and writes; every rank computes its shard of every batch. Losses, gradients and
+metrics are sums over the ranks. For a single process all of this does nothing. Gradients are all-reduced here
+and not by DistributedDataParallel, which sees only `forward`: losses call other methods of the networks.
 """
 
 from __future__ import annotations
@@ -35,48 +34,48 @@ class Group:
 
     Attributes:
         rank: Its number.
-        size: How many there are.
+        world_size: How many there are.
         local_rank: Its number on its machine, which is that of its GPU.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
     _patient: Any = None
 
     @property
-    def is_first(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Whether this is the process that collects, evaluates and writes."""
         return self.rank == 0
 
-    def share(self, count: int) -> slice:
+    def shard(self, count: int) -> slice:
         """Which of `count` things are this process's; `count` is a multiple of `size`."""
-        assert count % self.size == 0, f"{count} things cannot be shared by {self.size} processes"
-        each = count // self.size
+        assert count % self.world_size == 0, f"{count} things cannot be shared by {self.world_size} processes"
+        each = count // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def total(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """Sum over the processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return x
         x = x.clone()
         with _all_there():
             dist.all_reduce(x)
         return x
 
-    def add_up(self, tensors: list[Tensor]) -> None:
+    def all_reduce_(self, tensors: list[Tensor]) -> None:
         """Replaces tensors of one type by their sums over the processes, in one message."""
-        if self.size == 1:
+        if self.world_size == 1:
             return
-        sums = self.total(torch.cat([x.flatten() for x in tensors])).split([x.numel() for x in tensors])
+        sums = self.all_reduce(torch.cat([x.flatten() for x in tensors])).split([x.numel() for x in tensors])
         for x, total in zip(tensors, sums, strict=True):
             x.copy_(total.view_as(x))
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set in any process; no GPU is waited for."""
-        return flag if self.size == 1 else bool(self.total(torch.tensor(int(flag))))
+        return flag if self.world_size == 1 else bool(self.all_reduce(torch.tensor(int(flag))))
 
-    def first(self, work: Callable[[], _T]) -> _T:
+    def on_rank_zero(self, work: Callable[[], _T]) -> _T:
         """What `work` returns in the first process; the others wait for it.
 
         Raises:
@@ -84,9 +83,9 @@ class Group:
             FirstProcessFailed: In the others, when `work` failed.
             ProcessLostError: A process is gone.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return work()
-        if not self.is_first:
+        if not self.is_rank_zero:
             error, result = self._hear()
             if error is not None:
                 raise error
@@ -112,43 +111,43 @@ class Group:
             dist.broadcast_object_list(box, src=0, group=self._patient)
         return box[0]
 
-    def gathered(self, state: Any) -> Any:
-        """In the first process the shares of all, joined; in the others their own.
+    def gather(self, state: Any) -> Any:
+        """In the first process the shares of all, put together; in the others their own.
 
         Args:
             state: Tensors and lists with an entry for each thing shared out, in dictionaries; under the key
-                `COMMON`, what all processes hold alike.
+                `REPLICATED`, what all processes hold alike.
         """
-        if self.size == 1 or not state:
+        if self.world_size == 1 or not state:
             return state
-        states = [None] * self.size if self.is_first else None
+        states = [None] * self.world_size if self.is_rank_zero else None
         with _all_there():
             dist.gather_object(_on_cpu(state), states, dst=0, group=self._patient)
-        return state if states is None else _joined(states)
+        return state if states is None else _concatenated(states)
 
-    def share_of(self, state: Any) -> Any:
-        """This process's share of what `gathered` joined, whatever the number of processes was then."""
+    def shard_state(self, state: Any) -> Any:
+        """This process's share of what `gather` put together, whatever the number of processes was then."""
         if isinstance(state, dict):
-            return {name: x if name == COMMON else self.share_of(x) for name, x in state.items()}
-        return state if self.size == 1 else state[self.share(len(state))]
+            return {name: x if name == REPLICATED else self.shard_state(x) for name, x in state.items()}
+        return state if self.world_size == 1 else state[self.shard(len(state))]
 
 
-COMMON = "common"
+REPLICATED = "common"
 """In a state that is shared out, the key of what every process holds alike."""
 
-ALONE = Group()
+SINGLE_PROCESS = Group()
 """The only process."""
 
 
 @contextmanager
-def joined() -> Iterator[Group]:
-    """The processes that torchrun started; `ALONE` without it.
+def process_group() -> Iterator[Group]:
+    """The processes that torchrun started; `SINGLE_PROCESS` without it.
 
     Raises:
         ProcessLostError: The others do not answer.
     """
     if not os.environ.keys() >= _TORCHRUN or int(os.environ["WORLD_SIZE"]) == 1:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     # gloo beside NCCL: what is said by the CPU does not wait for the GPU
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -177,11 +176,11 @@ def _on_cpu(state: Any) -> Any:
     return state.cpu() if isinstance(state, Tensor) else state
 
 
-def _joined(states: list[Any]) -> Any:
+def _concatenated(states: list[Any]) -> Any:
     if isinstance(states[0], dict):
         first = states[0]
         return {
-            name: x if name == COMMON else _joined([state[name] for state in states])
+            name: x if name == REPLICATED else _concatenated([state[name] for state in states])
             for name, x in first.items()
         }
     if isinstance(states[0], Tensor):

@@ -26,7 +26,7 @@ from trainers.diamond.config import (
     PartTrainingConfig,
     RewEndPartConfig,
 )
-from trainers.diamond.distributed import ALONE, COMMON, Group
+from trainers.diamond.distributed import REPLICATED, SINGLE_PROCESS, Group
 from trainers.diamond.errors import DivergedError
 from trainers.diamond.losses import (
     REW_END_METRICS,
@@ -59,7 +59,7 @@ Run = Callable[..., tuple[Tensor, ...]]
 """Computes a loss, given the network it trains, the function and its inputs."""
 
 
-def plainly(network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
+def eager(network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Computes a loss as it is, operation by operation."""
     return loss(*inputs)
 
@@ -178,12 +178,12 @@ class Draw:
     training: PartTrainingConfig
     by_age: bool
     device: torch.device
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
 
     @property
     def share(self) -> slice:
         """Which of a batch's segments are this process's."""
-        return self.group.share(self.training.batch_size)
+        return self.group.shard(self.training.batch_size)
 
     def __call__(
         self,
@@ -210,7 +210,7 @@ class Draw:
             event_fraction=0.0 if plain else self.training.event_fraction,
             hard=None if plain else hard,
             crop=crop,
-            share=self.group.share(batch_size),
+            share=self.group.shard(batch_size),
         )
         return batch.to(self.device)
 
@@ -238,7 +238,7 @@ class DenoiserObjective:
     draw: Draw
     autocast: Autocast
     hard_steps: HardSteps = field(default_factory=HardSteps)
-    run: Run = plainly
+    run: Run = eager
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
         """See `Objective`; a `plain` batch is of whole frames, favours nothing, and is not remembered."""
@@ -279,8 +279,8 @@ class DenoiserObjective:
     ) -> list[Tensor]:
         """Random numbers for this process's `count` segments of a batch, prediction after prediction."""
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
-        size = count * self.draw.group.size
-        share = self.draw.group.share(size)
+        size = count * self.draw.group.world_size
+        share = self.draw.group.shard(size)
         objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = (
             draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
@@ -294,7 +294,7 @@ class DenoiserObjective:
         noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
         weight = self.config.training.moving_pixels_weight
         errors = denoiser_errors(self.denoiser, batch, noises, moving_pixels_weight=weight)
-        loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.total)
+        loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.all_reduce)
         return loss, errors.error.detach(), *errors[1:]
 
     def _remember(self, batch: SegmentBatch, errors: DenoiserErrors, *, on_crops: bool) -> None:
@@ -315,9 +315,9 @@ class DenoiserObjective:
             errors.counts & has_past,
         ]
         group = self.draw.group
-        seen = torch.zeros(len(told), count * group.size, p, dtype=torch.float64)
-        seen[:, group.share(count * group.size)] = torch.stack([x.cpu().double() for x in told])
-        *numbers, kept = group.total(seen)
+        seen = torch.zeros(len(told), count * group.world_size, p, dtype=torch.float64)
+        seen[:, group.shard(count * group.world_size)] = torch.stack([x.cpu().double() for x in told])
+        *numbers, kept = group.all_reduce(seen)
         episode, time, error, c_noise, kind, row, column, usual = (x[kept.bool()] for x in numbers)
         place = torch.stack([row, column], dim=1).long()
         self.hard_steps.note(
@@ -326,12 +326,12 @@ class DenoiserObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Which steps are hard."""
-        return {COMMON: self.hard_steps.state_dict()} if self.config.training.hard_fraction > 0 else {}
+        return {REPLICATED: self.hard_steps.state_dict()} if self.config.training.hard_fraction > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remembers which steps were hard."""
-        if COMMON in state:
-            self.hard_steps.load_state_dict(state[COMMON])
+        if REPLICATED in state:
+            self.hard_steps.load_state_dict(state[REPLICATED])
 
 
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ class RewEndObjective(_Forgetful):
     config: RewEndPartConfig
     draw: Draw
     autocast: Autocast
-    run: Run = plainly
+    run: Run = eager
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
         """See `Objective`."""
@@ -362,7 +362,7 @@ class RewEndObjective(_Forgetful):
             self.world_model.rew_end_model,
             SegmentBatch(*tensors),
             event_weight=self.config.training.event_weight,
-            total=self.draw.group.total,
+            total=self.draw.group.all_reduce,
         )
         return loss, *(metrics[name] for name in REW_END_METRICS)
 
@@ -386,7 +386,7 @@ class ActorCriticObjective:
         num_steps: int,
         config: ActorCriticLossConfig,
         autocast: Autocast,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         self.actor_critic, self.games = actor_critic, games
         self.num_steps, self.config, self.autocast, self.group = num_steps, config, autocast, group
@@ -398,12 +398,12 @@ class ActorCriticObjective:
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         with self.autocast():
             player = self._player or self._start()
-            num_games = len(player.obs) * self.group.size
+            num_games = len(player.obs) * self.group.world_size
             u = torch.rand(self.num_steps, num_games, generator=generator, device=device)
-            share = u[:, self.group.share(num_games)]
+            share = u[:, self.group.shard(num_games)]
             self._player, steps = play(self.actor_critic, self.games, player, share)
         loss, metrics = actor_critic_loss(steps, self.config)
-        part = 1 / self.group.size  # of a mean over equal shares
+        part = 1 / self.group.world_size  # of a mean over equal shares
         metrics = {name: x * part for name, x in metrics.items()}
         return Example(loss * part, metrics, {name: x.detach() for name, x in vars(steps).items()})
 
@@ -506,7 +506,7 @@ class Part:
     optimizer: torch.optim.Optimizer
     ema: ExponentialMovingAverage | None
     objective: Objective
-    group: Group = ALONE
+    group: Group = SINGLE_PROCESS
     num_steps: int = 0
     _unchecked: list[tuple[int, Tensor, Tensor, dict[str, Tensor]]] = field(default_factory=list, repr=False)
 
@@ -518,7 +518,7 @@ class Part:
         training: PartTrainingConfig,
         optimizer: OptimizerConfig,
         objective: Objective,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> Part:
         """Nothing is trained yet."""
         ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
@@ -542,7 +542,7 @@ class Part:
         examples = [self._accumulate(replay, rng) for _ in range(count)]
         metrics = _mean([x.metrics | {"loss": x.loss} for x in examples])
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
-        self.group.add_up([*gradients, metrics["loss"]])
+        self.group.all_reduce_([*gradients, metrics["loss"]])
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.training.max_grad_norm).detach()
         self._watch(metrics["loss"], norm, {k: v for x in examples for k, v in x.batch.items()})
         self.optimizer.step()
@@ -573,7 +573,7 @@ class Part:
     def total(self, sums: Metrics) -> Metrics:
         """Sums of metrics of steps, over all processes."""
         known = ("loss", "grad_norm")  # by every process, of the whole batch
-        return {name: x if name in known else self.group.total(x) for name, x in sums.items()}
+        return {name: x if name in known else self.group.all_reduce(x) for name, x in sums.items()}
 
     def _accumulate(self, replay: Replay, rng: np.random.Generator) -> Example:
         example = self.objective.example(replay, rng, self.num_steps)
@@ -624,7 +624,7 @@ class Part:
             "optimizer": self.optimizer.state_dict(),
             "ema": None if self.ema is None else self.ema.state_dict(),
             "num_steps": self.num_steps,
-            "objective": self.group.gathered(self.objective.state_dict()),
+            "objective": self.group.gather(self.objective.state_dict()),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -634,7 +634,7 @@ class Part:
         self.num_steps = state["num_steps"]
         if self.ema is not None and state["ema"] is not None:
             self.ema.load_state_dict(state["ema"])
-        self.objective.load_state_dict(self.group.share_of(state.get("objective", {})))
+        self.objective.load_state_dict(self.group.shard_state(state.get("objective", {})))
 
 
 def diverged(error: NotFiniteError, batch_file: str) -> DivergedError:

@@ -57,7 +57,7 @@ class DenoiserNoise(NamedTuple):
     offset: Float[Tensor, "b c 1 1"]
 
 
-def all_of_it(x: Tensor) -> Tensor:
+def no_all_reduce(x: Tensor) -> Tensor:
     """The `Total` of one process."""
     return x
 
@@ -133,7 +133,7 @@ def denoiser_loss(
     noises: list[DenoiserNoise],
     *,
     moving_pixels_weight: float = 0.0,
-    total: Total = all_of_it,
+    total: Total = no_all_reduce,
 ) -> tuple[Tensor, Metrics]:
     """Mean of `denoiser_errors` over the predictions.
 
@@ -196,7 +196,7 @@ def worst_place(error: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b 2"]:
 
 
 def mean_of_predictions(
-    errors: Float[Tensor, "b p"], mask: Bool[Tensor, "b p"], total: Total = all_of_it
+    errors: Float[Tensor, "b p"], mask: Bool[Tensor, "b p"], total: Total = no_all_reduce
 ) -> Float[Tensor, ""]:
     """The denoiser's loss: each prediction weighs the same, however many of its errors count.
 
@@ -210,7 +210,7 @@ def mean_of_predictions(
 
 
 def masked_mean(
-    values: Float[Tensor, " b"], mask: Bool[Tensor, " b"], total: Total = all_of_it
+    values: Float[Tensor, " b"], mask: Bool[Tensor, " b"], total: Total = no_all_reduce
 ) -> Float[Tensor, ""]:
     """Mean over the entries where `mask` holds; 0 if there are none."""
     return torch.where(mask, values, 0).sum() / total(mask.sum()).clamp(min=1)
@@ -235,7 +235,7 @@ def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Floa
 
 
 def rew_end_loss(
-    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0, total: Total = all_of_it
+    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0, total: Total = no_all_reduce
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
 
@@ -270,7 +270,7 @@ def weighted_cross_entropy(
     logits: Float[Tensor, "b t k"],
     target: Int64[Tensor, "b t"],
     weight: Float[Tensor, "b t"],
-    total: Total = all_of_it,
+    total: Total = no_all_reduce,
 ) -> Float[Tensor, ""]:
     """Cross-entropy averaged with weights >= 0; 0 if all are 0."""
     values = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")

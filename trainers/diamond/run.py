@@ -33,7 +33,7 @@ from diamond_gym.world.world_model import noise_levels
 from trainers.diamond import data
 from trainers.diamond import trainer as schedule
 from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig, from_yaml, to_yaml
-from trainers.diamond.distributed import ALONE, Group
+from trainers.diamond.distributed import SINGLE_PROCESS, Group
 from trainers.diamond.logging import RunLog, check_dependencies
 from trainers.diamond.publish import ExportOptions, export
 from trainers.diamond.run_folder import RunFolder, find_source
@@ -65,7 +65,12 @@ def start_with_differences(model: RewEndModel) -> None:
 
 
 def train(
-    config: TrainerConfig, *, outputs: Path, command: str, progress: bool = True, group: Group = ALONE
+    config: TrainerConfig,
+    *,
+    outputs: Path,
+    command: str,
+    progress: bool = True,
+    group: Group = SINGLE_PROCESS,
 ) -> Path:
     """Trains from an empty run folder to the last epoch.
 
@@ -94,7 +99,7 @@ def train(
     """
     device = find_device(config.common.device, group)
     with ExitStack() as stack:
-        run, agent = group.first(lambda: _new_run(config, outputs, command, group, stack))
+        run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, command, group, stack))
         _fit(config, run, agent, device, progress, group)
     return run.path
 
@@ -114,7 +119,9 @@ def _new_run(
     return run, agent
 
 
-def prepare(config: TrainerConfig, command: str = "", group: Group = ALONE) -> tuple[WorldDescription, Agent]:
+def prepare(
+    config: TrainerConfig, command: str = "", group: Group = SINGLE_PROCESS
+) -> tuple[WorldDescription, Agent]:
     """What the run's world model will be, and its networks with their first weights, on the CPU.
 
     Finds whatever is wrong with a configuration, but for its device (`find_device`).
@@ -130,7 +137,7 @@ def prepare(config: TrainerConfig, command: str = "", group: Group = ALONE) -> t
     return description, agent
 
 
-def resume(path: Path, *, progress: bool = True, group: Group = ALONE) -> Path:
+def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) -> Path:
     """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
 
     The number of processes may be another than before.
@@ -144,7 +151,7 @@ def resume(path: Path, *, progress: bool = True, group: Group = ALONE) -> Path:
         RunInUseError: Another process is training it.
     """
     with ExitStack() as stack:
-        run, unfinished = group.first(lambda: _existing_run(path, group, stack))
+        run, unfinished = group.on_rank_zero(lambda: _existing_run(path, group, stack))
         if unfinished is not None:
             config, agent = unfinished
             _fit(config, run, agent, find_device(config.common.device, group), progress, group)
@@ -207,24 +214,24 @@ def check_shares(config: TrainerConfig, group: Group) -> None:
     if config.denoiser.training.crop_size is not None and "denoiser" in config.training.trained_parts:
         sizes["denoiser.training.crop_batch_size"] = config.denoiser.training.crop_batch_size
     for key, size in sizes.items():
-        if size % group.size:
-            near = max(1, size // group.size) * group.size
+        if size % group.world_size:
+            near = max(1, size // group.world_size) * group.world_size
             raise InvalidInputError(
-                f"{key}={size} is shared by {group.size} processes: accepted are "
-                f"multiples of {group.size}, such as {near}"
+                f"{key}={size} is shared by {group.world_size} processes: accepted are "
+                f"multiples of {group.world_size}, such as {near}"
             )
 
 
-def find_device(name: str, group: Group = ALONE) -> torch.device:
+def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
     """The device of a name; "auto" is CUDA where available, and each process of several has its own GPU.
 
     Raises:
         DeviceError: There is no such device here.
     """
     name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if group.size > 1 and name == "cuda":
+    if group.world_size > 1 and name == "cuda":
         name = f"cuda:{group.local_rank}"
-    elif group.size > 1 and name != "cpu":
+    elif group.world_size > 1 and name != "cpu":
         raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
     try:
         device = torch.device(name)
@@ -232,7 +239,7 @@ def find_device(name: str, group: Group = ALONE) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise DeviceError(f"common.device={name} is not available: {reason}") from error
-    if device.type == "cuda" and group.size > 1:
+    if device.type == "cuda" and group.world_size > 1:
         torch.cuda.set_device(device)
     return device
 
@@ -426,18 +433,18 @@ def _fit(
     config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool, group: Group
 ) -> None:
     """Everything that a resumed run repeats."""
-    progress = progress and group.is_first
+    progress = progress and group.is_rank_zero
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
         torch.set_float32_matmul_precision("high" if config.training.tf32 else "highest")
         torch.backends.cudnn.allow_tf32 = config.training.tf32
     try:
-        is_resumed = group.first(lambda: _complete_data(config, run, progress))
+        is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
         assert agent.config.num_actions is not None
         train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
         if not (config.collects or config.training.model_free):
-            group.first(lambda: data.choose_contexts(config, run).save(run.contexts_file))
+            group.on_rank_zero(lambda: data.choose_contexts(config, run).save(run.contexts_file))
         place(agent, device, config)
         dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
         log = RunLog(run, config)
@@ -445,11 +452,11 @@ def _fit(
         if is_resumed:
             trainer.resume()
         with closing(log), _stopped_by_interrupt(trainer):
-            group.first(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
+            group.on_rank_zero(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
-            group.first(lambda: _export(config, run))
+            group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
-        if group.is_first:
+        if group.is_rank_zero:
             print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
         raise
     if progress:

@@ -34,7 +34,7 @@ from trainers.diamond.config import (
     TrainCollectionConfig,
     TrainerConfig,
 )
-from trainers.diamond.distributed import ALONE, Group
+from trainers.diamond.distributed import SINGLE_PROCESS, Group
 from trainers.diamond.errors import StopRequested
 from trainers.diamond.learner import (
     ActorCriticObjective,
@@ -48,7 +48,7 @@ from trainers.diamond.learner import (
     Run,
     batches_in_order,
     diverged,
-    plainly,
+    eager,
 )
 from trainers.diamond.logging import (
     VIDEO_FPS,
@@ -199,7 +199,7 @@ class Trainer:
         test: Replay,
         dataset: EpisodeDataset | None = None,
         log: RunLog | None = None,
-        group: Group = ALONE,
+        group: Group = SINGLE_PROCESS,
     ) -> None:
         self.log = log or RunLog(run, config)
         self.config, self.run, self.agent, self.group = config, run, agent, group
@@ -213,7 +213,7 @@ class Trainer:
         self._autocast = autocast_of(config.training.autocast, self.device)
         self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
         self.parts = [self._part(name) for name in config.training.trained_parts]
-        self._collector = self._new_collector() if config.collects and group.is_first else None
+        self._collector = self._new_collector() if config.collects and group.is_rank_zero else None
         agent.eval()
 
     @property
@@ -234,8 +234,8 @@ class Trainer:
             CacheError: The run folder cannot be written.
             KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
         """
-        self._shows_progress = progress and self.group.is_first
-        if not self.group.first(self.run.state_file.is_file):
+        self._shows_progress = progress and self.group.is_rank_zero
+        if not self.group.on_rank_zero(self.run.state_file.is_file):
             self.save_state()  # tells what was collected later from what was there at the start
         try:
             while self.num_epochs is None or self.epoch < self.num_epochs:
@@ -246,8 +246,8 @@ class Trainer:
             self.save_state()
             raise KeyboardInterrupt from None
         except NotFiniteError as error:
-            batch = self.group.gathered(error.batch)
-            self.group.first(lambda: self._diverge(error, batch))
+            batch = self.group.gather(error.batch)
+            self.group.on_rank_zero(lambda: self._diverge(error, batch))
 
     def _run_epoch(self) -> None:
         epoch, metrics = self.epoch + 1, self.progress.metrics
@@ -256,9 +256,9 @@ class Trainer:
         metrics |= _prefixed("collect", self._collected())
         for part in self.parts:
             metrics |= _prefixed(part.name, self._train_part(part))
-        metrics |= self.group.first(lambda: self._evaluate(epoch))
+        metrics |= self.group.on_rank_zero(lambda: self._evaluate(epoch))
         self.progress.epoch, self.progress.metrics = epoch, {}
-        self.group.first(lambda: self._log(metrics))
+        self.group.on_rank_zero(lambda: self._log(metrics))
         self.save()
 
     def _diverge(self, error: NotFiniteError, batch: dict[str, Tensor]) -> NoReturn:
@@ -267,7 +267,7 @@ class Trainer:
         raise diverged(error, str(file)) from None
 
     def _finish(self) -> None:
-        self.group.first(self._play_final_games)
+        self.group.on_rank_zero(self._play_final_games)
         self.progress.is_finished = True
         self.save_state()
 
@@ -286,10 +286,10 @@ class Trainer:
 
     def _collected(self) -> dict[str, Any]:
         """The first process plays; the others read what it has stored."""
-        metrics, self.progress.first_epoch_steps = self.group.first(
+        metrics, self.progress.first_epoch_steps = self.group.on_rank_zero(
             lambda: (self._collect(), self.progress.first_epoch_steps)
         )
-        if self.config.collects and not self.group.is_first:
+        if self.config.collects and not self.group.is_rank_zero:
             data.catch_up(self.train, EpisodeDataset(self.run.dataset("train")))
         return metrics
 
@@ -506,7 +506,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the weights and the state."""
-        self.group.first(self._save_agent)
+        self.group.on_rank_zero(self._save_agent)
         self.save_state()
 
     def _save_agent(self) -> None:
@@ -519,7 +519,7 @@ class Trainer:
     def save_state(self) -> None:
         """Writes all that `resume` needs, by any number of processes."""
         parts = {part.name: part.state_dict() for part in self.parts}
-        self.group.first(lambda: self._save_state(parts))
+        self.group.on_rank_zero(lambda: self._save_state(parts))
 
     def _save_state(self, parts: dict[str, Any]) -> None:
         trained = [part.name for part in self.parts]
@@ -562,7 +562,7 @@ class Trainer:
             self.progress = Progress.of(state)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
-        self.group.first(lambda: self.run.forget_metrics_after(self.epoch))
+        self.group.on_rank_zero(lambda: self.run.forget_metrics_after(self.epoch))
 
     # -- how it is built
 
@@ -589,8 +589,8 @@ class Trainer:
     def _run_of(self, training: PartTrainingConfig) -> Run:
         """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""
         config, on_cuda = self.config.training, self.device.type == "cuda"
-        is_simple = training.grad_acc_steps == 1 and self.group.size == 1 and not config.compile
-        return GraphedLoss() if on_cuda and is_simple and config.cuda_graphs else plainly
+        is_simple = training.grad_acc_steps == 1 and self.group.world_size == 1 and not config.compile
+        return GraphedLoss() if on_cuda and is_simple and config.cuda_graphs else eager
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
         static = self.config.static_dataset

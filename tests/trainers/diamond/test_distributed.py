@@ -18,7 +18,7 @@ from tests.recordings import episode, save_dataset
 from trainers.diamond import data
 from trainers.diamond import run as launch
 from trainers.diamond.config import PARTS, from_yaml, parse, to_yaml
-from trainers.diamond.distributed import ALONE, Group
+from trainers.diamond.distributed import SINGLE_PROCESS, Group
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
@@ -148,11 +148,15 @@ def test_a_batch_that_cannot_be_shared_is_one_clear_error(static, tmp_path):
 
 def test_shares_are_joined_again():
     first, second = Group(0, 2), Group(1, 2)
-    assert (first.share(6), second.share(6), ALONE.share(6)) == (slice(0, 3), slice(3, 6), slice(0, 6))
+    assert (first.shard(6), second.shard(6), SINGLE_PROCESS.shard(6)) == (
+        slice(0, 3),
+        slice(3, 6),
+        slice(0, 6),
+    )
     state = {"games": {"envs": ["a", "b"], "time": torch.arange(4)}, "player": {}}
-    assert second.share_of(state)["games"]["envs"] == ["b"]
-    assert second.share_of(state)["games"]["time"].tolist() == [2, 3]
-    assert ALONE.share_of(state) == ALONE.gathered(state) == state
+    assert second.shard_state(state)["games"]["envs"] == ["b"]
+    assert second.shard_state(state)["games"]["time"].tolist() == [2, 3]
+    assert SINGLE_PROCESS.shard_state(state) == SINGLE_PROCESS.gather(state) == state
 
 
 def test_the_others_catch_up_with_what_the_first_has_collected(tmp_path):

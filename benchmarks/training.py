@@ -48,7 +48,7 @@ from diamond_gym.options import positive_int
 from diamond_gym.world.models import Agent
 from trainers.diamond import config as settings
 from trainers.diamond.config import PARTS, TrainerConfig
-from trainers.diamond.learner import Part
+from trainers.diamond.learner import Learner
 from trainers.diamond.replay import Replay
 from trainers.diamond.rollout import Collector, RealGames
 from trainers.diamond.run import find_device, new_agent, place
@@ -184,12 +184,12 @@ def build_agent(case: Case) -> Agent:
     return agent
 
 
-def build_part(case: Case) -> tuple[Part, Replay]:
+def build_part(case: Case) -> tuple[Learner, Replay]:
     """The network, ready to be trained by the trainer's own steps."""
     config, agent = case.config, build_agent(case)
     replay = Replay(random_episodes(NUM_TRAINING_FRAMES, frame_shape(config)), NUM_TRAINING_FRAMES)
     trainer = Trainer(config, RunFolder(Path("nothing-is-saved")), agent, replay, Replay())
-    part = next(part for part in trainer.parts if part.name == case.part)
+    part = next(part for part in trainer.learners if part.name == case.part)
     if case.is_plain:
         part.optimizer = plain_optimizer(part.optimizer)
     return part, replay

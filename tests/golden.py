@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.diamond.config import PARTS, parse
-from trainers.diamond.learner import Part
+from trainers.diamond.learner import Learner
 from trainers.diamond.run import train
 from trainers.diamond.run_folder import RunFolder
 
@@ -57,19 +57,19 @@ RUNS = {
 def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
     """Collects learning rate, loss and gradient norm of every update of every network meanwhile."""
     updates: dict[str, list[list[float]]] = {part: [] for part in PARTS}
-    step = Part.step
+    step = Learner.step
 
-    def recorded(self: Part, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def recorded(self: Learner, *args: Any, **kwargs: Any) -> dict[str, Any]:
         metrics = step(self, *args, **kwargs)
         lr = self.optimizer.param_groups[0]["lr"]
         updates[self.name].append([lr, metrics["loss"].item(), metrics["grad_norm"].item()])
         return metrics
 
-    Part.step = recorded
+    Learner.step = recorded
     try:
         yield updates
     finally:
-        Part.step = step
+        Learner.step = step
 
 
 def run(name: str, outputs: Path) -> dict[str, Any]:

@@ -465,7 +465,7 @@ class Given(Draw):
         return self.batch.to(self.device)
 
 
-# --- part
+# --- learner
 # A network being trained: its optimiser, moving average and objective, and what one step does to them.
 #
 # Knows nothing of epochs, files or games.
@@ -484,7 +484,7 @@ class NotFiniteError(Exception):
 
 
 @dataclass
-class Part:
+class Learner:
     """A network being trained.
 
     Attributes:
@@ -519,11 +519,11 @@ class Part:
         optimizer: OptimizerConfig,
         objective: Objective,
         group: Group = SINGLE_PROCESS,
-    ) -> Part:
+    ) -> Learner:
         """Nothing is trained yet."""
         ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
-        moves = make_optimizer(module, optimizer)
-        return cls(name, module, training, optimizer.lr, moves, ema, objective, group)
+        made = make_optimizer(module, optimizer)
+        return cls(name, module, training, optimizer.lr, made, ema, objective, group)
 
     def step(self, replay: Replay, *, seed: int, lr_factor: float) -> Metrics:
         """Makes one optimiser step; its randomness is a function of seed, part and step.

@@ -42,8 +42,8 @@ from trainers.diamond.learner import (
     Draw,
     Given,
     GraphedLoss,
+    Learner,
     NotFiniteError,
-    Part,
     RewEndObjective,
     Run,
     batches_in_order,
@@ -212,7 +212,7 @@ class Trainer:
         self.world_model = kind(agent.denoiser, agent.rew_end_model, sampler)
         self._autocast = autocast_of(config.training.autocast, self.device)
         self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
-        self.parts = [self._part(name) for name in config.training.trained_parts]
+        self.learners = [self._learner(name) for name in config.training.trained_parts]
         self._collector = self._new_collector() if config.collects and group.is_rank_zero else None
         agent.eval()
 
@@ -254,8 +254,8 @@ class Trainer:
         metrics["epoch"] = epoch
         self.progress.is_finished = False  # a finished run may have been given more epochs
         metrics |= _prefixed("collect", self._collected())
-        for part in self.parts:
-            metrics |= _prefixed(part.name, self._train_part(part))
+        for learner in self.learners:
+            metrics |= _prefixed(learner.name, self._train_learner(learner))
         metrics |= self.group.on_rank_zero(lambda: self._evaluate(epoch))
         self.progress.epoch, self.progress.metrics = epoch, {}
         self.group.on_rank_zero(lambda: self._log(metrics))
@@ -339,44 +339,44 @@ class Trainer:
             self.progress.first_epoch_steps,
         )
 
-    def _train_part(self, part: Part) -> dict[str, Any]:
+    def _train_learner(self, learner: Learner) -> dict[str, Any]:
         """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
-        training = part.training
+        training = learner.training
         total = training.num_steps(self.num_epochs or self.epoch + 1)
-        steps = training.num_steps(self.epoch + 1) - part.num_steps
+        steps = training.num_steps(self.epoch + 1) - learner.num_steps
         if steps <= 0 or not self.config.training.should:
             return {}
         sums: Metrics = {}
         start, lr_factor = time.perf_counter(), 0.0
-        bar = self._bar(part.name, total=steps)
-        with self._as_played(*PARTS, but=part.name), part.as_trained(), bar:
+        bar = self._bar(learner.name, total=steps)
+        with self._as_played(*PARTS, but=learner.name), learner.as_trained(), bar:
             for _ in range(steps):
-                lr_factor = training.lr_factor(part.num_steps, total)
-                metrics = part.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
+                lr_factor = training.lr_factor(learner.num_steps, total)
+                metrics = learner.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
                 sums = add(sums, metrics)
-                self._log_step(part, metrics, lr_factor)
+                self._log_step(learner, metrics, lr_factor)
                 bar.update()
                 if self.group.any(self.stop_requested):
-                    part.check_finite()
+                    learner.check_finite()
                     raise StopRequested
-            part.check_finite()
-        result = {"num_steps": part.num_steps, "lr": part.base_lr * lr_factor} | summary(
-            part.total(sums), steps
+            learner.check_finite()
+        result = {"num_steps": learner.num_steps, "lr": learner.base_lr * lr_factor} | summary(
+            learner.total(sums), steps
         )
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
 
-    def _log_step(self, part: Part, metrics: Metrics, lr_factor: float) -> None:
+    def _log_step(self, learner: Learner, metrics: Metrics, lr_factor: float) -> None:
         """Logs the numbers of the step that was just made, if it is its turn."""
-        if self.log.wants_step(part.num_steps):
-            numbers = part.total({name: x for name, x in metrics.items() if x.ndim == 0})
+        if self.log.wants_step(learner.num_steps):
+            numbers = learner.total({name: x for name, x in metrics.items() if x.ndim == 0})
             scalars = {name: x.item() for name, x in numbers.items()}
-            self.log.step(part.name, part.num_steps, scalars | {"lr": part.base_lr * lr_factor})
+            self.log.step(learner.name, learner.num_steps, scalars | {"lr": learner.base_lr * lr_factor})
 
     def next_of(self) -> dict[str, int]:
         """The next step of each network and episode of each dataset, as `RunLog.open` takes them."""
         under_way = set() if self._collector is None else self._collector.stored_numbers
         last = len(self.train) - 1
-        return {step_series(part.name): part.num_steps + 1 for part in self.parts} | {
+        return {step_series(learner.name): learner.num_steps + 1 for learner in self.learners} | {
             episode_series("train"): last if last in under_way else last + 1,
             episode_series("test"): self.progress.num_test_episodes,
         }
@@ -388,8 +388,8 @@ class Trainer:
         if config.should and is_time:
             metrics = self._test_games(epoch) | self._imagine(epoch)
         if config.should and (is_time or epoch == self.num_epochs):
-            for part in self.parts:
-                metrics |= _prefixed(part.name, self._measure(part))
+            for learner in self.learners:
+                metrics |= _prefixed(learner.name, self._measure(learner))
         return metrics
 
     def _test_games(self, epoch: int) -> dict[str, Any]:
@@ -421,32 +421,34 @@ class Trainer:
         return {"imagination/psnr_first": quality[0], "imagination/psnr_last": quality[-1]}
 
     @torch.no_grad()
-    def _measure(self, part: Part) -> dict[str, Any]:
+    def _measure(self, learner: Learner) -> dict[str, Any]:
         """Losses of the weights to be saved on the whole test dataset, under the same noise every time."""
-        objective = self._measured.get(part.name)
-        if objective is None or part.num_steps == 0:
+        objective = self._measured.get(learner.name)
+        if objective is None or learner.num_steps == 0:
             return {}
         sums: Metrics = {}
         num_segments = 0
-        with part.as_played():
-            for i, batch in enumerate(self._test_batches(part)):
+        with learner.as_played():
+            for i, batch in enumerate(self._test_batches(learner)):
                 self._stop_if_requested()
-                given = Given(part.training, by_age=False, device=self.device, batch=batch)
-                rng = np.random.default_rng([i, PARTS.index(part.name)])
-                example = replace(objective, draw=given).example(self.test, rng, part.num_steps, plain=True)
+                given = Given(learner.training, by_age=False, device=self.device, batch=batch)
+                rng = np.random.default_rng([i, PARTS.index(learner.name)])
+                example = replace(objective, draw=given).example(
+                    self.test, rng, learner.num_steps, plain=True
+                )
                 weight = len(batch.obs)
                 num_segments += weight
                 metrics = example.metrics | {"loss": example.loss}
                 sums = add(sums, {k: x * weight if x.ndim == 0 else x for k, x in metrics.items()})
         return {f"test_{name}": value for name, value in summary(sums, num_segments).items()}
 
-    def _test_batches(self, part: Part) -> Iterator[SegmentBatch]:
-        if part.name == "denoiser":
+    def _test_batches(self, learner: Learner) -> Iterator[SegmentBatch]:
+        if learner.name == "denoiser":
             num_predictions = 1 + self.config.denoiser.training.num_autoregressive_steps
             length = self.world_model.num_steps_conditioning + num_predictions
         else:
             length = self.config.rew_end_model.training.seq_length
-        return batches_in_order(self.test, length, part.training.batch_size)
+        return batches_in_order(self.test, length, learner.training.batch_size)
 
     @property
     def _plays_test_games(self) -> bool:
@@ -493,9 +495,9 @@ class Trainer:
     def _as_played(self, *names: str, but: str | None = None) -> ExitStack:
         """Some of the trained networks hold the weights that are saved and played, meanwhile."""
         with ExitStack() as stack:
-            for part in self.parts:
-                if part.name in names and part.name != but:
-                    stack.enter_context(part.as_played())
+            for learner in self.learners:
+                if learner.name in names and learner.name != but:
+                    stack.enter_context(learner.as_played())
             return stack.pop_all()
 
     def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
@@ -518,11 +520,11 @@ class Trainer:
 
     def save_state(self) -> None:
         """Writes all that `resume` needs, by any number of processes."""
-        parts = {part.name: part.state_dict() for part in self.parts}
+        parts = {learner.name: learner.state_dict() for learner in self.learners}
         self.group.on_rank_zero(lambda: self._save_state(parts))
 
     def _save_state(self, parts: dict[str, Any]) -> None:
-        trained = [part.name for part in self.parts]
+        trained = [learner.name for learner in self.learners]
         self.run.save_state(
             asdict(self.progress)
             | {
@@ -540,8 +542,8 @@ class Trainer:
     def weights(self) -> dict[str, Tensor]:
         """State dict of the agent, averaged where averages are kept."""
         weights = {name: x.detach().clone() for name, x in self.agent.state_dict().items()}
-        for part in self.parts:
-            weights |= {f"{part.name}.{name}": x for name, x in part.weights().items()}
+        for learner in self.learners:
+            weights |= {f"{learner.name}.{name}": x for name, x in learner.weights().items()}
         return weights
 
     def resume(self) -> None:
@@ -552,8 +554,8 @@ class Trainer:
         """
         state = self.run.load_state()
         try:
-            for part in self.parts:
-                part.load_state_dict(state["parts"][part.name])
+            for learner in self.learners:
+                learner.load_state_dict(state["parts"][learner.name])
             for name, weights in state.get("untrained", {}).items():
                 getattr(self.agent, name).load_state_dict(weights)
             if self._collector is not None:
@@ -566,7 +568,7 @@ class Trainer:
 
     # -- how it is built
 
-    def _part(self, name: str) -> Part:
+    def _learner(self, name: str) -> Learner:
         config = {
             "denoiser": self.config.denoiser,
             "rew_end_model": self.config.rew_end_model,
@@ -584,7 +586,7 @@ class Trainer:
             objective = RewEndObjective(model, self.config.rew_end_model, draw, self._autocast, run)
             self._measured[name] = objective
         module = getattr(self.agent, name)
-        return Part.of(name, module, config.training, config.optimizer, objective, self.group)
+        return Learner.of(name, module, config.training, config.optimizer, objective, self.group)
 
     def _run_of(self, training: PartTrainingConfig) -> Run:
         """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""

@@ -36,7 +36,7 @@ def test_test_losses_are_of_the_whole_dataset_and_the_same_every_time(tmp_path):
     test = Replay([episode(length, number=i) for i, length in enumerate([5, 12, 13])])
     agent = tiny_agent()
     trainer = Trainer(config, RunFolder(tmp_path), agent, Replay([episode(9)]), test)
-    (part,) = [part for part in trainer.parts if part.name == "rew_end_model"]
+    (part,) = [part for part in trainer.learners if part.name == "rew_end_model"]
     part.num_steps = 1
     measured = trainer._measure(part)
     assert measured == trainer._measure(part)

@@ -154,7 +154,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
         trainer.stop_requested = True
         with pytest.raises(KeyboardInterrupt):
             trainer.fit(progress=False)
-    assert (trainer.epoch, trainer.parts[0].num_steps) == (1, 2)
+    assert (trainer.epoch, trainer.learners[0].num_steps) == (1, 2)
     launch.resume(run.path, progress=False)
     ours, theirs = (r.load_state()["parts"] for r in (run, straight))
     assert ours.keys() == {"actor_critic"}

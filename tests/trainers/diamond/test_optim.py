@@ -11,7 +11,7 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.world.models import Agent
 from tests import parity
 from trainers.diamond.config import OptimizerConfig, PartTrainingConfig
-from trainers.diamond.learner import Example, Part
+from trainers.diamond.learner import Example, Learner
 from trainers.diamond.optim import (
     ExponentialMovingAverage,
     make_optimizer,
@@ -143,7 +143,7 @@ def test_gradients_of_accumulated_batches_add_up():
         torch.manual_seed(0)
         module = nn.Linear(2, 1)
         training = PartTrainingConfig(grad_acc_steps=count, max_grad_norm=1e6)
-        part = Part.of("denoiser", module, training, OptimizerConfig(), SameLoss(module))
+        part = Learner.of("denoiser", module, training, OptimizerConfig(), SameLoss(module))
         metrics = part.step(Replay(), seed=0, lr_factor=1.0)
         norms.append((metrics["loss"].item(), metrics["grad_norm"].item()))
     (loss, norm), (mean_loss, sum_norm) = norms

@@ -17,7 +17,7 @@ from tests import parity
 from tests.recordings import episode
 from tests.worlds import tiny_agent
 from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
-from trainers.diamond.learner import ActorCriticObjective, Part
+from trainers.diamond.learner import ActorCriticObjective, Learner
 from trainers.diamond.losses import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.replay import Replay
 from trainers.diamond.rollout import ImaginedGames, Outcome, begin, play, sample
@@ -255,6 +255,6 @@ def test_the_objective_teaches_what_is_rewarded():
     loss = ActorCriticLossConfig(gamma=0.0)
     objective = ActorCriticObjective(network, Bandit(), 5, loss, nullcontext)
     config, optimizer = ActorCriticTrainingConfig(lr_warmup_steps=0), OptimizerConfig(lr=5e-3, weight_decay=0)
-    part = Part.of("actor_critic", network, config, optimizer, objective)
+    part = Learner.of("actor_critic", network, config, optimizer, objective)
     rewards = [part.step(Replay(), seed=0, lr_factor=1.0)["rew"].item() for _ in range(100)]
     assert np.mean(rewards[:5]) < 0.6 and np.mean(rewards[-10:]) > 0.9

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check fidelity bench bench-long $(VENV)
+.PHONY: help install demo test test-web slow check docs fidelity bench bench-long $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,13 +40,16 @@ check: $(STAMP) ## style, types and the direction of imports
 	$(PY) -m pyright --pythonpath $(PY)
 	$(VENV)/bin/lint-imports
 
+docs: $(STAMP) ## the documentation, docs/_build/html/index.html; a warning is an error
+	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
+
 fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model cards still say the same
 	for game in $(EMBEDDED); do \
 		$(PY) -m diamond_gym.evaluate game=$$game out=fidelity/$$game && \
 		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
 	done
 
-bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the README's table
+bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of docs/performance.md
 	mkdir -p bench
 	$(PY) -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
@@ -54,6 +57,6 @@ bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the README's tab
 
 bench-long: $(STAMP) ## speed and memory by games and denoising steps, over 200 000 steps, and the floor of a step
 	mkdir -p bench
-	$(PY) -m benchmarks.floor --checkpoint embedded --json bench/floor.jsonl --readme benchmarks/README.md
+	$(PY) -m benchmarks.floor --checkpoint embedded --json bench/floor.jsonl --readme docs/performance.md
 	$(PY) -m benchmarks.scaling --checkpoint embedded --json bench/scaling.jsonl --plot docs/scaling.png
 	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl

@@ -1,6 +1,6 @@
 """Where the time of an imagined step must go: the floor that this machine sets, and how far above it we are.
 
-    python -m benchmarks.floor --num-envs 1 32 --readme benchmarks/README.md
+    python -m benchmarks.floor --num-envs 1 32 --readme docs/performance.md
 
 For the paper-size model (random weights) and the embedded one, a step's work is counted, the machine's rates
 are measured in turns with the step, and

@@ -1,12 +1,13 @@
-"""The table of speeds in the README, from the rows that the benchmarks wrote.
+"""The table of speeds in docs/performance.md, from the rows that the benchmarks wrote.
 
     python -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
     python -m benchmarks.training --preset paper --json bench/training.jsonl
     python -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
 prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
-<!-- /bench-cpu --> of the README (bench-cuda on CUDA). Nothing is measured here, and only what the rows hold
-appears: all of them must be of one machine, commit and device. Of several rows of one thing the last counts.
+<!-- /bench-cpu --> of docs/performance.md (bench-cuda on CUDA). Nothing is measured here, and only what the
+rows hold appears: all of them must be of one machine, commit and device. Of several rows of one thing the
+last counts.
 
 The epoch is computed from the measured seconds of its parts: what it collects, and 400 steps of each of the
 three networks. So is the full game of the published schedule; the time of test games is not in it.
@@ -365,7 +366,10 @@ def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser(__doc__, "python -m benchmarks.report")
     parser.add_argument("rows", type=Path, nargs="+", metavar="FILE", help="rows that benchmarks wrote")
     parser.add_argument(
-        "--readme", type=Path, default=Path("README.md"), help="text to change (default: README.md)"
+        "--page",
+        type=Path,
+        default=Path("docs/performance.md"),
+        help="text to change (default: docs/performance.md)",
     )
     parser.add_argument("--print-only", action="store_true", help="leave the text as it is")
     return parser.parse_args(argv)
@@ -376,8 +380,8 @@ def run(args: argparse.Namespace) -> None:
     device, section = report([row for file in args.rows for row in read_rows(file)])
     print(section)
     if not args.print_only:
-        is_new = replace_section(args.readme, SECTIONS[device], section)
-        print(f"{args.readme}: " + ("the table was rewritten" if is_new else "the table says so already"))
+        is_new = replace_section(args.page, SECTIONS[device], section)
+        print(f"{args.page}: " + ("the table was rewritten" if is_new else "the table says so already"))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

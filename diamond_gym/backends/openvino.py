@@ -24,7 +24,7 @@ class OpenVinoForward:
     """Runs a network in OpenVINO for batches of 1, in PyTorch for all others.
 
     OpenVINO spares a single image most of what PyTorch's calls cost beside their work; larger batches gain
-    little or nothing (`benchmarks/README.md`). It computes in `precision` and returns float32. The network is
+    little or nothing (`docs/performance.md`). It computes in `precision` and returns float32. The network is
     converted when it meets its first single image, which takes seconds and is told on standard error; so it
     is after the number of PyTorch's threads has changed, which OpenVINO takes over.
 

@@ -1,4 +1,4 @@
-"""The README's table: made of rows alone, put between two comments."""
+"""The table of speeds: made of rows alone, put between two comments."""
 
 from __future__ import annotations
 
@@ -75,16 +75,16 @@ TRAINING = [
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Writes rows to files, reports on them; returns the status, the README, standard output and error."""
-    readme = tmp_path / "README.md"
+    """Writes rows to files, reports on them; returns the status, the page, standard output and error."""
+    page = tmp_path / "performance.md"
 
     def run(*groups, text=TEXT, more=()):
-        readme.write_text(text)
+        page.write_text(text)
         files = [tmp_path / f"{i}.jsonl" for i in range(len(groups))]
         for file, rows in zip(files, groups, strict=True):
             file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        status = report.main([*map(str, files), "--readme", str(readme), *more])
-        return status, readme.read_text(), *capsys.readouterr()
+        status = report.main([*map(str, files), "--page", str(page), *more])
+        return status, page.read_text(), *capsys.readouterr()
 
     return run
 
@@ -233,14 +233,14 @@ def test_files_without_rows(content, message, tmp_path, capsys):
     file = tmp_path / "rows.jsonl"
     if content is not None:
         file.write_text(content)
-    assert report.main([str(file), "--readme", str(tmp_path / "none.md")]) == 2
+    assert report.main([str(file), "--page", str(tmp_path / "none.md")]) == 2
     error = capsys.readouterr().err
     assert message in error and str(file) in error and error.count("\n") == 1
 
 
-def test_a_missing_readme(run, tmp_path, capsys):
+def test_a_missing_page(run, tmp_path, capsys):
     assert run(THROUGHPUT)[0] == 0
-    assert report.main([str(tmp_path / "0.jsonl"), "--readme", str(tmp_path / "none.md")]) == 2
+    assert report.main([str(tmp_path / "0.jsonl"), "--page", str(tmp_path / "none.md")]) == 2
     assert "none.md" in capsys.readouterr().err
 
 

@@ -18,7 +18,7 @@ from trainers.diamond.config import OptimizerConfig
 # Muon (Jordan et al. 2024): momentum whose every matrix is made orthogonal before it is taken as a step.
 #
 # Gradients of weight matrices lie mostly in a few directions; all of them move equally far here. A small
-# denoiser needs about half of AdamW's steps (benchmarks/recipes.md).
+# denoiser needs about half of AdamW's steps (docs/experiments.md).
 
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)

@@ -1,0 +1,184 @@
+"""README and documentation: snippets run, links lead somewhere, the README stays short."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [page for page in PAGES if "_build" not in page.parts]
+_SNIPPET = re.compile(r"^(?:<!-- snippet: (?P<how>.*?) -->\n)?```python\n(?P<code>.*?)^```$", re.M | re.S)
+_LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
+
+
+class Snippet(NamedTuple):
+    """Python of a page.
+
+    Attributes:
+        page: The page, from the repository's root.
+        line: Where it begins.
+        code: What runs: the text, with smaller numbers where the comment above it says so.
+        how: "", "slow" or "not run".
+    """
+
+    page: str
+    line: int
+    code: str
+    how: str
+
+
+def snippets_of(page: str, text: str) -> list[Snippet]:
+    """The Python of a page, under comments such as <!-- snippet: slow, learn(500_000) -> learn(2_048) -->."""
+    found = []
+    for match in _SNIPPET.finditer(text):
+        how, _, change = (match["how"] or "").partition(", ")
+        code = match["code"]
+        if how not in ("", "slow", "not run"):
+            raise ValueError(f"{page}: a snippet is slow or not run, got {how!r}")
+        if " -> " in change:
+            old, new = change.split(" -> ")
+            if old not in code:
+                raise ValueError(f"{page}: the snippet holds no {old}")
+            code = code.replace(old, new)
+        found.append(Snippet(page, text.count("\n", 0, match.start("code")) + 1, code, how))
+    return found
+
+
+def snippets(how: str) -> list:
+    """Snippets of all pages that run like this, as parameters."""
+    found = (s for page in PAGES for s in snippets_of(str(page.relative_to(ROOT)), page.read_text("utf-8")))
+    return [pytest.param(s, id=f"{s.page}:{s.line}") for s in found if s.how == how]
+
+
+def run(snippet: Snippet) -> None:
+    """Runs a snippet with names of its own; line numbers in errors are those of the page."""
+    code = "\n" * (snippet.line - 1) + snippet.code
+    exec(compile(code, str(ROOT / snippet.page), "exec"), {"__name__": "snippet"})
+
+
+@pytest.mark.parametrize("snippet", snippets(""))
+def test_snippets_run(snippet):
+    run(snippet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", snippets("slow"))
+def test_slow_snippets_run(snippet):
+    run(snippet)
+
+
+def test_what_is_not_run_is_python_at_least():
+    for (snippet,) in (parameter.values for parameter in snippets("not run")):
+        compile(snippet.code, snippet.page, "exec")
+
+
+def test_readme_and_quick_start_have_snippets_that_run():
+    pages = {parameter.values[0].page for parameter in snippets("")}
+    assert {"README.md", "docs/quickstart.md"} <= pages
+
+
+def test_how_a_snippet_runs_is_said_above_it():
+    text = "a\n\n<!-- snippet: slow, f(9) -> f(1) -->\n```python\nf(9)\n```\n\n```python\ng()\n```\n"
+    assert snippets_of("page", text) == [
+        Snippet("page", 5, "f(1)\n", "slow"),
+        Snippet("page", 9, "g()\n", ""),
+    ]
+    with pytest.raises(ValueError, match="slow or not run"):
+        snippets_of("page", "<!-- snippet: quick -->\n```python\n```\n")
+    with pytest.raises(ValueError, match="holds no h"):
+        snippets_of("page", "<!-- snippet: slow, h -> k -->\n```python\nf(9)\n```\n")
+
+
+def test_the_readme_is_two_screens():
+    lines = (ROOT / "README.md").read_text("utf-8").splitlines()
+    assert len(lines) <= 120
+    assert max(map(len, lines)) <= 160
+
+
+def test_links_lead_to_files():
+    others = [
+        ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")
+    ]
+    for page in (*PAGES, *others):
+        for target in _LINK.findall(page.read_text("utf-8")):
+            if not re.match(r"[a-z]+:|#", target):
+                path = page.parent / target.partition("#")[0]
+                assert path.exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
+def test_every_page_is_in_the_contents():
+    """Sphinx says so too, but only where it is installed and run."""
+    named = re.findall(r"^[a-z_/]+$", (ROOT / "docs" / "index.md").read_text("utf-8"), re.M)
+    named += [f"environments/{name}" for name in ("breakout", "pong")]
+    pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in PAGES[1:]} - {"index"}
+    assert pages == {name for name in named if "/" in name or (ROOT / "docs" / f"{name}.md").is_file()}
+
+
+def absolute_links():
+    """The script that the publishing workflow calls."""
+    spec = importlib.util.spec_from_file_location("absolute_links", ROOT / "docs" / "absolute_links.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_links_of_the_package_page_are_absolute(tmp_path):
+    text = (
+        "![a picture](docs/a.png) [a page](docs/a.md#part) [the web](https://example.org/x) [here](#here)\n"
+        "```bash\n[no](link)\n```\n"
+    )
+    page = tmp_path / "README.md"
+    page.write_text(text)
+    assert absolute_links().main([str(page), "https://host/me/it/", "v1"]) == 0
+    assert page.read_text() == (
+        "![a picture](https://host/me/it/raw/v1/docs/a.png) [a page](https://host/me/it/blob/v1/docs/a.md#part)"
+        " [the web](https://example.org/x) [here](#here)\n```bash\n[no](link)\n```\n"
+    )
+
+
+def test_the_readme_has_no_relative_link_on_the_package_page():
+    text = absolute_links().absolute_links(
+        (ROOT / "README.md").read_text("utf-8"), "https://host/me/it", "v1"
+    )
+    assert "https://host/me/it/raw/v1/docs/breakout.png" in text
+    assert [target for target in _LINK.findall(text) if not re.match(r"https?:", target)] == []
+
+
+def test_absolute_links_says_how_it_is_called():
+    command = [sys.executable, str(ROOT / "docs" / "absolute_links.py"), "README.md"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: ")
+
+
+def test_the_version_is_the_same_everywhere():
+    import diamond_gym
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert citation["version"] == diamond_gym.__version__
+    assert diamond_gym.__version__ in (ROOT / "CHANGELOG.md").read_text("utf-8")
+    assert any("2405.12399" in i["value"] for r in citation["references"] for i in r["identifiers"])
+
+
+@pytest.mark.parametrize(
+    "file", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.name
+)
+def test_workflows_call_targets_that_exist(file):
+    text = file.read_text("utf-8")
+    assert yaml.safe_load(text)["jobs"]
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+    assert set(re.findall(r"run: make ([a-z-]+)", text)) <= targets
+
+
+def test_everything_includes_the_documentation():
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "docs" in extras["all"][0]

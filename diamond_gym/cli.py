@@ -225,48 +225,51 @@ def build(kind: type[_T], values: Mapping[str, Any]) -> _T:
         InvalidInputError: A value is of another type, a key is unknown or missing; or what a dataclass
             refuses.
     """
-    literals = _Literals()
+    literals = Literals()
     try:
         config = OmegaConf.merge(OmegaConf.structured(kind), literals.hidden(values))
     except OmegaConfBaseException as error:
-        raise InvalidInputError(str(literals.shown(first_line(error)))) from error
+        raise InvalidInputError(literals.shown(first_line(error))) from error
     missing = [f"{name}=..." for name in sorted(OmegaConf.missing_keys(config))]
     if missing:
         raise InvalidInputError(f"missing: {' '.join(missing)}")
-    return _object(config, literals)
+    return literals.objects(config)
 
 
-class _Literals:
-    """Stands marks for texts that OmegaConf would take for references to other keys, and undoes it."""
+class Literals:
+    """Texts that OmegaConf would take for references to other keys: marks stand for them while it works."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
+    def mark(self, text: str) -> str:
+        """What stands for a text."""
+        self._texts.append(text)
+        return f"\ue000{len(self._texts) - 1}\ue000"
+
     def hidden(self, value: Any) -> Any:
+        """Plain values, with marks for the texts that need them."""
         if isinstance(value, Mapping):
             return {name: self.hidden(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.hidden(item) for item in value]
         if isinstance(value, str | Path) and ("${" in str(value) or str(value) == "???"):
-            self._texts.append(str(value))
-            return type(value)(f"\ue000{len(self._texts) - 1}\ue000")
+            return type(value)(self.mark(str(value)))
         return value
 
-    def shown(self, value: Any) -> Any:
-        if not isinstance(value, str | Path) or "\ue000" not in str(value):
-            return value
-        text = re.sub("\ue000(\\d+)\ue000", lambda mark: self._texts[int(mark[1])], str(value))
-        return type(value)(text)
+    def shown(self, text: str) -> str:
+        """A text with what its marks stand for."""
+        return re.sub("\ue000(\\d+)\ue000", lambda mark: self._texts[int(mark[1])], text)
 
-
-def _object(config: Any, literals: _Literals) -> Any:
-    if isinstance(config, DictConfig):
-        values = {str(name): _object(config[name], literals) for name in config}
-        kind = OmegaConf.get_type(config)
-        return kind(**values) if dataclasses.is_dataclass(kind) else values  # pyright: ignore
-    if isinstance(config, ListConfig):
-        return [_object(item, literals) for item in config]
-    return literals.shown(config)
+    def objects(self, config: Any) -> Any:
+        """The dataclasses of a configuration, with the texts in the place of their marks."""
+        if isinstance(config, DictConfig):
+            values = {str(name): self.objects(config[name]) for name in config}
+            kind = OmegaConf.get_type(config)
+            return kind(**values) if dataclasses.is_dataclass(kind) else values  # pyright: ignore
+        if isinstance(config, ListConfig):
+            return [self.objects(item) for item in config]
+        return type(config)(self.shown(str(config))) if isinstance(config, str | Path) else config
 
 
 def _pairs(

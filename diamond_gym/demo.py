@@ -6,12 +6,11 @@ imagination is forked anew from the real game's last frames; in between it sees 
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +21,13 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
+from diamond_gym import cli
 from diamond_gym import files as disk
+from diamond_gym.cli import option
 from diamond_gym.data import video
 from diamond_gym.data.collect import Policy, SeededPolicy
 from diamond_gym.envs import rendering
 from diamond_gym.envs.env import DiamondEnv
-from diamond_gym.errors import DiamondGymError
 from diamond_gym.games import atari
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.player import PLAYER_NAMES, player, usual_player
@@ -177,41 +177,43 @@ def write_strip(path: Path, moments: list[Moment]) -> None:
     disk.write_file(path, png.tobytes())
 
 
-def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m diamond_gym.demo", description=__doc__)
-    parser.add_argument("--game", default="Breakout", help="default: Breakout")
-    parser.add_argument("--checkpoint", default="auto", help='as in gymnasium.make; default: "auto"')
-    parser.add_argument(
-        "--player", choices=PLAYER_NAMES, help="default: scripted where the game has such a player"
+@dataclass
+class Settings:
+    """What is shown.
+
+    Raises:
+        InvalidInputError: A number is out of range, or there is no such player.
+    """
+
+    game: str = option("Breakout", "the game")
+    checkpoint: str = option("auto", "as in gymnasium.make", is_path=True)
+    player: str | None = option(
+        None, "who plays; without it scripted where the game has such a player", choices=PLAYER_NAMES
     )
-    parser.add_argument("--steps", type=int, default=200, help="imagined steps, at least 1; default: 200")
-    parser.add_argument("--seed", type=int, default=0, help="at least 0; default: 0")
-    parser.add_argument("--out", type=Path, default=Path(), help="folder for demo.mp4 and demo.png")
-    parsed = parser.parse_args(arguments)
-    if parsed.steps < 1:
-        parser.error(f"--steps must be at least 1, got {parsed.steps}")
-    if parsed.seed < 0:
-        parser.error(f"--seed must be at least 0, got {parsed.seed}")
-    return parsed
+    steps: int = option(200, "imagined steps", least=1)
+    seed: int = option(0, "fixes the games and the player", least=0)
+    out: Path = option(Path(), "folder for demo.mp4 and demo.png")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Plays, writes the files, prints; the exit code is 0, 1 for a failure, 2 for a wrong argument."""
-    args = parse_arguments(arguments)
-    try:
-        disk.prepare_folder(args.out)
-        game = game_name(args.game)
-        name = args.player or usual_player(game)
-        policy = player(name, game, atari.num_actions(game), args.seed, repeat=4)
-        moments = play(game, args.checkpoint, policy, args.steps, args.seed)
-        write_video(args.out / "demo.mp4", moments)
-        write_strip(args.out / "demo.png", moments)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    report(moments, args.out)
-    return 0
+def run(settings: Settings) -> None:
+    """Plays, writes the files and prints what happened.
+
+    Raises:
+        UnknownGameError: There is no such game.
+        CacheError: The folder cannot be written.
+        CheckpointError: There is no such world model.
+    """
+    game, out = game_name(settings.game), settings.out
+    disk.prepare_folder(out)
+    name = settings.player or usual_player(game)
+    policy = player(name, game, atari.num_actions(game), settings.seed, repeat=4)
+    moments = play(game, settings.checkpoint, policy, settings.steps, settings.seed)
+    write_video(out / "demo.mp4", moments)
+    write_strip(out / "demo.png", moments)
+    report(moments, out)
 
 
 def play(
@@ -245,6 +247,14 @@ def report(moments: list[Moment], out: Path) -> None:
     print(f"reward: {rewards[0]:.0f} real, {rewards[1]:.0f} imagined")
     print(f"video: {(out / 'demo.mp4').resolve()}")
     print(f"film strip: {(out / 'demo.png').resolve()}")
+
+
+COMMAND = cli.Command("python -m diamond_gym.demo", __doc__ or "", Settings, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the arguments say; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -5,27 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from diamond_gym.errors import DiamondGymError, InvalidInputError
-from diamond_gym.evaluate.settings import parse, usage
+from diamond_gym import cli
+from diamond_gym.evaluate.settings import Settings
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Evaluate as the arguments say; the exit code is 0, 1 for a failure, 2 for a wrong argument."""
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(usage())
-        return 0
-    try:
-        settings = parse(arguments)
-        from diamond_gym.evaluate.evaluation import (
-            run,
-        )  # seconds of imports, which a typing error need not wait for
+def _evaluate(settings: Settings) -> None:
+    from diamond_gym.evaluate.evaluation import run  # seconds, which a typing error need not wait for
 
-        run(settings)
-    except DiamondGymError as error:
-        print(error, file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError) else 1
-    return 0
+    run(settings)
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.evaluate",
+    """\
+Plays held-out games of the real game, imagines from moments of them, and says in numbers, curves and a film
+how far imagination is from them.""",
+    Settings,
+    _evaluate,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Evaluates as the arguments say; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
 from diamond_gym.evaluate.report import number, play, single_steps, write_json
 from diamond_gym.evaluate.settings import Settings
@@ -206,21 +208,6 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Writes README.md and fidelity.json into the folder of a saved world."""
-    if len(arguments) != 2:
-        print("usage: python -m diamond_gym.evaluate.card FIDELITY_JSON FOLDER", file=sys.stderr)
-        return 2
-    fidelity, folder = map(Path, arguments)
-    try:
-        write_card(fidelity, folder)
-    except DiamondGymError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(f"wrote README.md and fidelity.json to {folder}/")
-    return 0
-
-
 def write_card(fidelity: Path, folder: Path) -> None:
     """Writes the model card and the numbers on it beside a saved world.
 
@@ -285,5 +272,33 @@ def sizes(folder: Path) -> dict[str, int]:
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
 
 
+@dataclass
+class CardSettings:
+    """What the card says, and of which world."""
+
+    fidelity: Path = option(MISSING, "fidelity.json of an evaluation")
+    folder: Path = option(MISSING, "folder of the saved world, which gets README.md and fidelity.json")
+
+
+def _write(settings: CardSettings) -> None:
+    write_card(settings.fidelity, settings.folder)
+    print(f"wrote README.md and fidelity.json to {settings.folder}/")
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.evaluate.card",
+    "Writes the model card of a saved world, and keeps the numbers on it.",
+    CardSettings,
+    _write,
+    positional=("fidelity", "folder"),
+    usage_of_arguments="FIDELITY_JSON FOLDER",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes README.md and fidelity.json into the folder of a saved world; returns the exit code."""
+    return cli.main(COMMAND, arguments)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

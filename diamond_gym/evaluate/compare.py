@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.card import kept, read_result
 
 TOLERANCES = {
@@ -97,22 +99,40 @@ def _numbers(result: Any, names: Sequence[str] | None = None, path: str = "") ->
         yield path, result
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Prints what differs; the exit code is 0 if nothing does, 1 if something does or fails, 2 for usage."""
-    if len(arguments) != 2:
-        print("usage: python -m diamond_gym.evaluate.compare FIDELITY_JSON FOLDER", file=sys.stderr)
-        return 2
-    measured, folder = map(Path, arguments)
-    try:
-        found = differences(kept(read_result(measured)), read_kept(folder / "fidelity.json"))
-    except DiamondGymError as error:
-        print(error, file=sys.stderr)
-        return 1
+@dataclass
+class CompareSettings:
+    """What is compared with what."""
+
+    fidelity: Path = option(MISSING, "fidelity.json of an evaluation now")
+    folder: Path = option(MISSING, "folder of a saved world with a model card and the numbers on it")
+
+
+def _compare(settings: CompareSettings) -> int:
+    """Prints what differs; returns 1 if anything does."""
+    measured, folder = settings.fidelity, settings.folder
+    found = differences(kept(read_result(measured)), read_kept(folder / "fidelity.json"))
     large = [x for x in found if x.is_large]
     for x in large:
         print(f"{x.name}: {_text(x.now)} now, {_text(x.before)} on the card (tolerance {x.tolerance:g})")
     print(f"{len(found) - len(large)} of {len(found)} numbers agree with {folder / 'fidelity.json'}")
     return 1 if large else 0
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.evaluate.compare",
+    """\
+Compares what was measured now with the numbers on a model card, each within its tolerance. The exit code is 1
+where a number differs by more, 2 where the two cannot be compared.""",
+    CompareSettings,
+    _compare,
+    positional=("fidelity", "folder"),
+    usage_of_arguments="FIDELITY_JSON FOLDER",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints what differs; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 def _text(value: float | None) -> str:
@@ -136,4 +156,4 @@ def read_kept(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -1,12 +1,11 @@
-"""What an evaluation is asked to do, from the command line."""
+"""What an evaluation is asked to do."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from diamond_gym import options
-from diamond_gym.options import option
+from diamond_gym import cli
+from diamond_gym.cli import option
 
 
 @dataclass
@@ -18,40 +17,32 @@ class Settings:
     """
 
     game: str = option("Breakout", "the game")
-    checkpoint: str = option("auto", "auto, embedded, hub, or a path to a checkpoint or run folder")
+    checkpoint: str = option(
+        "auto", "auto, embedded, hub, or a path to a checkpoint or run folder", is_path=True
+    )
     policy: str = option(
         "auto",
         "who plays, real and imagined: scripted, random, auto (scripted where there is one), or a checkpoint",
+        is_path=True,
     )
-    episodes: int = option(20, "held-out real episodes, each up to a lost life")
+    episodes: int = option(20, "held-out real episodes, each up to a lost life", least=1)
     max_episode_steps: int = option(
-        1000, "steps after which a real episode is cut short: those of Pong last long"
+        1000, "steps after which a real episode is cut short: those of Pong last long", least=1
     )
     starts: int | None = option(
-        None, "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU", int
+        None,
+        "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU",
+        least=1,
     )
-    horizon: int = option(50, "steps to imagine from each start")
+    horizon: int = option(50, "steps to imagine from each start", least=1)
     seed: int = option(0, "fixes the episodes, the starts and the imagination")
-    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
-    batch_size: int = option(32, "games imagined at once; changes the time taken, not the numbers")
-    out: str = option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4")
+    batch_size: int = option(32, "games imagined at once; changes the time taken, not the numbers", least=1)
+    out: str = option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4", is_path=True)
 
     def __post_init__(self) -> None:
-        counts = ("episodes", "max_episode_steps", "starts", "horizon", "num_denoising_steps", "batch_size")
-        options.check_positive(self, *counts)
-        options.check_seed(self.seed, 30)
-
-
-def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from arguments such as `["game=Breakout", "horizon=30"]`.
-
-    Raises:
-        InvalidInputError: see `diamond_gym.options.parse`, or a number is out of range.
-    """
-    return options.parse(Settings, arguments)
-
-
-def usage() -> str:
-    """The help text."""
-    return f"usage: python -m diamond_gym.evaluate [key=value ...]\n\noptions:\n{options.describe(Settings)}"
+        cli.check(self)
+        cli.check_seed(self.seed, 30)

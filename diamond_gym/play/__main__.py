@@ -10,34 +10,39 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
-from diamond_gym.play.settings import Settings, WebOptions, parse
+from diamond_gym import cli
+from diamond_gym.play.settings import ABOUT, POSITIONAL, Options, Settings, WebOptions, settings_of
 
 if TYPE_CHECKING:
     from diamond_gym.play.view import Session
     from diamond_gym.play.viewer import Viewer
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Plays as the arguments say; the exit code is 0, 1 for a failure, 2 for a wrong argument."""
-    try:
-        if arguments[:1] == ["export-minari"]:
-            return _export(arguments[1:])
-        _show(parse(arguments))
-        return 0
-    except DiamondGymError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
-
-
-def _export(arguments: Sequence[str]) -> int:
+def _export_minari() -> cli.Command:
     from diamond_gym.play import export_minari
 
-    if any(argument in ("-h", "--help", "help") for argument in arguments):
-        print(export_minari.usage())
-    else:
-        print(export_minari.export(arguments))
-    return 0
+    return export_minari.COMMAND
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.play",
+    ABOUT,
+    Options,
+    lambda options: _show(settings_of(options)),
+    positional=POSITIONAL,
+    usage_of_arguments="[GAME or PATH] [key=value ...]",
+)
+
+
+def _program(arguments: Sequence[str]) -> int | None:
+    if arguments[:1] == ["export-minari"]:
+        return _export_minari()(arguments[1:])
+    return COMMAND(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plays as the arguments say; returns the exit code."""
+    return cli.main(_program, arguments)
 
 
 def _show(settings: Settings) -> None:
@@ -64,6 +69,8 @@ def _open_window(settings: Settings) -> None:
         if settings.film is not None:
             viewer.start_film(settings.film)
         window.run(viewer, screen, pacing, settings.num_frames)
+    except cli.Terminated:
+        raise
     except KeyboardInterrupt:
         print()
     finally:
@@ -131,4 +138,4 @@ def _open_viewer(settings: Settings) -> Viewer:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

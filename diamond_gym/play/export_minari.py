@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,72 +13,69 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
-from diamond_gym import options
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
-from diamond_gym.options import option
 from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
-
-USAGE = """\
-usage: python -m diamond_gym.play export-minari dataset=FOLDER id=NAME [key=value ...]
-
-Copies recorded episodes, such as those in dataset/rec_<env>_<H or π>, into a Minari dataset, where Minari
-keeps its own (MINARI_DATASETS_PATH). Frames, actions, rewards and ends come back exactly as they were
-recorded; screens and denoising trajectories, where they were stored, are in `infos`. Unfinished episodes are
-left out: Minari needs the frame after the last step.
-
-options:
-"""
 
 
 @dataclass
 class ExportOptions:
-    """What to export, and under which name."""
+    """What to export, and under which name.
 
-    dataset: str = option("", "folder of episodes, with info.pt")
-    id: str = option("", "id of the new dataset, such as breakout/human-v0")
+    Raises:
+        InvalidInputError: The number of actions is out of range.
+    """
+
+    dataset: str = option(MISSING, "folder of episodes, with info.pt", is_path=True)
+    id: str = option(MISSING, "id of the new dataset, such as breakout/human-v0")
     num_actions: int | None = option(
-        None, "size of the action set; without it the largest action, and 1", int
+        None, "size of the action set; without it the largest action, and 1", least=1
     )
 
     def __post_init__(self) -> None:
-        for name in ("dataset", "id"):
-            if not getattr(self, name):
-                raise InvalidInputError(f"{name}=... is needed: see --help")
-        options.check_positive(self, "num_actions")
+        cli.check(self)
 
 
-def usage() -> str:
-    """The help text."""
-    return USAGE + options.describe(ExportOptions)
-
-
-def export(arguments: Sequence[str]) -> str:
+def export(options: ExportOptions) -> str:
     """Makes the Minari dataset.
 
     Returns:
         What was exported, in a line.
 
     Raises:
-        InvalidInputError: An argument is wrong, or Minari has a dataset of that id.
+        InvalidInputError: An option is wrong, or Minari has a dataset of that id.
         MissingDependencyError: minari is not installed.
         DatasetError: There are no finished episodes, or they are of different sizes.
         CacheError: Minari's folder cannot be written.
     """
-    chosen = options.parse(ExportOptions, arguments)
     minari = _library()
-    dataset = EpisodeDataset(chosen.dataset)
+    dataset = EpisodeDataset(options.dataset)
     episodes = [episode for episode in dataset if episode.final_observation is not None]
     if not episodes:
-        raise DatasetError(f"{chosen.dataset} holds no finished episodes to export")
-    num_actions = _num_actions(episodes, chosen.num_actions)
-    space = _frame_space(episodes, chosen.dataset)
-    _check_id(chosen.id, minari)
-    about = f"episodes recorded by diamond_gym.play in {Path(chosen.dataset).name}"
-    _write(minari, chosen.id, episodes, space, Discrete(num_actions), about)
+        raise DatasetError(f"{options.dataset} holds no finished episodes to export")
+    num_actions = _num_actions(episodes, options.num_actions)
+    space = _frame_space(episodes, options.dataset)
+    _check_id(options.id, minari)
+    about = f"episodes recorded by diamond_gym.play in {Path(options.dataset).name}"
+    _write(minari, options.id, episodes, space, Discrete(num_actions), about)
     steps, left_out = sum(map(len, episodes)), len(dataset) - len(episodes)
     rest = f"; {left_out} unfinished left out" if left_out else ""
-    return f"{chosen.id}: {len(episodes)} episodes, {steps} steps{rest}"
+    return f"{options.id}: {len(episodes)} episodes, {steps} steps{rest}"
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.play export-minari",
+    """\
+Copies recorded episodes, such as those in dataset/rec_<env>_<H or π>, into a Minari dataset, where Minari
+keeps its own (MINARI_DATASETS_PATH). Frames, actions, rewards and ends come back exactly as they were
+recorded; screens and denoising trajectories, where they were stored, are in `infos`. Unfinished episodes are
+left out: Minari needs the frame after the last step.""",
+    ExportOptions,
+    lambda options: print(export(options)),
+    usage_of_arguments="dataset=FOLDER id=NAME [key=value ...]",
+)
 
 
 def _library() -> Any:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from diamond_gym import options
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError, UnknownGameError
-from diamond_gym.options import option
 from diamond_gym.play import released
 from diamond_gym.registration import DEFAULT_MAX_EPISODE_STEPS, game_name
 
@@ -19,9 +18,13 @@ _MIN_SIZE, _MAX_SIZE = 256, 4096
 _MAX_PORT = 65535
 _ASK = ""
 """Value of --pretrained and --dataset-mode without a value."""
+POSITIONAL = ("game",)
+"""What an argument without a key is."""
+RUN_CONFIG = Path("config", "trainer.yaml")
+"""A folder that has this is a training run."""
 
-_DESCRIPTION = """\
-Play inside a world model.
+ABOUT = """\
+Play inside a world model. In a run folder, without arguments: inside its own.
 
   python -m diamond_gym.play game=Breakout            a game's name or id, such as DiamondBreakout-v0
   python -m diamond_gym.play outputs/DATE/TIME        a training run's folder, a .pt or a .safetensors
@@ -41,24 +44,28 @@ class WorldOptions:
     """Which world model, and how it imagines: the keyword arguments of `gymnasium.make`.
 
     Raises:
-        InvalidInputError: The seed is out of range, or there is no such way to compile.
+        InvalidInputError: A number is out of range, or there is no such way to compile.
     """
 
-    game: str | None = option(None, "the game, or a path to play at", str)
-    checkpoint: str | None = option(None, "auto, embedded, hub, hub:user/name, or a path", str)
+    game: str | None = option(None, "the game, or a path to play at; the first argument", is_path=True)
+    checkpoint: str | None = option(None, "auto, embedded, hub, hub:user/name, or a path", is_path=True)
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
     dtype: str = option("auto", "precision of the networks: auto, float32, bfloat16, float16")
-    compile: str = option("false", "compile the networks: false, true (takes a minute) or openvino (seconds)")
-    num_denoising_steps: int | None = option(None, "instead of the checkpoint's own", int)
-    order: int | None = option(None, "1 for Euler, 2 for Heun", int)
-    s_churn: float | None = option(None, "noise added back while denoising", float)
-    contexts: str | None = option(None, "where imagination starts: a bank or recorded episodes", str)
-    seed: int | None = option(None, "fixes everything random", int)
+    compile: str = option(
+        "false", "compile the networks; true takes a minute, openvino seconds", choices=tuple(_COMPILE)
+    )
+    num_denoising_steps: int | None = option(None, "instead of the checkpoint's own")
+    order: int | None = option(None, "1 for Euler, 2 for Heun")
+    s_churn: float | None = option(None, "noise added back while denoising")
+    contexts: str | None = option(
+        None, "where imagination starts: a file of contexts, or recorded episodes", is_path=True
+    )
+    seed: int | None = option(None, "fixes everything random")
 
     def __post_init__(self) -> None:
-        options.check_choice("compile", self.compile, tuple(_COMPILE))
+        cli.check(self)
         if self.seed is not None:
-            options.check_seed(self.seed, 31)
+            cli.check_seed(self.seed, 31)
 
     @property
     def compile_choice(self) -> bool | Literal["openvino"]:
@@ -83,9 +90,61 @@ class WebOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= _MAX_PORT:
-            raise InvalidInputError(f"--port must be in 0..{_MAX_PORT} (0 takes a free one), got {self.port}")
+            raise InvalidInputError(f"port must be in 0..{_MAX_PORT} (0 takes a free one), got {self.port}")
         if not self.host:
-            raise InvalidInputError("--host must be a name or an address of this machine, got ''")
+            raise InvalidInputError("host must be a name or an address of this machine, got ''")
+
+
+@dataclass
+class Options(WorldOptions):
+    """The command line. Every key may also be written as a flag, such as --fps 30.
+
+    Raises:
+        InvalidInputError: A value is not one of those accepted.
+    """
+
+    pretrained: str | None = option(
+        None,
+        "a released model by its number, 1-26, or its game; without a value from a menu",
+        flag="-p",
+        alone=_ASK,
+    )
+    dataset_mode: str | None = option(
+        None,
+        "look at the datasets in a folder; without a value in the run's dataset/ if a run is given, else in "
+        "dataset/",
+        flag="-d",
+        alone=_ASK,
+        is_path=True,
+    )
+    record: bool = option(False, "save finished episodes in dataset/rec_<env>_<H or π>", flag="-r")
+    store_denoising_trajectory: bool = option(False, "with record: how imagined frames came about")
+    store_original_obs: bool = option(False, "with record: the real game's screens in full size")
+    num_steps_initial_collect: int = option(
+        0,
+        "play so many steps of the real game first and imagine from moments of them; 0: from the "
+        "checkpoint's own contexts",
+        flag="-n",
+        least=0,
+    )
+    horizon: int = option(DEFAULT_MAX_EPISODE_STEPS, "imagined steps", least=1)
+    policy: bool | None = option(
+        None, "the policy begins (M switches); without it where the checkpoint has an actor-critic"
+    )
+    human: bool = option(False, "you begin (M switches)")
+    fps: float = option(15.0, "pictures, and steps, per second")
+    size: int = option(640, "width of the window")
+    header: bool = option(True, "draw what happens above the picture; --no-header for only the picture")
+    captures: Path = option(Path("captures"), "folder of screenshots and films")
+    film: Path | None = option(None, "film everything from the start, .mp4 or .gif")
+    frames: int | None = option(None, "leave after so many pictures", least=1)
+    web: bool = option(False, "in browsers instead of a window; needs no display")
+    port: int | None = option(None, f"with web: {WebOptions.port} without it, 0 takes a free one")
+    host: str | None = option(
+        None,
+        f"with web: {WebOptions.host} without it, which only this machine can reach. 0.0.0.0 lets others in, "
+        "who need the token that is printed",
+    )
 
 
 @dataclass
@@ -117,79 +176,65 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.record and (self.store_denoising_trajectory or self.store_original_obs):
-            raise InvalidInputError(
-                "--store-denoising-trajectory and --store-original-obs need --record (-r)"
-            )
+            raise InvalidInputError("store_denoising_trajectory and store_original_obs need record=true (-r)")
         if not (math.isfinite(self.fps) and 1 <= self.fps <= 1000):
-            raise InvalidInputError(f"--fps must be in 1..1000, got {self.fps:g}")
+            raise InvalidInputError(f"fps must be in 1..1000, got {self.fps:g}")
         if not _MIN_SIZE <= self.size <= _MAX_SIZE:
-            raise InvalidInputError(f"--size must be in {_MIN_SIZE}..{_MAX_SIZE}, got {self.size}")
-        for name, least in (("horizon", 1), ("num_steps_initial_collect", 0), ("num_frames", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InvalidInputError(f"{_FLAGS[name]} must be at least {least}, got {value}")
+            raise InvalidInputError(f"size must be in {_MIN_SIZE}..{_MAX_SIZE}, got {self.size}")
         self.size -= self.size % 8  # films are made of blocks
 
 
-_FLAGS = {"horizon": "--horizon", "num_steps_initial_collect": "-n", "num_frames": "--frames"}
-
-
 def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from a command line; asks on the terminal where --pretrained has no value.
+    """Settings from a command line; see `settings_of`."""
+    return settings_of(cli.parse(Options, arguments, positional=POSITIONAL))
+
+
+def settings_of(options: Options) -> Settings:
+    """Settings; asks on the terminal where `pretrained` has no value.
 
     Raises:
-        InvalidInputError: A key, value or combination is not one of those accepted.
+        InvalidInputError: A combination is not one of those accepted.
         UnknownGameError: What was to be played is neither a game nor a path.
-        SystemExit: A flag is wrong, or help was asked for and printed.
     """
-    args = _parser().parse_intermixed_args(list(arguments))
-    world = options.parse(WorldOptions, _pairs(args))
-    _resolve(world, args.pretrained)
+    if options.policy and options.human:
+        raise InvalidInputError("give one of policy and human: only one can begin")
+    _resolve(options, options.pretrained)
     return Settings(
-        world=world,
-        dataset_mode=args.dataset_mode,
-        record=args.record,
-        store_denoising_trajectory=args.store_denoising_trajectory,
-        store_original_obs=args.store_original_obs,
-        num_steps_initial_collect=args.num_steps_initial_collect,
-        horizon=args.horizon,
-        fps=args.fps,
-        size=args.size,
-        has_header=not args.no_header,
-        is_policy=args.policy,
-        captures=args.captures,
-        film=args.film,
-        num_frames=args.frames,
-        web=_web_options(args),
+        world=options,
+        dataset_mode=options.dataset_mode,
+        record=options.record,
+        store_denoising_trajectory=options.store_denoising_trajectory,
+        store_original_obs=options.store_original_obs,
+        num_steps_initial_collect=options.num_steps_initial_collect,
+        horizon=options.horizon,
+        fps=options.fps,
+        size=options.size,
+        has_header=options.header,
+        is_policy=False if options.human else options.policy,
+        captures=options.captures,
+        film=options.film,
+        num_frames=options.frames,
+        web=_web_options(options),
     )
 
 
-def _web_options(args: argparse.Namespace) -> WebOptions | None:
-    given = {name: value for name in ("host", "port") if (value := getattr(args, name)) is not None}
-    if given and not args.web:
-        raise InvalidInputError("--host and --port need --web")
-    return WebOptions(**given) if args.web else None
-
-
-def _pairs(args: argparse.Namespace) -> list[str]:
-    """Arguments key=value, also those that follow a flag which may have a value but had none."""
-    texts = list(args.what)
-    for name in ("pretrained", "dataset_mode"):
-        value = getattr(args, name)
-        if value is not None and "=" in value:
-            texts.append(value)
-            setattr(args, name, _ASK)
-    return [text if "=" in text else f"game={text}" for text in texts]
+def _web_options(options: Options) -> WebOptions | None:
+    given = {name: value for name in ("host", "port") if (value := getattr(options, name)) is not None}
+    if given and not options.web:
+        raise InvalidInputError("host and port need web=true (--web)")
+    return WebOptions(**given) if options.web else None
 
 
 def _resolve(world: WorldOptions, pretrained: str | None) -> None:
     """Makes a game's name and a checkpoint of what was given."""
     if pretrained is not None:
         if world.checkpoint is not None or (world.game is not None and pretrained != _ASK):
-            raise InvalidInputError("--pretrained chooses game and checkpoint: give neither besides")
+            raise InvalidInputError("pretrained chooses game and checkpoint: give neither besides")
         choice = world.game or pretrained
         world.game = released.choose(choice) if choice else released.ask()
         world.checkpoint = "hub"
+    elif world.game is None and world.checkpoint is None and RUN_CONFIG.is_file():
+        world.checkpoint = "."
     elif world.game is None:
         world.game = "Breakout" if world.checkpoint in (None, "auto", "embedded", "hub") else None
     elif world.checkpoint is None and _is_path(world.game):
@@ -211,71 +256,3 @@ def _is_path(text: str) -> bool:
         if looks_like_one or Path(text).expanduser().exists():
             return True
         raise UnknownGameError(f"{error}; nor is there a run folder or file of that name") from None
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m diamond_gym.play",
-        description=_DESCRIPTION,
-        epilog=f"key=value options, as in gymnasium.make:\n{options.describe(WorldOptions)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add = parser.add_argument
-    add("what", nargs="*", metavar="key=value", help="a game or a path, and options; default: game=Breakout")
-    add(
-        "-p",
-        "--pretrained",
-        nargs="?",
-        const=_ASK,
-        metavar="WHICH",
-        help="a released model: 1-26 or its game",
-    )
-    add(
-        *("-d", "--dataset-mode"),
-        nargs="?",
-        const=_ASK,
-        metavar="FOLDER",
-        help="look at the datasets in a folder; default: the run's dataset/ if a run is given, else dataset/",
-    )
-    add("-r", "--record", action="store_true", help="save finished episodes in dataset/rec_<env>_<H or π>")
-    add("--store-denoising-trajectory", action="store_true", help="with -r: how imagined frames came about")
-    add("--store-original-obs", action="store_true", help="with -r: the real game's screens in full size")
-    add(
-        *("-n", "--num-steps-initial-collect"),
-        type=int,
-        default=0,
-        metavar="STEPS",
-        help="play so many steps of the real game first and imagine from moments of them; default: 0, the "
-        "checkpoint's own start contexts",
-    )
-    add("--horizon", type=int, default=DEFAULT_MAX_EPISODE_STEPS, help="imagined steps; default: %(default)s")
-    beginner = parser.add_mutually_exclusive_group()
-    beginner.add_argument(
-        "--policy",
-        action="store_const",
-        const=True,
-        help="the policy begins (M switches); default: where the checkpoint has an actor-critic",
-    )
-    beginner.add_argument(
-        "--human", action="store_const", const=False, dest="policy", help="you begin (M switches)"
-    )
-    add("--fps", type=float, default=15.0, help="pictures, and steps, per second; default: 15")
-    add("--size", type=int, default=640, help="width of the window; default: %(default)s")
-    add("--no-header", action="store_true", help="only the picture")
-    add(
-        "--captures",
-        type=Path,
-        default=Path("captures"),
-        help="folder of screenshots and films; default: captures",
-    )
-    add("--film", type=Path, metavar="FILE", help="film everything from the start, .mp4 or .gif")
-    add("--frames", type=int, metavar="N", help="leave after so many pictures")
-    add("--web", action="store_true", help="in browsers instead of a window; needs no display")
-    add("--port", type=int, help=f"with --web; default: {WebOptions.port}, 0 takes a free one")
-    add(
-        "--host",
-        metavar="ADDRESS",
-        help=f"with --web; default: {WebOptions.host}, which only this machine can reach. 0.0.0.0 lets "
-        "others in, who need the token that is printed",
-    )
-    return parser

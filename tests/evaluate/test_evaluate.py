@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from diamond_gym import cli
 from diamond_gym.checkpoints import save_world
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
@@ -23,7 +24,7 @@ from diamond_gym.evaluate import (
 )
 from diamond_gym.evaluate.__main__ import main
 from diamond_gym.evaluate.imagination import Imaginer
-from diamond_gym.evaluate.settings import Settings, parse, usage
+from diamond_gym.evaluate.settings import Settings
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.actor_critic import AgentPolicy
 from diamond_gym.players.player import RandomPolicy, ScriptedBreakout
@@ -164,8 +165,8 @@ def test_spread_over_noise():
 
 
 def test_parse():
-    assert parse([]) == Settings()
-    settings = parse(["game=Pong", "horizon=30", "checkpoint=a=b.pt", "num_denoising_steps=1"])
+    assert cli.parse(Settings, []) == Settings()
+    settings = cli.parse(Settings, ["game=Pong", "horizon=30", "checkpoint=a=b.pt", "num_denoising_steps=1"])
     assert (settings.game, settings.horizon, settings.checkpoint) == ("Pong", 30, "a=b.pt")
     assert settings.num_denoising_steps == 1
 
@@ -173,15 +174,15 @@ def test_parse():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["horzon=3"], "unknown option 'horzon': did you mean 'horizon'?"),
-        (["--seed=3"], "unknown option '--seed': did you mean 'seed'?"),
-        (["xyzzy"], "unknown option 'xyzzy': known: game, checkpoint"),
-        (["horizon"], "options are written key=value, got 'horizon'"),
+        (["horzon=3"], "unknown key horzon: did you mean horizon?"),
+        (["--sede=3"], "unknown flag --sede: did you mean seed?"),
+        (["xyzzy"], "arguments are written key=value, got 'xyzzy'"),
+        (["horizon"], "arguments are written key=value, got 'horizon'"),
         (["horizon=many"], "horizon must be an integer, got 'many'"),
         (["horizon=0"], "horizon must be at least 1, got 0"),
         (["seed=-1"], "seed must be at least 0"),
-        (["seed=1", "seed=2"], "option 'seed' is given twice"),
-        (["out="], "option 'out' needs a value"),
+        (["seed=1", "seed=2"], "key seed is given twice"),
+        (["out="], "key out needs a value"),
         (["policy=expert", "out=unused"], "policy 'expert' is none of auto, random, scripted"),
         (["game=Asterix", "policy=scripted", "out=unused"], "no scripted player for 'Asterix'"),
     ],
@@ -190,14 +191,15 @@ def test_wrong_arguments_give_one_line_and_code_2(arguments, message, capsys, tm
     monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     error = capsys.readouterr().err
-    assert message in error
+    assert error.startswith("error: ") and message in error
     assert error.count("\n") == 1
 
 
 def test_help(capsys):
     assert main(["--help"]) == 0
-    assert capsys.readouterr().out.strip() == usage()
-    assert "num_denoising_steps=" in usage()
+    usage = capsys.readouterr().out
+    assert usage.startswith("usage: python -m diamond_gym.evaluate [key=value ...]\n")
+    assert "  num_denoising_steps=null" in usage
 
 
 def test_the_policy_of_a_checkpoint(tmp_path):
@@ -575,5 +577,5 @@ def card_and_comparison(out, world, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3 and lines[0].startswith("steps/step 1/psnr: ") and "reward/f1: " in lines[1]
     kept.write_text(json.dumps(result | {"settings": result["settings"] | {"seed": 5}}))
-    assert compare.main([str(out / "fidelity.json"), str(world)]) == 1
-    assert "seed is 0 now and was 5" in capsys.readouterr().err
+    assert compare.main([str(out / "fidelity.json"), str(world)]) == 2
+    assert "error: seed is 0 now and was 5" in capsys.readouterr().err

@@ -57,6 +57,20 @@ def test_a_folder_here_is_a_run_unless_it_is_called_like_a_game(
     assert parse(["Pong"]).world.game == "Pong"
 
 
+def test_in_a_run_folder_its_own_world_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    (tmp_path / "config" / "trainer.yaml").touch()
+    assert (parse([]).world.game, parse([]).world.checkpoint) == (None, ".")
+    assert parse(["Pong"]).world.checkpoint == "auto"
+
+
+def test_keys_and_flags_are_the_same():
+    flags = parse(["-r", "--fps", "30", "--no-header", "--captures", "~/x", "--human"])
+    assert flags == parse(["record=true", "fps=30", "header=false", "captures=~/x", "human=true"])
+    assert flags.captures == Path("~/x").expanduser()
+
+
 @pytest.mark.parametrize(
     "arguments, folder", [([], None), (["-d"], ""), (["-d", "data"], "data"), (["-d", "game=Pong"], "")]
 )
@@ -76,19 +90,19 @@ def test_other_options():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["gaem=Pong"], "did you mean 'game'"),
-        (["--size", "10"], "--size must be in 256..4096, got 10"),
-        (["--fps", "0"], r"--fps must be in 1..1000, got 0"),
-        (["--fps", "nan"], r"--fps must be in 1..1000, got nan"),
-        (["--horizon", "0"], "--horizon must be at least 1"),
-        (["-n", "-1"], "-n must be at least 0"),
-        (["--frames", "0"], "--frames must be at least 1"),
-        (["--store-original-obs"], r"need --record \(-r\)"),
+        (["gaem=Pong"], "did you mean game"),
+        (["--size", "10"], "size must be in 256..4096, got 10"),
+        (["--fps", "0"], r"fps must be in 1..1000, got 0"),
+        (["--fps", "nan"], r"fps must be in 1..1000, got nan"),
+        (["--horizon", "0"], "horizon must be at least 1"),
+        (["-n", "-1"], "num_steps_initial_collect must be at least 0"),
+        (["--frames", "0"], "frames must be at least 1"),
+        (["--store-original-obs"], r"need record=true \(-r\)"),
         (["seed=-1"], "seed must be at least 0"),
         (["--pretrained", "27"], "numbered 1 to 26, got 27"),
         (["--pretrained", "Adventure"], "no model of Adventure has been released"),
         (["--pretrained", "Pong", "checkpoint=x"], "give neither besides"),
-        (["Pong", "Breakout"], "'game' is given twice"),
+        (["Pong", "Breakout"], "written key=value, got 'Breakout'"),
     ],
 )
 def test_wrong_arguments(arguments: list[str], message: str):
@@ -182,7 +196,7 @@ ERRORS = [
     (["WORLD", "--film", "film.avi"], 2, ".mp4 or .gif"),
     (["WORLD", "--film", "/dev/null/film.mp4"], 1, "cannot write to the folder"),
     (["export-minari", "dataset=nowhere", "id=a/b-v0"], 1, "no dataset at nowhere"),
-    (["export-minari"], 2, "dataset=... is needed"),
+    (["export-minari"], 2, "missing: dataset=... id=..."),
 ]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from diamond_gym import cli
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.import_episodes import ImportOptions, import_episodes
 from diamond_gym.envs.env import DiamondEnv
@@ -222,7 +223,7 @@ def test_export_to_minari_is_lossless(minari: Any, env: DiamondEnv, tmp_path: Pa
     session.command(Command.CONTROLLER)
     play(session, 14)
     folder = tmp_path / "rec_Breakout-wm_π"
-    text = export_minari.export([f"dataset={folder}", "id=breakout/dream-v0", "num_actions=4"])
+    text = export_minari.export(export_minari.ExportOptions(str(folder), "breakout/dream-v0", num_actions=4))
     assert text == "breakout/dream-v0: 2 episodes, 12 steps"
     exported = minari.load_dataset("breakout/dream-v0")
     assert exported.action_space.n == 4 and exported.observation_space.shape == (64, 64, 3)
@@ -240,25 +241,25 @@ def test_export_to_minari_is_lossless(minari: Any, env: DiamondEnv, tmp_path: Pa
 def test_raw_rewards_and_unfinished_episodes(minari: Any, tmp_path: Path):
     folder = recordings.save_dataset(tmp_path / "episodes", 2, size=16)
     EpisodeDataset(folder).append(recordings.episode(5, finished=False, size=16))
-    text = export_minari.export([f"dataset={folder}", "id=made/up-v0"])
+    text = export_minari.export(export_minari.ExportOptions(str(folder), "made/up-v0"))
     assert text == "made/up-v0: 2 episodes, 25 steps; 1 unfinished left out"
     exported = minari.load_dataset("made/up-v0")
     assert exported[1].rewards.tolist() == EpisodeDataset(folder)[1].rew.tolist()
     assert exported[0].terminations.tolist() == [False] * 11 + [True] and exported.action_space.n == 3
     with pytest.raises(InvalidInputError, match="has a dataset of that name"):
-        export_minari.export([f"dataset={folder}", "id=made/up-v0"])
+        export_minari.export(export_minari.ExportOptions(str(folder), "made/up-v0"))
 
 
 @pytest.mark.parametrize(
     "arguments, kind, message",
     [
-        (["id=a/b-v0"], InvalidInputError, "dataset=... is needed"),
-        (["dataset=x"], InvalidInputError, "id=... is needed"),
+        (["id=a/b-v0"], InvalidInputError, "missing: dataset=..."),
+        (["dataset=x"], InvalidInputError, "missing: id=..."),
         (["dataset=nowhere", "id=a/b-v0"], DatasetError, "no dataset at nowhere"),
         (["dataset=EPISODES", "id=a/b-v0", "num_actions=2"], InvalidInputError, "hold action 2"),
         (["dataset=EPISODES", "id=a b"], InvalidInputError, "got 'a b'"),
         (["dataset=UNFINISHED", "id=a/b-v0"], DatasetError, "no finished episodes"),
-        (["datset=x"], InvalidInputError, "did you mean 'dataset'"),
+        (["datset=x"], InvalidInputError, "did you mean dataset"),
     ],
 )
 def test_what_cannot_be_exported(
@@ -272,14 +273,14 @@ def test_what_cannot_be_exported(
     for name, folder in names.items():
         arguments = [argument.replace(name, folder) for argument in arguments]
     with pytest.raises(kind, match=message):
-        export_minari.export(arguments)
+        export_minari.export(cli.parse(export_minari.ExportOptions, arguments))
     assert not minari.list_local_datasets()
 
 
 def test_without_minari_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(MissingDependencyError, match=r"pip install 'diamond-gym\[minari\]'"):
-        export_minari.export(["dataset=x", "id=a/b-v0"])
+        export_minari.export(export_minari.ExportOptions("x", "a/b-v0"))
 
 
 # --- dataset mode

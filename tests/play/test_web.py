@@ -563,16 +563,16 @@ def test_a_port_in_use(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        (["--web", "--port", "65536"], 2, "--port must be in 0..65535 (0 takes a free one), got 65536"),
-        (["--web", "--port", "-1"], 2, "--port must be in 0..65535"),
-        (["--web", "--host", ""], 2, "--host must be a name or an address"),
+        (["--web", "--port", "65536"], 2, "port must be in 0..65535 (0 takes a free one), got 65536"),
+        (["--web", "--port", "-1"], 2, "port must be in 0..65535"),
+        (["--web", "--host", ""], 2, "key host needs a value"),
         (
             ["--web", "--host", "no.such.host.invalid", "--port", "0"],
             2,
             "cannot listen at no.such.host.invalid",
         ),
         (["--web", "--host", "192.0.2.1", "--port", "0"], 2, "cannot listen at 192.0.2.1 port 0"),
-        (["--port", "80"], 2, "--host and --port need --web"),
+        (["--port", "80"], 2, "host and port need web=true"),
         (["game=Brekout", "--web"], 2, "did you mean Breakout"),
         (["checkpoint=nowhere.pt", "--web", "--port", "0"], 1, "nowhere.pt"),
         (["-d", "nowhere", "--web", "--port", "0"], 1, "there is no folder nowhere"),

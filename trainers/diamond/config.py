@@ -490,20 +490,17 @@ class RewEndTrainingConfig(PartTrainingConfig):
         seq_length: Steps of a segment.
         difference_init: Whether the first convolution starts as a detector of change, which
             finds rare and small events much sooner (False as published).
-        event_weight: Weight in the loss of transitions with a reward, and of ends (1 as published).
         imagined_fraction: Share of the segments that go on in imagination from some step on, as at play, as
             long as that shows the same as the real game (0 as published).
     """
 
     seq_length: int = 19
     difference_init: bool = False
-    event_weight: float = 1.0
     imagined_fraction: float = 0.0
     max_grad_norm: float = 100.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.event_weight > 0, f"event_weight must be above 0, got {self.event_weight}")
         require(
             0 <= self.imagined_fraction <= 1,
             f"imagined_fraction must be in [0, 1], got {self.imagined_fraction}",

@@ -361,7 +361,6 @@ class RewEndObjective(_Forgetful):
         loss, metrics = rew_end_loss(
             self.world_model.rew_end_model,
             SegmentBatch(*tensors),
-            event_weight=self.config.training.event_weight,
             total=self.draw.group.all_reduce,
         )
         return loss, *(metrics[name] for name in REW_END_METRICS)

@@ -235,14 +235,13 @@ def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Floa
 
 
 def rew_end_loss(
-    model: RewEndModel, batch: SegmentBatch, *, event_weight: float = 1.0, total: Total = no_all_reduce
+    model: RewEndModel, batch: SegmentBatch, *, total: Total = no_all_reduce
 ) -> tuple[Tensor, Metrics]:
     """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
 
     Args:
         model: The network.
         batch: Segments.
-        event_weight: Weight of transitions with a reward, and of ends, in their averages; 1 as published.
         total: Adds up what the processes count that share the batch.
 
     Returns:
@@ -252,12 +251,8 @@ def rew_end_loss(
     act, mask = batch.act[:, :-1], batch.mask_padding[:, :-1]
     logits_rew, logits_end, _ = model.predict_rew_end(frames[:, :-1], act, next_frames(batch, frames))
     target_rew, target_end = batch.rew[:, :-1].sign().long() + 1, batch.end[:, :-1].long()
-    loss_rew = weighted_cross_entropy(
-        logits_rew.float(), target_rew, torch.where(target_rew != 1, event_weight, 1.0) * mask, total
-    )
-    loss_end = weighted_cross_entropy(
-        logits_end.float(), target_end, torch.where(target_end != 0, event_weight, 1.0) * mask, total
-    )
+    loss_rew = masked_cross_entropy(logits_rew.float(), target_rew, mask, total)
+    loss_end = masked_cross_entropy(logits_end.float(), target_end, mask, total)
     return loss_rew + loss_end, {
         "loss_rew": loss_rew.detach(),
         "loss_end": loss_end.detach(),
@@ -266,15 +261,15 @@ def rew_end_loss(
     }
 
 
-def weighted_cross_entropy(
+def masked_cross_entropy(
     logits: Float[Tensor, "b t k"],
     target: Int64[Tensor, "b t"],
-    weight: Float[Tensor, "b t"],
+    mask: Bool[Tensor, "b t"],
     total: Total = no_all_reduce,
 ) -> Float[Tensor, ""]:
-    """Cross-entropy averaged with weights >= 0; 0 if all are 0."""
+    """Mean cross-entropy of the transitions where `mask` holds; 0 if there are none."""
     values = F.cross_entropy(logits.flatten(0, 1), target.flatten(), reduction="none")
-    return (values * weight.flatten()).sum() / total(weight.sum()).clamp(min=torch.finfo(weight.dtype).tiny)
+    return masked_mean(values, mask.flatten(), total)
 
 
 # --- actor critic loss

@@ -42,7 +42,7 @@ def static(tmp_path_factory):
     folder = tmp_path_factory.mktemp("recordings")
     save_dataset(folder / "train", 6, length=5)
     save_dataset(folder / "test", 2)
-    return [*TINY, f"static_dataset.path={folder}", "rew_end_model.training.event_weight=3"]
+    return [*TINY, f"static_dataset.path={folder}", "rew_end_model.training.event_fraction=0.3"]
 
 
 def together(folder, *arguments, **kwargs):

@@ -11,9 +11,9 @@ from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
     denoiser_loss,
+    masked_cross_entropy,
     neighbourhood_weight,
     rew_end_loss,
-    weighted_cross_entropy,
     worst_place,
 )
 from trainers.diamond.replay import SegmentBatch
@@ -109,12 +109,10 @@ def test_the_worst_place_is_that_of_the_largest_error():
     assert (columns - torch.tensor([20, 31])).abs().max() <= 2
 
 
-def test_events_weigh_what_they_are_told_to():
+def test_only_what_is_no_padding_counts():
     logits = torch.randn(2, 3, 3, generator=torch.Generator().manual_seed(0))
     target = torch.tensor([[1, 0, 1], [2, 1, 1]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
     nll = -logits.log_softmax(-1).gather(-1, target[..., None])[..., 0]
-    weight = torch.where(target != 1, 5.0, 1.0)
-    weight[1, 2] = 0
-    expected = (nll * weight).sum() / weight.sum()
-    assert_close(weighted_cross_entropy(logits, target, weight), expected)
-    assert weighted_cross_entropy(logits, target, torch.zeros(2, 3)) == 0
+    assert_close(masked_cross_entropy(logits, target, mask), nll[mask].mean())
+    assert masked_cross_entropy(logits, target, torch.zeros_like(mask)) == 0

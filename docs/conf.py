@@ -35,4 +35,4 @@ html_theme = "furo"
 html_title = "diamond_gym"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["wide.css"]

@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from diamond_gym import options
+from diamond_gym import cli
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
 from trainers.sb3 import agents, evaluation, games, scoring, training
 from trainers.sb3.__main__ import main
@@ -314,7 +314,7 @@ def test_help(capsys):
     text = capsys.readouterr().out
     assert "total_timesteps=500000" in text and "deterministic=false" in text
     assert main([]) == 2
-    assert options.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
+    assert cli.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
 
 
 @pytest.mark.parametrize("max_steps", [3, 200])

@@ -17,33 +17,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from diamond_gym import cli
 from diamond_gym import files as disk
-from diamond_gym import options
 from diamond_gym.checkpoints.contexts import (
     ContextBank,
     contexts_from_episodes,
     num_windows,
     starts_before_losses,
 )
+from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import DatasetError, DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.games.atari import num_actions
-from diamond_gym.options import option
 from diamond_gym.players.player import Player, RandomPolicy, scripted_player, usual_player
 from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.registration import game_name
 
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 """Of the scripted players; each plays an equal share of the steps."""
-_HELP = ("-h", "--help", "help")
-USAGE = """\
-usage: python -m trainers.contexts [key=value ...]
-
-Plays the real game, or takes recorded episodes, and cuts start contexts out of them: a share a few steps
-before a lost life or point, the rest anywhere.
-
-"""
 
 
 @dataclass
@@ -55,19 +47,25 @@ class ContextsSettings:
     """
 
     game: str = option("Breakout", "the game")
-    out: str = option("contexts.safetensors", "file to write, for contexts=")
-    max_contexts: int = option(4_000, "how many, fewer where the episodes hold fewer")
+    out: str = option("contexts.safetensors", "file to write, for contexts=", is_path=True)
+    max_contexts: int = option(4_000, "how many, fewer where the episodes hold fewer", least=1)
     before_losses: float = option(0.65, "share that lies 4 to 16 steps before a lost life or point")
-    num_steps_conditioning: int = option(4, "frames and actions of each, as the world model needs them")
-    episodes: str | None = option(None, "folder of recorded episodes, one per life, instead of playing", str)
+    num_steps_conditioning: int = option(
+        4, "frames and actions of each, as the world model needs them", least=1
+    )
+    episodes: str | None = option(
+        None, "folder of recorded episodes, one per life, instead of playing", is_path=True
+    )
     num_steps: int = option(
-        60_000, "without episodes: real steps to play, by the scripted player, good and bad, or at random"
+        60_000,
+        "without episodes: real steps to play, by the scripted player, good and bad, or at random",
+        least=1,
     )
     seed: int = option(0, "fixes the games and the draw")
 
     def __post_init__(self) -> None:
-        options.check_positive(self, "max_contexts", "num_steps_conditioning", "num_steps")
-        options.check_seed(self.seed, 31)
+        cli.check(self)
+        cli.check_seed(self.seed, 31)
         check_share(self.before_losses)
 
 
@@ -167,22 +165,28 @@ def _players(game: str, seed: int) -> list[Player]:
     return [RandomPolicy(num_actions(game), seed, repeat=4)]
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say; returns the exit status."""
-    if any(argument in _HELP for argument in arguments):
-        print(USAGE + options.describe(ContextsSettings))
-        return 0
-    try:
-        settings = options.parse(ContextsSettings, arguments)
-        disk.prepare_folder(Path(settings.out).parent)
-        bank = make(settings)
-        bank.save(settings.out)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
+def run(settings: ContextsSettings) -> None:
+    """Makes the contexts and writes them."""
+    disk.prepare_folder(Path(settings.out).parent)
+    bank = make(settings)
+    bank.save(settings.out)
     print(f"wrote {settings.out}: {len(bank)} contexts")
-    return 0
+
+
+COMMAND = cli.Command(
+    "python -m trainers.contexts",
+    """\
+Plays the real game, or takes recorded episodes, and cuts start contexts out of them: a share a few steps
+before a lost life or point, the rest anywhere.""",
+    ContextsSettings,
+    run,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Does what the arguments say; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -19,32 +19,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.minari import MinariSource
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.files import new_folder
 
-USAGE = """\
-usage: python -m trainers.diamond import-episodes episodes=FOLDER out=FOLDER [key=value ...]
-       python -m trainers.diamond import-episodes minari=ID out=FOLDER [key=value ...]
-
+ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
 
-  episodes     folder of recorded episodes, one .npz file each, of these arrays (`record` and
-               diamond_gym.data.recorder.RecordEpisodes write them; so does numpy.savez_compressed):
-                 obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
-                 act          integers (t,), 0..n-1; act[i] was taken at obs[i]
-                 rew          numbers (t,), raw rewards
-                 terminated   booleans (t,), true at most at the last step
-                 truncated    likewise
-                 num_actions  n, optional
-               also found as observations, actions, rewards, terminations and truncations
-  minari       instead of episodes: id of a Minari dataset on this machine, or its folder
-  obs_key      which observation to take where a Minari dataset has dictionaries (default: none)
-  out          the folder to make; it must not exist, or be empty
-  size         frames are resized to size x size by area; grey ones get three channels (default: 64)
-  test_every   one episode in so many goes to test/, none with 0 (default: 10)
+Recorded episodes are one .npz file each (`record` and diamond_gym.data.recorder.RecordEpisodes write them; so
+does numpy.savez_compressed), of these arrays:
+  obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
+  act          integers (t,), 0..n-1; act[i] was taken at obs[i]
+  rew          numbers (t,), raw rewards
+  terminated   booleans (t,), true at most at the last step
+  truncated    likewise
+  num_actions  n, optional
+also found as observations, actions, rewards, terminations and truncations.
 
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
 
@@ -53,18 +46,20 @@ _MAX_SIZE = 1024
 
 @dataclass
 class ImportOptions:
-    """What to import, and how; see `USAGE`.
+    """What to import, and how.
 
     Raises:
         InvalidInputError: Not exactly one source is given, or a number is out of range.
     """
 
-    out: str
-    episodes: str | None = None
-    minari: str | None = None
-    obs_key: str | None = None
-    size: int = 64
-    test_every: int = 10
+    out: str = option(MISSING, "the folder to make; it must not exist, or be empty", is_path=True)
+    episodes: str | None = option(None, "folder of recorded episodes", is_path=True)
+    minari: str | None = option(
+        None, "instead of episodes: id of a Minari dataset on this machine, or its folder", is_path=True
+    )
+    obs_key: str | None = option(None, "which observation to take where a Minari dataset has dictionaries")
+    size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
+    test_every: int = option(10, "one episode in so many goes to test/, none with 0")
 
     def __post_init__(self) -> None:
         if (self.episodes is None) == (self.minari is None):

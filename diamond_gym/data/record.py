@@ -2,51 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import AddRenderObservation
 from tqdm import trange
 
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.players.player import RandomPolicy
 
-USAGE = """\
-usage: python -m trainers.diamond record env=ID out=FOLDER [key=value ...]
-
+ABOUT = """\
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
 for import-episodes. To record a player of your own, wrap the environment in your code:
-diamond_gym.data.recorder.RecordEpisodes(env, FOLDER).
-
-  env         id as gymnasium.make takes it; "module:ID" imports a module of yours that registers it
-  out         folder of the recordings; episodes that are there stay
-  num_steps   steps to play; the last episode is cut there (default: 10000)
-  seed        fixes the environment and the player (default: 0)
-  repeat      the player holds each action for up to so many steps (default: 1)
-  render      true records what the environment draws, not what it observes (default: false)"""
+diamond_gym.data.recorder.RecordEpisodes(env, FOLDER)."""
 
 
 @dataclass
 class RecordOptions:
-    """What to play, for how long, and where to put it; see `USAGE`.
+    """What to play, for how long, and where to put it.
 
     Raises:
         InvalidInputError: A number is out of range.
     """
 
-    env: str
-    out: str
-    num_steps: int = 10_000
-    seed: int = 0
-    repeat: int = 1
-    render: bool = False
+    env: str = option(
+        MISSING, 'id as gymnasium.make takes it; "module:ID" imports a module of yours that registers it'
+    )
+    out: str = option(MISSING, "folder of the recordings; episodes that are there stay", is_path=True)
+    num_steps: int = option(10_000, "steps to play; the last episode is cut there", least=1)
+    seed: int = option(0, "fixes the environment and the player", least=0)
+    repeat: int = option(1, "the player holds each action for up to so many steps", least=1)
+    render: bool = option(False, "record what the environment draws, not what it observes")
 
     def __post_init__(self) -> None:
-        for name, least in (("num_steps", 1), ("seed", 0), ("repeat", 1)):
-            if getattr(self, name) < least:
-                raise InvalidInputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        cli.check(self)
 
 
 def record(options: RecordOptions, *, progress: bool = True) -> int:

@@ -141,7 +141,7 @@ def test_the_example_is_scored_on_what_it_learned_from(tiny_world, tmp_path, mon
             return tensordict.set("action", torch.tensor([2]))
 
     monkeypatch.setattr(torchrl_ppo, "real_scores", one_game)
-    args = torchrl_ppo.parse_args(["--checkpoint", str(tiny_world), "--num-envs", "1"])
+    args = torchrl_ppo.Settings(checkpoint=str(tiny_world), num_envs=1)
     assert torchrl_ppo.score(Actor(1, 1), "Breakout", args) == [2]
     frames, pixels = seen
     stack = torchrl_ppo.make_env(args).reset()["pixels"]

@@ -11,10 +11,13 @@ import difflib
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from diamond_gym import cli
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
 from diamond_gym.registration import game_name
 from diamond_gym.world.models import AgentConfig
@@ -25,7 +28,6 @@ try:
     from hydra import compose, initialize_config_dir
     from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
-    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 except ImportError as error:
     raise MissingDependencyError(
@@ -48,7 +50,12 @@ def require(ok: bool, message: str) -> None:
 
 @dataclass
 class CommonConfig:
-    """Device ("auto", "cpu", "cuda", "cuda:1") and the seed that fixes the run."""
+    """Where and with which seed the run takes place.
+
+    Attributes:
+        device: "auto", "cpu", "cuda" or "cuda:1".
+        seed: Fixes the run.
+    """
 
     device: str = "auto"
     seed: int = 0
@@ -194,7 +201,12 @@ class TestCollectionConfig(SamplingConfig):
 
 @dataclass
 class CollectionConfig:
-    """Collection of the training and test datasets from the real game."""
+    """Collection of the training and test datasets from the real game.
+
+    Attributes:
+        train: Who fills the training dataset.
+        test: Who plays the test games.
+    """
 
     train: TrainCollectionConfig = field(default_factory=TrainCollectionConfig)
     test: TestCollectionConfig = field(default_factory=TestCollectionConfig)
@@ -215,10 +227,15 @@ class StaticDatasetConfig:
 
 @dataclass
 class InitializationConfig:
-    """Weights to start from: any checkpoint that loads as a world, and which parts to take from it.
+    """Weights to start from, and which parts to take from them.
 
-    `new_actions` lets it be of a game with another number of actions: what depends on that number starts
-    anew. Between games with equally many actions everything is taken, whatever the actions mean.
+    Attributes:
+        path_to_ckpt: Any checkpoint that loads as a world; null for random weights.
+        load_denoiser: Whether the denoiser is taken from it.
+        load_rew_end_model: Whether the reward/end model is.
+        load_actor_critic: Whether the actor-critic is.
+        new_actions: Whether it may be of a game with another number of actions: what depends on that number
+            starts anew. Between games with equally many actions everything is taken, whatever they mean.
     """
 
     path_to_ckpt: str | None = None
@@ -230,9 +247,11 @@ class InitializationConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """How many agent versions to keep (null: all), and every how many epochs one is kept.
+    """Which agent versions are kept, besides the newest epoch's, which is always there.
 
-    Besides these, the newest epoch's is always there.
+    Attributes:
+        save_agent_every: Epochs from one kept version to the next.
+        num_to_keep: How many are kept, the newest; null for all.
     """
 
     save_agent_every: int = 5
@@ -252,6 +271,10 @@ class EvaluationConfig:
 
     That is: test games are played, real games are imagined for a video, and losses are measured on the whole
     test dataset (after the last epoch, too).
+
+    Attributes:
+        should: Whether it is.
+        every: Epochs from one evaluation to the next.
     """
 
     should: bool = True
@@ -548,7 +571,12 @@ class ActorCriticPartConfig:
 
 @dataclass
 class WorldModelEnvConfig:
-    """Imagination: horizon in steps and how frames are sampled."""
+    """Imagination.
+
+    Attributes:
+        horizon: Steps of an imagined game.
+        diffusion_sampler: How its frames are sampled.
+    """
 
     horizon: int = 15
     diffusion_sampler: DiffusionSamplerConfig = field(default_factory=DiffusionSamplerConfig)
@@ -611,7 +639,11 @@ class LoggingConfig:
 
 @dataclass
 class TensorBoardConfig:
-    """`enabled`: write curves into the run's folder `tensorboard`, where tensorboard is installed."""
+    """TensorBoard.
+
+    Attributes:
+        enabled: Whether curves are written into the run's folder `tensorboard`, where it is installed.
+    """
 
     enabled: bool = True
 
@@ -648,7 +680,8 @@ class WandbConfig:
 class TrainerConfig:
     """The whole run.
 
-    `game` names any Atari game of ale-py; null when a static dataset says what is learned.
+    Attributes:
+        game: Any Atari game of ale-py; null when a static dataset says what is learned.
     """
 
     game: str | None = None
@@ -708,6 +741,11 @@ PRESETS_FOLDER = Path(__file__).parent / "presets"
 PRESETS = tuple(sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml")))
 DEFAULT_PRESET = "paper"
 
+CONFIG = "config"
+"""The key of a file that takes the place of a preset."""
+RUN_FOLDER_KEYS = ("out", "hydra.run.dir")
+"""Keys of the run folder: ours, and the one by which it is published."""
+
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError)
 _ALIASES = {
     "env.train.id": "game",
@@ -717,6 +755,8 @@ _ALIASES = {
     "training.compile_wm": "training.compile",
 }
 """Published or short names of keys, and ours."""
+_REMOVED = {"rew_end_model.training.event_weight": 1.0}
+"""Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
 _WITHOUT_MEANING = {
     "env.train.done_on_life_loss": "training games end with a life",
     "env.train.size": "real games have frames of 64x64 pixels",
@@ -735,6 +775,8 @@ _DDPM_PREDICTIONS = "denoiser.training.num_autoregressive_steps=0"
 """How the paper trains DDPM (section 5.1), unless told otherwise."""
 _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
 """Keys whose values are taken as they are: a path may hold characters that mean something to Hydra."""
+_GIVEN = "given"
+"""Hydra's name for the file of `config=`."""
 
 ConfigStore.instance().store("trainer", TrainerConfig)
 
@@ -742,7 +784,8 @@ ConfigStore.instance().store("trainer", TrainerConfig)
 def parse(arguments: Sequence[str]) -> TrainerConfig:
     """The configuration that arguments such as `["game=Breakout", "preset=small"]` describe.
 
-    Of a key that is given twice, the last value counts. With `denoiser.objective=ddpm`, predictions are not
+    `config=FILE` takes a whole configuration, such as an edited config/trainer.yaml, instead of a preset. Of
+    a key that is given twice, the last value counts. With `denoiser.objective=ddpm`, predictions are not
     conditioned on earlier ones unless `denoiser.training.num_autoregressive_steps` is given. Games are
     returned in their own spelling, paths are made absolute.
 
@@ -750,12 +793,13 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
         InvalidInputError: A key is unknown, or a value is not of its type or range; the message is one
             line that names it.
         UnknownGameError: ale-py has no such game.
+        CheckpointError: The file of `config=` is no configuration of this trainer.
     """
-    preset, overrides = _read(arguments)
+    request = _read(arguments)
     try:
-        config = _compose(preset, overrides)
+        config = request.compose(request.overrides)
     except _COMPOSITION_ERRORS as error:
-        raise InvalidInputError(_explain(preset, overrides, error)) from error
+        raise InvalidInputError(request.explain(error)) from error
     if config.game is not None:
         config.game = game_name(config.game)
     config.static_dataset.path = _absolute(config.static_dataset.path)
@@ -763,33 +807,67 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
     return config
 
 
+def split_run_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """The arguments without the one that chooses the run folder, and that folder.
+
+    Raises:
+        InvalidInputError: It is given twice, or empty.
+    """
+    chosen = [argument for argument in arguments if argument.partition("=")[0] in RUN_FOLDER_KEYS]
+    if len(chosen) > 1:
+        raise InvalidInputError(f"{' and '.join(chosen)} choose the run folder: give one")
+    if not chosen:
+        return list(arguments), None
+    key, path = split(chosen[0])
+    if not path:
+        raise InvalidInputError(f"key {key} needs a value")
+    return [argument for argument in arguments if argument not in chosen], Path(cli.expanded(path))
+
+
 def to_yaml(config: TrainerConfig) -> str:
     """The whole configuration, for `from_yaml`."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+    return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(path: Path) -> TrainerConfig:
-    """Reads what `to_yaml` wrote.
+    """Reads what `to_yaml` wrote. Text is literal: nothing in it is looked up.
 
     Raises:
         CheckpointError: The file is damaged, or no configuration of this trainer.
     """
     try:
-        config = OmegaConf.merge(OmegaConf.structured(TrainerConfig), OmegaConf.load(path))
-        return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        _drop_removed_keys(content)
+        return cli.build(TrainerConfig, content)
     except Exception as error:  # besides OmegaConf's and our own, whatever the YAML parser raises
         raise CheckpointError(f"{path} is no configuration of this trainer: {_reason(error)}") from error
 
 
+def _drop_removed_keys(content: Any) -> None:
+    """Takes keys that no longer exist out of an older run's configuration, where they did nothing there."""
+    for key, neutral in _REMOVED.items():
+        *path, name = key.split(".")
+        section = content
+        for part in path:
+            section = section.get(part) if isinstance(section, dict) else None
+        if isinstance(section, dict) and section.get(name) == neutral:
+            del section[name]
+
+
 def flat(config: TrainerConfig) -> dict[str, Any]:
     """Every key with its value, as it is written on the command line."""
-    return _flatten(OmegaConf.to_container(OmegaConf.structured(config)), "")
+    return _flatten(asdict(config), "")
 
 
-def nearest(word: str, known: Sequence[str]) -> str:
-    """Ends an error message: the known word that was probably meant, or all of them."""
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
+def help_text(config: TrainerConfig) -> str:
+    """What each key is for, with its value in this configuration."""
+    known = cli.keys(TrainerConfig)
+    players = cli.keys(PlayerConfig)
+    lines: list[str] = []
+    for name, value in flat(config).items():
+        key = known.get(name) or players[name.rpartition(".")[2]]
+        lines += cli.help_lines(replace(key, name=name), value)
+    return "\n".join(lines)
 
 
 def split(argument: str) -> tuple[str, str]:
@@ -804,10 +882,57 @@ def split(argument: str) -> tuple[str, str]:
     return key, value
 
 
-def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    """The preset, and overrides for Hydra."""
-    preset, overrides = DEFAULT_PRESET, []
-    known = ["preset", *_ALIASES, *flat(_with_players())]
+@dataclass(frozen=True)
+class _Request:
+    """What a command line asks for.
+
+    Attributes:
+        preset: Name of the preset.
+        given: The values of the file of `config=`, which takes the preset's place; None without one.
+        overrides: In Hydra's grammar; paths are hidden.
+        literals: What hides them.
+    """
+
+    preset: str
+    given: dict[str, Any] | None
+    overrides: list[str]
+    literals: cli.Literals
+
+    def compose(self, overrides: Sequence[str]) -> TrainerConfig:
+        """The configuration with some of the overrides."""
+        if self.given is not None:
+            ConfigStore.instance().store(_GIVEN, {"defaults": ["trainer", "_self_"], **self.given})
+        with initialize_config_dir(str(PRESETS_FOLDER), version_base="1.3"):
+            config = compose(self.preset if self.given is None else _GIVEN, overrides=list(overrides))
+        return self.literals.objects(config)
+
+    def explain(self, error: Exception) -> str:
+        """Names the override without which the others compose, else the first that does not compose alone."""
+        for i, override in enumerate(self.overrides):
+            if self._problem(self.overrides[:i] + self.overrides[i + 1 :]) is None:
+                return self._blame(override, error)
+        for override in self.overrides:
+            problem = self._problem([override])
+            if problem is not None:
+                return self._blame(override, problem)
+        return self.literals.shown(_reason(error))
+
+    def _blame(self, override: str, error: Exception) -> str:
+        return self.literals.shown(f"{override}: {_reason(error)}")
+
+    def _problem(self, overrides: list[str]) -> Exception | None:
+        try:
+            self.compose(overrides)
+        except _COMPOSITION_ERRORS as error:
+            return error
+        return None
+
+
+def _read(arguments: Sequence[str]) -> _Request:
+    """What the arguments ask for; keys and presets are checked, values are not."""
+    preset, given, overrides, literals = DEFAULT_PRESET, None, [], cli.Literals()
+    lists = [name for name, key in cli.keys(TrainerConfig).items() if key.is_list]
+    known = ["preset", CONFIG, *RUN_FOLDER_KEYS, *_ALIASES, *flat(_with_players())]
     for argument in arguments:
         key, value = split(argument)
         _check_key(key, known)
@@ -815,13 +940,26 @@ def _read(arguments: Sequence[str]) -> tuple[str, list[str]]:
         key = _ALIASES.get(key, key)
         if key == "preset":
             if value not in PRESETS:
-                raise InvalidInputError(f"preset={value}: {nearest(value, PRESETS)}")
+                raise InvalidInputError(f"preset={value}: {cli.nearest(value, PRESETS)}")
             preset = value
+        elif key == CONFIG:
+            given = literals.hidden(asdict(from_yaml(Path(cli.expanded(value)))))
+        elif key in _PATHS:
+            overrides.append(f"{key}={_hidden(value, literals)}")
         else:
-            overrides.append(f"{key}={_quoted(value) if key in _PATHS else value}")
+            is_item = key in lists and re.fullmatch(r"\w+", value) and value != "null"
+            overrides.append(f"{key}=[{value}]" if is_item else f"{key}={value}")
+    if given is not None and any(argument.startswith("preset=") for argument in arguments):
+        raise InvalidInputError("config=FILE takes the place of a preset: give one of config and preset")
     if "agent.denoiser.objective=ddpm" in overrides:
         overrides.insert(0, _DDPM_PREDICTIONS)
-    return preset, overrides
+    return _Request(preset, given, overrides, literals)
+
+
+def _hidden(path: str, literals: cli.Literals) -> str:
+    """A path for Hydra, which then takes it as it is; quotes around it are left out."""
+    is_quoted = len(path) >= 2 and path[0] == path[-1] and path[0] in "'\""
+    return path if path in ("", "null") else f"'{literals.mark(path[1:-1] if is_quoted else path)}'"
 
 
 def _with_players() -> TrainerConfig:
@@ -856,39 +994,6 @@ def _nearest_key(key: str, known: list[str]) -> str:
     return f"did you mean {near[0]}?" if near else "`train --help` lists the keys"
 
 
-def _quoted(value: str) -> str:
-    is_quoted = len(value) >= 2 and value[0] == value[-1] and value[0] in "'\""
-    if value in ("", "null") or is_quoted:
-        return value
-    return "'" + value.replace("'", "\\'") + "'"
-
-
-def _compose(preset: str, overrides: Sequence[str]) -> TrainerConfig:
-    with initialize_config_dir(str(PRESETS_FOLDER), version_base="1.3"):
-        config = compose(preset, overrides=list(overrides))
-    return OmegaConf.to_object(config)  # pyright: ignore[reportReturnType]
-
-
-def _explain(preset: str, overrides: list[str], error: Exception) -> str:
-    """Names the override without which the others compose, else the first that does not compose alone."""
-    for i, override in enumerate(overrides):
-        if _problem(preset, overrides[:i] + overrides[i + 1 :]) is None:
-            return f"{override}: {_reason(error)}"
-    for override in overrides:
-        problem = _problem(preset, [override])
-        if problem is not None:
-            return f"{override}: {_reason(problem)}"
-    return _reason(error)
-
-
-def _problem(preset: str, overrides: list[str]) -> Exception | None:
-    try:
-        _compose(preset, overrides)
-    except _COMPOSITION_ERRORS as error:
-        return error
-    return None
-
-
 def _reason(error: BaseException) -> str:
     """The first line of the error that started it."""
     while error.__cause__ is not None:
@@ -897,7 +1002,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _absolute(path: str | None) -> str | None:
-    return None if path is None else str(Path(path).expanduser().absolute())
+    return None if path is None else str(Path(cli.expanded(path)).absolute())
 
 
 def _flatten(value: Any, key: str) -> dict[str, Any]:

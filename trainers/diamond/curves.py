@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate import pictures
 from trainers.diamond.run_folder import RunFolder
@@ -15,13 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-USAGE = """\
-usage: python -m trainers.diamond curves run=PATH [out=FILE]
-
-Draws what the run has logged so far, by epoch: losses, F1 of rewards and ends, returns, entropy.
-
-  run   the run folder
-  out   the PNG to write (default: curves.png in the run folder)"""
+ABOUT = "Draws what the run has logged so far, by epoch: losses, F1 of rewards and ends, returns, entropy."
 
 PANELS: dict[str, dict[str, str]] = {
     "denoiser loss": {"denoiser/loss": "training", "denoiser/test_loss": "test episodes"},
@@ -46,8 +41,8 @@ PANELS: dict[str, dict[str, str]] = {
 class CurvesOptions:
     """Which run to draw, and where to."""
 
-    run: str
-    out: str | None = None
+    run: str = option(MISSING, "the run folder", is_path=True)
+    out: str | None = option(None, "the PNG to write; without it curves.png in the run folder", is_path=True)
 
 
 def draw(options: CurvesOptions) -> Path:

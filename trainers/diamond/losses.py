@@ -40,7 +40,11 @@ WORST_SIZE = 5
 class SigmaDistributionConfig:
     """Noise levels seen in training: ln sigma ~ N(loc, scale^2), clipped (Karras et al. 2022, table 1).
 
-    `sigma_min` and `sigma_max` are the clipping bounds; `scale` > 0.
+    Attributes:
+        loc: Mean of ln sigma.
+        scale: Standard deviation of ln sigma, above 0.
+        sigma_min: Lower noise levels are raised to it.
+        sigma_max: Higher noise levels are lowered to it.
     """
 
     loc: float = -0.4

@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
 from torch import Tensor
 
+from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
+from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate import card, evaluation, heldout, measure, metrics
@@ -162,25 +164,32 @@ def best_average(
 class ExportOptions:
     """What to write, and where.
 
-    Attributes:
-        run: Run folder; its newest agent is taken.
-        out: Folder to write.
-        rew_end_model_run: Run folder whose reward/end model is taken instead.
-        dtype: "float16" or "float32".
-        num_contexts: Start contexts, drawn from the run's data.
-        max_mb: Largest size of the folder in MB (10^6 bytes).
-        average: Whether the denoiser is the best average of the run's snapshots instead of the newest one.
-        evaluate: Whether the world is evaluated and gets a model card.
+    Raises:
+        InvalidInputError: A number is out of range, or there is no such precision.
     """
 
-    run: str
-    out: str
-    rew_end_model_run: str | None = None
-    dtype: str = "float16"
-    num_contexts: int = 64
-    max_mb: float = 4.0
-    average: bool = False
-    evaluate: bool = False
+    run: str = option(MISSING, "the run folder; its newest agent is taken", is_path=True)
+    out: str = option(MISSING, "the folder to write", is_path=True)
+    rew_end_model_run: str | None = option(
+        None, "run folder whose reward/end model is taken instead", is_path=True
+    )
+    dtype: str = option("float16", "precision of the weights", choices=("float16", "float32"))
+    num_contexts: int = option(64, "contexts of real games to start from", least=1)
+    max_mb: float = option(4.0, "refuse to write more than so many MB (10^6 bytes)")
+    average: bool = option(
+        False, "take the best average of the run's snapshots, searched on its test episodes"
+    )
+    evaluate: bool = option(False, "measure the world and write its model card (minutes)")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        if not self.max_mb > 0:
+            raise InvalidInputError(f"max_mb must be above 0, got {self.max_mb}")
+
+
+EXPORT = (
+    'Writes a world for gymnasium.make("Diamond<Game>-v0", checkpoint=FOLDER): weights and start contexts.'
+)
 
 
 @dataclass(frozen=True)
@@ -338,24 +347,11 @@ def _check_size(sizes: dict[str, int], max_mb: float) -> None:
 # --- publish
 
 
-USAGE = """\
-usage: python -m trainers.diamond push-to-hub run=PATH repo_id=USER/NAME [key=value ...]
-
+PUBLISH = """\
 Publishes the run's newest world model on the Hugging Face Hub, for
 gymnasium.make("Diamond<Game>-v0", checkpoint="hub:USER/NAME"): model.safetensors, contexts.safetensors,
 config.json, trainer.yaml and a model card, README.md. The card holds the training command as it was given.
-Log in first, with `hf auth login` or HF_TOKEN.
-
-  run                 the run folder; its newest agent is taken
-  repo_id             the repository; it is made if it is not there
-  private             true makes the repository private (default: false)
-  dry_run             true writes the folder `out` and sends nothing; so does --dry-run (default: false)
-  out                 folder to write, and to keep (default: none)
-  fidelity            fidelity.json of `python -m diamond_gym.evaluate`, for the card (default: none)
-  license             license of the weights, by the Hub's names (default: mit)
-  rew_end_model_run   run folder whose reward/end model is taken instead (default: none)
-  dtype               float16 or float32 (default: float16)
-  num_contexts        moments of real games to start from (default: 64)"""
+Log in first, with `hf auth login` or HF_TOKEN."""
 
 _REPO_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _TAGS = ["reinforcement-learning", "world-model", "diffusion", "diamond", "gymnasium"]
@@ -364,30 +360,33 @@ _LICENSE = re.compile(r"[a-z0-9.-]+")
 
 @dataclass
 class PublishOptions:
-    """What to publish, and where; see `USAGE`.
+    """What to publish, and where.
 
     Raises:
         InvalidInputError: A value is not one of those accepted.
     """
 
-    run: str
-    repo_id: str
-    private: bool = False
-    dry_run: bool = False
-    out: str | None = None
-    fidelity: str | None = None
-    license: str = "mit"
-    rew_end_model_run: str | None = None
-    dtype: str = "float16"
-    num_contexts: int = 64
+    run: str = option(MISSING, "the run folder; its newest agent is taken", is_path=True)
+    repo_id: str = option(MISSING, "the repository; it is made if it is not there")
+    private: bool = option(False, "make the repository private")
+    dry_run: bool = option(False, "write the folder `out` and send nothing")
+    out: str | None = option(None, "folder to write, and to keep", is_path=True)
+    fidelity: str | None = option(
+        None, "fidelity.json of `python -m diamond_gym.evaluate`, for the card", is_path=True
+    )
+    license: str = option("mit", "license of the weights, by the Hub's names")
+    rew_end_model_run: str | None = option(
+        None, "run folder whose reward/end model is taken instead", is_path=True
+    )
+    dtype: str = option("float16", "precision of the weights", choices=("float16", "float32"))
+    num_contexts: int = option(64, "contexts of real games to start from", least=1)
 
     def __post_init__(self) -> None:
+        cli.check(self)
         if _REPO_ID.fullmatch(self.repo_id) is None:
             raise InvalidInputError(f"repo_id must be of the form USER/NAME, got {self.repo_id!r}")
         if _LICENSE.fullmatch(self.license) is None:
             raise InvalidInputError(f"license must be a name such as mit or cc-by-4.0, got {self.license!r}")
-        if self.num_contexts < 1:
-            raise InvalidInputError(f"num_contexts must be at least 1, got {self.num_contexts}")
         if self.dry_run and self.out is None:
             raise InvalidInputError("dry_run=true writes a folder: give out=FOLDER")
 

@@ -23,6 +23,7 @@ from torch import nn
 from diamond_gym.backends.choose import can_compile, choose_upsampling
 from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
+from diamond_gym.cli import Terminated
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.files import write_file
@@ -69,6 +70,7 @@ def train(
     *,
     outputs: Path,
     command: str,
+    folder: Path | None = None,
     progress: bool = True,
     group: Group = SINGLE_PROCESS,
 ) -> Path:
@@ -80,6 +82,7 @@ def train(
         config: The run.
         outputs: Where `YYYY-MM-DD/hh-mm-ss` is made.
         command: The command line, for the record.
+        folder: The run folder instead; it must not exist, or be empty.
         progress: Show what happens.
         group: The processes that train it together; each calls this.
 
@@ -99,18 +102,23 @@ def train(
     """
     device = find_device(config.common.device, group)
     with ExitStack() as stack:
-        run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, command, group, stack))
+        run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, folder, command, group, stack))
         _fit(config, run, agent, device, progress, group)
     return run.path
 
 
 def _new_run(
-    config: TrainerConfig, outputs: Path, command: str, group: Group, stack: ExitStack
+    config: TrainerConfig,
+    outputs: Path,
+    folder: Path | None,
+    command: str,
+    group: Group,
+    stack: ExitStack,
 ) -> tuple[RunFolder, Agent]:
     """A run folder, locked until the stack ends, and networks."""
     description, agent = prepare(config, command, group)
-    data.check_space(config, outputs.absolute() / "run")
-    run = RunFolder.new(outputs.absolute())
+    data.check_space(config, outputs.absolute() / "run" if folder is None else folder.absolute())
+    run = RunFolder.new(outputs.absolute()) if folder is None else RunFolder.at(folder.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
     write_file(run.config_file, to_yaml(config).encode())
@@ -497,20 +505,32 @@ def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> boo
 
 @contextmanager
 def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C lets the trainer finish its step and save; a second one stops at once."""
+    """The first Ctrl-C or SIGTERM lets the trainer finish its step and save; a second Ctrl-C stops at once.
+
+    Raises:
+        Terminated: Instead of `KeyboardInterrupt`, where it was SIGTERM.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    received: list[int] = []
+
     def stop(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
         trainer.stop_requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = signal.signal(signal.SIGINT, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
+    except KeyboardInterrupt:
+        if received[:1] == [signal.SIGTERM]:
+            raise Terminated from None
+        raise
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _say_how_to_use(run: RunFolder, config: TrainerConfig) -> None:

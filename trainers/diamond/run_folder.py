@@ -126,6 +126,25 @@ class RunFolder:
         raise AssertionError("there is always another number")
 
     @classmethod
+    def at(cls, path: Path) -> RunFolder:
+        """Makes a chosen folder, or takes one that is empty.
+
+        Raises:
+            CacheError: It cannot be made, or holds something.
+        """
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            is_empty = not any(path.iterdir())
+        except OSError as error:
+            raise CacheError(f"cannot make the run folder {path}: {error}") from error
+        if not is_empty:
+            raise CacheError(
+                f"the run folder {path} is not empty: choose another one, or resume the run that is in it "
+                f"with `python -m trainers.diamond resume run={path}`"
+            )
+        return cls(path)
+
+    @classmethod
     def existing(cls, path: Path) -> RunFolder:
         """An earlier run.
 

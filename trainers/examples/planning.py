@@ -1,6 +1,6 @@
 """Model-predictive control: an agent that has learned nothing plans in imagination and acts in the real game.
 
-    python -m trainers.examples.planning --game Breakout --episodes 2 --num-sequences 32 --horizon 15
+    python -m trainers.examples.planning game=Breakout episodes=2 num_sequences=32 horizon=15
 
 Before every few real steps it draws action sequences, imagines what each of them leads to from the real
 game's last frames, and takes the first actions of the best one ("random shooting"). All are imagined
@@ -9,7 +9,6 @@ in one batch under the same noise, so they differ by nothing but their actions.
 
 from __future__ import annotations
 
-import argparse
 import math
 import sys
 from collections import deque
@@ -23,11 +22,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
-from diamond_gym.options import positive_int
 from diamond_gym.registration import env_id, game_name
-from trainers.arguments import new_parser, world_of
 
 gym.register_envs(diamond_gym)
 
@@ -38,31 +37,53 @@ Policy = Callable[[dict[str, NDArray]], Sequence[int]]
 """The next actions, one or more, at a context: the latest frames and actions."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class PlannerConfig:
     """How far and how widely to look.
 
-    Attributes:
-        num_sequences: Action sequences that are imagined, at least 1.
-        horizon: Steps imagined, at least 1.
-        num_taken: Actions taken of the best one before planning anew, 1 to `horizon`.
-        gamma: Discount of a reward per step, in [0, 1].
-        end_penalty: What an imagined end costs, in rewards.
+    Raises:
+        InvalidInputError: A number is out of range.
     """
 
-    num_sequences: int = 32
-    horizon: int = 15
-    num_taken: int = 2
-    gamma: float = 0.97
-    end_penalty: float = 2.0
+    num_sequences: int = option(32, "action sequences that are imagined")
+    horizon: int = option(15, "steps imagined")
+    num_taken: int = option(2, "actions taken of the best one before planning anew, at most horizon")
+    gamma: float = option(0.97, "discount of a reward per step, from 0 to 1")
+    end_penalty: float = option(2.0, "what an imagined end costs, in rewards")
 
     def __post_init__(self) -> None:
         if min(self.num_sequences, self.horizon, self.num_taken) < 1 or self.num_taken > self.horizon:
-            raise InvalidInputError(f"counts must be at least 1, and num_taken at most horizon, got {self}")
+            raise InvalidInputError(
+                "counts must be at least 1, and num_taken at most horizon, got "
+                f"num_sequences={self.num_sequences} horizon={self.horizon} num_taken={self.num_taken}"
+            )
         if not 0 <= self.gamma <= 1:
             raise InvalidInputError(f"gamma must be in [0, 1], got {self.gamma}")
         if not math.isfinite(self.end_penalty):
             raise InvalidInputError(f"end_penalty must be finite, got {self.end_penalty}")
+
+
+@dataclass
+class Settings(PlannerConfig):
+    """What is played, and how it is planned.
+
+    Raises:
+        InvalidInputError: A number is out of range.
+    """
+
+    game: str = option("Breakout", "the game")
+    episodes: int = option(2, "real games", least=1)
+    max_steps: int = option(1000, "steps of each game", least=1)
+    checkpoint: str = option("auto", "the world model, as in gymnasium.make", is_path=True)
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
+    device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    seed: int = option(0, "fixes the games and the plans", least=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        cli.check(self)
 
 
 class Planner:
@@ -136,57 +157,44 @@ def play_game(policy: Policy, game: str, seed: int, max_steps: int, num_conditio
     return score
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    defaults = PlannerConfig()
-    parser = new_parser("planning", __doc__)
-    parser.add_argument("--game", default="Breakout")
-    parser.add_argument("--episodes", type=positive_int, default=2, help="real games")
-    parser.add_argument("--max-steps", type=positive_int, default=1000, help="of each game")
-    parser.add_argument("--num-sequences", type=int, default=defaults.num_sequences)
-    parser.add_argument("--horizon", type=int, default=defaults.horizon, help="steps imagined")
-    parser.add_argument("--num-taken", type=int, default=defaults.num_taken, help="actions of each plan")
-    parser.add_argument("--gamma", type=float, default=defaults.gamma)
-    parser.add_argument("--end-penalty", type=float, default=defaults.end_penalty)
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> dict[str, list[float]]:
+def play(settings: Settings) -> dict[str, list[float]]:
     """Scores of the planner, and of a random player in the same games."""
-    config = PlannerConfig(args.num_sequences, args.horizon, args.num_taken, args.gamma, args.end_penalty)
-    game = game_name(args.game)
+    game = game_name(settings.game)
     envs: Any = gym.make_vec(
         env_id(game),
-        num_envs=config.num_sequences,
+        num_envs=settings.num_sequences,
         max_episode_steps=-1,
-        **world_of(args),
+        checkpoint=settings.checkpoint,
+        num_denoising_steps=settings.num_denoising_steps,
+        device=settings.device,
     )
     n, num_actions = envs.world.world_model.num_steps_conditioning, int(envs.single_action_space.n)
-    rng = np.random.default_rng(args.seed)
+    rng = np.random.default_rng(settings.seed)
     players: dict[str, Policy] = {
-        "planner": Planner(envs, config, args.seed),
+        "planner": Planner(envs, settings, settings.seed),
         "random": lambda context: [int(rng.integers(num_actions))],
     }
-    seeds = range(args.seed, args.seed + args.episodes)
+    seeds = range(settings.seed, settings.seed + settings.episodes)
     scores = {
-        name: [play_game(policy, game, seed, args.max_steps, n) for seed in seeds]
+        name: [play_game(policy, game, seed, settings.max_steps, n) for seed in seeds]
         for name, policy in players.items()
     }
     envs.close()
     return scores
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Plays and prints scores; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        scores = run(args)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError | UnknownGameError) else 1
-    for name, values in scores.items():
+def run(settings: Settings) -> None:
+    """Plays and prints scores."""
+    for name, values in play(settings).items():
         print(f"{name}: mean score {np.mean(values):.2f} of {len(values)} real games {values}")
-    return 0
+
+
+COMMAND = cli.Command("python -m trainers.examples.planning", __doc__ or "", Settings, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plays and prints scores; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

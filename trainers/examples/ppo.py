@@ -1,6 +1,6 @@
 """PPO in one file, in the manner of CleanRL: an agent learns in imagination, on the world model's own device.
 
-    python -m trainers.examples.ppo --env-id DiamondBreakout-v0 --total-timesteps 500000
+    python -m trainers.examples.ppo env_id=DiamondBreakout-v0 total_timesteps=500000
 
 Frames, actions and rewards stay tensors (`output="torch"`): nothing is copied to NumPy on the way. In the end
 the agent plays whole games of the real one. PPO is that of Schulman et al. (2017) with the details of Huang
@@ -9,11 +9,11 @@ et al. (2022), "The 37 Implementation Details of Proximal Policy Optimization".
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -25,14 +25,63 @@ from torch.distributions import Categorical
 from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym.errors import DiamondGymError, InvalidInputError
-from diamond_gym.files import prepare_folder
-from diamond_gym.options import positive_int
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.files import prepare_folder, write_torch
 from diamond_gym.world.pixels import to_float
-from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
+
+
+@dataclass
+class Settings:
+    """What is trained.
+
+    Raises:
+        InvalidInputError: A number is out of range.
+    """
+
+    env_id: str = option("DiamondBreakout-v0", "the imagined game")
+    checkpoint: str = option("auto", "the world model, as in gymnasium.make", is_path=True)
+    contexts: str | None = option(
+        None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True
+    )
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
+    device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    seed: int = option(0, "fixes the games and the agent", least=0)
+    total_timesteps: int = option(500_000, "steps of all games together", least=1)
+    num_envs: int = option(32, "games at once", least=1)
+    num_steps: int = option(64, "steps of each game between updates", least=1)
+    horizon: int = option(50, "steps of an imagined game", least=1)
+    num_frames: int = option(4, "frames that the agent sees, at most 4", least=1)
+    learning_rate: float = option(2.5e-4, "of Adam", above=0)
+    num_epochs: int = option(4, "passes over what was played", least=1)
+    minibatch_size: int = option(256, "steps in a minibatch", least=1)
+    gamma: float = option(0.985, "discount of a step")
+    gae_lambda: float = option(0.95, "how far advantages trust what was played")
+    clip: float = option(0.1, "PPO's bound on the change of a probability")
+    ent_coef: float = option(0.01, "weight of the entropy bonus")
+    num_games: int = option(30, "real games to score the agent by, or 0", least=0)
+    max_game_steps: int = option(5_000, "steps after which these are cut short", least=1)
+    out: Path = option(Path("outputs", "ppo"), "folder for agent.pt")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        if self.num_frames > 4:
+            raise InvalidInputError(f"num_frames must be at most 4, got {self.num_frames}")
+
+    def world(self) -> dict[str, Any]:
+        """Keyword arguments that say which world is imagined, and where."""
+        names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+        return {name: getattr(self, name) for name in names}
+
+    def real_games(self) -> dict[str, Any]:
+        """Keyword arguments of `real_scores` that say which real games score the agent."""
+        return {"num_games": self.num_games, "seed": self.seed, "max_steps": self.max_game_steps}
 
 
 def layer_init(layer: nn.Module, std: float = 2**0.5) -> nn.Module:
@@ -70,20 +119,20 @@ class Agent(nn.Module):
 class Games:
     """Imagined games with stacked frames; a new game's stack begins with its context."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    def __init__(self, args: Settings) -> None:
         self.envs: Any = gym.make_vec(
             args.env_id,
             num_envs=args.num_envs,
             max_episode_steps=args.horizon,
             autoreset_mode="SAME_STEP",
             output="torch",
-            **world_of(args),
+            **args.world(),
         )
         self.num_frames, self.num_actions = args.num_frames, int(self.envs.single_action_space.n)
         _, infos = self.envs.reset(seed=args.seed)
         known = infos["context"]["obs"].shape[1]
         if known < self.num_frames:
-            raise InvalidInputError(f"--num-frames {self.num_frames}: this world's contexts have {known}")
+            raise InvalidInputError(f"num_frames={self.num_frames}: this world's contexts have {known}")
         self.stack = self._contexts(infos)
 
     def step(self, act: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -140,7 +189,7 @@ def play(agent: Agent, games: Games, num_steps: int, gamma: float) -> Rollout:
     return Rollout(*(torch.stack(x) for x in zip(*steps, strict=True)), last_val=agent(games.stack)[1])
 
 
-def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: argparse.Namespace) -> None:
+def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: Settings) -> None:
     """A few epochs of minibatches."""
     advantages = rollout.advantages(args.gamma, args.gae_lambda).flatten()
     returns = advantages + rollout.val.flatten()
@@ -162,17 +211,23 @@ def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args
 
 
 @torch.no_grad()
-def score(agent: Agent, game: str, args: argparse.Namespace) -> list[float]:
+def score(agent: Agent, game: str, args: Settings) -> list[float]:
     """Scores of whole real games."""
     device = agent.actor.weight.device  # pyright: ignore[reportAttributeAccessIssue]
 
     def policy(stack: NDArray[np.uint8]) -> int:
         return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
 
-    return real_scores(policy, game, num_frames=args.num_frames, **games_of(args))
+    return real_scores(policy, game, num_frames=args.num_frames, **args.real_games())
 
 
-def train(args: argparse.Namespace) -> Agent:
+def save(agent: nn.Module, folder: Path) -> None:
+    """Writes the weights as agent.pt, and says so."""
+    write_torch(folder / "agent.pt", agent.state_dict())
+    print(f"wrote {folder / 'agent.pt'}")
+
+
+def train(args: Settings) -> Agent:
     """Trains an agent and saves its weights; so far as it got, when interrupted."""
     torch.manual_seed(args.seed)
     games = Games(args)
@@ -192,40 +247,30 @@ def train(args: argparse.Namespace) -> Agent:
             bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
     except KeyboardInterrupt:
         if update:
-            save_policy(agent, args.out)
+            save(agent, args.out)
         raise
     finally:
         games.envs.close()
-    save_policy(agent, args.out)
+    save(agent, args.out)
     return agent
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = new_ppo_parser("cleanrl_ppo", __doc__)
-    parser.add_argument("--total-timesteps", type=positive_int, default=500_000)
-    parser.add_argument(
-        "--num-frames", type=int, default=4, choices=range(1, 5), help="frames the agent sees"
-    )
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains and scores an agent; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        prepare_folder(args.out)
-        game = real_game(args.env_id)
-        agent = train(args)
-        scores = score(agent, game, args) if game else []
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def run(settings: Settings) -> None:
+    """Trains and scores an agent."""
+    prepare_folder(settings.out)
+    game = real_game(settings.env_id)
+    agent = train(settings)
+    scores = score(agent, game, settings) if game else []
     if scores:
         print(in_words(scores))
-    return 0
+
+
+COMMAND = cli.Command("python -m trainers.examples.ppo", __doc__ or "", Settings, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains and scores an agent; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """PPO of TorchRL: its collector, its advantages and its loss, on imagined games.
 
-    python -m trainers.examples.torchrl_ppo --env-id DiamondBreakout-v0 --total-frames 500000
+    python -m trainers.examples.torchrl_ppo env_id=DiamondBreakout-v0 total_frames=500000
 
 An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
 but the lines that make the games. In the end the agent plays whole games of the real one.
@@ -8,9 +8,10 @@ but the lines that make the games. In the end the agent plays whole games of the
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from diamond_gym.errors import DiamondGymError, MissingDependencyError
-from diamond_gym.files import prepare_folder
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.errors import MissingDependencyError
+from diamond_gym.files import prepare_folder, write_torch
 
 try:
     from tensordict import TensorDict
@@ -39,21 +42,65 @@ except ImportError:
     raise MissingDependencyError(missing) from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
-from diamond_gym.options import positive_int
-from trainers.arguments import games_of, new_ppo_parser, save_policy, world_of
 from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
 
 
-def make_env(args: argparse.Namespace) -> TransformedEnv:
+@dataclass
+class Settings:
+    """What is trained.
+
+    Raises:
+        InvalidInputError: A number is out of range.
+    """
+
+    env_id: str = option("DiamondBreakout-v0", "the imagined game")
+    checkpoint: str = option("auto", "the world model, as in gymnasium.make", is_path=True)
+    contexts: str | None = option(
+        None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True
+    )
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
+    device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    seed: int = option(0, "fixes the games and the agent", least=0)
+    total_frames: int = option(500_000, "steps of all games together", least=1)
+    num_envs: int = option(32, "games at once", least=1)
+    num_steps: int = option(64, "steps of each game between updates", least=1)
+    horizon: int = option(50, "steps of an imagined game", least=1)
+    learning_rate: float = option(2.5e-4, "of Adam", above=0)
+    num_epochs: int = option(4, "passes over what was played", least=1)
+    minibatch_size: int = option(256, "steps in a minibatch", least=1)
+    gamma: float = option(0.985, "discount of a step")
+    gae_lambda: float = option(0.95, "how far advantages trust what was played")
+    clip: float = option(0.1, "PPO's bound on the change of a probability")
+    ent_coef: float = option(0.01, "weight of the entropy bonus")
+    num_games: int = option(30, "real games to score the agent by, or 0", least=0)
+    max_game_steps: int = option(5_000, "steps after which these are cut short", least=1)
+    out: Path = option(Path("outputs", "torchrl_ppo"), "folder for agent.pt")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+
+    def world(self) -> dict[str, Any]:
+        """Keyword arguments that say which world is imagined, and where."""
+        names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+        return {name: getattr(self, name) for name in names}
+
+    def real_games(self) -> dict[str, Any]:
+        """Keyword arguments of `real_scores` that say which real games score the agent."""
+        return {"num_games": self.num_games, "seed": self.seed, "max_steps": self.max_game_steps}
+
+
+def make_env(args: Settings) -> TransformedEnv:
     """Imagined games whose "pixels" are stacks of float frames (b, 12, 64, 64)."""
     games = DiamondTorchRLEnv(
         args.env_id,
         args.num_envs,
         seed=args.seed,
         max_episode_steps=args.horizon,
-        **world_of(args),
+        **args.world(),
     )
     stack = CatFrames(NUM_FRAMES, dim=-3, in_keys=["pixels"], padding="same")
     images = ToTensorImage(in_keys=["pixels"])
@@ -87,7 +134,13 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
     return policy, ValueOperator(network(1), in_keys=["pixels"])
 
 
-def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
+def save(policy: nn.Module, folder: Path) -> None:
+    """Writes the weights as agent.pt, and says so."""
+    write_torch(folder / "agent.pt", policy.state_dict())
+    print(f"wrote {folder / 'agent.pt'}")
+
+
+def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
     """Trains an agent and saves its weights; so far as it got, when interrupted.
 
     Returns:
@@ -126,12 +179,12 @@ def train(args: argparse.Namespace) -> tuple[ProbabilisticActor, list[float]]:
             bar.update(batch.numel())
     except KeyboardInterrupt:
         if bar.n:
-            save_policy(policy, args.out)
+            save(policy, args.out)
         raise
     finally:
         bar.close()
         collector.shutdown()
-    save_policy(policy, args.out)
+    save(policy, args.out)
     return policy, returns
 
 
@@ -145,7 +198,7 @@ def _learn(loss_of: ClipPPOLoss, optimizer: torch.optim.Optimizer, minibatch: An
 
 
 @torch.no_grad()
-def score(agent: ProbabilisticActor, game: str, args: argparse.Namespace) -> list[float]:
+def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
     """Scores of whole real games."""
     device = next(agent.parameters()).device
 
@@ -154,34 +207,27 @@ def score(agent: ProbabilisticActor, game: str, args: argparse.Namespace) -> lis
         with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
-    return real_scores(policy, game, num_frames=NUM_FRAMES, **games_of(args))
+    return real_scores(policy, game, num_frames=NUM_FRAMES, **args.real_games())
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = new_ppo_parser("torchrl_ppo", __doc__)
-    parser.add_argument("--total-frames", type=positive_int, default=500_000)
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Trains and scores an agent; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        prepare_folder(args.out)
-        game = real_game(args.env_id)
-        agent, returns = train(args)
-        scores = score(agent, game, args) if game else []
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
+def run(settings: Settings) -> None:
+    """Trains and scores an agent."""
+    prepare_folder(settings.out)
+    game = real_game(settings.env_id)
+    agent, returns = train(settings)
+    scores = score(agent, game, settings) if game else []
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
     if scores:
         print(in_words(scores))
-    return 0
+
+
+COMMAND = cli.Command("python -m trainers.examples.torchrl_ppo", __doc__ or "", Settings, run)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains and scores an agent; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diamond_gym import files as disk
-from diamond_gym import options
 from diamond_gym.checkpoints import load_world
+from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
-from diamond_gym.options import option
 from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import config as world_settings
@@ -50,24 +49,23 @@ class LoopSettings(TrainSettings):
 
     total_timesteps: int = option(300_000, "imagined steps of all games together, over all rounds")
     contexts: str | None = option(
-        None, "where the first round's games start; later ones start in the agent's", str
+        None, "where the first round's games start; later ones start in the agent's", is_path=True
     )
     rounds: int = option(3, "rounds, each with a world of its own; at least 2")
-    collect_steps: int = option(20_000, "real steps the agent plays after each round but the last")
+    collect_steps: int = option(20_000, "real steps the agent plays after each round but the last", least=1)
     before_losses: float = option(
         0.65, "share of later rounds' starts that lie 4 to 16 steps before a lost life or point"
     )
     data: str | None = option(
-        None, "folder of the episodes (train/, test/) that the first world learned from", str
+        None, "folder of the episodes (train/, test/) that the first world learned from", is_path=True
     )
     data_steps: int = option(
-        60_000, "without data: real steps of the scripted player, good and bad, or of a random one"
+        60_000, "without data: real steps of the scripted player, good and bad, or of a random one", least=1
     )
     world: str = option("preset=finetune", "key=value arguments of `trainers.diamond train`, in quotes")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        options.check_positive(self, "collect_steps", "data_steps")
         check_share(self.before_losses)
         if self.rounds < 2:
             raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")

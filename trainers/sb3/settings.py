@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
-from diamond_gym import options
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.options import option
 
 _ON_POLICY = {"gamma": 0.985, "ent_coef": 0.01}
 _PPO = _ON_POLICY | {"n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
@@ -46,38 +46,40 @@ class TrainSettings:
     """
 
     game: str = option("Breakout", "the game")
-    algo: str = option("ppo", f"the algorithm: {', '.join(PRESETS)}")
-    where: str = option("imagination", "where it learns: imagination or real")
-    total_timesteps: int = option(500_000, "steps of all games together")
-    num_envs: int = option(32, "games at once")
-    horizon: int = option(50, "steps after which an imagined game is cut short")
-    frame_stack: int | None = option(None, "frames the policy sees; without it 4, recurrent policies 1", int)
-    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
-    contexts: str | None = option(None, "where imagined games start: a bank or recorded episodes", str)
-    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
+    algo: str = option("ppo", "the algorithm", choices=tuple(PRESETS))
+    where: str = option("imagination", "where it learns", choices=WHERE)
+    total_timesteps: int = option(500_000, "steps of all games together", least=1)
+    num_envs: int = option(32, "games at once", least=1)
+    horizon: int = option(50, "steps after which an imagined game is cut short", least=1)
+    frame_stack: int | None = option(
+        None, "frames the policy sees; without it 4, recurrent policies 1", least=1
+    )
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
+    contexts: str | None = option(
+        None, "where imagined games start: a bank or recorded episodes", is_path=True
+    )
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
     end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
     learning_rate: float | None = option(
-        None, "instead of the preset's; a run that goes on takes it, too", float
+        None, "instead of the preset's; a run that is continued takes it, too", above=0
     )
-    ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's", float)
+    ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's")
     seed: int = option(0, "fixes the games and the agent")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
-    eval_every: int = option(50_000, "steps between evaluations in the real game")
-    eval_episodes: int = option(5, "real games of each evaluation")
-    final_episodes: int = option(30, "real games that the trained agent is scored by")
-    max_game_steps: int = option(5_000, "steps after which a real game is cut short")
-    out: str | None = option(None, "run folder; without it outputs/sb3/GAME-ALGO-WHERE-SEED", str)
-    beside: str | None = option(None, "another agent's zip or run folder, or embedded, for the table", str)
+    eval_every: int = option(50_000, "steps between evaluations in the real game", least=1)
+    eval_episodes: int = option(5, "real games of each evaluation", least=1)
+    final_episodes: int = option(30, "real games that the trained agent is scored by", least=1)
+    max_game_steps: int = option(5_000, "steps after which a real game is cut short", least=1)
+    out: str | None = option(None, "run folder; without it outputs/sb3/GAME-ALGO-WHERE-SEED", is_path=True)
+    beside: str | None = option(
+        None, "another agent's zip or run folder, or embedded, for the table", is_path=True
+    )
 
     def __post_init__(self) -> None:
-        options.check_choice("algo", self.algo, tuple(PRESETS))
-        options.check_choice("where", self.where, WHERE)
-        counts = ("total_timesteps", "num_envs", "horizon", "frame_stack", "num_denoising_steps")
-        games = ("eval_every", "eval_episodes", "final_episodes", "max_game_steps")
-        options.check_positive(self, *counts, *games)
-        options.check_seed(self.seed, 31)
-        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
-            raise InvalidInputError(f"learning_rate must be finite and above 0, got {self.learning_rate}")
+        cli.check(self)
+        cli.check_seed(self.seed, 31)
         if self.ent_coef is not None and not math.isfinite(self.ent_coef):
             raise InvalidInputError(f"ent_coef must be finite, got {self.ent_coef}")
         if self.ent_coef is not None and self.algo in OFF_POLICY:
@@ -112,17 +114,21 @@ class EvaluateSettings:
         InvalidInputError: a place is unknown, or a number is out of range.
     """
 
-    agent: str = option("", "the agent's zip, the folder of its run or loop, or embedded")
+    agent: str = option(MISSING, "the agent's zip, the folder of its run or loop, or embedded", is_path=True)
     game: str = option("Breakout", "the game")
-    where: str = option("real", "where it plays: real or imagination")
+    where: str = option("real", "where it plays", choices=WHERE)
     episodes: int = option(
-        30, "games, from their start to game over (imagined: to a lost life or the horizon)"
+        30, "games, from their start to game over (imagined: to a lost life or the horizon)", least=1
     )
-    horizon: int = option(50, "steps after which an imagined game is cut short")
-    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
-    contexts: str | None = option(None, "where imagined games start: a bank or recorded episodes", str)
-    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
-    max_game_steps: int = option(5_000, "steps after which a real game is cut short")
+    horizon: int = option(50, "steps after which an imagined game is cut short", least=1)
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
+    contexts: str | None = option(
+        None, "where imagined games start: a bank or recorded episodes", is_path=True
+    )
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
+    max_game_steps: int = option(5_000, "steps after which a real game is cut short", least=1)
     deterministic: bool = option(
         False, "take the likeliest action instead of drawing one; dqn and qrdqn always take the best"
     )
@@ -130,13 +136,8 @@ class EvaluateSettings:
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
 
     def __post_init__(self) -> None:
-        if not self.agent:
-            raise InvalidInputError(
-                "missing: agent=PATH, an agent's zip or its run folder, or agent=embedded"
-            )
-        options.check_choice("where", self.where, WHERE)
-        options.check_positive(self, "episodes", "horizon", "num_denoising_steps", "max_game_steps")
-        options.check_seed(self.seed, 31)
+        cli.check(self)
+        cli.check_seed(self.seed, 31)
 
 
 @dataclass
@@ -148,14 +149,18 @@ class DemoSettings:
     """
 
     game: str = option("Breakout", "the game")
-    agent: str = option("embedded", "the agent's zip, the folder of its run or loop, or embedded")
-    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path")
-    num_denoising_steps: int | None = option(None, "passes per frame, instead of the checkpoint's own", int)
-    steps: int = option(200, "steps to show")
+    agent: str = option(
+        "embedded", "the agent's zip, the folder of its run or loop, or embedded", is_path=True
+    )
+    checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
+    num_denoising_steps: int | None = option(
+        None, "passes per frame, instead of the checkpoint's own", least=1
+    )
+    steps: int = option(200, "steps to show", least=1)
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
-    out: str = option(".", "folder for agent.mp4")
+    out: str = option(".", "folder for agent.mp4", is_path=True)
 
     def __post_init__(self) -> None:
-        options.check_positive(self, "steps", "num_denoising_steps")
-        options.check_seed(self.seed, 31)
+        cli.check(self)
+        cli.check_seed(self.seed, 31)

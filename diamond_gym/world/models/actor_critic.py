@@ -17,7 +17,13 @@ from diamond_gym.world.models.rew_end_model import LSTMState
 class ActorCriticConfig:
     """Sizes of the actor-critic. Defaults are the published ones.
 
-    `num_actions` is filled in from the game when None; `down[i]` is 1 where stage i ends in 2x2 max-pooling.
+    Attributes:
+        lstm_dim: Width of the LSTM.
+        img_channels: Channels of a frame.
+        img_size: Height and width of a frame.
+        channels: Channels of each stage.
+        down: 1 where a stage ends in 2x2 max-pooling, else 0.
+        num_actions: Size of the action set; filled in from the game when None.
     """
 
     lstm_dim: int = 512

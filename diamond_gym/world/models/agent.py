@@ -38,7 +38,14 @@ def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
 
 @dataclass
 class AgentConfig:
-    """Sizes of the three networks and of the action set they share (None until the game is known)."""
+    """Sizes of the three networks and of the action set they share.
+
+    Attributes:
+        denoiser: The denoiser.
+        rew_end_model: The reward/end model.
+        actor_critic: The actor-critic.
+        num_actions: Size of the action set; None until the game is known.
+    """
 
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     rew_end_model: RewEndModelConfig = field(default_factory=RewEndModelConfig)

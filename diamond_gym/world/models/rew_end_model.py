@@ -30,7 +30,16 @@ LSTMState = tuple[Tensor, Tensor]
 class RewEndModelConfig:
     """Sizes of the reward/end model. Defaults are the published ones.
 
-    `num_actions` is filled in from the game when None; `patch_size` is as in `InnerModelConfig`.
+    Attributes:
+        lstm_dim: Width of the LSTM.
+        img_channels: Channels of a frame.
+        img_size: Height and width of a frame.
+        cond_channels: Width of the vector that encodes the action.
+        depths: Residual blocks per level.
+        channels: Channels per level.
+        attn_depths: 1 where a level has self-attention, else 0.
+        num_actions: Size of the action set; filled in from the game when None.
+        patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
     """
 
     lstm_dim: int = 512

@@ -10,12 +10,15 @@ import pytest
 import torch
 
 import diamond_gym
+from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription, load_world
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import EpisodeDataset
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.files import read_tensors
 from trainers.diamond import publish as average
 from trainers.diamond.cli import main
+from trainers.diamond.config import TrainerConfig, from_yaml, parse, to_yaml
 
 SHORT = [
     "preset=smoke",
@@ -257,6 +260,58 @@ def test_an_export_that_cannot_be_is_refused(wrong, message, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_help_of_train_says_what_every_key_is_for():
+    assert not [name for name, key in cli.keys(TrainerConfig).items() if not key.help]
+
+
+def test_a_list_of_one_needs_no_brackets():
+    assert parse(["game=Pong", "training.parts=denoiser"]).training.parts == ["denoiser"]
+
+
+@pytest.mark.parametrize("name", ["a${game}b", "a${oc.env:HOME}", "it's [a,b]", "D:\\data\\"])
+def test_paths_are_literal(name, tmp_path):
+    config = parse([f"static_dataset.path=/{name}", "game=Pong"])
+    assert config.static_dataset.path == f"/{name}"
+    (tmp_path / "mine.yaml").write_text(to_yaml(config))
+    assert from_yaml(tmp_path / "mine.yaml") == config
+    assert parse([f"config={tmp_path / 'mine.yaml'}"]) == config
+
+
+def test_home_in_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = parse(["game=Pong", "initialization.path_to_ckpt=~/run"])
+    assert config.initialization.path_to_ckpt == "/home/me/run"
+
+
+def test_an_edited_configuration(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text(to_yaml(parse(["game=Pong", "preset=smoke"])).replace("num_epochs: 3", "num_epochs: 7"))
+    config = parse([f"config={file}", "denoiser.optimizer.lr=1e-3", "collection.train.players.0.noise=0.5"])
+    expected = parse(["game=Pong", "preset=smoke", "training.num_epochs=7", "denoiser.optimizer.lr=1e-3"])
+    expected.collection.train.players[0].noise = 0.5
+    assert config == expected
+    with pytest.raises(InvalidInputError, match="give one of config and preset"):
+        parse([f"config={file}", "preset=smoke"])
+
+
+def test_an_edited_configuration_looks_nothing_up(tmp_path, monkeypatch):
+    monkeypatch.setenv("SECRET", "hidden")
+    file = tmp_path / "my.yaml"
+    file.write_text("game: Pong\nwandb: {notes: '${oc.env:SECRET}'}\n")
+    assert parse([f"config={file}"]).wandb.notes == "${oc.env:SECRET}"
+
+
+@pytest.mark.parametrize("key", ["out", "hydra.run.dir"])
+def test_the_run_folder_is_chosen(key, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    short = [*GAME, "training.parts=[denoiser]", "denoiser.training.steps_first_epoch=1"]
+    assert main(["train", *short, f"{key}=runs/first"]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert (tmp_path / "runs" / "first" / "config" / "trainer.yaml").is_file()
+    assert main(["train", *short, f"{key}=runs/first"]) == 1
+    assert "runs/first is not empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", [[], ["train"], ["resume"], ["export"]], ids=str)
 def test_help_tells_the_keys(command, capsys):
     assert main([*command, "--help"]) == 0
@@ -270,6 +325,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
     output = capsys.readouterr().out
     assert "  agent.denoiser.inner_model.channels=[32,64,64]\n" in output
     assert "  training.num_threads=null\n" in output
+    assert "CPU threads; null leaves torch's choice." in output
 
 
 @pytest.mark.parametrize(
@@ -317,7 +373,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
         ),
         (["train", "training=3"], 2, "training=3: Invalid type"),
         (["train", "training.parts=[denoiser,policy]"], 2, "accepted are denoiser, rew_end_model"),
-        (["train", "training.parts=denoiser"], 2, "training.parts=denoiser: Invalid value"),
+        (["train", "training.parts=denoisr"], 2, "accepted are denoiser, rew_end_model"),
         (["train", "denoiser.training.lr_schedule=linear"], 2, "accepted are constant, cosine"),
         (["train", "collection.train.players=[{name:me}]"], 2, "accepted are auto, random, scripted"),
         (
@@ -340,12 +396,18 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "game=Breakout", "common.device=tpu"], 1, "common.device=tpu is not available"),
         (["train", "game=Breakout", "static_dataset.path=nowhere"], 1, "there is no folder"),
         (["train", "game=Breakout", "initialization.path_to_ckpt=nowhere"], 1, "there is no file or folder"),
+        (["train", "game=Pong", "out=a", "hydra.run.dir=b"], 2, "choose the run folder: give one"),
+        (["train", "config=nowhere.yaml"], 1, "nowhere.yaml is no configuration of this trainer"),
         (["resume"], 2, "missing: run=..."),
         (["resume", "rnu=x"], 2, "unknown key rnu: did you mean run?"),
         (["resume", "run=nowhere"], 1, "nowhere is not a run folder"),
         (["export", "run=nowhere"], 2, "missing: out=..."),
         (["export", "run=nowhere", "out=x"], 1, "nowhere is not a run folder"),
-        (["export", "run=nowhere", "out=x", "num_contexts=few"], 2, "num_contexts is of type int"),
+        (
+            ["export", "run=nowhere", "out=x", "num_contexts=few"],
+            2,
+            "must be an integer, got 'few'",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

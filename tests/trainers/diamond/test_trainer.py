@@ -168,6 +168,17 @@ def test_a_configuration_survives_its_file(tmp_path):
     assert from_yaml(file) == config
 
 
+def test_runs_of_earlier_versions_are_read_where_a_removed_key_did_nothing(tmp_path):
+    file = tmp_path / "trainer.yaml"
+    config = parse(["game=Breakout", "preset=small"])
+    text = to_yaml(config)
+    file.write_text(text.replace("    seq_length: 8\n", "    seq_length: 8\n    event_weight: 1.0\n"))
+    assert "event_weight" in file.read_text() and from_yaml(file) == config
+    file.write_text(file.read_text().replace("event_weight: 1.0", "event_weight: 3.0"))
+    with pytest.raises(CheckpointError, match="event_weight"):
+        from_yaml(file)
+
+
 def test_a_game_without_a_scripted_player_falls_back_to_a_random_one():
     players = parse(["preset=small"]).collection.train.players
     assert [data.player_name(p, "Breakout") for p in players] == ["scripted"] * 3 + ["random"]

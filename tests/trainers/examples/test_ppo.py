@@ -1,9 +1,13 @@
 """The single-file PPO: its frame stacks, its advantages, and a tiny run from nothing to real scores."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
 
+from diamond_gym import cli
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
 from trainers.examples import ppo as cleanrl_ppo
 from trainers.examples.ppo import Rollout
@@ -15,8 +19,24 @@ def short(tiny_world, out):
     return f"{arguments} --num-games 1 --max-game-steps 20".split()
 
 
+def settings(tiny_world, out, *more):
+    return cli.parse(cleanrl_ppo.Settings, [*short(tiny_world, out), *more])
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("planning", "planning"), ("cleanrl_ppo", "ppo"), ("torchrl_ppo", "torchrl_ppo")]
+)
+def test_old_names_run_the_new_ones(old, new):
+    if old == "torchrl_ppo":
+        pytest.importorskip("torchrl")
+    command = [sys.executable, "-m", f"trainers.{old}", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python -m trainers.examples.{new} ")
+    assert f"trainers.{old} is now trainers.examples.{new}" in done.stderr
+
+
 def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_path):
-    args = cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--seed", "4"])
+    args = settings(tiny_world, tmp_path, "--seed", "4")
     ours = cleanrl_ppo.Games(args)
     theirs = ContextFrameStack(
         make_sb3_vec_env(
@@ -45,9 +65,7 @@ def test_its_games_are_those_of_the_stable_baselines_adapter(tiny_world, tmp_pat
 
 
 def test_the_passes_are_those_asked_for(tiny_world, tmp_path):
-    games = cleanrl_ppo.Games(
-        cleanrl_ppo.parse_args([*short(tiny_world, tmp_path), "--num-denoising-steps", "2"])
-    )
+    games = cleanrl_ppo.Games(settings(tiny_world, tmp_path, "num_denoising_steps=2"))
     assert games.envs.world.world_model.config.num_steps_denoising == 2
     games.envs.close()
 
@@ -65,7 +83,7 @@ def test_advantages_stop_where_a_game_is_over():
 
 
 def test_a_horizon_is_bootstrapped_and_an_end_is_not(tiny_world, tmp_path):
-    args = cleanrl_ppo.parse_args(short(tiny_world, tmp_path))
+    args = settings(tiny_world, tmp_path)
     games = cleanrl_ppo.Games(args)
     agent = cleanrl_ppo.Agent(args.num_frames, games.num_actions)
     with torch.no_grad():
@@ -105,19 +123,18 @@ def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatc
 
 
 def test_wrong_arguments(tiny_world, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        cleanrl_ppo.main(["--num-envs", "0"])
-    with pytest.raises(SystemExit):
-        cleanrl_ppo.main(["--num-games", "x"])
-    with pytest.raises(SystemExit):
-        cleanrl_ppo.main(["--learning-rate", "-1"])
-    assert "expected a finite number above 0, got '-1'" in capsys.readouterr().err
+    assert cleanrl_ppo.main(["--num-envs", "0"]) == 2
+    assert cleanrl_ppo.main(["num_games=x"]) == 2
+    assert cleanrl_ppo.main(["--num-frames", "5"]) == 2
+    capsys.readouterr()
+    assert cleanrl_ppo.main(["--learning-rate", "-1"]) == 2
+    assert "learning_rate must be finite and above 0, got -1.0" in capsys.readouterr().err
     wrong = {
-        "--env-id=CartPole-v1": "CartPole-v1 is not an imagined game",
-        "--env-id=DiamondFoo-v0": "DiamondFoo",
-        "--checkpoint=none.pt": "none.pt",
+        "--env-id=CartPole-v1": (2, "CartPole-v1 is not an imagined game"),
+        "--env-id=DiamondFoo-v0": (2, "DiamondFoo"),
+        "--checkpoint=none.pt": (1, "none.pt"),
     }
-    for argument, message in wrong.items():
-        assert cleanrl_ppo.main([*short(tiny_world, tmp_path), argument]) == 1
+    for argument, (code, message) in wrong.items():
+        assert cleanrl_ppo.main([*short(tiny_world, tmp_path), argument]) == code
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: ") and message in line

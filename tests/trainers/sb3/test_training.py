@@ -13,7 +13,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
-from diamond_gym import options
+from diamond_gym import cli
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
 from trainers.sb3 import agents, evaluation, games, scoring, training
 from trainers.sb3.__main__ import main
@@ -252,7 +252,7 @@ def test_a_score_is_summed_up():
         (["train", "where=moon"], 2, "where must be one of imagination, real"),
         (["train", "total_timesteps=0"], 2, "total_timesteps must be at least 1, got 0"),
         (["train", "seed=-1"], 2, "seed must be at least 0"),
-        (["train", "steps=5"], 2, "unknown option 'steps'"),
+        (["train", "steps=5"], 2, "unknown key steps: did you mean"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
         (["train", "end_penalty=-1"], 2, "end_penalty must be finite and at least 0, got -1"),
         (["train", "end_penalty=nan"], 2, "end_penalty must be finite and at least 0, got nan"),
@@ -260,7 +260,7 @@ def test_a_score_is_summed_up():
         (["train", "ent_coef=nan"], 2, "ent_coef must be finite, got nan"),
         (["train", "game=Nogame"], 2, "unknown game 'Nogame'"),
         (["train", "device=banana", "where=real", "out=run"], 1, "banana"),
-        (["evaluate"], 2, "missing: agent=PATH"),
+        (["evaluate"], 2, "missing: agent=..."),
         (["evaluate", "agent=nowhere.zip"], 1, "there is no agent at nowhere.zip"),
         (["evaluate", "agent=embedded", "game=Asterix"], 1, "no embedded agent of Asterix; games with one: "),
         (["demo", "steps=0"], 2, "steps must be at least 1, got 0"),
@@ -314,7 +314,7 @@ def test_help(capsys):
     text = capsys.readouterr().out
     assert "total_timesteps=500000" in text and "deterministic=false" in text
     assert main([]) == 2
-    assert options.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
+    assert cli.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
 
 
 @pytest.mark.parametrize("max_steps", [3, 200])

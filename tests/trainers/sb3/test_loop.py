@@ -11,7 +11,7 @@ from diamond_gym.checkpoints import load_world
 from diamond_gym.checkpoints.contexts import ContextBank, num_windows
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from trainers.diamond import settings as world_settings
+from trainers.diamond import config as world_settings
 from trainers.diamond.run import train
 from trainers.sb3 import agents, loop, training
 from trainers.sb3.__main__ import main

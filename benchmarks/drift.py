@@ -18,24 +18,23 @@ of diffusers. `--timestep-spacing trailing` starts all at the noisiest instead.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.rows import make_parser
+from diamond_gym import cli
 from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_world
-from diamond_gym.errors import DiamondGymError, InvalidInputError
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate import heldout, pictures, report
 from diamond_gym.evaluate import measure as measures
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.games.atari import num_actions
-from diamond_gym.options import positive_int
-from diamond_gym.players.player import player
+from diamond_gym.players.player import PLAYER_NAMES, player
 from diamond_gym.registration import game_name
 from diamond_gym.world.ddpm import TIMESTEP_SPACINGS
 from diamond_gym.world.models.denoiser import OBJECTIVES
@@ -48,14 +47,50 @@ Curve = dict[str, Any]
 """One world model with one number of denoising steps: its numbers by horizon."""
 
 
-def load_worlds(args: argparse.Namespace, game: str) -> dict[str, World]:
+@dataclass
+class Settings:
+    """What is compared.
+
+    Raises:
+        InvalidInputError: A value is not one of those accepted, or there is nothing to measure.
+    """
+
+    edm: str | None = option(None, "a world model of EDM", is_path=True)
+    ddpm: str | None = option(None, "a world model of DDPM", is_path=True)
+    game: str = option("Breakout", "an Atari game")
+    num_denoising_steps: list[int] = option([1, 3, 10], "passes per frame", least=1)
+    timestep_spacing: str | None = option(
+        None, "of DDPM; without it as its checkpoint says", choices=TIMESTEP_SPACINGS
+    )
+    horizon: int = option(100, "steps imagined", least=1)
+    policy: str = option("scripted", "who plays", choices=PLAYER_NAMES)
+    episodes: int = option(10, "held-out episodes", least=1)
+    starts: int = option(32, "at least so many", least=1)
+    seed: int = option(0, "of episodes and imagination")
+    batch_size: int = option(32, "games at once", least=1)
+    device: str = option("auto", "auto, cpu, cuda, ...")
+    out: Path = option(Path("drift"), "folder to write")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        cli.check_seed(self.seed, 30)
+        if not self.worlds:
+            raise InvalidInputError("give edm=PATH, ddpm=PATH or both")
+
+    @property
+    def worlds(self) -> dict[str, str]:
+        """Paths by objective."""
+        return {name: path for name in OBJECTIVES if (path := getattr(self, name)) is not None}
+
+
+def load_worlds(args: Settings, game: str) -> dict[str, World]:
     """The world models by objective.
 
     Raises:
         InvalidInputError: A checkpoint is of the other objective, or they look back on different numbers of
             frames.
     """
-    worlds = {name: load_world(game, path, device=args.device) for name, path in args.worlds}
+    worlds = {name: load_world(game, path, device=args.device) for name, path in args.worlds.items()}
     for name, world in worlds.items():
         found = world.agent.config.denoiser.objective
         if found != name:
@@ -73,7 +108,7 @@ def with_steps(world_model: WorldModel, num_steps: int, spacing: str | None) -> 
     return world_model.resampled(config)
 
 
-def measure(args: argparse.Namespace, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:
+def measure(args: Settings, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:
     """Imagines with every world model and number of steps."""
     for objective, world in worlds.items():
         for num_steps in args.num_denoising_steps:
@@ -126,51 +161,7 @@ def _points(curve: Curve, name: str) -> tuple[list[int], list[float]]:
     return [row["step"] for row in curve["steps"]], [row[name] for row in curve["steps"]]
 
 
-def named_path(text: str) -> tuple[str, str]:
-    """`edm=PATH` or `ddpm=PATH` from the command line."""
-    name, _, path = text.partition("=")
-    if name not in OBJECTIVES or not path:
-        accepted = " or ".join(f"{name}=PATH" for name in OBJECTIVES)
-        raise argparse.ArgumentTypeError(f"expected {accepted}, got {text!r}")
-    return name, path
-
-
-def seed(text: str) -> int:
-    """An integer from 0 on, below 2^30, from the command line."""
-    if not text.isdecimal() or int(text) >= 2**30:
-        raise argparse.ArgumentTypeError(f"expected an integer >= 0 and below 2^30, got {text!r}")
-    return int(text)
-
-
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__, "python -m benchmarks.drift")
-    parser.add_argument(
-        "worlds", type=named_path, nargs="+", metavar="NAME=PATH", help="edm=PATH, ddpm=PATH or both"
-    )
-    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
-    parser.add_argument(
-        "--num-denoising-steps", type=positive_int, nargs="+", default=[1, 3, 10], metavar="N"
-    )
-    parser.add_argument(
-        "--timestep-spacing", choices=TIMESTEP_SPACINGS, help="of DDPM (default: as its checkpoint says)"
-    )
-    parser.add_argument("--horizon", type=positive_int, default=100, help="steps imagined (default: 100)")
-    parser.add_argument("--policy", default="scripted", help="who plays: scripted (default) or random")
-    parser.add_argument("--episodes", type=positive_int, default=10, help="held-out episodes (default: 10)")
-    parser.add_argument("--starts", type=positive_int, default=32, help="at least so many (default: 32)")
-    parser.add_argument("--seed", type=seed, default=0, help="of episodes and imagination (default: 0)")
-    parser.add_argument("--batch-size", type=positive_int, default=32, help="games at once (default: 32)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--out", type=Path, default=Path("drift"), help="folder to write (default: drift)")
-    args = parser.parse_args(argv)
-    names = [name for name, _ in args.worlds]
-    if len(set(names)) < len(names):
-        parser.error(f"each of {', '.join(OBJECTIVES)} can be given once, got {', '.join(names)}")
-    return args
-
-
-def run(args: argparse.Namespace) -> None:
+def run(args: Settings) -> None:
     """Measures, prints and writes everything."""
     pictures.require_matplotlib()
     measures.require_torchmetrics()
@@ -182,7 +173,7 @@ def run(args: argparse.Namespace) -> None:
     episodes = heldout.play(game, policy, args.episodes, args.seed).episodes
     starts = heldout.choose_starts(episodes, args.starts, num_conditioning, args.horizon)
     curves = list(measure(args, game, worlds, starts))
-    settings = {name: value for name, value in vars(args).items() if name != "out"}
+    settings = {name: value for name, value in asdict(args).items() if name != "out"}
     definitions = {
         name: measures.DEFINITIONS[name] for name in ("psnr", "psnr_of_mean_mse", "within", "repeat")
     }
@@ -193,15 +184,17 @@ def run(args: argparse.Namespace) -> None:
     print(f"wrote drift.json and drift.png to {args.out}/")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    try:
-        run(args)
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, InvalidInputError) else 1
-    return 0
+COMMAND = cli.Command(
+    "python -m benchmarks.drift",
+    __doc__ or "",
+    Settings,
+    run,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

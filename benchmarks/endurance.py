@@ -10,7 +10,6 @@ occupies, and on CUDA also what PyTorch has allocated there.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,20 +23,29 @@ import torch
 from benchmarks.imagined import make_envs, random_player
 from benchmarks.memory import resident_bytes
 from benchmarks.rows import (
-    add_common_arguments,
-    add_world_arguments,
-    make_parser,
-    positive_float,
+    WorldSettings,
     run_benchmark,
     synchronize,
-    world_options,
     write_rows,
 )
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.options import positive_int
 from diamond_gym.registration import game_name
 
 NUM_TENTHS = 10
+
+
+@dataclass
+class Settings(WorldSettings):
+    """What is measured."""
+
+    steps: int = option(200_000, "of all games together", least=1)
+    num_envs: int = option(32, "games at once", least=1)
+    memory_tolerance: float = option(
+        0.02, "growth that is no failure, as a share of the second tenth's memory", above=0
+    )
+    speed_tolerance: float = option(0.2, "loss of steps a second that is no failure, as a share", above=0)
 
 
 @dataclass(frozen=True)
@@ -140,41 +148,15 @@ def print_tenth(row: Tenth) -> None:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__, "python -m benchmarks.endurance")
-    add_world_arguments(parser)
-    parser.add_argument(
-        "--steps", type=positive_int, default=200_000, help="of all games together (default: 200000)"
-    )
-    parser.add_argument("--num-envs", type=positive_int, default=32, help="games at once (default: 32)")
-    parser.add_argument(
-        "--memory-tolerance",
-        type=positive_float,
-        default=0.02,
-        metavar="SHARE",
-        help="growth that is no failure, as a share of the second tenth's memory (default: 0.02)",
-    )
-    parser.add_argument(
-        "--speed-tolerance",
-        type=positive_float,
-        default=0.2,
-        metavar="SHARE",
-        help="loss of steps a second that is no failure, as a share (default: 0.2)",
-    )
-    add_common_arguments(parser, seconds=None)
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace, about: dict[str, Any]) -> int:
+def run(args: Settings, about: dict[str, Any]) -> int:
     """Measures, prints and writes everything; returns 1 where something has become worse, else 0."""
     num_steps = args.steps // args.num_envs
     if num_steps < NUM_TENTHS:
         raise InvalidInputError(
-            f"{args.num_envs} games need at least --steps {NUM_TENTHS * args.num_envs}, got {args.steps}"
+            f"{args.num_envs} games need at least steps={NUM_TENTHS * args.num_envs}, got {args.steps}"
         )
     game = game_name(args.game)
-    envs = make_envs(game, args.num_envs, world_options(args))
+    envs = make_envs(game, args.num_envs, args.world_options())
     print_header()
     tenths = []
     for row in measure(random_player(envs), args.num_envs, num_steps, envs.world.world_model.device):
@@ -191,10 +173,17 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> int:
     return 1 if found else 0
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    return run_benchmark(partial(run, args), threads=args.threads)
+COMMAND = cli.Command(
+    "python -m benchmarks.endurance",
+    __doc__ or "",
+    Settings,
+    lambda settings: run_benchmark(partial(run, settings), threads=settings.threads),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

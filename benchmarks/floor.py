@@ -22,7 +22,6 @@ are counted without CUDA graphs, and steps measured with them.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,10 +40,8 @@ from torch.utils.flop_counter import flop_registry
 
 from benchmarks.markers import read_around, replace_section
 from benchmarks.rows import (
-    add_common_arguments,
-    add_world_arguments,
+    PlacedSettings,
     in_turns,
-    make_parser,
     name_of,
     run_benchmark,
     short_commit,
@@ -58,9 +55,10 @@ from benchmarks.throughput import (
     random_state,
     rew_end_pass,
 )
+from diamond_gym import cli
 from diamond_gym.backends.choose import build_world_model, world_model_kind
 from diamond_gym.checkpoints import load_world
-from diamond_gym.options import positive_int
+from diamond_gym.cli import option
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 
@@ -69,6 +67,26 @@ LSTMS = ("aten.mkldnn_rnn_layer", "aten._cudnn_rnn", "aten.miopen_rnn")
 """LSTMs that are one operator, which PyTorch's own counter of FLOPs leaves out."""
 NUM_CALLS = 1_000
 """Calls of the smallest operator that are timed together."""
+
+
+@dataclass
+class Settings(PlacedSettings):
+    """What is measured."""
+
+    num_envs: list[int] = option([1, 32], "games at once", least=1)
+    paper: bool = option(True, "measure a paper-size model with random weights, too")
+    matmul_size: int | None = option(
+        None,
+        "rows of the square matrices whose product gives the rate; without it 1024, on accelerators 8192",
+        least=1,
+    )
+    copy_megabytes: int = option(
+        256, "size of the array whose copy gives the rate, far above the caches", least=1
+    )
+    readme: Path | None = option(
+        None, f"text to put the table into, between <!-- {SECTION} --> and <!-- /{SECTION} -->"
+    )
+    seconds: float = option(3.0, "for each row", above=0)
 
 
 @dataclass
@@ -248,7 +266,7 @@ class FloorRow:
     repeats: int
 
 
-def measure(model: str, world_model: WorldModel, num_envs: int, args: argparse.Namespace) -> FloorRow:
+def measure(model: str, world_model: WorldModel, num_envs: int, args: Settings) -> FloorRow:
     """Counts a step's work, and measures it in turns with the machine's rates."""
     device, state = world_model.device, random_state(world_model, num_envs)
     act = state.act[:, -1]
@@ -301,7 +319,7 @@ def fastest(world_model: WorldModel) -> WorldModel:
     return kind(world_model.denoiser, world_model.rew_end_model, world_model.config)
 
 
-def world_models(args: argparse.Namespace) -> Iterator[tuple[str, WorldModel]]:
+def world_models(args: Settings) -> Iterator[tuple[str, WorldModel]]:
     """The world models that are asked for, and their names, one after the other."""
     placed = {"device": args.device, "dtype": args.dtype, "compile": False}
     if args.paper:
@@ -369,48 +387,7 @@ def number(x: float) -> str:
     return f"{x:.0f}" if x >= 100 else f"{x:#.3g}".rstrip(".")
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__, "python -m benchmarks.floor")
-    add_world_arguments(parser, compile=False)
-    parser.add_argument(
-        "--num-envs",
-        type=positive_int,
-        nargs="+",
-        default=[1, 32],
-        metavar="N",
-        help="games at once (default: 1 32)",
-    )
-    parser.add_argument(
-        "--paper",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="a paper-size model too, random weights",
-    )
-    parser.add_argument(
-        "--matmul-size",
-        type=positive_int,
-        metavar="N",
-        help="rows of the square matrices whose product gives the rate (default: 1024, on accelerators 8192)",
-    )
-    parser.add_argument(
-        "--copy-megabytes",
-        type=positive_int,
-        default=256,
-        metavar="N",
-        help="size of the array whose copy gives the rate, far above the caches (default: 256)",
-    )
-    parser.add_argument(
-        "--readme",
-        type=Path,
-        metavar="FILE",
-        help=f"text to put the table into, between <!-- {SECTION} --> and <!-- /{SECTION} -->",
-    )
-    add_common_arguments(parser, seconds=3)
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
     if args.readme is not None:
         read_around(args.readme, SECTION)
@@ -428,10 +405,17 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
         replace_section(args.readme, SECTION, section)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    return run_benchmark(partial(run, args), threads=args.threads)
+COMMAND = cli.Command(
+    "python -m benchmarks.floor",
+    __doc__ or "",
+    Settings,
+    lambda settings: run_benchmark(partial(run, settings), threads=settings.threads),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ three networks. So is the full game of the published schedule; the time of test 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.markers import replace_section
-from benchmarks.rows import exit_status, make_parser, read_rows, short_commit
+from benchmarks.rows import read_rows, short_commit
+from diamond_gym import cli
+from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from trainers.diamond import trainer as schedule
 from trainers.diamond.config import PARTS, TrainerConfig
@@ -40,6 +41,15 @@ COMPILERS: dict[bool | str, str] = {True: "`compile=True`", "openvino": '`compil
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
 
 Row = dict[str, Any]
+
+
+@dataclass
+class Settings:
+    """What is reported, and where."""
+
+    rows: list[Path] = option(MISSING, "files of rows that benchmarks wrote")
+    page: Path = option(Path("docs/performance.md"), "text to change")
+    print_only: bool = option(False, "leave the text as it is")
 
 
 @dataclass(frozen=True)
@@ -361,21 +371,7 @@ def report(rows: Sequence[Row]) -> tuple[str, str]:
         raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__, "python -m benchmarks.report")
-    parser.add_argument("rows", type=Path, nargs="+", metavar="FILE", help="rows that benchmarks wrote")
-    parser.add_argument(
-        "--page",
-        type=Path,
-        default=Path("docs/performance.md"),
-        help="text to change (default: docs/performance.md)",
-    )
-    parser.add_argument("--print-only", action="store_true", help="leave the text as it is")
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace) -> None:
+def run(args: Settings) -> None:
     """Prints and writes the table."""
     device, section = report([row for file in args.rows for row in read_rows(file)])
     print(section)
@@ -384,10 +380,19 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.page}: " + ("the table was rewritten" if is_new else "the table says so already"))
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Prints and writes the table; returns the exit status."""
-    args = parse_args(argv)
-    return exit_status(lambda: run(args))
+COMMAND = cli.Command(
+    "python -m benchmarks.report",
+    __doc__ or "",
+    Settings,
+    run,
+    positional=("rows",),
+    usage_of_arguments="FILE... [key=value ...]",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""What benchmarks share: measuring in turns, the machine, rows as JSON lines, common arguments."""
+"""What benchmarks share: measuring in turns, the machine, rows as JSON lines, common settings."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -17,11 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from diamond_gym import cli
 from diamond_gym import files as disk
-from diamond_gym.errors import CacheError, DiamondGymError, InvalidInputError
-from diamond_gym.options import positive_int
+from diamond_gym.cli import option
+from diamond_gym.errors import InvalidInputError
 
 MIN_REPEATS = 3
+_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False, "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -139,40 +139,18 @@ def print_machine(about: dict[str, Any]) -> None:
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), flush=True)
 
 
-def run_benchmark(run: Callable[[dict[str, Any]], int | None], *, threads: int | None) -> int:
+def run_benchmark(run: Callable[[dict[str, Any]], int | None], *, threads: int | None) -> int | None:
     """Prints the machine, then measures.
 
     Args:
-        run: Gets what `machine` found; returns the exit status, None for 0.
+        run: Gets what `machine` found; returns the exit code, None for 0.
         threads: CPU threads of PyTorch; None for its own choice.
-
-    Returns:
-        The exit status; 2 for an error, which is printed.
     """
     if threads is not None:
         torch.set_num_threads(threads)
     about = machine()
     print_machine(about)
-    return exit_status(lambda: run(about))
-
-
-def exit_status(run: Callable[[], int | None]) -> int:
-    """What a function returns, 0 for None; 2 for an error, which is printed."""
-    try:
-        return run() or 0
-    except DiamondGymError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-
-
-def make_parser(description: str | None, prog: str | None = None) -> argparse.ArgumentParser:
-    """A command line that shows a module's text as it is written, and takes no abbreviations."""
-    return argparse.ArgumentParser(
-        prog=prog,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    return run(about)
 
 
 def write_rows(file: Path, rows: Sequence[Any], about: dict[str, Any]) -> None:
@@ -207,75 +185,57 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def add_common_arguments(parser: argparse.ArgumentParser, *, seconds: float | None) -> None:
-    """Arguments that all benchmarks have.
+@dataclass
+class BenchmarkSettings:
+    """What all benchmarks are told.
 
-    Args:
-        parser: Gets them.
-        seconds: Default of how long a row is measured; None for benchmarks to which that means nothing.
+    Raises:
+        InvalidInputError: A value is not one of those accepted.
     """
-    if seconds is not None:
-        parser.add_argument(
-            "--seconds", type=positive_float, default=seconds, help=f"for each row (default: {seconds:g})"
-        )
-    parser.add_argument(
-        "--threads", type=positive_int, help="CPU threads of PyTorch (default: its own choice)"
+
+    threads: int | None = option(None, "CPU threads of PyTorch; without it its own choice", least=1)
+    json: Path | None = option(None, "file for the rows, one JSON object a line")
+
+    def __post_init__(self) -> None:
+        cli.check(self)
+        if self.json is not None:
+            check_output_file("json", self.json)
+
+
+@dataclass
+class PlacedSettings(BenchmarkSettings):
+    """Which world model imagines, and where."""
+
+    game: str = option("Breakout", "an Atari game")
+    checkpoint: str = option("auto", "as in gymnasium.make", is_path=True)
+    device: str = option("auto", "auto, cpu, cuda, ...")
+    dtype: str = option("auto", "auto, float32, bfloat16, ...")
+    num_denoising_steps: int | None = option(
+        None, "passes per frame; without it as the checkpoint says", least=1
     )
-    parser.add_argument(
-        "--json", type=output_file, metavar="FILE", help="write the rows here, one JSON object a line"
-    )
 
 
-def positive_float(text: str) -> float:
-    """A finite number > 0 from the command line."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"expected a number > 0, got {text!r}")
-    return value
+@dataclass
+class WorldSettings(PlacedSettings):
+    """Which world model imagines, where, and whether it is compiled."""
+
+    compile: str = option("auto", "whether the networks are compiled, and how", choices=tuple(_COMPILE))
+
+    def world_options(self) -> dict[str, Any]:
+        """Keyword arguments of both environments."""
+        names = ("checkpoint", "device", "dtype", "num_denoising_steps")
+        return {name: getattr(self, name) for name in names} | {"compile": _COMPILE[self.compile]}
 
 
-def output_file(text: str) -> Path:
-    """A file from the command line, in a folder that exists and can be written."""
-    file = Path(text)
+def check_output_file(name: str, file: Path) -> None:
+    """Raises unless a file lies in a folder that exists and can be written.
+
+    Raises:
+        InvalidInputError: There is no such folder, or the file is one.
+        CacheError: The folder cannot be written.
+    """
     if not file.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}")
+        raise InvalidInputError(f"{name}: there is no folder {file.parent}")
     if file.is_dir():
-        raise argparse.ArgumentTypeError(f"{file} is a folder, not a file")
-    try:
-        disk.prepare_folder(file.parent)
-    except CacheError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return file
-
-
-def add_world_arguments(parser: argparse.ArgumentParser, *, compile: bool = True) -> None:
-    """Arguments that say which world model imagines, and how; `compile` is whether that is one of them."""
-    parser.add_argument("--game", default="Breakout", help="an Atari game (default: Breakout)")
-    parser.add_argument("--checkpoint", default="auto", help="as in gymnasium.make (default: auto)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument("--dtype", default="auto", help="auto, float32, bfloat16, ... (default: auto)")
-    if compile:
-        parser.add_argument(
-            "--compile",
-            type=compile_choice,
-            default="auto",
-            help="auto, true, false or openvino (default: auto)",
-        )
-    parser.add_argument("--num-denoising-steps", type=positive_int, help="default: as the checkpoint says")
-
-
-def world_options(args: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of both environments, from those of `add_world_arguments`."""
-    names = ("checkpoint", "device", "dtype", "compile", "num_denoising_steps")
-    return {name: getattr(args, name) for name in names}
-
-
-def compile_choice(text: str) -> bool | str:
-    """The `compile` argument from the command line."""
-    choices: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False, "openvino": "openvino"}
-    if text.lower() not in choices:
-        raise argparse.ArgumentTypeError(f"expected auto, true, false or openvino, got {text!r}")
-    return choices[text.lower()]
+        raise InvalidInputError(f"{name}: {file} is a folder, not a file")
+    disk.prepare_folder(file.parent)

@@ -10,7 +10,6 @@ the next size would not fit into the memory that is left, as far as that grows a
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,22 +25,20 @@ import torch
 from benchmarks import memory
 from benchmarks.imagined import make_envs, random_player
 from benchmarks.rows import (
-    add_common_arguments,
-    add_world_arguments,
+    WorldSettings,
+    check_output_file,
     in_turns,
-    make_parser,
     median_and_p95,
     name_of,
-    output_file,
     run_benchmark,
     time_step,
-    world_options,
     write_rows,
 )
+from diamond_gym import cli
 from diamond_gym.backends.choose import pick_device
+from diamond_gym.cli import option
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.evaluate import pictures
-from diamond_gym.options import positive_int
 from diamond_gym.registration import game_name
 
 if TYPE_CHECKING:
@@ -51,6 +49,21 @@ _T = TypeVar("_T")
 
 NUM_ENVS, DENOISING_STEPS = "num_envs", "num_denoising_steps"
 LABELS = {NUM_ENVS: "games", DENOISING_STEPS: "denoising steps"}
+
+
+@dataclass
+class Settings(WorldSettings):
+    """What is measured."""
+
+    max_envs: int = option(1024, "most games", least=1)
+    denoising_steps: list[int] = option([1, 2, 3, 4], "to vary, [] for not at all", least=1)
+    at: int = option(32, "games then", least=1)
+    plot: Path = option(Path("docs", "scaling.png"), "picture to write")
+    seconds: float = option(3.0, "for each row", above=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_output_file("plot", self.plot)
 
 
 class MemoryEndedError(DiamondGymError):
@@ -170,7 +183,7 @@ def does_not_fit(rows: Sequence[ScalingRow], num_envs: int, available: int | Non
     return f"{num_envs} games would take about {expected / 1e9:.1f} GB, {available / 1e9:.1f} GB are left"
 
 
-def doubled(args: argparse.Namespace, options: dict[str, Any], device: torch.device) -> Iterator[ScalingRow]:
+def doubled(args: Settings, options: dict[str, Any], device: torch.device) -> Iterator[ScalingRow]:
     """Rows of 1, 2, 4, ... games up to `--max-envs`; says so where it stops before."""
     rows: list[ScalingRow] = []
     for num_envs in powers_of_two(args.max_envs):
@@ -193,7 +206,7 @@ def powers_of_two(largest: int) -> list[int]:
     return [2**i for i in range(largest.bit_length())]
 
 
-def denoised(args: argparse.Namespace, options: dict[str, Any]) -> Iterator[ScalingRow]:
+def denoised(args: Settings, options: dict[str, Any]) -> Iterator[ScalingRow]:
     """Rows of every number of denoising steps; says so where memory ends before."""
     for num_steps in args.denoising_steps:
         changed = options | {"num_denoising_steps": num_steps}
@@ -204,7 +217,7 @@ def denoised(args: argparse.Namespace, options: dict[str, Any]) -> Iterator[Scal
             return
 
 
-def point(args: argparse.Namespace, against: str, num_envs: int, options: dict[str, Any]) -> Point:
+def point(args: Settings, against: str, num_envs: int, options: dict[str, Any]) -> Point:
     """A point of the command line's world."""
     return Point(against, game_name(args.game), num_envs, options, args.seconds, args.threads)
 
@@ -268,35 +281,10 @@ def print_row(row: ScalingRow) -> None:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__, "python -m benchmarks.scaling")
-    add_world_arguments(parser)
-    parser.add_argument("--max-envs", type=positive_int, default=1024, help="most games (default: 1024)")
-    parser.add_argument(
-        "--denoising-steps",
-        type=positive_int,
-        nargs="*",
-        default=[1, 2, 3, 4],
-        metavar="N",
-        help="to vary, none for not at all (default: 1 2 3 4)",
-    )
-    parser.add_argument("--at", type=positive_int, default=32, metavar="N", help="games then (default: 32)")
-    parser.add_argument(
-        "--plot",
-        type=output_file,
-        default="docs/scaling.png",
-        metavar="FILE",
-        help="picture to write (default: docs/scaling.png)",
-    )
-    add_common_arguments(parser, seconds=3)
-    return parser.parse_args(argv)
-
-
-def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
     pictures.require_matplotlib()
-    options, device = world_options(args), pick_device(args.device)
+    options, device = args.world_options(), pick_device(args.device)
     print_header()
     rows: list[ScalingRow] = []
     for measured in (doubled(args, options, device), denoised(args, options)):
@@ -309,10 +297,17 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
     print(f"wrote {args.plot}")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    return run_benchmark(partial(run, args), threads=args.threads)
+COMMAND = cli.Command(
+    "python -m benchmarks.scaling",
+    __doc__ or "",
+    Settings,
+    lambda settings: run_benchmark(partial(run, settings), threads=settings.threads),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

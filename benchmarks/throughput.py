@@ -11,11 +11,10 @@ those of vector environments are.
 
 from __future__ import annotations
 
-import argparse
 import copy
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,25 +31,22 @@ from torch import Tensor
 from benchmarks.imagined import HORIZON, make_envs, random_player
 from benchmarks.rows import (
     Took,
-    add_common_arguments,
-    add_world_arguments,
+    WorldSettings,
     in_turns,
-    make_parser,
     median_and_p95,
     name_of,
     run_benchmark,
     time_step,
-    world_options,
     write_rows,
 )
-from diamond_gym import registration
+from diamond_gym import cli, registration
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.backends.choose import build_world_model, how_compiled, pick_device
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel, Graphs
 from diamond_gym.checkpoints import load_world
+from diamond_gym.cli import option
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.games.atari import AtariEnv
-from diamond_gym.options import positive_int
 from diamond_gym.world.models import Agent, AgentConfig
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
@@ -58,6 +54,21 @@ from diamond_gym.world.world_model import WorldModel
 NUM_ENVS = [1, 32]
 NUM_ENVS_ON_ACCELERATORS = [*NUM_ENVS, 256]
 IMAGE_SHAPE = (3, 64, 64)
+
+
+@dataclass
+class Settings(WorldSettings):
+    """What is measured."""
+
+    num_envs: list[int] | None = option(
+        None, "games at once; without it [1,32], on accelerators 256, too", least=1
+    )
+    baseline: bool = option(True, "measure the checkpoint in plain PyTorch, too")
+    embedded: bool = option(True, "measure the checkpoint, and what is around it")
+    real: bool = option(True, "measure the real game")
+    paper: bool = option(True, "measure a paper-size model with random weights, too")
+    compilers: bool = option(False, "on a CPU, then measure one game by either compiler")
+    seconds: float = option(3.0, "for each row", above=0)
 
 
 @dataclass(frozen=True)
@@ -286,9 +297,9 @@ def describe(world_model: WorldModel, num_envs: int) -> dict[str, Any]:
     return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
 
 
-def checkpoint_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
+def checkpoint_cases(args: Settings, num_envs: int) -> list[Case]:
     """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
-    options = world_options(args)
+    options = args.world_options()
     world_model = load_world(args.game, **options).world_model
     about = describe(world_model, num_envs)
     cases = [
@@ -322,12 +333,14 @@ def paper_agent() -> Agent:
     return Agent(AgentConfig(num_actions=4), with_actor_critic=False)
 
 
-def paper_cases(args: argparse.Namespace, num_envs: int) -> list[Case]:
+def paper_cases(args: Settings, num_envs: int) -> list[Case]:
     """The paper-size model with random weights, beside the plain baseline."""
     config = DiffusionSamplerConfig(num_steps_denoising=args.num_denoising_steps or 3)
     agent = paper_agent()
     plain_agent = copy.deepcopy(agent)
-    world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, compile=args.compile)
+    world_model = build_world_model(
+        agent, config, device=args.device, dtype=args.dtype, compile=args.world_options()["compile"]
+    )
     plain = plain_world_model(plain_agent, config, world_model.device)
     about = describe(world_model, num_envs)
     return [
@@ -368,41 +381,17 @@ def print_row(row: Row) -> None:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__)
-    flag = argparse.BooleanOptionalAction
-    add_world_arguments(parser)
-    parser.add_argument(
-        "--num-envs",
-        type=positive_int,
-        nargs="+",
-        metavar="N",
-        help="games at once (default: 1 32, on accelerators 256, too)",
-    )
-    parser.add_argument("--baseline", action=flag, default=True, help="the checkpoint in plain PyTorch too")
-    parser.add_argument("--embedded", action=flag, default=True, help="the checkpoint, and what is around it")
-    parser.add_argument("--real", action=flag, default=True, help="the real game")
-    parser.add_argument("--paper", action=flag, default=True, help="a paper-size model too, random weights")
-    parser.add_argument(
-        "--compilers", action=flag, default=False, help="on a CPU, then one game by either compiler"
-    )
-    add_common_arguments(parser, seconds=3)
-    return parser.parse_args(argv)
-
-
-def rounds(args: argparse.Namespace) -> list[tuple[argparse.Namespace, int]]:
+def rounds(args: Settings) -> list[tuple[Settings, int]]:
     """What is asked for, and for how many games, round by round."""
     is_cpu = pick_device(args.device).type == "cpu"
     numbers = args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS)
     asked = [(args, num_envs) for num_envs in numbers]
     if args.compilers and is_cpu:
-        changes = ({"compile": how, "real": False} for how in (True, "openvino"))
-        asked += [(argparse.Namespace(**vars(args) | change), 1) for change in changes]
+        asked += [(replace(args, compile=how, real=False), 1) for how in ("true", "openvino")]
     return asked
 
 
-def wanted_cases(args: argparse.Namespace, num_envs: int) -> Iterator[list[Case]]:
+def wanted_cases(args: Settings, num_envs: int) -> Iterator[list[Case]]:
     """What is compared with each other, group by group."""
     if args.embedded:
         yield checkpoint_cases(args, num_envs)
@@ -412,7 +401,7 @@ def wanted_cases(args: argparse.Namespace, num_envs: int) -> Iterator[list[Case]
         yield paper_cases(args, num_envs)
 
 
-def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
     print_header()
     rows: list[Row] = []
@@ -427,10 +416,17 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
         write_rows(args.json, rows, about | asked)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    return run_benchmark(partial(run, args), threads=args.threads)
+COMMAND = cli.Command(
+    "python -m benchmarks.throughput",
+    __doc__ or "",
+    Settings,
+    lambda settings: run_benchmark(partial(run, settings), threads=settings.threads),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

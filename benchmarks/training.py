@@ -13,7 +13,6 @@ Arguments `key=value` change the presets, as in `python -m trainers.diamond trai
 
 from __future__ import annotations
 
-import argparse
 import gc
 import multiprocessing
 import sys
@@ -32,19 +31,19 @@ from tqdm import tqdm
 
 from benchmarks.memory import resident_bytes
 from benchmarks.rows import (
+    BenchmarkSettings,
     Took,
-    add_common_arguments,
     in_turns,
-    make_parser,
     median_and_p95,
     run_benchmark,
     time_step,
     write_rows,
 )
+from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription
+from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
-from diamond_gym.options import positive_int
 from diamond_gym.world.models import Agent
 from trainers.diamond import config as settings
 from trainers.diamond.config import PARTS, TrainerConfig
@@ -62,6 +61,20 @@ EPISODE_LENGTH = 500
 NUM_TRAINING_FRAMES = 4_000
 NUM_REPLAY_FRAMES = 100_000
 NUM_DRAWS = 100
+
+
+@dataclass
+class Settings(BenchmarkSettings):
+    """What is measured."""
+
+    preset: list[str] = option(["paper", "small"], "presets to measure", choices=settings.PRESETS)
+    parts: list[str] = option(list(PARTS), "networks to measure", choices=PARTS)
+    device: str = option("auto", "auto, cpu, cuda, ...")
+    frames: int = option(NUM_REPLAY_FRAMES, "frames in the replay", least=1)
+    replay: bool = option(True, "measure the replay, too")
+    collection: bool = option(True, "measure collection, too")
+    seconds: float = option(10.0, "for each row", above=0)
+    overrides: list[str] = option([], "changes to the presets: all keys that are not among these")
 
 
 class ProcessEndedError(DiamondGymError):
@@ -278,7 +291,7 @@ class Measured:
         self._folder.cleanup()
 
 
-def measure_in_turns(config: TrainerConfig, part: str, args: argparse.Namespace) -> list[list[Took]]:
+def measure_in_turns(config: TrainerConfig, part: str, args: Settings) -> list[list[Took]]:
     """Makes steps of a network, or collects, and of the baseline in turns."""
     with ExitStack() as stack:
         measured = [
@@ -288,7 +301,7 @@ def measure_in_turns(config: TrainerConfig, part: str, args: argparse.Namespace)
         return in_turns([m.step for m in measured], args.seconds)
 
 
-def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.Namespace) -> StepRow:
+def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings) -> StepRow:
     """Measures a network's steps and those of its baseline."""
     took, baseline = measure_in_turns(config, part, args)
     seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
@@ -308,7 +321,7 @@ def measure_steps(preset: str, config: TrainerConfig, part: str, args: argparse.
     )
 
 
-def measure_collection(preset: str, config: TrainerConfig, args: argparse.Namespace) -> CollectRow:
+def measure_collection(preset: str, config: TrainerConfig, args: Settings) -> CollectRow:
     """Measures what an epoch collects, with the trainer's actor-critic and with the plain one."""
     took, baseline = measure_in_turns(config, COLLECTION, args)
     seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
@@ -401,27 +414,7 @@ def print_replay_row(row: ReplayRow) -> None:
     )
 
 
-def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
-    parser = make_parser(__doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the presets")
-    parser.add_argument("--preset", nargs="+", default=["paper", "small"], choices=settings.PRESETS)
-    parser.add_argument("--parts", nargs="*", default=list(PARTS), choices=PARTS, help="(default: all)")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ... (default: auto)")
-    parser.add_argument(
-        "--frames", type=positive_int, default=NUM_REPLAY_FRAMES, help="in the replay (default: 100000)"
-    )
-    parser.add_argument(
-        "--replay", action=argparse.BooleanOptionalAction, default=True, help="measure the replay, too"
-    )
-    parser.add_argument(
-        "--collection", action=argparse.BooleanOptionalAction, default=True, help="measure collection, too"
-    )
-    add_common_arguments(parser, seconds=10)
-    return parser.parse_intermixed_args(argv)
-
-
-def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
+def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
     configs = {preset: configuration(preset, args.overrides, args.device) for preset in args.preset}
     rows: list[StepRow | CollectRow | ReplayRow] = []
@@ -443,10 +436,18 @@ def run(args: argparse.Namespace, about: dict[str, Any]) -> None:
         write_rows(args.json, rows, about | {"overrides": args.overrides})
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit status."""
-    args = parse_args(argv)
-    return run_benchmark(partial(run, args), threads=args.threads)
+COMMAND = cli.Command(
+    "python -m benchmarks.training",
+    __doc__ or "",
+    Settings,
+    lambda settings: run_benchmark(partial(run, settings), threads=settings.threads),
+    rest="overrides",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    return cli.main(COMMAND, arguments)
 
 
 if __name__ == "__main__":

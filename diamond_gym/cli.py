@@ -591,9 +591,13 @@ def _any_text_can_be_printed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless somebody has already said what it does."""
-    is_ours = threading.current_thread() is threading.main_thread()
-    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    """Within the block SIGTERM raises `Terminated`, unless somebody has already said what it does.
+
+    Under torchrun it ends the process at once as usual: who waits for another process sees no exception.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
+    if not (is_main and is_alone) or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     process = os.getpid()

@@ -77,17 +77,15 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "required"),
-        (["vae=x"], "expected edm=PATH or ddpm=PATH, got 'vae=x'"),
-        (["edm="], "expected edm=PATH or ddpm=PATH, got 'edm='"),
-        (["edm=x", "edm=y"], "can be given once, got edm, edm"),
-        (["edm=x", "--horizon", "0"], "expected an integer >= 1, got '0'"),
-        (["edm=x", "--seed", "-1"], "--seed"),
-        (["edm=x", "--timestep-spacing", "linspace"], "choose from"),
+        ([], "give edm=PATH, ddpm=PATH or both"),
+        (["vae=x"], "unknown key vae: "),
+        (["edm="], "key edm needs a value"),
+        (["edm=x", "edm=y"], "key edm is given twice"),
+        (["edm=x", "--horizon", "0"], "horizon must be at least 1, got 0"),
+        (["edm=x", "--seed", "-1"], "seed must be at least 0"),
+        (["edm=x", "--timestep-spacing", "linspace"], "timestep_spacing must be one of"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):
-    with pytest.raises(SystemExit) as caught:
-        drift.main(arguments)
-    assert caught.value.code == 2
+    assert drift.main(arguments) == 2
     assert message in capsys.readouterr().err

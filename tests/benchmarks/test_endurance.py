@@ -85,11 +85,11 @@ def test_tolerances(last, message):
 
 def test_too_few_steps(run, capsys):
     assert run("--steps", "19") == 2
-    assert "2 games need at least --steps 20, got 19" in capsys.readouterr().err
+    assert "2 games need at least steps=20, got 19" in capsys.readouterr().err
 
 
 def test_a_missing_checkpoint(run, capsys):
-    assert run("--checkpoint", "no/such/file.safetensors") == 2
+    assert run("--checkpoint", "no/such/file.safetensors") == 1
     assert "file.safetensors" in capsys.readouterr().err
 
 
@@ -104,6 +104,5 @@ def test_a_missing_checkpoint(run, capsys):
     ],
 )
 def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        endurance.main(arguments)
-    assert arguments[0] in capsys.readouterr().err
+    assert endurance.main(arguments) == 2
+    assert arguments[0].strip("-").replace("-", "_") in capsys.readouterr().err

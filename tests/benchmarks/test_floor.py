@@ -112,7 +112,7 @@ def test_a_text_without_a_place_for_the_table(run, tmp_path, capsys):
 
 
 def test_a_missing_checkpoint(run, capsys):
-    assert run("--checkpoint", "no/such/file.safetensors") == 2
+    assert run("--checkpoint", "no/such/file.safetensors") == 1
     assert "file.safetensors" in capsys.readouterr().err
 
 
@@ -127,6 +127,5 @@ def test_a_missing_checkpoint(run, capsys):
     ],
 )
 def test_wrong_arguments(arguments, capsys):
-    with pytest.raises(SystemExit, match="2"):
-        floor.main(arguments)
-    assert arguments[0] in capsys.readouterr().err
+    assert floor.main(arguments) == 2
+    assert arguments[0].strip("-").replace("-", "_") in capsys.readouterr().err

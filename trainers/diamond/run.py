@@ -505,7 +505,9 @@ def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> boo
 
 @contextmanager
 def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C or SIGTERM lets the trainer finish its step and save; a second Ctrl-C stops at once.
+    """The first Ctrl-C, or SIGTERM where that is handled, lets the trainer finish its step and save.
+
+    A second Ctrl-C stops at once.
 
     Raises:
         Terminated: Instead of `KeyboardInterrupt`, where it was SIGTERM.
@@ -521,7 +523,9 @@ def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
         trainer.stop_requested = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    is_term_handled = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # by the command line
+    numbers = [signal.SIGINT, *([signal.SIGTERM] if is_term_handled else [])]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     except KeyboardInterrupt:

@@ -201,7 +201,7 @@ def test_subcommands(capsys):
 
 
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from dataclasses import dataclass
 from diamond_gym import cli
 
@@ -215,6 +215,7 @@ def run(settings):
     print("ready", flush=True)
     time.sleep(30 if settings.lines == 1 else 0)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.exit(cli.main(cli.Command("prog", "Prints π.", Settings, run)))
 """
 

@@ -138,7 +138,7 @@ def test_the_random_player_knows_other_first_actions(tmp_path):
         (["env=MovingDt-v0"], "env=MovingDt-v0 cannot be made: Environment `MovingDt` doesn't exist"),
         (["env=no_such_module:Game-v0"], "env=no_such_module:Game-v0 cannot be made"),
         (["env=MovingDot-v0", "num_steps=0"], "num_steps must be at least 1, got 0"),
-        (["env=MovingDot-v0", "render=yes"], "render=yes: render is of type boolean"),
+        (["env=MovingDot-v0", "render=yes"], "render must be true or false, got 'yes'"),
         ([], "missing: env=..."),
     ],
 )

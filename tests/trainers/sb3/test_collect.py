@@ -14,11 +14,11 @@ from trainers.sb3.collect import collect_while_learning
 def test_every_step_is_kept_and_could_have_been_played(tmp_path):
     told = []
     dataset = EpisodeDataset(tmp_path / "train", create=True)
-    collect_while_learning("Freeway", 700, 3, dataset, on_steps=told.append)
-    assert dataset.num_steps == 700 and sum(told) >= 700
+    collect_while_learning("Freeway", 320, 3, dataset, on_steps=told.append)
+    assert dataset.num_steps == 320 and sum(told) >= 320
     dataset.check()
     again = EpisodeDataset(tmp_path / "again", create=True)
-    collect_while_learning("Freeway", 700, 3, again)
+    collect_while_learning("Freeway", 320, 3, again)
     for one, same in zip(dataset, again, strict=True):
         assert torch.equal(one.obs, same.obs) and torch.equal(one.act, same.act)
     episode = dataset[0]

@@ -36,7 +36,7 @@ class Location:
         weights: File of weights, `.safetensors` or `.pt`.
         description: JSON file of a run that describes its `.pt`, there or not (a run of the published trainer
             has its `config/trainer.yaml` alone); None for any other file.
-        contexts: Bank of start contexts that belongs to it, there or not.
+        contexts: Bank of start contexts that belongs to it; it may not exist.
         datasets: Folders of recorded episodes to take start contexts from when there is no bank, best first.
     """
 

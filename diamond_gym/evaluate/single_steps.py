@@ -22,7 +22,7 @@ TURN = 1.0
 RADIUS = 2.0
 """Pixels within which a predicted ball is right, in either direction."""
 MAX_OF_KIND = 400
-"""Of each kind so many steps, spread evenly over the episodes, are predicted."""
+"""Largest number of steps of each kind that are predicted; they are spread evenly over the episodes."""
 _BATCH = 64
 
 Kinds = dict[str, Bool[np.ndarray, " t"]]

@@ -336,7 +336,7 @@ class DenoiserObjective:
 
 @dataclass(frozen=True)
 class RewEndObjective(_Forgetful):
-    """The reward/end model's loss on segments of the replay, some of which `world_model` goes on with."""
+    """The reward/end model's loss on segments of the replay, some of which `world_model` continues."""
 
     world_model: WorldModel
     config: RewEndPartConfig

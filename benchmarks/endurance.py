@@ -381,7 +381,8 @@ def plot_row(panels: Sequence[Axes], rows: Sequence[ScalingRow], name: str) -> N
     latency.plot(x, [row.p50_ms for row in rows], marker="o", label="median")
     latency.plot(x, [row.p95_ms for row in rows], ":", marker="o", label="95th percentile")
     latency.set(ylabel="ms a step")
-    latency.legend()
+    if name == NUM_ENVS:
+        latency.legend()
     peak.plot(
         x, [float("nan") if row.peak_bytes is None else row.peak_bytes / 1e9 for row in rows], marker="o"
     )
@@ -398,7 +399,7 @@ def plot_row(panels: Sequence[Axes], rows: Sequence[ScalingRow], name: str) -> N
     if name == NUM_ENVS:
         latency.set_yscale("log")
     for axes in (speed, peak):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * axes.dataLim.y1)
 
 
 # --- the command

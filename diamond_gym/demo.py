@@ -36,10 +36,11 @@ from diamond_gym.registration import env_id, game_name
 Frame = NDArray[np.uint8]
 
 HORIZON = 50
-STRIP_STEPS = (1, 5, 10, 15, 20, 30, 40, 50)
+STRIP_STEPS = (1, 5, 10, 20, 30, 50)
 SCALE = 6
 _LABEL_HEIGHT = 24
-_WHITE, _BLACK = (255, 255, 255), 0
+_STRIP_SCALE, _STRIP_GAP, _STRIP_NAMES, _STRIP_LABELS = 4, 12, 164, 44
+"""Of the film strip, which is about 1 700 pixels wide: its letters can be read at half that width, too."""
 
 
 @dataclass(frozen=True)
@@ -132,21 +133,28 @@ def picture(moment: Moment) -> Frame:
 
 
 def film_strip(moments: list[Moment]) -> Frame:
-    """Real above imagined at growing distance from the start, in columns."""
-    columns = [
-        np.concatenate(
-            [_label(f"step {m.age}", 128), rendering.enlarge(m.real, 2), rendering.enlarge(m.imagined, 2)]
-        )
-        for m in moments
-    ]
-    rows = np.concatenate([_label("", 76), _label("real", 76, 128), _label("imagined", 76, 128)])
-    return np.concatenate([rows, *columns], axis=1)
+    """Real above imagined at growing distance from the start, in columns, on white."""
+    size = 64 * _STRIP_SCALE + _STRIP_GAP
+    names = [("", _STRIP_LABELS), ("real", size), ("imagined", size)]
+    columns = [np.concatenate([_label(name, _STRIP_NAMES, height, large=True) for name, height in names])]
+    for m in moments:
+        label = _label(f"step {m.age}", size, _STRIP_LABELS, large=True)
+        columns.append(np.concatenate([label, _tile(m.real), _tile(m.imagined)]))
+    return np.concatenate(columns, axis=1)
 
 
-def _label(text: str, width: int, height: int = _LABEL_HEIGHT) -> Frame:
-    image = np.full((height, width, 3), _BLACK, np.uint8)
-    position = (6, height // 2 + 5)
-    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, _WHITE, 1, cv2.LINE_AA)
+def _tile(frame: Frame) -> Frame:
+    """An enlarged frame with white to its left and below, so that the walls of two frames stay apart."""
+    around = ((0, _STRIP_GAP), (_STRIP_GAP, 0), (0, 0))
+    return np.pad(rendering.enlarge(frame, _STRIP_SCALE), around, constant_values=255)
+
+
+def _label(text: str, width: int, height: int = _LABEL_HEIGHT, *, large: bool = False) -> Frame:
+    """White letters on black; large ones are black on white."""
+    image = np.full((height, width, 3), 255 if large else 0, np.uint8)
+    ink, scale, thickness = ((0, 0, 0), 1.0, 2) if large else ((255, 255, 255), 0.45, 1)
+    position = (_STRIP_GAP, height // 2 + 10) if large else (6, height // 2 + 5)
+    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
     return image
 
 

@@ -163,6 +163,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     assert [m["actor_critic/num_steps"] for m in metrics_of(straight)] == [1, 4]
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     more = ["actor_critic.training.steps_first_epoch=1000", "training.num_epochs=1"]
     process = subprocess.Popen(

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check docs fidelity pictures bench endurance $(VENV)
+.PHONY: help install demo test test-web slow check docs fidelity pictures bench bench-long endurance $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,3 +61,5 @@ bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of do
 endurance: $(STAMP) ## a million steps, make and close 1 000 times: speed, memory, files, threads; hours; docs/scaling.png
 	mkdir -p bench
 	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl --plot docs/scaling.png
+
+bench-long: endurance

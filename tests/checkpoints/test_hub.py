@@ -124,7 +124,7 @@ def result_of(process):
     return json.loads(out), err
 
 
-def lay_out_as_cached(folder, weights):
+def lay_out_as_cached(folder, weights, game="Breakout"):
     """What huggingface_hub leaves behind after a download."""
     repository = folder / "hub" / f"models--{hub.REPOSITORY.replace('/', '--')}"
     blob = repository / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -132,7 +132,7 @@ def lay_out_as_cached(folder, weights):
     blob.write_bytes(weights.read_bytes())
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    file = repository / "snapshots" / COMMIT / hub.file_in_repository("Breakout")
+    file = repository / "snapshots" / COMMIT / hub.file_in_repository(game)
     file.parent.mkdir(parents=True)
     file.symlink_to(blob)
     return file

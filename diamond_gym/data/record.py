@@ -13,7 +13,7 @@ from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.players.player import RandomPolicy
+from diamond_gym.players.player import RandomPlayer
 
 ABOUT = """\
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
@@ -54,16 +54,16 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
     """
     env = RecordEpisodes(_make(options), options.out)
     space: Any = env.action_space
-    policy = RandomPolicy(int(space.n), options.seed, options.repeat)
+    player = RandomPlayer(int(space.n), options.seed, options.repeat)
     num_episodes = 0
     try:
         obs, _ = env.reset(seed=options.seed)
         for step in trange(options.num_steps, unit="step", desc="record", disable=not progress):
-            obs, _, terminated, truncated, _ = env.step(int(space.start) + policy(obs))
+            obs, _, terminated, truncated, _ = env.step(int(space.start) + player.act(obs))
             is_over = terminated or truncated
             num_episodes += is_over or step == options.num_steps - 1
             if is_over:
-                policy.reset()
+                player.reset()
                 obs, _ = env.reset()
     finally:
         env.close()

@@ -5,6 +5,7 @@ It sees one frame at a time and remembers what it needs: the frames it stacks, i
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from trainers.sb3.agents import is_off_policy
 
 
 class AgentPlayer:
-    """An agent of Stable-Baselines3 as `diamond_gym.data.collect.SeededPolicy`.
+    """An agent of Stable-Baselines3 as `diamond_gym.players.player.Player`.
 
     At the start of an episode the stack is filled up with black frames, as `ContextFrameStack` does in real
     games. An agent that learns values takes the best action, others draw theirs.
@@ -26,20 +27,24 @@ class AgentPlayer:
         frame_stack: How many frames it sees, at least 1.
     """
 
+    name = "agent"
+    entropy = value = None
+
     def __init__(self, agent: BaseAlgorithm, frame_stack: int) -> None:
         self.agent, self.deterministic = agent, is_off_policy(agent)
         self._stack = np.zeros((64, 64, 3 * frame_stack), np.uint8)
         self._memory: Any = None
         self._begins = True
 
-    def reset(self, seed: int) -> None:
-        """A new episode begins."""
-        set_random_seed(seed)
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the last episode; the stack is black, whatever was before."""
+        if seed is not None:
+            set_random_seed(seed)
         self._stack[:] = 0
         self._memory, self._begins = None, True
 
-    def __call__(self, obs: NDArray[np.uint8], /) -> int:
-        """The action at a frame."""
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return the action at a frame."""
         self._stack[..., :-3] = self._stack[..., 3:].copy()
         self._stack[..., -3:] = obs
         act, self._memory = self.agent.predict(

@@ -25,6 +25,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
@@ -153,14 +154,14 @@ def _play(
             obs = _start(env, player, rng, env_seed=seed if step == 0 else None)
         action = _choose(env, player, obs, rng, epsilon)
         next_obs, reward, terminated, truncated, _ = env.step(action)
-        builder.add(obs, action, float(reward), terminated, truncated)
+        builder.add(obs, action, float(reward))
         on_steps(1)
         obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
         if terminated or truncated:
-            yield builder.episode(final_obs=obs)
+            yield builder.episode(end=terminated, trunc=truncated, final_obs=obs)
             builder, obs = EpisodeBuilder(), None
-    if builder.obs:
-        yield builder.episode(final_obs=None)
+    if len(builder):
+        yield builder.episode()
 
 
 def _start(
@@ -188,41 +189,6 @@ def _choose(
     if epsilon > 0 and rng.random() < epsilon:
         return int(rng.integers(num_actions))
     return action
-
-
-@dataclass
-class EpisodeBuilder:
-    """The steps of one episode so far: uint8 frames (h, w, c), actions, raw rewards, ends and truncations."""
-
-    obs: list[Frame] = field(default_factory=list)
-    act: list[int] = field(default_factory=list)
-    rew: list[float] = field(default_factory=list)
-    end: list[bool] = field(default_factory=list)
-    trunc: list[bool] = field(default_factory=list)
-
-    def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
-        """One more step: the frame before it, the action, and what came of it."""
-        self.obs.append(obs)
-        self.act.append(act)
-        self.rew.append(rew)
-        self.end.append(end)
-        self.trunc.append(trunc)
-
-    def episode(self, final_obs: Frame | None) -> Episode:
-        """The episode; `final_obs` is the frame after its last step, None where it is unfinished."""
-        info = {} if final_obs is None else {"final_observation": _channels_first(final_obs[None])[0]}
-        return Episode(
-            obs=_channels_first(np.stack(self.obs)),
-            act=torch.tensor(self.act, dtype=torch.int64),
-            rew=torch.tensor(self.rew, dtype=torch.float32),
-            end=torch.tensor(self.end, dtype=torch.uint8),
-            trunc=torch.tensor(self.trunc, dtype=torch.uint8),
-            info=info,
-        )
-
-
-def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.data.collect import EpisodeBuilder
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
@@ -105,11 +105,13 @@ def _play_episode(env: AtariEnv, player: Player, obs: np.ndarray, max_steps: int
     while True:
         act = player.act(obs)
         next_obs, reward, terminated, truncated, info = env.step(act)
-        truncated |= len(builder.obs) + 1 >= max_steps and not terminated
-        builder.add(obs, act, reward, terminated, truncated)
+        truncated |= len(builder) + 1 >= max_steps and not terminated
+        builder.add(obs, act, reward)
         obs = next_obs
         if terminated or truncated:
-            return builder.episode(final_obs=obs), truncated or bool(info["game_over"])
+            return builder.episode(end=terminated, trunc=truncated, final_obs=obs), truncated or bool(
+                info["game_over"]
+            )
 
 
 def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:

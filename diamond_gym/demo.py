@@ -29,6 +29,7 @@ from diamond_gym.envs import rendering
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.games import atari
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players import loop
 from diamond_gym.players.player import PLAYER_NAMES, Player, player, usual_player
 from diamond_gym.registration import env_id, game_name
 
@@ -77,16 +78,16 @@ class RealGame:
         self.frames.clear()
         self.actions.clear()
         self.frames.append(obs)
+        self._steps = loop.play(self.env, self.player, obs)
         while len(self.frames) < (self.frames.maxlen or 0):
             self.step()
 
     def step(self) -> tuple[int, float, bool]:
         """The player moves; returns its action, the sign of the reward and whether the episode ended."""
-        action = self.player.act(self.frames[-1])
-        obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.frames.append(obs)
-        self.actions.append(action)
-        return action, float(np.sign(reward)), terminated or truncated
+        step = next(self._steps)
+        self.frames.append(step.next_obs)
+        self.actions.append(step.act)
+        return step.act, float(np.sign(step.rew)), step.is_over
 
     def restart(self) -> None:
         """Goes on after an episode's end."""

@@ -7,6 +7,7 @@ of networks or of training.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import operator
 import pickle
@@ -29,6 +30,7 @@ from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players.loop import play
 from diamond_gym.players.player import Player, Policy, PolicyPlayer
 from diamond_gym.registration import game_name
 
@@ -147,36 +149,25 @@ def _play(
     """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
     _check_env(env)
     rng = np.random.default_rng(seed)
-    builder = EpisodeBuilder()
-    obs: Frame | None = None
-    for step in range(num_steps):
-        if obs is None:
-            obs = _start(env, player, rng, env_seed=seed if step == 0 else None)
-        action = _choose(env, player, obs, rng, epsilon)
-        next_obs, reward, terminated, truncated, _ = env.step(action)
-        builder.add(obs, action, float(reward))
-        on_steps(1)
-        obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
-        if terminated or truncated:
-            yield builder.episode(end=terminated, trunc=truncated, final_obs=obs)
-            builder, obs = EpisodeBuilder(), None
-    if len(builder):
-        yield builder.episode()
-
-
-def _start(
-    env: gymnasium.Env[Any, Any], player: Player, rng: np.random.Generator, env_seed: int | None
-) -> Frame:
-    player.reset(int(rng.integers(2**31)))
-    obs, _ = env.reset(seed=env_seed)
-    return np.array(obs)
-
-
-def _choose(
-    env: gymnasium.Env[Any, Any], player: Player, obs: Frame, rng: np.random.Generator, epsilon: float
-) -> int:
-    """The player's action, checked, or a random one; the player sees every frame in any case."""
     num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
+    chooser = PolicyPlayer(lambda obs: _choose(player, obs, num_actions, rng, epsilon))
+    env_seed, num_left = seed, num_steps
+    while num_left > 0:
+        player.reset(int(rng.integers(2**31)))
+        obs, _ = env.reset(seed=env_seed)
+        builder, env_seed = EpisodeBuilder(), None
+        final: dict[str, Any] = {}
+        for step in itertools.islice(play(env, chooser, np.array(obs)), num_left):
+            builder.add(step.obs, step.act, step.rew)
+            on_steps(1)
+            if step.is_over:
+                final = {"end": step.terminated, "trunc": step.truncated, "final_obs": step.next_obs}
+        num_left -= len(builder)
+        yield builder.episode(**final)
+
+
+def _choose(player: Player, obs: Frame, num_actions: int, rng: np.random.Generator, epsilon: float) -> int:
+    """The player's action, checked, or a random one; the player sees every frame in any case."""
     choice: Any = player.act(obs)
     try:
         action = operator.index(choice)

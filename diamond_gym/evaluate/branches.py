@@ -5,6 +5,7 @@ Knows the real game and nothing of world models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players import loop
 from diamond_gym.players.player import Player, PolicyPlayer
 
 NUM_STEPS = 4
@@ -217,11 +219,8 @@ def _play(env: AtariEnv, player: Player, frame: Tensor, num_steps: int) -> Tenso
     """Signs of the rewards, and ends, (2, num_steps), of what a player does from this frame (c, h, w) on."""
     obs = frame.permute(1, 2, 0).numpy()
     rew_end = torch.zeros(2, num_steps)
-    for t in range(num_steps):
-        obs, reward, terminated, truncated, _ = env.step(player.act(obs))
-        rew_end[:, t] = torch.tensor([np.sign(reward), terminated or truncated])
-        if terminated or truncated:
-            break
+    for t, step in enumerate(itertools.islice(loop.play(env, player, obs), num_steps)):
+        rew_end[:, t] = torch.tensor([np.sign(step.rew), step.is_over])
     return rew_end
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players import loop
 from diamond_gym.players.player import Player
 
 HELD_OUT_SEED = 2**40
@@ -101,17 +103,13 @@ def play(game: str, player: Player, num_episodes: int, seed: int, max_steps: int
 
 def _play_episode(env: AtariEnv, player: Player, obs: np.ndarray, max_steps: int) -> tuple[Episode, bool]:
     """One episode, and whether the game is over with it."""
-    builder = EpisodeBuilder()
-    while True:
-        act = player.act(obs)
-        next_obs, reward, terminated, truncated, info = env.step(act)
-        truncated |= len(builder) + 1 >= max_steps and not terminated
-        builder.add(obs, act, reward)
-        obs = next_obs
-        if terminated or truncated:
-            return builder.episode(end=terminated, trunc=truncated, final_obs=obs), truncated or bool(
-                info["game_over"]
-            )
+    builder, step = EpisodeBuilder(), None
+    for step in itertools.islice(loop.play(env, player, obs), max_steps):
+        builder.add(step.obs, step.act, step.rew)
+    assert step is not None, "an episode has a step"
+    truncated = step.truncated or not step.terminated
+    episode = builder.episode(end=step.terminated, trunc=truncated, final_obs=step.next_obs)
+    return episode, truncated or bool(step.info["game_over"])
 
 
 def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:

@@ -10,6 +10,7 @@ collected data covers more than random play. This module does not know environme
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
@@ -89,6 +90,32 @@ class PolicyPlayer:
     def act(self, obs: NDArray[np.uint8]) -> int:
         """Return what the policy returns."""
         return self.policy(obs)
+
+
+class FrameStackPlayer:
+    """A policy that sees the latest frames as a player.
+
+    Args:
+        policy: Returns the action at frames, uint8 (n, 3, 64, 64), the latest last.
+        num_frames: How many it sees (n), at least 1; before a game its first frame is repeated.
+    """
+
+    name = "policy"
+    entropy = value = None
+
+    def __init__(self, policy: Policy, num_frames: int) -> None:
+        self.policy, self.num_frames = policy, num_frames
+        self.reset()
+
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the frames; those of `past` come before the next one."""
+        self._frames = deque(past, maxlen=self.num_frames)
+
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return what the policy returns."""
+        self._frames.append(obs)
+        missing = [self._frames[0]] * (self.num_frames - len(self._frames))
+        return self.policy(np.ascontiguousarray(np.stack([*missing, *self._frames]).transpose(0, 3, 1, 2)))
 
 
 class RandomPlayer:

@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from diamond_gym.data.video import write_mp4
 from diamond_gym.envs import rendering
 from diamond_gym.evaluate.pictures import write_figure
-from trainers.sb3.scoring import Policy
+from trainers.sb3.player import Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world.models import Agent
 from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import draw_class
 
 
 class ActorCriticPlayer:
@@ -89,12 +90,5 @@ class ActorCriticPlayer:
         u, explore = self._rng.random(2)
         if explore < self.epsilon:
             return int(u * len(logits))
-        return self._draw(logits, u)
-
-    def _draw(self, logits: NDArray[np.float64], u: float) -> int:
-        """A draw from the categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        weights = np.exp((logits - logits.max()) / self.temperature)
-        cumulative = weights.cumsum() / weights.sum()
-        return min(int(np.searchsorted(cumulative, u, side="right")), len(logits) - 1)
+        logits_now, u_now = torch.from_numpy(logits)[None], torch.tensor([u], dtype=torch.float64)
+        return int(draw_class(logits_now, u_now, self.temperature))

@@ -20,7 +20,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
 from diamond_gym.games.atari import AtariEnv, AtariState
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
-from diamond_gym.world.world_model import WorldModel, WorldModelState, blank
+from diamond_gym.world.world_model import WorldModel, WorldModelState, blank, draw_class
 from trainers.diamond.config import SamplingConfig
 from trainers.diamond.losses import PlayedSteps
 from trainers.diamond.replay import Replay, SegmentBatch, concatenated
@@ -122,7 +122,7 @@ def play(
     steps: list[tuple[Tensor, ...]] = []
     for t in range(len(u)):
         hx_cx = _float(next_hx_cx)
-        act = sample(logits.detach(), u[t])
+        act = draw_class(logits.detach().double(), u[t])
         outcome = games.step(act)
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
@@ -147,22 +147,6 @@ def _values(
     if not len(obs):
         return torch.zeros(0, device=obs.device)
     return actor_critic.predict_act_value(to_float(obs), hx_cx)[1].float()
-
-
-def sample(
-    logits: Float[Tensor, "b a"], u: Float[Tensor, " b"], temperature: float = 1.0
-) -> Int64[Tensor, " b"]:
-    """Draws an action from each categorical, by inversion of its cumulative distribution.
-
-    Args:
-        logits: Of the actions.
-        u: Uniform in [0, 1).
-        temperature: Divides the logits, >= 0; 0 takes the likeliest action.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    return (u[:, None] >= cumulative[:, :-1]).sum(dim=-1)
 
 
 def _float(hx_cx: LSTMState) -> LSTMState:
@@ -458,7 +442,7 @@ class Collector:
             to_float(state.obs), (state.hx, state.cx)
         )
         u = torch.rand(len(logits), generator=self._generator)
-        act = sample(logits.float().cpu(), u, sampling.temperature)
+        act = draw_class(logits.cpu().double(), u, sampling.temperature)
         explores, anything = torch.rand(2, len(act), generator=self._generator)
         return torch.where(explores < sampling.epsilon, (anything * logits.shape[1]).long(), act)
 

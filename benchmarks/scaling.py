@@ -224,10 +224,8 @@ def point(args: Settings, against: str, num_envs: int, options: dict[str, Any]) 
 
 def plot(rows: Sequence[ScalingRow]) -> Figure:
     """Speed, latency and memory, a row of panels for each thing that was varied."""
-    from matplotlib.figure import Figure
-
     varied = [name for name in LABELS if any(row.against == name for row in rows)]
-    figure = Figure(figsize=(13, 3.6 * len(varied)), layout="constrained")
+    figure = pictures.new_figure((13, 3.6 * len(varied)))
     for name, panels in zip(varied, figure.subplots(len(varied), 3, squeeze=False), strict=True):
         own = [row for row in rows if row.against == name]
         plot_row(panels, own, name)

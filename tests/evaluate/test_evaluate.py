@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from contextlib import closing
 
 import cv2
@@ -524,6 +527,17 @@ def test_shown_steps():
 def test_json_has_null_for_nan(tmp_path):
     report.write_json({"a": np.nan, "b": [np.float32(0.5), np.int64(3)], "c": np.eye(2)}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [0.5, 3], "c": [[1, 0], [0, 1]]}
+
+
+def test_pictures_need_no_backend(tmp_path):
+    code = (
+        "import os, sys, pathlib; from diamond_gym.evaluate import pictures; pictures.require_matplotlib(); "
+    )
+    code += "pictures.write_figure(pictures.new_figure((1, 1)), pathlib.Path(sys.argv[1])); "
+    code += "assert os.environ['MPLBACKEND'] == 'of a notebook'"
+    environment = os.environ | {"MPLBACKEND": "of a notebook"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], env=environment, check=True)
+    assert (tmp_path / "x.png").stat().st_size > 0
 
 
 def test_the_whole_command(tmp_path, capsys):

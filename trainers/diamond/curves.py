@@ -75,8 +75,6 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     Raises:
         InvalidInputError: Nothing was.
     """
-    from matplotlib.figure import Figure
-
     panels = {
         title: shown
         for title, shown in PANELS.items()
@@ -84,7 +82,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     }
     if not panels:
         raise InvalidInputError("this run has logged nothing to draw yet: wait for its first epoch")
-    picture = Figure(figsize=(4 * len(panels), 3), layout="constrained")
+    picture = pictures.new_figure((4 * len(panels), 3))
     for axes, (title, shown) in zip(
         picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
     ):

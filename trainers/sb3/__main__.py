@@ -83,6 +83,9 @@ def _require_sb3() -> None:
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
+    from diamond_gym.evaluate.pictures import require_matplotlib
+
+    require_matplotlib()  # it may be there and broken
 
 
 COMMANDS = Commands(

@@ -7,13 +7,11 @@ contexts cut from that are kept in a cache folder: `$DIAMOND_GYM_CACHE`, or the 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from diamond_gym.checkpoints.contexts import (
     NUM_CONTEXTS,
@@ -29,6 +27,8 @@ from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundEr
 from diamond_gym.players.actor_critic import ActorCriticPlayer
 from diamond_gym.players.player import Player, RandomPlayer
 from diamond_gym.world.models import Agent, AgentConfig
+
+_log = logging.getLogger(__name__)
 
 _SEED = 0
 _EPSILON = 0.01
@@ -142,7 +142,7 @@ def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
         player, who = RandomPlayer(num_actions, repeat=_RANDOM_HOLD), "random actions"
     else:
         player, who = ActorCriticPlayer(agent, epsilon=_EPSILON), "the checkpoint's policy"
-    tqdm.write(f"collecting start contexts of {game} with {who}, once, into {path}", file=sys.stderr)
+    _log.warning("collecting start contexts of %s with %s, once, into %s", game, who, path)
     return collect_contexts(
         game,
         player,

@@ -254,15 +254,6 @@ class WorldModel:
         )
         return next_state, step
 
-    @torch.no_grad()
-    def sample_trajectory(
-        self, state: WorldModelState, act: Int64[Tensor, " b"]
-    ) -> list[Float[Tensor, "b c h w"]]:
-        """The denoising trajectory of the frame that `step` would give, from noise to it, in [-1, 1]."""
-        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
-        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]))
-        return self._sample(state, act_history, init_noise)
-
     def _sample(
         self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
     ) -> list[Float[Tensor, "b c h w"]]:
@@ -271,7 +262,7 @@ class WorldModel:
             blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
 
         def denoise(x: Tensor, level: float) -> Tensor:
-            return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)
+            return self.denoiser.denoise(x, self._conditioners_at(level), past, act_history)
 
         def step_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))

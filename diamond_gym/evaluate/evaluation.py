@@ -48,7 +48,7 @@ def run(settings: Settings) -> None:
     measure.require_torchmetrics()
     disk.prepare_folder(out)
     game = game_name(settings.game)
-    policy = find_policy(settings.policy, game)
+    policy = find_player(settings.policy, game)
     world = _load(settings, game)
 
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
@@ -81,7 +81,7 @@ def run(settings: Settings) -> None:
     print(f"wrote {files} to {out}/ in {result['seconds']:.0f} s")
 
 
-def find_policy(name: str, game: str) -> Player:
+def find_player(name: str, game: str) -> Player:
     """A player by name, or the actor-critic of a checkpoint.
 
     Args:

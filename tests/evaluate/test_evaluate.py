@@ -207,11 +207,11 @@ def test_help(capsys):
 
 def test_the_policy_of_a_checkpoint(tmp_path):
     checkpoint = worlds.save_tiny_world(tmp_path / "world")
-    policy = evaluation.find_policy(checkpoint, "Breakout")
+    policy = evaluation.find_player(checkpoint, "Breakout")
     assert isinstance(policy, ActorCriticPlayer)
     with pytest.raises(InvalidInputError, match="has 4 actions, Pong has 6: it plays another game"):
-        evaluation.find_policy(checkpoint, "Pong")
-    assert isinstance(evaluation.find_policy("auto", "Asterix"), RandomPlayer)
+        evaluation.find_player(checkpoint, "Pong")
+    assert isinstance(evaluation.find_player("auto", "Asterix"), RandomPlayer)
 
 
 def test_a_world_of_another_frame_size_is_refused(tmp_path, capsys):

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
+from diamond_gym.evaluate.score import bootstrap_interval
 from diamond_gym.games.atari import AtariEnv, AtariState
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
@@ -315,13 +316,16 @@ class PlayReport:
         )
 
     def metrics(self) -> dict[str, Any]:
-        """Means, spread and extremes of the returns, and steps a second."""
+        """Mean with its 95 % interval, spread and extremes of the returns, and steps a second."""
         result: dict[str, Any] = {"num_episodes": len(self.returns)}
         if self.returns:
             returns = torch.tensor(self.returns, dtype=torch.float64)
+            low, high = bootstrap_interval(self.returns)
             result |= {
                 "return": returns.mean().item(),
                 "return_std": returns.std(correction=0).item(),
+                "return_low": low,
+                "return_high": high,
                 "return_min": returns.min().item(),
                 "return_max": returns.max().item(),
                 "length": sum(self.lengths) / len(self.lengths),

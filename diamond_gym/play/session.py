@@ -172,7 +172,8 @@ class PlaySession:
         action = self.game_keys.action(held) if self.is_human else choice
         outcome = self._timed(action)
         total = self.moment.episode_return + outcome.reward
-        self.moment = Moment(action, self.player.entropy, self.player.value, outcome, total)
+        entropy, value = (getattr(self.player, told, None) for told in ("entropy", "value"))
+        self.moment = Moment(action, entropy, value, outcome, total)
         if self.recorder is not None:
             kept = RecordedStep(frame, action, outcome.reward, self.is_human, original, self._trajectory())
             self.recorder.add(kept)
@@ -248,7 +249,7 @@ class PlaySession:
 
     def _switch_controller(self) -> None:
         self.is_human = not self.is_human
-        self.message = "you play" if self.is_human else f"the {self.player.name} policy plays"
+        self.message = "you play" if self.is_human else f"the {name_of(self.player)} policy plays"
 
     def _pause(self) -> None:
         self.is_paused = not self.is_paused
@@ -391,7 +392,7 @@ class PlaySession:
         ]
 
     def _where_facts(self) -> Facts:
-        controller = "human" if self.is_human else f"policy ({self.player.name})"
+        controller = "human" if self.is_human else f"policy ({name_of(self.player)})"
         paused = " (paused)" if self.is_paused else ""
         recorded = "off" if self.recorder is None else f"{self.recorder.num_saved} episodes"
         return (
@@ -424,6 +425,11 @@ class PlaySession:
             ("Churn", f"{sampler.s_churn:.1f}"),
             ("Saved state", saved),
         )
+
+
+def name_of(player: Player) -> str:
+    """Return who a player is, in a word or two."""
+    return getattr(player, "name", "player")
 
 
 def _yes_no(flag: bool) -> str:

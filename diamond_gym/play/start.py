@@ -15,7 +15,7 @@ from diamond_gym.play.browser import DatasetBrowser, find_datasets
 from diamond_gym.play.keys import GameKeys
 from diamond_gym.play.places import ImaginedPlace, RealPlace
 from diamond_gym.play.recording import Recorder
-from diamond_gym.play.session import PlaySession
+from diamond_gym.play.session import PlaySession, name_of
 from diamond_gym.play.settings import Settings, WorldOptions
 from diamond_gym.players.actor_critic import ActorCriticPlayer
 from diamond_gym.players.player import Player, RandomPlayer, player, usual_player
@@ -158,6 +158,6 @@ def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]
 
 
 def _who(player: Player) -> str:
-    if player.name == "actor-critic":
+    if isinstance(player, ActorCriticPlayer):
         return "the checkpoint's actor-critic"
-    return f"{player.name} (the checkpoint has no actor-critic)"
+    return f"{name_of(player)} (the checkpoint has no actor-critic)"

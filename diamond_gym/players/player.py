@@ -35,23 +35,10 @@ Policy = Callable[[NDArray[np.uint8]], int]
 class Player(Protocol):
     """Plays from frames alone; what it remembers and draws is its own.
 
-    `copy.deepcopy` makes one that continues from here by itself; networks are shared, not copied.
-
-    Attributes:
-        name: Who it is, in a word or two.
+    `copy.deepcopy` makes one that continues from here by itself; networks are shared, not copied. A player
+    may also have a `name`, and tell the `entropy` of its choice at the latest frame, in bits, and the
+    `value`, the return that it expected there: floats, or None.
     """
-
-    name: str
-
-    @property
-    def entropy(self) -> float | None:
-        """Entropy of its choice at the latest frame, in bits; None where it has no probabilities."""
-        ...
-
-    @property
-    def value(self) -> float | None:
-        """The return that it expected at the latest frame; None where it has no idea."""
-        ...
 
     def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
         """Forget the last episode.
@@ -75,9 +62,6 @@ class PolicyPlayer:
         policy: Chooses the actions. Its `reset(seed)`, if it has one, is called at every reset with a seed.
     """
 
-    name = "policy"
-    entropy = value = None
-
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
 
@@ -99,9 +83,6 @@ class FrameStackPlayer:
         policy: Returns the action at frames, uint8 (n, 3, 64, 64), the latest last.
         num_frames: How many it sees (n), at least 1; before a game its first frame is repeated.
     """
-
-    name = "policy"
-    entropy = value = None
 
     def __init__(self, policy: Policy, num_frames: int) -> None:
         self.policy, self.num_frames = policy, num_frames
@@ -132,7 +113,6 @@ class RandomPlayer:
     """
 
     name = "random"
-    entropy = value = None
 
     def __init__(self, num_actions: int, seed: int = 0, repeat: int = 1) -> None:
         if num_actions < 1:

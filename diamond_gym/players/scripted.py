@@ -90,7 +90,6 @@ class ScriptedPlayer(ABC):
     """
 
     name = "scripted"
-    entropy = value = None
     blunder_rate: float
     num_actions: int
 

@@ -139,9 +139,6 @@ class ContextPlayer:
         num_conditioning: Frames of a context.
     """
 
-    name = "policy"
-    entropy = value = None
-
     def __init__(self, policy: Policy, num_conditioning: int) -> None:
         self.policy, self.num_conditioning = policy, num_conditioning
         self.reset()

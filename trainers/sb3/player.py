@@ -47,9 +47,6 @@ class AgentPlayer:
         frame_stack: How many frames it sees, at least 1.
     """
 
-    name = "agent"
-    entropy = value = None
-
     def __init__(self, agent: BaseAlgorithm, frame_stack: int) -> None:
         self._policy = AgentPolicy(agent)
         self._stack = np.zeros((64, 64, 3 * frame_stack), np.uint8)

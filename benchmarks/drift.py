@@ -140,10 +140,8 @@ def table(curves: Sequence[Curve]) -> str:
 
 def plot(curves: Sequence[Curve]) -> Figure:
     """PSNR over the imagined steps: a panel for each objective, on one scale."""
-    from matplotlib.figure import Figure
-
     objectives = list(dict.fromkeys(curve["objective"] for curve in curves))
-    figure = Figure(figsize=(4.2 * len(objectives), 3.6), layout="constrained")
+    figure = pictures.new_figure((4.2 * len(objectives), 3.6))
     panels = figure.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
     for objective, axes in zip(objectives, panels, strict=True):
         own = [curve for curve in curves if curve["objective"] == objective]

@@ -363,10 +363,8 @@ def print_point(row: ScalingRow) -> None:
 
 def plot(rows: Sequence[ScalingRow]) -> Figure:
     """Speed, latency and memory, a row of panels for each thing that was varied."""
-    from matplotlib.figure import Figure
-
     varied = [name for name in LABELS if any(row.against == name for row in rows)]
-    figure = Figure(figsize=(8.5, 2.6 * len(varied)), layout="constrained")
+    figure = pictures.new_figure((8.5, 2.6 * len(varied)))
     for name, panels in zip(varied, figure.subplots(len(varied), 3, squeeze=False), strict=True):
         plot_row(panels, [row for row in rows if row.against == name], name)
     return figure

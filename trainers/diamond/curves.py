@@ -75,7 +75,6 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     Raises:
         InvalidInputError: Nothing was.
     """
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     panels = {
@@ -87,7 +86,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
         raise InvalidInputError("this run has logged nothing to draw yet: wait for its first epoch")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    picture = Figure(figsize=(2.8 * columns, 2.6 * rows), layout="constrained")
+    picture = pictures.new_figure((2.8 * columns, 2.6 * rows))
     for i, (title, shown) in enumerate(panels.items()):
         axes = picture.add_subplot(rows, columns, i + 1)
         for name, label in shown.items():

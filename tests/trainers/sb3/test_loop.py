@@ -115,7 +115,7 @@ def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
     obs = env.reset()
     for _ in range(6):
         assert isinstance(obs, np.ndarray)
-        player(obs[0, ..., -3:])
+        player.act(obs[0, ..., -3:])
         np.testing.assert_array_equal(player._stack, obs[0])
         obs, *_ = env.step(np.array([1]))
     env.close()

@@ -15,8 +15,10 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import cli
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.evaluate.score import Score, table
 from trainers.sb3 import agents, evaluation, games, scoring, training
 from trainers.sb3.__main__ import main
+from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
 
 SHORT = ["total_timesteps=48", "num_envs=2", "horizon=6", "eval_every=32", "eval_episodes=1", "device=cpu"]
@@ -197,7 +199,7 @@ def test_scores_follow_from_the_seed_whoever_played_before(finished):
 
     for player in (agent, None, agent):
         actions.append([])
-        policy = scoring.random_policy(env) if player is None else scoring.policy_of(agent)
+        policy = scoring.random_policy(env) if player is None else AgentPolicy(agent)
         scoring.play_games(told(policy), env, 2, "", seed=3, progress=False)
     env.close()
     np.testing.assert_array_equal(actions[0], actions[2])
@@ -243,9 +245,9 @@ def test_real_games_train_on_lives_and_signs_and_are_scored_whole():
 
 
 def test_a_score_is_summed_up():
-    score = scoring.Score.of("me", [1.0, 2.0, 9.0])
+    score = Score.of("me", [1.0, 2.0, 9.0])
     assert (score.mean, score.median) == (4, 2)
-    assert "me" in scoring.table([score])
+    assert "me" in table([score])
 
 
 @pytest.mark.parametrize(
@@ -374,4 +376,4 @@ def test_embedded_agents_play_better_than_what_has_learned_nothing(game, max_gam
     env = games.real(game, 8, frame_stack=4, training=False, max_steps=max_game_steps, seed=0)
     returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
     env.close()
-    assert learned.low > scoring.Score.of("random", returns).high
+    assert learned.low > Score.of("random", returns).high

@@ -56,7 +56,8 @@ from benchmarks.throughput import (
     rew_end_pass,
 )
 from diamond_gym import cli
-from diamond_gym.backends.choose import build_world_model, world_model_kind
+from diamond_gym.backends.build import build_world_model, world_model_kind
+from diamond_gym.backends.choose import fastest_backend
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cli import option
 from diamond_gym.world.sampler import DiffusionSamplerConfig
@@ -315,13 +316,13 @@ def measure(model: str, world_model: WorldModel, num_envs: int, args: Settings) 
 
 def fastest(world_model: WorldModel) -> WorldModel:
     """The same networks as they imagine by default on their device; their operators cannot be counted."""
-    kind = world_model_kind(world_model.device)
+    kind = world_model_kind(fastest_backend(world_model.device), world_model.device)
     return kind(world_model.denoiser, world_model.rew_end_model, world_model.config)
 
 
 def world_models(args: Settings) -> Iterator[tuple[str, WorldModel]]:
     """The world models that are asked for, and their names, one after the other."""
-    placed = {"device": args.device, "dtype": args.dtype, "compile": False}
+    placed: dict[str, Any] = {"device": args.device, "dtype": args.dtype, "backend": "eager"}
     if args.paper:
         config = DiffusionSamplerConfig(num_steps_denoising=args.num_denoising_steps or 3)
         yield "paper size", build_world_model(paper_agent(), config, **placed)

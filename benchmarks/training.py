@@ -40,6 +40,7 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym import cli
+from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
@@ -190,9 +191,10 @@ def build_agent(case: Case) -> Agent:
     sampler = config.world_model_env.diffusion_sampler
     agent = new_agent(config, WorldDescription(sizes, sampler, game=None, action_meanings=None))
     if case.is_plain:
-        config.training.autocast, config.training.cuda_graphs = None, False
+        config.training.autocast, config.training.backend = None, "eager"
         agent.to(device)
     else:
+        keep_freed_memory()
         place(agent, device, config)
     return agent
 

@@ -23,6 +23,7 @@ from tqdm import tqdm
 import diamond_gym
 from diamond_gym import cli
 from diamond_gym import files as disk
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.data import video
 from diamond_gym.envs import rendering
@@ -197,6 +198,7 @@ class Settings:
     player: str | None = option(
         None, "who plays; without it scripted where the game has such a player", choices=PLAYER_NAMES
     )
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     steps: int = option(200, "imagined steps", least=1)
     seed: int = option(0, "fixes the games and the player", least=0)
     out: Path = option(Path(), "folder for demo.mp4 and demo.png")
@@ -217,7 +219,7 @@ def run(settings: Settings) -> None:
     disk.prepare_folder(out)
     name = settings.player or usual_player(game)
     who = player(name, game, atari.num_actions(game), settings.seed, repeat=4)
-    moments = play(game, settings.checkpoint, who, settings.steps, settings.seed)
+    moments = play(game, settings.checkpoint, who, settings.steps, settings.seed, backend=settings.backend)
     write_video(out / "demo.mp4", moments)
     write_strip(out / "demo.png", moments)
     report(moments, out)
@@ -230,6 +232,7 @@ def play(
     num_steps: int,
     seed: int,
     num_denoising_steps: int | None = None,
+    backend: str = "auto",
 ) -> list[Moment]:
     """Plays both worlds under a player that sees the real frames."""
     env = gymnasium.make(
@@ -237,6 +240,7 @@ def play(
         checkpoint=checkpoint,
         max_episode_steps=HORIZON + 1,
         num_denoising_steps=num_denoising_steps,
+        backend=backend,
     )
     assert isinstance(env.unwrapped, DiamondEnv)
     real = RealGame(game, player, env.unwrapped.world.world_model.num_steps_conditioning, seed)

@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diamond_gym.backends.names import accepts_compile
 from diamond_gym.checkpoints import load_world
 from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
@@ -62,6 +63,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
 
     metadata: dict[str, Any] = {**rendering.METADATA, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
+    @accepts_compile
     def __init__(
         self,
         num_envs: int = 1,
@@ -73,7 +75,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         checkpoint: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool | Literal["auto", "openvino"] = "auto",
+        backend: str = "auto",
         num_denoising_steps: int | None = None,
         order: int | None = None,
         s_churn: float | None = None,
@@ -97,7 +99,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             checkpoint,
             device=device,
             dtype=dtype,
-            compile=compile,
+            backend=backend,
             num_denoising_steps=num_denoising_steps,
             order=order,
             s_churn=s_churn,

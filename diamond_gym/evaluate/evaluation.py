@@ -121,7 +121,11 @@ def default_num_starts(world: World) -> int:
 
 def _load(settings: Settings, game: str) -> World:
     world = load_world(
-        game, settings.checkpoint, device=settings.device, num_denoising_steps=settings.num_denoising_steps
+        game,
+        settings.checkpoint,
+        device=settings.device,
+        backend=settings.backend,
+        num_denoising_steps=settings.num_denoising_steps,
     )
     inner, size = world.agent.config.denoiser.inner_model, world.agent.config.rew_end_model.img_size
     if (inner.img_channels, size, size) != _FRAME:

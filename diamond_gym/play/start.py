@@ -93,7 +93,7 @@ def _make_env(options: WorldOptions) -> DiamondEnv:
         checkpoint=options.checkpoint or "auto",
         device=options.device,
         dtype=options.dtype,
-        compile=options.compile_choice,
+        backend=options.backend,
         num_denoising_steps=options.num_denoising_steps,
         order=options.order,
         s_churn=options.s_churn,

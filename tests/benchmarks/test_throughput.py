@@ -52,6 +52,7 @@ def test_measures_in_turns():
         ["--num-envs", "0"],
         ["--seconds", "-1"],
         ["--seconds", "inf"],
+        ["--backend", "maybe"],
         ["--compile", "maybe"],
         ["--threads", "two"],
         ["--unknown"],

@@ -872,7 +872,9 @@ def test_unavailable_devices(saved, device):
         load_world("Breakout", str(saved), device=device)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"compile": "maybe"}, {"device": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"dtype": "int8"}, {"backend": "maybe"}, {"compile": "maybe"}, {"device": ""}]
+)
 def test_other_arguments_that_are_refused(saved, wrong):
     with pytest.raises(InvalidInputError, match=repr(*wrong.values())):
         load_world("Breakout", str(saved), **wrong)

@@ -27,7 +27,7 @@ LOAD_BREAKOUT = """
 import json, sys
 from diamond_gym.checkpoints import load_world, start_contexts
 start_contexts.NUM_CONTEXTS = 8  # for speed
-world = load_world("Breakout", sys.argv[1], device="cpu", compile=False)
+world = load_world("Breakout", sys.argv[1], device="cpu", backend="eager")
 print(json.dumps({"source": world.source, "contexts": len(world.contexts),
                   "policy": world.agent.actor_critic is not None}))
 """

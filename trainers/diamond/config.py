@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS, warn_deprecated
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
 from diamond_gym.registration import game_name
 from diamond_gym.world.models import AgentConfig
@@ -40,6 +41,8 @@ except ImportError as error:
 
 WORLD_MODEL_PARTS = ("denoiser", "rew_end_model")
 PARTS = (*WORLD_MODEL_PARTS, "actor_critic")
+BACKENDS_OF_TRAINING = tuple(name for name in BACKENDS if name != "openvino")
+"""OpenVINO computes no gradients."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -301,10 +304,10 @@ class TrainingConfig:
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
             the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32, which is faster there.
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
-        compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
-            and shortens every step.
-        cuda_graphs: Whether, on CUDA, games are imagined as CUDA graphs, and the losses and gradients of
-            denoiser and reward/end model computed so (by one process, uncompiled, with `grad_acc_steps` 1).
+        backend: What runs the networks. "inductor" compiles the denoiser, which takes minutes at the start
+            and shortens every step; on CUDA, games are imagined as CUDA graphs. "cuda_graph", on CUDA,
+            imagines games and computes losses and gradients of denoiser and reward/end model as graphs (these
+            by one process, with `grad_acc_steps` 1). "auto" is "cuda_graph" on CUDA, else "eager".
         num_threads: CPU threads; null leaves torch's choice.
     """
 
@@ -315,14 +318,17 @@ class TrainingConfig:
     num_final_epochs: int = 50
     autocast: str | None = None
     tf32: bool = True
-    compile: bool = False
-    cuda_graphs: bool = True
+    backend: str = "auto"
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
         require(
             bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts),
             f"training.parts={list(self.parts)}: accepted are {', '.join(PARTS)}",
+        )
+        require(
+            self.backend in BACKENDS_OF_TRAINING,
+            f"training.backend={self.backend!r}: accepted are {', '.join(BACKENDS_OF_TRAINING)}",
         )
         require(
             not self.model_free or "actor_critic" in self.parts,
@@ -752,11 +758,16 @@ _ALIASES = {
     "env.test.max_episode_steps": "collection.test.max_episode_steps",
     "common.devices": "common.device",
     "denoiser.objective": "agent.denoiser.objective",
-    "training.compile_wm": "training.compile",
 }
 """Published or short names of keys, and ours."""
 _REMOVED = {"rew_end_model.training.event_weight": 1.0}
 """Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
+_FORMER_BACKEND = {
+    "training.compile_wm": {True: "inductor", False: "auto"},
+    "training.compile": {True: "inductor", False: "auto"},
+    "training.cuda_graphs": {True: "auto", False: "eager"},
+}
+"""Keys that `training.backend` replaces (the first is a published one), with what their values mean there."""
 _WITHOUT_MEANING = {
     "env.train.done_on_life_loss": "training games end with a life",
     "env.train.size": "real games have frames of 64x64 pixels",
@@ -838,6 +849,7 @@ def from_yaml(path: Path) -> TrainerConfig:
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _drop_removed_keys(content)
+        _replace_former_backend(content)
         return cli.build(TrainerConfig, content)
     except Exception as error:  # besides OmegaConf's and our own, whatever the YAML parser raises
         raise CheckpointError(f"{path} is no configuration of this trainer: {_reason(error)}") from error
@@ -852,6 +864,46 @@ def _drop_removed_keys(content: Any) -> None:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and section.get(name) == neutral:
             del section[name]
+
+
+def _replace_former_backend(content: Any) -> None:
+    """Writes an older run's keys of how its networks ran as `training.backend`."""
+    section = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        return
+    names = {key: key.removeprefix("training.") for key in _FORMER_BACKEND}
+    former = {key: section.pop(name) for key, name in names.items() if name in section}
+    if former:
+        section.setdefault("backend", _backend_of(former))
+
+
+def _backend_of(former: Mapping[str, bool]) -> str:
+    """What former keys mean together: compiling counts before what the others leave out."""
+    meant = {_FORMER_BACKEND[key][value] for key, value in former.items()}
+    return next(backend for backend in ("inductor", "eager", "auto") if backend in meant)
+
+
+def _with_backend(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `training.backend` in the place of its former keys.
+
+    Raises:
+        InvalidInputError: One of them is neither true nor false, or given beside `training.backend`.
+    """
+    pairs = [(argument, *argument.partition("=")[::2]) for argument in arguments]
+    former = {key: value for _, key, value in pairs if key in _FORMER_BACKEND}
+    if not former:
+        return list(arguments)
+    for key, value in former.items():
+        if value.lower() not in ("true", "false"):
+            raise InvalidInputError(
+                f"{key}={value}: accepted are true and false; training.backend replaces it"
+            )
+    backend = _backend_of({key: value.lower() == "true" for key, value in former.items()})
+    if any(key == "training.backend" for _, key, _ in pairs):
+        raise InvalidInputError(f"training.backend replaces {' and '.join(former)}: give it alone")
+    if set(former) != {"training.compile_wm"}:
+        warn_deprecated(f"{' and '.join(former)}: deprecated, give training.backend={backend}")
+    return [*(argument for argument, key, _ in pairs if key not in former), f"training.backend={backend}"]
 
 
 def flat(config: TrainerConfig) -> dict[str, Any]:
@@ -933,7 +985,7 @@ def _read(arguments: Sequence[str]) -> _Request:
     preset, given, overrides, literals = DEFAULT_PRESET, None, [], cli.Literals()
     lists = [name for name, key in cli.keys(TrainerConfig).items() if key.is_list]
     known = ["preset", CONFIG, *RUN_FOLDER_KEYS, *_ALIASES, *flat(_with_players())]
-    for argument in arguments:
+    for argument in _with_backend(arguments):
         key, value = split(argument)
         _check_key(key, known)
         value = _device(value) if key == "common.devices" else value

@@ -20,8 +20,9 @@ from types import FrameType
 import torch
 from torch import nn
 
-from diamond_gym.backends.choose import can_compile, choose_upsampling, pick_device
-from diamond_gym.backends.memory import keep_freed_memory
+from diamond_gym.backends.build import lay_out
+from diamond_gym.backends.choose import pick_backend
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
 from diamond_gym.cli import Terminated
 from diamond_gym.data.episodes import EpisodeDataset
@@ -93,7 +94,8 @@ def train(
         InvalidInputError: No game and no data are given, a player cannot play the game, or the processes
             cannot share a batch.
         DatasetError: The static dataset has no episodes, or they do not fit.
-        DeviceError: The device is not available.
+        DeviceError: The device is not available, or the backend needs another one.
+        MissingDependencyError: What the backend, or a logger, needs is not installed.
         CheckpointError: The initial weights cannot be read or do not fit.
         CacheError: The run folder cannot be written.
         DivergedError: A loss is no longer finite; the last good epoch is kept.
@@ -101,6 +103,7 @@ def train(
         ProcessLostError: Another of the processes is gone.
     """
     device = find_device(config.common.device, group)
+    pick_backend(config.training.backend, device)
     with ExitStack() as stack:
         run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, folder, command, group, stack))
         _fit(config, run, agent, device, progress, group)
@@ -440,6 +443,8 @@ def _fit(
 ) -> None:
     """Everything that a resumed run repeats."""
     progress = progress and group.is_rank_zero
+    if keep_freed_memory() and progress:
+        print(MEMORY_IS_KEPT, flush=True)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
@@ -478,14 +483,9 @@ def _export(config: TrainerConfig, run: RunFolder) -> None:
 
 
 def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
-    """Puts networks on their device so that they train fast: memory, its layout, upsampling, compilation.
-
-    Affects the whole process, see `keep_freed_memory`.
-    """
-    keep_freed_memory()
-    agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    choose_upsampling(agent, device)
-    if config.training.compile and can_compile(device):
+    """Puts networks on their device so that they train fast: layout, upsampling, compilation."""
+    lay_out(agent, device)
+    if pick_backend(config.training.backend, device) == "inductor":
         # in place: the names of the weights stay; a graph for each shape, of crops and of whole frames
         agent.denoiser.inner_model.compile(dynamic=False)
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.backends.choose import has_fast_bfloat16, world_model_kind
+from diamond_gym.backends.build import world_model_kind
+from diamond_gym.backends.choose import has_fast_bfloat16, pick_backend
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
 from diamond_gym.world.models import Agent
-from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
 from trainers.diamond.config import (
     PARTS,
@@ -208,7 +208,8 @@ class Trainer:
         self.stop_requested = False
         self.device = next(agent.parameters()).device
         sampler = config.world_model_env.diffusion_sampler
-        kind = world_model_kind(self.device) if config.training.cuda_graphs else WorldModel
+        self.backend = pick_backend(config.training.backend, self.device)
+        kind = world_model_kind(self.backend, self.device)
         self.world_model = kind(agent.denoiser, agent.rew_end_model, sampler)
         self._autocast = autocast_of(config.training.autocast, self.device)
         self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
@@ -590,9 +591,8 @@ class Trainer:
 
     def _run_of(self, training: PartTrainingConfig) -> Run:
         """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""
-        config, on_cuda = self.config.training, self.device.type == "cuda"
-        is_simple = training.grad_acc_steps == 1 and self.group.world_size == 1 and not config.compile
-        return GraphedLoss() if on_cuda and is_simple and config.cuda_graphs else eager
+        is_simple = training.grad_acc_steps == 1 and self.group.world_size == 1
+        return GraphedLoss() if self.backend == "cuda_graph" and is_simple else eager
 
     def _draw(self, training: PartTrainingConfig) -> Draw:
         static = self.config.static_dataset

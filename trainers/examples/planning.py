@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 import diamond_gym
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.score import Score, real_scores
@@ -78,6 +79,7 @@ class Settings(PlannerConfig):
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     seed: int = option(0, "fixes the games and the plans", least=0)
 
     def __post_init__(self) -> None:
@@ -172,6 +174,7 @@ def play(settings: Settings) -> dict[str, list[float]]:
         checkpoint=settings.checkpoint,
         num_denoising_steps=settings.num_denoising_steps,
         device=settings.device,
+        backend=settings.backend,
     )
     n, num_actions = envs.world.world_model.num_steps_conditioning, int(envs.single_action_space.n)
     rng = np.random.default_rng(settings.seed)

@@ -21,6 +21,8 @@ from torch import nn
 from tqdm import tqdm
 
 from diamond_gym import cli
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import MissingDependencyError
 from diamond_gym.evaluate.score import Score, real_game, real_scores
@@ -65,6 +67,7 @@ class Settings:
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     seed: int = option(0, "fixes the games and the agent", least=0)
     total_frames: int = option(500_000, "steps of all games together", least=1)
     num_envs: int = option(32, "games at once", least=1)
@@ -86,7 +89,7 @@ class Settings:
 
     def world(self) -> dict[str, Any]:
         """Keyword arguments that say which world is imagined, and where."""
-        names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+        names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
 
     def real_games(self) -> dict[str, Any]:
@@ -213,6 +216,8 @@ def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
 
 def run(settings: Settings) -> None:
     """Trains and scores an agent."""
+    if keep_freed_memory():
+        print(MEMORY_IS_KEPT)
     prepare_folder(settings.out)
     game = real_game(settings.env_id)
     agent, returns = train(settings)

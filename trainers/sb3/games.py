@@ -31,6 +31,7 @@ def imagined(
         contexts=settings.contexts,
         num_denoising_steps=settings.num_denoising_steps,
         device=settings.device,
+        backend=settings.backend,
     )
     return ContextFrameStack(env, frame_stack)
 

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diamond_gym import files as disk
+from diamond_gym.backends.choose import pick_backend
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
@@ -152,7 +153,7 @@ def _check_beginning(settings: LoopSettings) -> None:
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
-    launch.find_device(config.common.device)
+    pick_backend(config.training.backend, launch.find_device(config.common.device))
     launch.prepare(config)
 
 

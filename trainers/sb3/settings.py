@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 
@@ -68,6 +69,7 @@ class TrainSettings:
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's")
     seed: int = option(0, "fixes the games and the agent")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     eval_every: int = option(50_000, "steps between evaluations in the real game", least=1)
     eval_episodes: int = option(5, "real games of each evaluation", least=1)
     final_episodes: int = option(30, "real games that the trained agent is scored by", least=1)
@@ -134,6 +136,7 @@ class EvaluateSettings:
     )
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -159,6 +162,7 @@ class DemoSettings:
     steps: int = option(200, "steps to show", least=1)
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     out: str = option(".", "folder for agent.mp4", is_path=True)
 
     def __post_init__(self) -> None:

@@ -16,6 +16,7 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.evaluate.score import Score
@@ -65,6 +66,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
     _check_settings(folder, settings)
+    if keep_freed_memory() and progress:
+        print(MEMORY_IS_KEPT, flush=True)
     env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)

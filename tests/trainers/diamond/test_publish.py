@@ -132,7 +132,7 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(push, server, tmp_path, mon
     assert "nothing was uploaded" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert not server.requests
-    world = load_world("Breakout", out, device="cpu", compile=False)
+    world = load_world("Breakout", out, device="cpu", backend="eager")
     assert len(world.contexts) == 6 and world.action_meanings == ACTION_MEANINGS
     assert WorldDescription.load(out / "config.json").game == "Breakout"
     config = (out / "trainer.yaml").read_text()
@@ -309,7 +309,7 @@ def published(push, server, capsys):
 
 
 def load(address):
-    return load_world(None, address, device="cpu", compile=False)
+    return load_world(None, address, device="cpu", backend="eager")
 
 
 def test_revisions(published):
@@ -334,7 +334,7 @@ def test_a_repository_without_contexts(published, tmp_path):
     contexts = tmp_path / "mine.safetensors"
     contexts.write_bytes(published.files("me/breakout")["contexts.safetensors"])
     del published.files("me/breakout")["contexts.safetensors"]
-    world = load_world(None, "hub:me/breakout", device="cpu", compile=False, contexts=contexts)
+    world = load_world(None, "hub:me/breakout", device="cpu", backend="eager", contexts=contexts)
     assert len(world.contexts) == len(ContextBank.load(contexts))
 
 

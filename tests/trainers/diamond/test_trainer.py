@@ -17,7 +17,12 @@ from gymnasium.spaces import Discrete
 import diamond_gym
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError
+from diamond_gym.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    DatasetError,
+    MissingDependencyError,
+)
 from diamond_gym.files import write_torch
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
@@ -68,7 +73,7 @@ def finished(recordings, tmp_path_factory):
 
 @pytest.mark.slow
 def test_a_compiled_network_learns_the_same(recordings, finished, tmp_path, without_shape_checks):
-    compiled = train(recordings, tmp_path, "training.num_epochs=2", "training.compile=true")
+    compiled = train(recordings, tmp_path, "training.num_epochs=2", "training.backend=inductor")
     ours, theirs = (
         [json.loads(line) for line in run.metrics_file.read_text().splitlines()]
         for run in (compiled, finished)
@@ -80,10 +85,11 @@ def test_a_compiled_network_learns_the_same(recordings, finished, tmp_path, with
     assert not any("_orig_mod" in name for name in weights.state_dict())
 
 
-def test_without_a_compiler_it_warns_and_trains(recordings, tmp_path, monkeypatch):
+def test_without_a_compiler_it_says_so_before_a_folder_is_made(recordings, tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match="no-such-compiler"):
-        train(recordings, tmp_path, "training.num_epochs=1", "training.compile=true")
+    with pytest.raises(MissingDependencyError, match="no-such-compiler"):
+        train(recordings, tmp_path, "training.num_epochs=1", "training.backend=inductor")
+    assert not list(tmp_path.iterdir())
 
 
 def edit_config(run, *more):

@@ -44,6 +44,7 @@ from diamond_gym.adapters.sb3 import make_sb3_vec_env
 from diamond_gym.backends.build import backend_of, build_world_model
 from diamond_gym.backends.choose import pick_device
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel, Graphs
+from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cli import option
 from diamond_gym.envs.env import DiamondEnv
@@ -69,6 +70,7 @@ class Settings(WorldSettings):
     real: bool = option(True, "measure the real game")
     paper: bool = option(True, "measure a paper-size model with random weights, too")
     compilers: bool = option(False, "on a CPU, then measure one game by inductor and openvino, too")
+    keep_memory: bool = option(False, "have the C library keep freed memory, as training does")
     seconds: float = option(3.0, "for each row", above=0)
 
 
@@ -401,6 +403,8 @@ def wanted_cases(args: Settings, num_envs: int) -> Iterator[list[Case]]:
 
 def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
+    if args.keep_memory:
+        keep_freed_memory()
     print_header()
     rows: list[Row] = []
     for asked, num_envs in rounds(args):

@@ -432,8 +432,11 @@ class Collector:
         finished = []
         for i in over.tolist():
             recording = self._recordings[i]
-            last = {"end": bool(outcome.end[i]), "trunc": bool(trunc[i]), "final_obs": outcome.obs[i]}
-            finished.append((i, recording, recording.episode(**last) if self.keeps_frames else None))
+            episode = None
+            if self.keeps_frames:
+                end = bool(outcome.end[i])
+                episode = recording.episode(end=end, trunc=bool(trunc[i]), final_obs=outcome.obs[i])
+            finished.append((i, recording, episode))
             self._recordings[i] = _Recording()
         if finished:
             self._forget(over)

@@ -290,7 +290,8 @@ class _Recording(EpisodeBuilder):
         recording = cls(number=state["number"])
         if recording.number is not None:
             stored = dataset.load(recording.number)
-            recording.obs, recording.num_stored = list(stored.obs), len(stored)
+            recording.num_stored = len(stored)
+            recording.obs += stored.obs.unbind()
             recording.act, recording.rew = stored.act.tolist(), stored.rew.tolist()
         recording.obs += [] if state["obs"] is None else list(state["obs"])
         recording.act += state["act"]

@@ -169,12 +169,13 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         super().close()
 
     def _write(self, terminated: bool = False, truncated: bool = False) -> None:
-        builder, latest = self._builder, self._latest
+        builder = self._builder
         if len(builder):
+            frames: list[Any] = [*builder.obs, self._latest]
             ends = np.zeros((2, len(builder)), bool)
             ends[:, -1] = terminated, truncated
             episode = RecordedEpisode(
-                obs=np.stack([*builder.obs, latest]),
+                obs=np.stack(frames),
                 act=np.array(builder.act),
                 rew=np.array(builder.rew),
                 terminated=ends[0],

@@ -290,7 +290,8 @@ class _Recording(EpisodeBuilder):
         recording = cls(number=state["number"])
         if recording.number is not None:
             stored = dataset.load(recording.number)
-            recording.obs, recording.num_stored = list(stored.obs), len(stored)
+            recording.num_stored = len(stored)
+            recording.obs += stored.obs.unbind()
             recording.act, recording.rew = stored.act.tolist(), stored.rew.tolist()
         recording.obs += [] if state["obs"] is None else list(state["obs"])
         recording.act += state["act"]
@@ -432,8 +433,11 @@ class Collector:
         finished = []
         for i in over.tolist():
             recording = self._recordings[i]
-            last = {"end": bool(outcome.end[i]), "trunc": bool(trunc[i]), "final_obs": outcome.obs[i]}
-            finished.append((i, recording, recording.episode(**last) if self.keeps_frames else None))
+            episode = None
+            if self.keeps_frames:
+                end = bool(outcome.end[i])
+                episode = recording.episode(end=end, trunc=bool(trunc[i]), final_obs=outcome.obs[i])
+            finished.append((i, recording, episode))
             self._recordings[i] = _Recording()
         if finished:
             self._forget(over)

@@ -32,7 +32,7 @@ from trainers.sb3.agents import (
     save_agent,
     set_learning_rate,
 )
-from trainers.sb3.player import AgentPolicy
+from trainers.sb3.player import AgentPolicy, Policy
 from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
@@ -240,7 +240,7 @@ def _score(
         players[f"beside: {settings.beside}"] = beside
     num_envs = min(_NUM_REAL_ENVS, settings.final_episodes)
     with closing(_real(settings, num_envs, training=False, seed=_SCORING_SEED)) as real:
-        policies = {name: AgentPolicy(player) for name, player in players.items()}
+        policies: dict[str, Policy] = {name: AgentPolicy(player) for name, player in players.items()}
         policies["random"] = scoring.random_policy(real)
         return [
             Score.of(

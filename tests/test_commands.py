@@ -203,7 +203,7 @@ def is_package(module: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("program", sorted({shlex.split(x)[0] for x in COMMANDS}))
+@pytest.mark.parametrize("program", list(dict.fromkeys(shlex.split(x)[0] for x in COMMANDS)))
 def test_commands_run(program, folder, monkeypatch):
     """In processes of their own, in the order of the pages: some need what those before them made."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}

@@ -81,7 +81,7 @@ def test_a_slowdown_fails(steps, monkeypatch, capsys):
     calls, step = iter(range(1000)), DiamondVectorEnv.step
 
     def slower(self, actions):
-        time.sleep(0.1 if next(calls) >= 18 else 0)
+        time.sleep(0.5 if next(calls) >= 18 else 0)
         return step(self, actions)
 
     monkeypatch.setattr(DiamondVectorEnv, "step", slower)

@@ -41,7 +41,7 @@ from trainers.diamond.losses import (
     rew_end_loss,
 )
 from trainers.diamond.optim import ExponentialMovingAverage, make_optimizer
-from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch
+from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch, StepErrors
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_imagined_frames
 
 # --- graphed loss
@@ -303,26 +303,25 @@ class DenoiserObjective:
         n = batch.act.shape[1] - p
         has_past = batch.mask_padding[:, :p]  # without it nobody could have known
         order = torch.arange(p, device=errors.error.device)
-        place = errors.worst + batch.corner[:, None]
-        told = [
-            batch.episode[:, None].expand(count, p),
-            batch.start[:, None] + n + order,
-            errors.error,
-            errors.c_noise,
-            (2 * order + on_crops).expand(count, p),
-            *place.unbind(2),
-            ~batch.is_hard[:, None].expand(count, p),
-            errors.counts & has_past,
-        ]
-        group = self.draw.group
-        seen = torch.zeros(len(told), count * group.world_size, p, dtype=torch.float64)
-        seen[:, group.shard(count * group.world_size)] = torch.stack([x.cpu().double() for x in told])
-        *numbers, kept = group.all_reduce(seen)
-        episode, time, error, c_noise, kind, row, column, usual = (x[kept.bool()] for x in numbers)
-        place = torch.stack([row, column], dim=1).long()
-        self.hard_steps.note(
-            episode.long(), time.long(), error.float(), c_noise, kind.long(), place, usual.bool()
+        row, column = (errors.worst + batch.corner[:, None]).unbind(2)
+        told = StepErrors(
+            episode=batch.episode[:, None].expand(count, p),
+            time=batch.start[:, None] + n + order,
+            error=errors.error,
+            c_noise=errors.c_noise,
+            kind=(2 * order + on_crops).expand(count, p),
+            row=row,
+            column=column,
+            is_usual=~batch.is_hard[:, None].expand(count, p),
         )
+        counts = errors.counts & has_past
+        group = self.draw.group
+        seen = torch.zeros(len(told) + 1, count * group.world_size, p, dtype=torch.float64)
+        seen[:, group.shard(count * group.world_size)] = torch.stack(
+            [x.cpu().double() for x in (*told, counts)]
+        )
+        *numbers, kept = group.all_reduce(seen)
+        self.hard_steps.note(StepErrors(*(x[kept.bool()] for x in numbers)))
 
     def state_dict(self) -> dict[str, Any]:
         """Which steps are hard."""

@@ -8,9 +8,8 @@ from diamond_gym.errors import InvalidInputError
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond.config import parse
-from trainers.diamond.learner import DenoiserObjective, Draw
+from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
 from trainers.diamond.replay import HardSteps, Replay, StepErrors
-from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
 
@@ -120,10 +119,11 @@ def test_the_objective_draws_again_what_was_predicted_badly():
     assert predicted.float().mean() > 5 / 30, "by chance it would be one in thirty"
 
 
-def test_a_plain_batch_is_not_remembered():
+def test_a_measured_batch_is_not_remembered():
     replay = Replay([blinking(60, 40)])
     favours = objective(1.0)
-    favours.example(replay, np.random.default_rng(0), 0, plain=True)
+    for batch in favours.test_batches(replay):
+        favours.measure(batch, np.random.default_rng(0), 0)
     assert not favours.hard_steps.weights(replay.lengths).any()
     ignores = objective(0.0)
     ignores.example(replay, np.random.default_rng(0), 0)

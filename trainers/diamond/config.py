@@ -864,7 +864,10 @@ _ALIASES = {
     "training.compile_wm": "training.compile",
 }
 """Published or short names of keys, and ours."""
-_REMOVED = {"rew_end_model.training.event_weight": 1.0}
+_REMOVED = {
+    "rew_end_model.training.event_weight": 1.0,
+    "world_model_env.diffusion_sampler.timestep_spacing": "leading",
+}
 """Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
 _WITHOUT_MEANING = {
     "env.train.done_on_life_loss": "training games end with a life",

@@ -167,14 +167,24 @@ def test_a_configuration_survives_its_file(tmp_path):
     assert from_yaml(file) == config
 
 
-def test_runs_of_earlier_versions_are_read_where_a_removed_key_did_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "after, name, neutral, other",
+    [
+        ("    seq_length: 8\n", "    event_weight", "1.0", "3.0"),
+        ("    num_steps_denoising: 1\n", "    timestep_spacing", "leading", "trailing"),
+    ],
+)
+def test_runs_of_earlier_versions_are_read_where_a_removed_key_did_nothing(
+    after, name, neutral, other, tmp_path
+):
     file = tmp_path / "trainer.yaml"
     config = parse(["game=Breakout", "preset=small"])
     text = to_yaml(config)
-    file.write_text(text.replace("    seq_length: 8\n", "    seq_length: 8\n    event_weight: 1.0\n"))
-    assert "event_weight" in file.read_text() and from_yaml(file) == config
-    file.write_text(file.read_text().replace("event_weight: 1.0", "event_weight: 3.0"))
-    with pytest.raises(CheckpointError, match="event_weight"):
+    assert text.count(after) == 1
+    file.write_text(text.replace(after, f"{after}{name}: {neutral}\n"))
+    assert from_yaml(file) == config
+    file.write_text(text.replace(after, f"{after}{name}: {other}\n"))
+    with pytest.raises(CheckpointError, match=name.strip()):
         from_yaml(file)
 
 

@@ -24,8 +24,9 @@ from trainers.diamond.losses import (
     DenoiserNoise,
     SigmaDistributionConfig,
     add_noise,
-    denoiser_loss,
+    denoiser_errors,
     draw_denoiser_noise,
+    mean_of_predictions,
 )
 from trainers.diamond.replay import SegmentBatch
 
@@ -174,6 +175,12 @@ def test_timesteps_are_drawn_uniformly():
     assert abs(level.mean() - 499.5) < 10
 
 
+def loss_of(denoiser, batch, noises):
+    """The denoiser's loss, as it is trained."""
+    errors = denoiser_errors(denoiser, batch, noises)
+    return mean_of_predictions(errors.error, errors.counts)
+
+
 def test_loss_is_the_error_of_the_noise_with_its_offset():
     denoiser, noise, n = ddpm_agent().denoiser, draw(), worlds.NUM_STEPS_CONDITIONING
     batch = segments(n + 1)
@@ -186,7 +193,7 @@ def test_loss_is_the_error_of_the_noise_with_its_offset():
     past = denoiser.inner_model.fold(frames[:, :n].flatten(1, 2))
     folded = denoiser.inner_model.fold(noisy)
     predicted = denoiser.inner_model(folded, (noise.level + 1) / 1000, past, batch.act[:, :n])
-    loss, _ = denoiser_loss(denoiser, batch, [noise])
+    loss = loss_of(denoiser, batch, [noise])
     assert_close(loss, (predicted - whole).square().mean(), rtol=1e-4, atol=1e-6)
 
 
@@ -194,7 +201,7 @@ def test_later_predictions_see_the_earlier_ones():
     denoiser, n = ddpm_agent().denoiser, worlds.NUM_STEPS_CONDITIONING
     batch, noises = segments(n + 2), [draw(seed=0), draw(seed=1)]
     frames = batch.frames()
-    first, _ = denoiser_loss(denoiser, batch, noises[:1])
+    first = loss_of(denoiser, batch, noises[:1])
     noisy = add_noise(denoiser.config, frames[:, n], noises[0])
     predicted = denoiser.denoise(noisy, noises[0].level, frames[:, :n].flatten(1, 2), batch.act[:, :n])
     imagined = replace(batch, obs=batch.obs.clone())
@@ -202,8 +209,8 @@ def test_later_predictions_see_the_earlier_ones():
     shifted = SegmentBatch(
         *(x[:, 1:] if x.ndim > 1 and x.shape[1] == n + 2 else x for x in vars(imagined).values())
     )
-    second, _ = denoiser_loss(denoiser, shifted, noises[1:])
-    both, _ = denoiser_loss(denoiser, batch, noises)
+    second = loss_of(denoiser, shifted, noises[1:])
+    both = loss_of(denoiser, batch, noises)
     assert_close(both, (first + second) / 2, rtol=1e-3, atol=1e-5)
 
 

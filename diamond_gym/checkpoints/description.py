@@ -120,7 +120,7 @@ def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
 
 def _number(key: str, value: Any) -> Any:
     """The inverse of `_finite_or_text`, for all but the names among the sampler's values."""
-    is_name = get_type_hints(DiffusionSamplerConfig).get(key) is str
+    is_name = get_type_hints(DiffusionSamplerConfig).get(key, str) is str
     return float(value) if isinstance(value, str) and not is_name else value
 
 

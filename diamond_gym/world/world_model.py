@@ -260,7 +260,7 @@ class WorldModel:
             blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
 
         def denoise(x: Tensor, level: float) -> Tensor:
-            return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)
+            return self.denoiser.denoise(x, self._conditioners_at(level), past, act_history)
 
         def step_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))

@@ -69,8 +69,8 @@ def test_network_output_is_that_of_the_plain_network():
     noisy, obs = torch.randn(2, 3, 64, 64, generator=g), torch.rand(2, 12, 64, 64, generator=g) * 2 - 1
     act, c = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]]), placed.conditioners(torch.tensor([0.1, 4.0]))
     with torch.no_grad():
-        expected = agent.denoiser.model_output(noisy, c, obs, act)
-        torch.testing.assert_close(placed.model_output(noisy, c, obs, act), expected, atol=1e-4, rtol=0)
+        expected, ours = (x.model_output(noisy, c, x.fold_past(obs), act) for x in (agent.denoiser, placed))
+        torch.testing.assert_close(ours, expected, atol=1e-4, rtol=0)
 
 
 def test_bfloat16_imagines_nearly_the_same(plain):

@@ -203,7 +203,8 @@ def test_later_predictions_see_the_earlier_ones():
     frames = batch.frames()
     first = loss_of(denoiser, batch, noises[:1])
     noisy = add_noise(denoiser.config, frames[:, n], noises[0])
-    predicted = denoiser.denoise(noisy, noises[0].level, frames[:, :n].flatten(1, 2), batch.act[:, :n])
+    past = denoiser.fold_past(frames[:, :n].flatten(1, 2))
+    predicted = denoiser.denoise(noisy, denoiser.conditioners(noises[0].level), past, batch.act[:, :n])
     imagined = replace(batch, obs=batch.obs.clone())
     imagined.obs[:, n] = truncate_to_uint8(predicted.detach())
     shifted = SegmentBatch(

@@ -85,7 +85,8 @@ def _try_out(agent: Agent) -> None:
     inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
     n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
     act = torch.zeros(1, n, dtype=torch.int64)
-    agent.denoiser.denoise(frame[:, 0], torch.ones(1), frame.expand(1, n, -1, -1, -1).flatten(1, 2), act)
+    past = agent.denoiser.fold_past(frame.expand(1, n, -1, -1, -1).flatten(1, 2))
+    agent.denoiser.denoise(frame[:, 0], agent.denoiser.conditioners(torch.ones(1)), past, act)
     agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
     if agent.actor_critic is not None:
         agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))

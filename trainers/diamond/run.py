@@ -81,11 +81,8 @@ def build(
         test: Episodes to measure the losses on.
         group: The processes that train the run together; each builds its own.
     """
-    device, seed, horizon = (
-        next(agent.parameters()).device,
-        config.common.seed,
-        config.world_model_env.horizon,
-    )
+    seed, horizon = config.common.seed, config.world_model_env.horizon
+    device = next(agent.parameters()).device
     autocast = autocast_of(config.training.autocast, device)
     kind = world_model_kind(device) if config.training.cuda_graphs else WorldModel
     world_model = kind(agent.denoiser, agent.rew_end_model, config.world_model_env.diffusion_sampler)
@@ -117,6 +114,7 @@ def build(
         learners.append(Learner.of(name, getattr(agent, name), part.training, part.optimizer, made, group))
 
     # data: what the policy collects, and the whole games that score it
+    folders = data.dataset_folders(run, config.static_dataset)
     dataset = collector = whole_games = None
     if config.collects:
         dataset = EpisodeDataset(run.dataset("train"), create=True)
@@ -146,7 +144,7 @@ def build(
         dataset=dataset,
         collector=collector,
         whole_games=whole_games,
-        choose_contexts=partial(_choose_contexts, config, run),
+        choose_contexts=partial(data.choose_contexts, folders, world_model.num_steps_conditioning, seed=seed),
         group=group,
     )
 
@@ -190,12 +188,6 @@ def load_replays(
     return data.load_replays(
         folders, config.frame_shape, num_actions, num_collected=config.num_collected, progress=progress
     )
-
-
-def _choose_contexts(config: TrainerConfig, run: RunFolder) -> data.ContextBank:
-    folders = data.dataset_folders(run, config.static_dataset)
-    n = config.agent.denoiser.inner_model.num_steps_conditioning
-    return data.choose_contexts(folders, n, seed=config.common.seed)
 
 
 # --- commands
@@ -421,10 +413,10 @@ def _fit(
         is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
         assert agent.config.num_actions is not None
         train, test = load_replays(config, run, agent.config.num_actions, progress=progress)
-        if not (config.collects or config.training.model_free):
-            group.on_rank_zero(lambda: _choose_contexts(config, run).save(run.contexts_file))
         place(agent, device, compile=config.training.compile)
         trainer = build(config, run, agent, train, test, group)
+        if not (config.collects or config.training.model_free):
+            group.on_rank_zero(lambda: trainer.choose_contexts().save(run.contexts_file))
         if is_resumed:
             trainer.resume()
         with closing(trainer.log), _stopped_by_interrupt(trainer):

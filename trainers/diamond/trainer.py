@@ -222,7 +222,7 @@ class Trainer:
         dataset: The training episodes on disk where the run collects.
         collector: Collects them, in the first process.
         whole_games: What the actor-critic is scored in, if it is.
-        choose_contexts: Chooses start contexts out of what is collected.
+        choose_contexts: Chooses start contexts out of the run's episodes.
         group: The processes that train the run together, each with a trainer of its own.
         progress: Where the run stands.
         stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise

@@ -51,7 +51,7 @@ def test_denoiser_call(agent, d):
     for name in ("c_in", "c_out", "c_skip", "c_noise"):
         assert_close(getattr(c, name).flatten(), d[name], **TOLERANCE)
     obs, act = conditioning(d)
-    inputs = (d["noisy_next_obs"], c, agent.denoiser.fold_past(obs), act)
+    inputs = d["noisy_next_obs"], c, agent.denoiser.fold_past(obs), act
     assert_close(agent.denoiser.model_output(*inputs), d["inner_model_output"], **TOLERANCE)
     assert_quantised_close(agent.denoiser.denoise(*inputs), d["denoised"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from diamond_gym.backends.choose import can_compile, choose_upsampling
+from diamond_gym.backends.choose import can_compile, choose_upsampling, pick_device
 from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
@@ -37,17 +37,14 @@ def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
     Raises:
         DeviceError: There is no such device here.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if group.world_size > 1 and name == "cuda":
-        name = f"cuda:{group.local_rank}"
-    elif group.world_size > 1 and name != "cpu":
+    if group.world_size > 1 and name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DeviceError(f"common.device={name} is not available: {reason}") from error
+        device = pick_device(name)
+        if group.world_size > 1 and device.type == "cuda":
+            device = pick_device(f"cuda:{group.local_rank}")
+    except (DeviceError, InvalidInputError) as error:
+        raise DeviceError(f"common.device={name} is not available: {error}") from error
     if device.type == "cuda" and group.world_size > 1:
         torch.cuda.set_device(device)
     return device

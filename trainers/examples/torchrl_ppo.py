@@ -23,7 +23,9 @@ from tqdm import tqdm
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.errors import MissingDependencyError
+from diamond_gym.evaluate.score import Score, real_game, real_scores
 from diamond_gym.files import prepare_folder, write_torch
+from diamond_gym.players.player import FrameStackPlayer
 
 try:
     from tensordict import TensorDict
@@ -42,7 +44,6 @@ except ImportError:
     raise MissingDependencyError(missing) from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
-from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
 
@@ -207,7 +208,7 @@ def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
         with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
-    return real_scores(policy, game, num_frames=NUM_FRAMES, **args.real_games())
+    return real_scores(FrameStackPlayer(policy, NUM_FRAMES), game, **args.real_games())
 
 
 def run(settings: Settings) -> None:
@@ -219,7 +220,7 @@ def run(settings: Settings) -> None:
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
     if scores:
-        print(in_words(scores))
+        print(Score.of("agent", scores).in_words())
 
 
 COMMAND = cli.Command("python -m trainers.examples.torchrl_ppo", __doc__ or "", Settings, run)

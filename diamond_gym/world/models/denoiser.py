@@ -276,7 +276,7 @@ class Denoiser(nn.Module):
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """Output of the inner network on inputs scaled to unit variance; `past` is of `fold_past`."""
+        """Output of the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
         return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
@@ -299,9 +299,9 @@ class Denoiser(nn.Module):
         """Estimate of the clean next frame in [-1, 1]: of EDM on 256 levels, of DDPM not yet quantised.
 
         Args:
-            noisy_next_obs: The frame at some noise level, float32.
-            c: `conditioners` of the noise level of each image.
-            past: `fold_past` of the n past frames.
+            noisy_next_obs: The frame at a noise level, float32.
+            c: From `conditioners` of that level.
+            past: From `fold_past` or `fold_frames` of the n past frames, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
         output = self.model_output(noisy_next_obs, c, past, act)

@@ -26,8 +26,8 @@ from diamond_gym import cli
 from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from trainers.diamond import trainer as schedule
 from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.run import schedule
 
 MACHINE = ("cpu", "gpu", "num_threads", "python", "torch", "gymnasium", "commit")
 """Keys of a row in which all rows must agree."""
@@ -210,7 +210,7 @@ def seconds_of(measured: dict[str, Row], prefix: str) -> tuple[float, float, int
     """Seconds of an epoch and of all epochs, and the number of epochs; "baseline_" for the plain ones."""
     config = TrainerConfig(game="Breakout")
     sampling = config.collection.train
-    num_epochs = schedule.num_epochs(config, sampling.first_epoch.min)
+    num_epochs = schedule(config).num_epochs(sampling.first_epoch.min)
     assert num_epochs is not None, "a run that collects knows its epochs after the first"
     collection = measured["collection"]
     collect = collection[f"{prefix}seconds"] / collection["num_steps"]

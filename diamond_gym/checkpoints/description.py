@@ -107,15 +107,20 @@ def _agent(values: dict[str, Any] | None) -> AgentConfig | None:
     return None if values is None else config_from_dict(AgentConfig, values)
 
 
+_REMOVED = {"timestep_spacing": "leading"}
+"""Keys that samplers once had, with the values at which frames are sampled as now: such files are read."""
+
+
 def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
     if values is None:
         return DiffusionSamplerConfig()
-    return config_from_dict(DiffusionSamplerConfig, {key: _number(key, x) for key, x in values.items()})
+    kept = {key: _number(key, x) for key, x in values.items() if _REMOVED.get(key) != x}
+    return config_from_dict(DiffusionSamplerConfig, kept)
 
 
 def _number(key: str, value: Any) -> Any:
     """The inverse of `_finite_or_text`, for all but the names among the sampler's values."""
-    is_name = get_type_hints(DiffusionSamplerConfig).get(key) is str
+    is_name = get_type_hints(DiffusionSamplerConfig).get(key, str) is str
     return float(value) if isinstance(value, str) and not is_name else value
 
 

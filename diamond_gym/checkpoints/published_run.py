@@ -23,7 +23,6 @@ CONFIG_FILE = Path("config", "trainer.yaml")
 """In a run folder, ours or a published one."""
 _INFINITY = re.compile(r"""\$\{eval:\s*['"]?float\(\s*['"]inf['"]\s*\)['"]?\s*\}""")
 """How the published configuration writes the one number that YAML has another name for."""
-_TEXTS = ("timestep_spacing",)
 _SAMPLER = "world_model_env.diffusion_sampler"
 
 
@@ -47,7 +46,7 @@ def describe(run: Path) -> WorldDescription:
     config = _read(file)
     values = {name: x for name, x in _inner(config, *_SAMPLER.split(".")).items() if name != "_target_"}
     try:
-        numbers = {name: x if name in _TEXTS else _number(name, x) for name, x in values.items()}
+        numbers = {name: _number(name, x) for name, x in values.items()}
         sampler = config_from_dict(DiffusionSamplerConfig, numbers)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {_SAMPLER} is not one that can be used: {error}") from error

@@ -15,7 +15,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.world.ddpm import TIMESTEP_SPACINGS
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(noisy (b c h w), their noise level) -> denoised (b c h w)."""
@@ -32,7 +31,7 @@ class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
 
     A denoiser with `objective` "ddpm" is sampled by `diamond_gym.world.ddpm`: of this it takes the number of
-    steps and the spacing only, and neither `order` 2 nor churn.
+    steps only, and neither `order` 2 nor churn.
 
     Attributes:
         num_steps_denoising: Number of denoising steps, >= 1.
@@ -46,8 +45,6 @@ class DiffusionSamplerConfig:
         s_noise: Standard deviation of the noise added back.
         s_churn_at: Noise level that the denoiser is told after noise was added back: "sigma_hat", the one the
             frame has then (Algorithm 2), or "sigma", the one before (the published code).
-        timestep_spacing: Which timesteps DDPM visits: "leading" or "trailing"; see
-            `diamond_gym.world.ddpm.sampling_timesteps`.
     """
 
     num_steps_denoising: int = 3
@@ -60,7 +57,6 @@ class DiffusionSamplerConfig:
     s_tmax: float = math.inf
     s_noise: float = 1.0
     s_churn_at: str = "sigma_hat"
-    timestep_spacing: str = "leading"
 
     def __post_init__(self) -> None:
         if isinstance(self.num_steps_denoising, bool) or not isinstance(self.num_steps_denoising, int):
@@ -80,11 +76,6 @@ class DiffusionSamplerConfig:
         if self.s_churn_at not in CHURN_LEVELS:
             raise InvalidInputError(
                 f"s_churn_at must be one of {', '.join(CHURN_LEVELS)}, got {self.s_churn_at!r}"
-            )
-        if self.timestep_spacing not in TIMESTEP_SPACINGS:
-            raise InvalidInputError(
-                f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, "
-                f"got {self.timestep_spacing!r}"
             )
 
 

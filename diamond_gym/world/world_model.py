@@ -124,7 +124,7 @@ def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
             "a denoiser with denoiser.objective=ddpm needs order=1 and s_churn=0, "
             f"got order={config.order} and s_churn={config.s_churn}"
         )
-    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising, config.timestep_spacing))]
+    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising))]
 
 
 class WorldModel:

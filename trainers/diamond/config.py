@@ -20,9 +20,11 @@ import yaml
 from diamond_gym import cli
 from diamond_gym.backends.names import BACKENDS, warn_deprecated
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
+from diamond_gym.games.atari import SCREEN_SIZE
 from diamond_gym.registration import game_name
 from diamond_gym.world.models import AgentConfig
 from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import noise_levels
 from trainers.diamond.losses import ActorCriticLossConfig, SigmaDistributionConfig
 
 try:
@@ -720,6 +722,17 @@ class TrainerConfig:
         return self.learns_to_play and needed
 
     @property
+    def num_collected(self) -> int:
+        """Steps the training dataset will have where the actor-critic fills it, else 0."""
+        return self.collection.train.num_steps_total if self.collects else 0
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of the frames that the networks take."""
+        rew_end = self.agent.rew_end_model
+        return rew_end.img_channels, rew_end.img_size, rew_end.img_size
+
+    @property
     def players(self) -> dict[str, list[PlayerConfig]]:
         """Who plays before epoch 1, for the "train" and the "test" dataset; nobody with a static dataset."""
         if self.static_dataset.path is not None or self.training.model_free:
@@ -734,6 +747,102 @@ class TrainerConfig:
             split: [] if players is None and self.learns_to_play else players or [nobody_else[split]]
             for split, players in given.items()
         }
+
+
+# --- checks
+# What must hold between the parts of a configuration.
+
+
+def check_parts(config: TrainerConfig) -> None:
+    """Makes sure that the parts of a configuration go together.
+
+    Raises:
+        InvalidInputError: They do not, or the sampler does not go with the denoiser's objective.
+    """
+    _check_frames(config)
+    noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
+    _check_playing(config)
+    _check_segments(config)
+    _check_crops(config)
+    _check_export(config)
+
+
+def _check_frames(config: TrainerConfig) -> None:
+    """The networks must take the same frames, and those of the real game where it is played."""
+    denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
+    if denoiser.img_channels != rew_end.img_channels:
+        raise InvalidInputError(
+            f"agent.denoiser.inner_model.img_channels={denoiser.img_channels} and "
+            f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
+        )
+    given = (rew_end.img_channels, rew_end.img_size)
+    is_played = config.static_dataset.path is None or (config.learns_to_play and config.game is not None)
+    if is_played and given != (3, SCREEN_SIZE):
+        raise InvalidInputError(
+            f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
+            f"{SCREEN_SIZE}x{SCREEN_SIZE} pixels"
+        )
+    actor_critic = config.agent.actor_critic
+    seen = (actor_critic.img_channels, actor_critic.img_size)
+    if config.learns_to_play and seen != (rew_end.img_channels, rew_end.img_size):
+        raise InvalidInputError(
+            f"agent.actor_critic has img_channels={seen[0]}, img_size={seen[1]}, agent.rew_end_model "
+            f"{rew_end.img_channels}, {rew_end.img_size}: they must be equal"
+        )
+
+
+def _check_playing(config: TrainerConfig) -> None:
+    """Who learns to play needs a game, or a world that has learned one."""
+    training, initialization = config.training, config.initialization
+    if not config.learns_to_play:
+        return
+    if config.game is None and (config.collects or training.model_free):
+        raise InvalidInputError("what to play? give game=Breakout")
+    given = [
+        part
+        for part in WORLD_MODEL_PARTS
+        if initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
+    ]
+    missing = [part for part in WORLD_MODEL_PARTS if part not in (*training.trained_parts, *given)]
+    if missing and not training.model_free:
+        raise InvalidInputError(
+            f"training.parts={training.parts} learns to play in imagination, and its {' and '.join(missing)} "
+            "would stay untrained: give initialization.path_to_ckpt=FOLDER, or train all parts"
+        )
+
+
+def _check_segments(config: TrainerConfig) -> None:
+    """Segments of the reward/end model that go on in imagination need frames to start from."""
+    n, training = config.agent.denoiser.inner_model.num_steps_conditioning, config.rew_end_model.training
+    if training.imagined_fraction > 0 and training.seq_length <= n:
+        raise InvalidInputError(
+            f"rew_end_model.training.imagined_fraction={training.imagined_fraction} needs segments longer "
+            f"than the {n} frames that imagination starts from: rew_end_model.training.seq_length is "
+            f"{training.seq_length}"
+        )
+
+
+def _check_crops(config: TrainerConfig) -> None:
+    """Crops must lie within the frame, and be divided by the network as it is."""
+    size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
+    divides = config.agent.denoiser.inner_model.divides
+    if size is not None and (size > side or size % divides):
+        accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
+        raise InvalidInputError(
+            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, {divides}x{divides} of "
+            f"which become one at the bottom of the network; accepted are {accepted}"
+        )
+
+
+def _check_export(config: TrainerConfig) -> None:
+    """A world model that was not trained cannot be exported, and one of no game not be evaluated."""
+    export, training = config.export, config.training
+    if not export.should:
+        return
+    if training.model_free:
+        raise InvalidInputError("export.should=true exports a world model, training.model_free=true has none")
+    if export.evaluate and config.game is None:
+        raise InvalidInputError("export.evaluate=true plays the real game: give game=Breakout")
 
 
 # --- settings
@@ -760,7 +869,10 @@ _ALIASES = {
     "denoiser.objective": "agent.denoiser.objective",
 }
 """Published or short names of keys, and ours."""
-_REMOVED = {"rew_end_model.training.event_weight": 1.0}
+_REMOVED = {
+    "rew_end_model.training.event_weight": 1.0,
+    "world_model_env.diffusion_sampler.timestep_spacing": "leading",
+}
 """Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
 _FORMER_BACKEND = {
     "training.compile_wm": {True: "inductor", False: "auto"},

@@ -131,24 +131,6 @@ class DenoiserErrors(NamedTuple):
     worst: Int64[Tensor, "b p 2"]
 
 
-def denoiser_loss(
-    denoiser: Denoiser,
-    batch: SegmentBatch,
-    noises: list[DenoiserNoise],
-    *,
-    moving_pixels_weight: float = 0.0,
-    total: Total = no_all_reduce,
-) -> tuple[Tensor, Metrics]:
-    """Mean of `denoiser_errors` over the predictions.
-
-    Returns:
-        The loss and {"loss": ...}.
-    """
-    errors = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
-    loss = mean_of_predictions(errors.error, errors.counts, total)
-    return loss, {"loss": loss.detach()}
-
-
 def denoiser_errors(
     denoiser: Denoiser,
     batch: SegmentBatch,

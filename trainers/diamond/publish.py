@@ -224,9 +224,14 @@ class _Trained:
             told |= {"steps": training.num_steps(self.epoch), "batch_size": training.batch_size}
         return told | {"epochs": self.epoch, "data": self.data()}
 
+    @property
+    def dataset_folders(self) -> tuple[Path, Path]:
+        """Folders of its train and test episodes; the latter may not exist."""
+        return data.dataset_folders(self.run, self.config.static_dataset)
+
     def data(self) -> dict[str, Any]:
         """What the run learned from."""
-        folder, _ = data.dataset_folders(self.config, self.run)
+        folder, _ = self.dataset_folders
         dataset = EpisodeDataset(folder)
         counts = {"episodes": dataset.num_episodes, "steps": dataset.num_steps}
         if self.config.static_dataset.path is not None:
@@ -257,7 +262,12 @@ def export(options: ExportOptions) -> dict[str, int]:
     agent = _combined(sources["denoiser"].agent, sources["rew_end_model"].agent)
     if options.average:
         told["denoiser"]["averaged_snapshots"] = _average(source, agent)
-    contexts = data.choose_contexts(source.config, source.run, num_contexts=options.num_contexts)
+    contexts = data.choose_contexts(
+        source.dataset_folders,
+        agent.denoiser.config.inner_model.num_steps_conditioning,
+        seed=source.config.common.seed,
+        num_contexts=options.num_contexts,
+    )
     out = Path(options.out).expanduser()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -289,8 +299,8 @@ def export(options: ExportOptions) -> dict[str, int]:
 
 def _average(source: _Trained, agent: Agent) -> int:
     """Puts the best average of the run's snapshots into the agent's denoiser; of how many it is."""
-    _, test = data.dataset_folders(source.config, source.run)
-    folder = test if (test / "info.pt").is_file() else data.dataset_folders(source.config, source.run)[0]
+    train, test = source.dataset_folders
+    folder = test if (test / "info.pt").is_file() else train
     n = agent.denoiser.config.inner_model.num_steps_conditioning
     validation = Validation.of(source.description.game, list(EpisodeDataset(folder)), n)
     world_model = WorldModel(agent.denoiser, agent.rew_end_model, source.description.sampler)

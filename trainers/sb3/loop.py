@@ -28,6 +28,7 @@ from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import config as world_settings
 from trainers.diamond import run as launch
+from trainers.diamond.networks import find_device
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
@@ -153,7 +154,7 @@ def _check_beginning(settings: LoopSettings) -> None:
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
-    pick_backend(config.training.backend, launch.find_device(config.common.device))
+    pick_backend(config.training.backend, find_device(config.common.device))
     launch.prepare(config)
 
 

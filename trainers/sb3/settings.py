@@ -62,7 +62,6 @@ class TrainSettings:
     num_denoising_steps: int | None = option(
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
-    end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
     learning_rate: float | None = option(
         None, "instead of the preset's; a run that is continued takes it, too", above=0
     )
@@ -86,8 +85,6 @@ class TrainSettings:
             raise InvalidInputError(f"ent_coef must be finite, got {self.ent_coef}")
         if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
-        if not 0 <= self.end_penalty < math.inf:
-            raise InvalidInputError(f"end_penalty must be finite and at least 0, got {self.end_penalty}")
 
     @property
     def stacked(self) -> int:

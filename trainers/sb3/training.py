@@ -37,9 +37,11 @@ from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
     *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "ent_coef"),
-    *("checkpoint", "contexts", "num_denoising_steps", "end_penalty"),
+    *("checkpoint", "contexts", "num_denoising_steps"),
 )
 """Settings that a run keeps: what it learns from, and how."""
+_REMOVED = {"end_penalty": 0.0}
+"""Settings that there once were, with the values at which they did nothing."""
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
@@ -83,10 +85,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
 def _games_to_learn_from(settings: TrainSettings) -> VecEnv:
     if settings.where == "imagination":
-        env = games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
-    else:
-        env = _real(settings, settings.num_envs, training=True, seed=settings.seed)
-    return games.EndPenalty(env, settings.end_penalty) if settings.end_penalty else env
+        return games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
+    return _real(settings, settings.num_envs, training=True, seed=settings.seed)
 
 
 def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) -> VecEnv:
@@ -121,9 +121,9 @@ def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], w
     if not file.is_file():
         return
     before = asdict(type(settings)()) | json.loads(file.read_text(encoding="utf-8"))
-    now = asdict(settings)
-    for name in names:
-        if before[name] != now[name]:
+    now = _REMOVED | asdict(settings)
+    for name in (*names, *_REMOVED):
+        if before.get(name, now[name]) != now[name]:
             kept = f"{name}={before[name]}, not {now[name]}"
             raise InvalidInputError(f"{file.parent} holds {what} with {kept}: choose another out=")
 

@@ -17,12 +17,11 @@ from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
 from diamond_gym.players.actor_critic import ActorCriticPlayer
 from tests.paths import ROOT
 from tests.recordings import save_dataset
-from trainers.diamond import data
 from trainers.diamond import run as launch
 from trainers.diamond.config import PARTS, FirstEpochConfig, TrainCollectionConfig, from_yaml, parse, to_yaml
 from trainers.diamond.errors import DivergedError
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.trainer import collection_goal, num_epochs
+from trainers.diamond.trainer import collection_goal
 
 TINY = [
     "game=Breakout",
@@ -141,11 +140,11 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     run.config_file.write_text(to_yaml(config))
     description = launch.describe(config, "train")
     description.save(run.world_file)
-    replays = data.load_replays(config, run, 4, progress=False)
+    replays = launch.load_replays(config, run, 4, progress=False)
 
     def new_trainer():
-        agent = launch.new_agent(config, description).to(memory_format=torch.channels_last)
-        return launch.Trainer(config, run, agent, *replays)
+        _, agent = launch.prepare(config)
+        return launch.build(config, run, agent.to(memory_format=torch.channels_last), *replays)
 
     for _ in range(2):
         trainer = new_trainer()
@@ -257,9 +256,9 @@ def test_the_first_epoch_collects_until_it_has_seen_rewards():
 
 def test_a_published_run_has_about_a_thousand_epochs():
     config = parse(["game=Breakout"])
-    assert num_epochs(config, None) is None
-    assert num_epochs(config, 5_000) == 950 + 50
-    assert num_epochs(config, 10_000) == 900 + 50
+    assert launch.schedule(config).num_epochs(None) is None
+    assert launch.schedule(config).num_epochs(5_000) == 950 + 50
+    assert launch.schedule(config).num_epochs(10_000) == 900 + 50
     assert collection_goal(config.collection.train, 1, 5_000, {}, 5_000) == 5_100
     assert collection_goal(config.collection.train, 950, 99_900, {}, 5_000) == 100_000
 
@@ -279,4 +278,4 @@ def test_a_published_run_has_about_a_thousand_epochs():
 )
 def test_how_long_a_run_without_a_collecting_policy_is(arguments, expected):
     config = parse(["game=Breakout", *arguments.split()])
-    assert num_epochs(config, None) == expected
+    assert launch.schedule(config).num_epochs(None) == expected

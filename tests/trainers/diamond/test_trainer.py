@@ -26,12 +26,11 @@ from diamond_gym.errors import (
 from diamond_gym.files import write_torch
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
-from trainers.diamond import data
+from trainers.diamond import data, networks
 from trainers.diamond import run as launch
 from trainers.diamond.config import PARTS, TrainerConfig, from_yaml, parse, to_yaml
 from trainers.diamond.errors import DivergedError, RunInUseError
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -174,14 +173,24 @@ def test_a_configuration_survives_its_file(tmp_path):
     assert from_yaml(file) == config
 
 
-def test_runs_of_earlier_versions_are_read_where_a_removed_key_did_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "after, name, neutral, other",
+    [
+        ("    seq_length: 8\n", "    event_weight", "1.0", "3.0"),
+        ("    num_steps_denoising: 1\n", "    timestep_spacing", "leading", "trailing"),
+    ],
+)
+def test_runs_of_earlier_versions_are_read_where_a_removed_key_did_nothing(
+    after, name, neutral, other, tmp_path
+):
     file = tmp_path / "trainer.yaml"
     config = parse(["game=Breakout", "preset=small"])
     text = to_yaml(config)
-    file.write_text(text.replace("    seq_length: 8\n", "    seq_length: 8\n    event_weight: 1.0\n"))
-    assert "event_weight" in file.read_text() and from_yaml(file) == config
-    file.write_text(file.read_text().replace("event_weight: 1.0", "event_weight: 3.0"))
-    with pytest.raises(CheckpointError, match="event_weight"):
+    assert text.count(after) == 1
+    file.write_text(text.replace(after, f"{after}{name}: {neutral}\n"))
+    assert from_yaml(file) == config
+    file.write_text(text.replace(after, f"{after}{name}: {other}\n"))
+    with pytest.raises(CheckpointError, match=name.strip()):
         from_yaml(file)
 
 
@@ -199,11 +208,11 @@ def test_a_killed_collection_is_made_again_and_a_finished_one_is_left_alone(tmp_
             player.num_steps = 30
     run, other = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "other")
     save_dataset(run.path / "dataset" / "train.partial", 3)
-    data.collect_datasets(config, run, progress=False)
-    data.collect_datasets(config, other, progress=False)
+    data.collect_datasets(run, "Breakout", config.players, seed=0, progress=False)
+    data.collect_datasets(other, "Breakout", config.players, seed=0, progress=False)
     assert sorted(path.name for path in (run.path / "dataset").iterdir()) == ["test", "train"]
     before = run.dataset("train").stat().st_mtime_ns
-    data.collect_datasets(config, run, progress=False)
+    data.collect_datasets(run, "Breakout", config.players, seed=0, progress=False)
     assert run.dataset("train").stat().st_mtime_ns == before
     for split, num_steps in (("train", 60), ("test", 30)):
         ours, theirs = EpisodeDataset(run.dataset(split)), EpisodeDataset(other.dataset(split))
@@ -343,10 +352,10 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
     config = from_yaml(finished.config_file)
 
     def new_trainer():
-        agent = launch.new_agent(config, launch.describe(config, ""))
-        replays = data.load_replays(config, run, NUM_ACTIONS, progress=False)
-        launch.place(agent, torch.device("cpu"), config)
-        return Trainer(config, run, agent, *replays)
+        _, agent = launch.prepare(config)
+        replays = launch.load_replays(config, run, NUM_ACTIONS, progress=False)
+        networks.place(agent, torch.device("cpu"), compile=False)
+        return launch.build(config, run, agent, *replays)
 
     trainer = new_trainer()
     trainer.stop_requested = True
@@ -371,10 +380,7 @@ def test_a_finished_run_says_so(finished, capsys):
 
 def test_training_changes_weights_and_measures(finished):
     agent = load_agent(finished.path)
-    fresh = launch.new_agent(
-        from_yaml(finished.config_file),
-        launch.describe(from_yaml(finished.config_file), ""),
-    )
+    _, fresh = launch.prepare(from_yaml(finished.config_file))
     assert agent.config.num_actions == NUM_ACTIONS
     for part in PARTS:
         ours, theirs = getattr(agent, part).state_dict(), getattr(fresh, part).state_dict()
@@ -485,7 +491,7 @@ def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished,
 def test_without_test_episodes_some_are_held_out(recordings, tmp_path):
     save_dataset(tmp_path / "train", 23)
     config = parse(arguments(tmp_path))
-    train_replay, test_replay = data.load_replays(config, RunFolder(tmp_path), NUM_ACTIONS, progress=False)
+    train_replay, test_replay = launch.load_replays(config, RunFolder(tmp_path), NUM_ACTIONS, progress=False)
     assert (len(train_replay.lengths), len(test_replay.lengths)) == (21, 2)
     assert train_replay.num_steps + test_replay.num_steps == EpisodeDataset(tmp_path / "train").num_steps
 
@@ -505,4 +511,4 @@ def test_data_that_does_not_fit_is_refused(tmp_path, num_episodes, size, num_act
         if num_episodes:
             save_dataset(tmp_path / "train", num_episodes, size=size)
         data.check_static_dataset(tmp_path)
-        data.load_replays(config, RunFolder(tmp_path), num_actions, progress=False)
+        launch.load_replays(config, RunFolder(tmp_path), num_actions, progress=False)

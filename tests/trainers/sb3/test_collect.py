@@ -39,9 +39,9 @@ def test_a_run_lets_it_play(tmp_path, monkeypatch):
     players = "[{name:ppo,num_steps:300},{name:random,num_steps:100}]"
     parts = "training.parts=[denoiser,rew_end_model]"
     config = parse(["game=Breakout", "preset=smoke", parts, f"collection.train.players={players}"])
-    data.check_players(config, "Breakout")
+    data.check_players(config.players, "Breakout")
     run = RunFolder(tmp_path)
-    data.collect_datasets(config, run, progress=False)
+    data.collect_datasets(run, "Breakout", config.players, seed=0, progress=False)
     dataset = EpisodeDataset(run.dataset("train"))
     assert dataset.num_steps == 400
     assert any(episode.end[-1] for episode in dataset), "lives were lost"

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -263,8 +264,6 @@ def test_a_score_is_summed_up():
         (["train", "seed=-1"], 2, "seed must be at least 0"),
         (["train", "steps=5"], 2, "unknown key steps: did you mean"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
-        (["train", "end_penalty=-1"], 2, "end_penalty must be finite and at least 0, got -1"),
-        (["train", "end_penalty=nan"], 2, "end_penalty must be finite and at least 0, got nan"),
         (["train", "learning_rate=inf"], 2, "learning_rate must be finite and above 0, got inf"),
         (["train", "ent_coef=nan"], 2, "ent_coef must be finite, got nan"),
         (["train", "game=Nogame"], 2, "unknown game 'Nogame'"),
@@ -326,35 +325,19 @@ def test_help(capsys):
     assert cli.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
 
 
-@pytest.mark.parametrize("max_steps", [3, 200])
-def test_an_end_costs_and_being_cut_short_does_not(max_steps):
-    env = games.EndPenalty(
-        games.real("Breakout", 1, frame_stack=1, training=True, max_steps=max_steps, seed=0), penalty=2
-    )
-    env.reset()
-    done, rewards = False, []
-    while not done:
-        _, (reward,), (done,), (info,) = env.step([1])
-        rewards.append(reward)
-    env.close()
-    assert info["TimeLimit.truncated"] == (max_steps == 3)
-    assert rewards[-1] == (0 if max_steps == 3 else -2)
-    assert info["episode"]["r"] == sum(rewards) + 2 * (max_steps == 200), "the log leaves it out"
-
-
-def test_a_run_can_be_charged_for_ends_and_older_folders_go_on(tiny_world, tmp_path, monkeypatch):
-    charged = []
-    monkeypatch.setattr(
-        games.EndPenalty, "step_wait", lambda env: charged.append(env.penalty) or env.venv.step_wait()
-    )
-    run = tmp_path / "charged"
-    assert main(["train", *arguments(tiny_world, run, "end_penalty=0.5")]) == 0
-    assert charged and set(charged) == {0.5}
-    assert main(["train", *arguments(tiny_world, run)]) == 2
-    settings = json.loads((run / "settings.json").read_text())
-    assert settings.pop("end_penalty") == 0.5  # as folders were written before there was a penalty: 0
-    (run / "settings.json").write_text(json.dumps(settings))
-    assert main(["train", *arguments(tiny_world, run)]) == 0
+def test_settings_of_earlier_versions_are_read_where_a_removed_one_did_nothing(tmp_path):
+    file, settings = tmp_path / "settings.json", TrainSettings()
+    for penalty in (0.0, 0.5):
+        file.write_text(json.dumps(asdict(settings) | {"end_penalty": penalty}))
+        if penalty == 0:
+            training.check_unchanged(file, settings, ["seed"], "a run")
+        else:
+            with pytest.raises(InvalidInputError, match=r"holds a run with end_penalty=0\.5, not 0\.0"):
+                training.check_unchanged(file, settings, ["seed"], "a run")
+    before = asdict(settings)
+    del before["ent_coef"]  # unknown then: it had its default
+    file.write_text(json.dumps(before))
+    training.check_unchanged(file, settings, ["ent_coef"], "a run")
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Pong"])

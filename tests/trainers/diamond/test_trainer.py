@@ -318,7 +318,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(kills,
         )
         try:
             before = None if run is None else run.state_file.stat().st_mtime_ns
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 300  # on a busy machine
             while process.poll() is None and time.monotonic() < deadline:
                 states = list(tmp_path.glob("outputs/*/*/checkpoints/state.pt"))
                 if states and states[0].stat().st_mtime_ns != before:

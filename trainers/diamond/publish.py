@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
 from torch import Tensor
 
 from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
+from diamond_gym.checkpoints.weights import read_state_dict
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
@@ -113,7 +113,7 @@ def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]
     sums: dict[str, Tensor] = {}
     wanted = _window_sizes(len(files))
     for count, file in enumerate(reversed(files), start=1):
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = read_state_dict(file)
         for name, x in weights.items():
             if name.startswith(prefix):
                 key = name.removeprefix(prefix)

@@ -35,6 +35,7 @@ OFF_POLICY = ("dqn", "qrdqn")
 RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy remembers by itself: they see single frames."""
 WHERE = ("imagination", "real")
+TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
 
 @dataclass
@@ -76,6 +77,7 @@ class TrainSettings:
     beside: str | None = option(
         None, "another agent's zip or run folder, or embedded, for the table", is_path=True
     )
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -134,6 +136,7 @@ class EvaluateSettings:
     )
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -160,6 +163,7 @@ class DemoSettings:
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
     out: str = option(".", "folder for agent.mp4", is_path=True)
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)

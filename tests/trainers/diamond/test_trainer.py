@@ -17,14 +17,14 @@ from gymnasium.spaces import Discrete
 import diamond_gym
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError, FolderInUseError
 from diamond_gym.files import write_torch
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
 from trainers.diamond import data
 from trainers.diamond import run as launch
 from trainers.diamond.config import PARTS, TrainerConfig, from_yaml, parse, to_yaml
-from trainers.diamond.errors import DivergedError, RunInUseError
+from trainers.diamond.errors import DivergedError
 from trainers.diamond.run_folder import RunFolder
 from trainers.diamond.trainer import Trainer
 
@@ -392,7 +392,7 @@ def test_a_simulator_of_anything_recorded_can_be_registered_and_played(finished)
 
 
 def test_two_processes_do_not_share_a_run(finished):
-    with finished.locked(), pytest.raises(RunInUseError, match="another process"):
+    with finished.locked(), pytest.raises(FolderInUseError, match="another process"):
         launch.resume(finished.path)
 
 
@@ -418,13 +418,13 @@ def test_a_damaged_or_foreign_state_is_refused(finished, tmp_path):
     description = json.loads(run.world_file.read_text())
     description["agent"]["denoiser"]["inner_model"]["channels"] = [16, 32]
     run.world_file.write_text(json.dumps(description))
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="cannot be read as the state of a run with this config"):
         launch.resume(run.path, progress=False)
     run.state_file.write_bytes(run.state_file.read_bytes()[:-500])
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
         launch.resume(run.path, progress=False)
     run.config_file.write_text("common: {seed: x}\n")
-    with pytest.raises(CheckpointError, match=r"trainer\.yaml is no configuration"):
+    with pytest.raises(CheckpointError, match=r"trainer\.yaml cannot be read as a configuration"):
         launch.resume(run.path, progress=False)
 
 

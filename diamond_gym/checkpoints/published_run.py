@@ -22,7 +22,7 @@ CONFIG_FILE = Path("config", "trainer.yaml")
 """In a run folder, ours or a published one."""
 _INFINITY = re.compile(r"""\$\{eval:\s*['"]?float\(\s*['"]inf['"]\s*\)['"]?\s*\}""")
 """How the published configuration writes the one number that YAML has another name for."""
-_TEXTS = ("timestep_spacing",)
+_TEXTS = ("timestep_spacing", "s_churn_at")
 _SAMPLER = "world_model_env.diffusion_sampler"
 
 

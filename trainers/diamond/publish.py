@@ -28,7 +28,7 @@ from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
-from diamond_gym.files import new_folder, write_file
+from diamond_gym.files import new_folder, visible, write_file
 from diamond_gym.world import pixels
 from diamond_gym.world.models import Agent, AgentConfig
 from diamond_gym.world.world_model import WorldModel
@@ -410,7 +410,7 @@ def push_to_hub(options: PublishOptions) -> str:
         with new_folder(out) as folder:
             write_world(options, folder)
         if options.dry_run:
-            names = ", ".join(sorted(path.name for path in out.iterdir()))
+            names = ", ".join(path.name for path in visible(out))
             return f"{out}: {names}; nothing was uploaded"
         url = _upload(options, out)
     return f'published: {url}\nto play in it: checkpoint="hub:{options.repo_id}"'
@@ -478,7 +478,7 @@ def _upload(options: PublishOptions, folder: Path) -> str:
         if not is_public:
             api.create_commit(
                 options.repo_id,
-                [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())],
+                [CommitOperationAdd(file.name, file) for file in visible(folder)],
                 commit_message="Publish a world model",
             )
     except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub

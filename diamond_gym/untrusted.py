@@ -211,7 +211,7 @@ def _refusal(file: BinaryIO, error: pickle.UnpicklingError) -> str:
     with contextlib.suppress(Exception):  # a damaged file, or torch's older format, cannot be listed
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)  # pyright: ignore[reportArgumentType]
     if names:
-        return f"{_PICKLED} (it refers to {', '.join(names[:3])})"
+        return f"{_PICKLED} (it refers to {', '.join(sorted(names)[:50])})"
     file.seek(0)
     is_pickle = "GLOBAL" in str(error) or file.read(1) == pickle.PROTO
     return f"{_PICKLED} (it is pickled Python)" if is_pickle else "it is damaged, or no PyTorch file"

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
 from diamond_gym.world.models import AgentConfig, config_from_dict
 from diamond_gym.world.sampler import DiffusionSamplerConfig
@@ -55,8 +56,8 @@ class WorldDescription:
         Raises:
             CheckpointError: It is not JSON, of a later format, or not a description.
         """
-        try:
-            fields = json.loads(text)
+        with untrusted.reading(source, CheckpointError, "the description of a world model"):
+            fields = untrusted.parse_json(text)
             if not isinstance(fields, dict):
                 raise ValueError(f"expected a mapping, got {type(fields).__name__}")
             version = fields.get("format_version", FORMAT_VERSION)
@@ -69,10 +70,6 @@ class WorldDescription:
                 action_meanings=_names(fields.get("action_meanings")),
                 training=_checked(dict, "training", fields.get("training")),
             )
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{source} holds no readable description of a world model: {error}"
-            ) from error
 
     def save(self, path: Path) -> None:
         """Writes the description as a JSON file.
@@ -90,12 +87,9 @@ class WorldDescription:
             CheckpointNotFoundError: There is no such file.
             CheckpointError: It holds no description.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CheckpointNotFoundError(f"there is no file {path}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if not path.is_file():
+            raise CheckpointNotFoundError(f"there is no file {path}")
+        text = untrusted.read_text(path, CheckpointError, "the description of a world model")
         return cls.from_json(text, str(path))
 
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,10 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
+from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.files import write_file
 
 _NAMES = {
     "obs": ("obs", "observations"),
@@ -91,12 +93,16 @@ class RecordedEpisode:
         Raises:
             CacheError: It cannot be written.
         """
+        disk.write_file(path, self.content())
+
+    def content(self) -> bytes:
+        """What a file holds."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         if self.num_actions is not None:
             fields["num_actions"] = np.int64(self.num_actions)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **fields)
-        write_file(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> RecordedEpisode:
@@ -105,24 +111,18 @@ class RecordedEpisode:
         Raises:
             DatasetError: It is missing, damaged, or no episode; the message names it.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-            raise DatasetError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
-        try:
+        arrays = untrusted.read_arrays(path, DatasetError, "an .npz file of plain arrays")
+        with untrusted.reading(path, DatasetError, "a recorded episode"):
             fields = {name: _first(arrays, name) for name in _NAMES}
             num_actions = int(arrays["num_actions"]) if "num_actions" in arrays else None
             return cls(**fields, num_actions=num_actions)
-        except (DatasetError, TypeError, ValueError) as error:
-            raise DatasetError(f"{path}: {error}") from error
 
 
 class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
     """Writes every episode to `folder/episode_<number>.npz` when it ends.
 
-    Numbers go on after those that are there; two processes need two folders. An episode that `reset` or
-    `close` cuts off is written too, as one that never ended.
+    Numbers continue after those that are there; any number of environments and processes may share a folder.
+    An episode that `reset` or `close` cuts off is written too, as one that never ended.
 
     Args:
         env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. One whose
@@ -182,8 +182,8 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
                 truncated=ends[1],
                 num_actions=self._num_actions,
             )
-            episode.save(self.folder / f"episode_{self._number:06d}.npz")
-            self._number += 1
+            names = (self.folder / f"episode_{number:06d}.npz" for number in itertools.count(self._number))
+            self._number = 1 + _number(disk.add_file(names, episode.content()))
         self._builder, self._latest = EpisodeBuilder(), None
 
 

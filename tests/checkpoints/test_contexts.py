@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import (
     ContextBank,
     collect_contexts,
@@ -277,6 +278,6 @@ def header(text):
 def test_damaged_files_are_refused(bank, tmp_path, damage):
     path = tmp_path / "contexts.safetensors"
     bank.save(path)
-    damage(path, *disk.read_tensors(path))
+    damage(path, *untrusted.read_tensors(path))
     with pytest.raises(CheckpointError, match=r"contexts\.safetensors"):
         ContextBank.load(path)

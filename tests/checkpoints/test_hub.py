@@ -10,6 +10,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
@@ -245,3 +246,23 @@ def test_other_games_are_not_asked_for(served, here):
         with pytest.raises(CheckpointNotFoundError, match=rf"26 games.*train game={game}"):
             hub.fetch(game)
     assert not FakeHub.requests
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), NotADirectoryError(20, "no folder")]
+)
+def test_a_cache_that_cannot_be_read_is_an_error_of_ours(error, monkeypatch):
+    def unreadable(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreadable)  # root may read everything
+    with pytest.raises(CacheError, match=r"cannot read or write .*; set HF_HOME to a folder that can"):
+        hub.fetch("Boxing")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_hf_home_is_an_error_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir(mode=0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "inner"))
+    with pytest.raises(CacheError, match="HF_HOME"):
+        hub.fetch("Boxing")

@@ -15,7 +15,7 @@ from diamond_gym.world import ddpm, noise
 from diamond_gym.world.models import Agent, Denoiser, DenoiserConfig, config_from_dict
 from diamond_gym.world.pixels import to_float, to_uint8, truncate_to_uint8
 from diamond_gym.world.sampler import DiffusionSamplerConfig
-from diamond_gym.world.world_model import WorldModel, noise_levels
+from diamond_gym.world.world_model import WorldModel
 from tests import worlds
 from tests.recordings import save_dataset
 from trainers.diamond.cli import main
@@ -296,7 +296,9 @@ def test_what_only_edm_can_do_is_refused(options):
 
 def test_more_steps_than_timesteps_are_refused():
     with pytest.raises(InvalidInputError, match=r"num_steps_denoising must be in 1..1000 .* got 1001"):
-        noise_levels("ddpm", DiffusionSamplerConfig(num_steps_denoising=1001))
+        ddpm.sampling_timesteps(1001)
+    with pytest.raises(InvalidInputError, match="must be an integer from 1 to 1000, got 1001"):
+        DiffusionSamplerConfig(num_steps_denoising=1001)
 
 
 def test_an_unknown_objective_is_refused():

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from diamond_gym import cli
+from diamond_gym import cli, untrusted
 from diamond_gym.backends.names import BACKENDS, warn_deprecated
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
 from diamond_gym.games.atari import SCREEN_SIZE
@@ -958,13 +958,14 @@ def from_yaml(path: Path) -> TrainerConfig:
     Raises:
         CheckpointError: The file is damaged, or no configuration of this trainer.
     """
+    what = "a configuration of this trainer"
+    content = untrusted.read_yaml(path, CheckpointError, what)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _drop_removed_keys(content)
         _replace_former_backend(content)
         return cli.build(TrainerConfig, content)
-    except Exception as error:  # besides OmegaConf's and our own, whatever the YAML parser raises
-        raise CheckpointError(f"{path} is no configuration of this trainer: {_reason(error)}") from error
+    except Exception as error:  # besides OmegaConf's and our own, what comes of keys that are no text
+        raise CheckpointError(f"{path} cannot be read as {what}: {_reason(error)}") from error
 
 
 def _drop_removed_keys(content: Any) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diamond_gym import untrusted
 from diamond_gym.cli import option
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import pictures
 from trainers.diamond.run_folder import RunFolder
 
@@ -35,6 +35,9 @@ PANELS: dict[str, dict[str, str]] = {
     },
 }
 """What is drawn: the metrics of a panel, `[i]` of a list, and their labels. Empty panels are left out."""
+
+_MAX_BYTES = 2**28
+"""Of a log; an epoch writes some kilobytes."""
 
 
 @dataclass
@@ -65,8 +68,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl, which may be growing; none if there is no such file yet."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    what = "the metrics of a run"
+    lines = untrusted.read_text(path, CheckpointError, what, _MAX_BYTES).splitlines(keepends=True)
+    with untrusted.reading(path, CheckpointError, what):
+        return [dict(untrusted.parse_json(line)) for line in lines if line.endswith("\n")]
 
 
 def figure(lines: list[dict[str, Any]]) -> Figure:

@@ -335,7 +335,10 @@ def _replay(
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    return Replay(episodes(), max(room, int(dataset.lengths[ids].sum())))
+    # the index may claim more steps than there can be in its files
+    files = filter(Path.is_file, map(dataset.episode_path, ids))
+    num_frames = sum(file.stat().st_size for file in files) // math.prod(fits.frame_shape)
+    return Replay(episodes(), max(room, min(num_frames, int(dataset.lengths[ids].sum()))))
 
 
 def choose_contexts(

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
 from torch import Tensor
 
 from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
+from diamond_gym.checkpoints.weights import read_state_dict
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
@@ -28,7 +28,7 @@ from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
-from diamond_gym.files import new_folder, write_file
+from diamond_gym.files import new_folder, visible, write_file
 from diamond_gym.world import pixels
 from diamond_gym.world.models import Agent, AgentConfig
 from diamond_gym.world.world_model import WorldModel
@@ -113,7 +113,7 @@ def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]
     sums: dict[str, Tensor] = {}
     wanted = _window_sizes(len(files))
     for count, file in enumerate(reversed(files), start=1):
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = read_state_dict(file)
         for name, x in weights.items():
             if name.startswith(prefix):
                 key = name.removeprefix(prefix)
@@ -420,7 +420,7 @@ def push_to_hub(options: PublishOptions) -> str:
         with new_folder(out) as folder:
             write_world(options, folder)
         if options.dry_run:
-            names = ", ".join(sorted(path.name for path in out.iterdir()))
+            names = ", ".join(path.name for path in visible(out))
             return f"{out}: {names}; nothing was uploaded"
         url = _upload(options, out)
     return f'published: {url}\nto play in it: checkpoint="hub:{options.repo_id}"'
@@ -488,7 +488,7 @@ def _upload(options: PublishOptions, folder: Path) -> str:
         if not is_public:
             api.create_commit(
                 options.repo_id,
-                [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())],
+                [CommitOperationAdd(file.name, file) for file in visible(folder)],
                 commit_message="Publish a world model",
             )
     except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub

@@ -302,7 +302,7 @@ def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) 
     Raises:
         CheckpointNotFoundError: The folder is not that of a run.
         CheckpointError: It is a run of the published trainer, or damaged.
-        RunInUseError: Another process is training it.
+        FolderInUseError: Another process is training it.
     """
     with ExitStack() as stack:
         run, unfinished = group.on_rank_zero(lambda: _existing_run(path, group, stack))

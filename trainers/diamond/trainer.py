@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
@@ -36,7 +37,7 @@ from trainers.diamond.config import (
     TrainingConfig,
 )
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
-from trainers.diamond.errors import StopRequested
+from trainers.diamond.errors import DivergedError, StopRequested
 from trainers.diamond.learner import (
     Autocast,
     DenoiserObjective,
@@ -529,7 +530,12 @@ class Trainer:
         is_kept = self.epoch % config.save_agent_every == 0 or self.epoch == self.num_epochs
         if self.dataset is not None and (is_kept or not self.run.contexts_file.is_file()):
             self.choose_contexts().save(self.run.contexts_file)
-        self.run.save_agent(self.epoch, self.weights(), config.save_agent_every, config.num_to_keep)
+        weights = self.weights()
+        try:
+            untrusted.check_finite(weights)
+        except ValueError as error:
+            raise DivergedError(f"after epoch {self.epoch} {error}; the last good epoch is kept") from error
+        self.run.save_agent(self.epoch, weights, config.save_agent_every, config.num_to_keep)
 
     def save_state(self) -> None:
         """Writes all that `resume` needs, by any number of processes."""
@@ -566,7 +572,7 @@ class Trainer:
             CheckpointError: The state does not fit the configuration.
         """
         state = self.run.load_state()
-        try:
+        with untrusted.reading(self.run.state_file, CheckpointError, "the state of a run with this config"):
             for learner in self.learners:
                 learner.load_state_dict(state["parts"][learner.name])
             for name, weights in state.get("untrained", {}).items():
@@ -574,8 +580,6 @@ class Trainer:
             if self.collector is not None and self.dataset is not None:
                 self.collector.load_state_dict(state["collector"], self.dataset)
             self.progress = Progress.of(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
         self.group.on_rank_zero(lambda: self.run.forget_metrics_after(self.epoch))
 
 

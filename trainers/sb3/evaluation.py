@@ -28,7 +28,7 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
         DiamondGymError: the world model is not usable; the subclass says how.
     """
     path = find_agent(settings.agent, game_name(settings.game))
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     env = _games(settings, frame_stack(agent, path))
     try:
         check_fits(agent, env, path)

@@ -30,7 +30,7 @@ def demo(settings: DemoSettings) -> None:
     """
     game, out = game_name(settings.game), Path(settings.out)
     path = find_agent(settings.agent, game)
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     expected = Discrete(num_actions(game))
     if agent.action_space != expected:
         raise InvalidInputError(f"{path} was trained for {agent.action_space}, {game} has {expected}")

@@ -36,6 +36,7 @@ OFF_POLICY = ("dqn", "qrdqn")
 RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy remembers by itself: they see single frames."""
 WHERE = ("imagination", "real")
+TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
 
 @dataclass
@@ -77,6 +78,7 @@ class TrainSettings:
     beside: str | None = option(
         None, "another agent's zip or run folder, or embedded, for the table", is_path=True
     )
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -134,6 +136,7 @@ class EvaluateSettings:
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
     backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -161,6 +164,7 @@ class DemoSettings:
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
     backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     out: str = option(".", "folder for agent.mp4", is_path=True)
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,8 +17,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
@@ -61,15 +63,22 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
     Raises:
         InvalidInputError: The folder holds a run of other settings.
+        FolderInUseError: Another process works in the folder.
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
         KeyboardInterrupt: Ctrl-C; the agent has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
+    with disk.locked(folder):
+        return _trained(settings, folder, progress)
+
+
+def _trained(settings: TrainSettings, folder: Path, progress: bool) -> list[Score]:
     _check_settings(folder, settings)
     if keep_freed_memory() and progress:
         print(MEMORY_IS_KEPT, flush=True)
+    _seconds(folder)  # what is read when it has learned, before that begins
     env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)
@@ -120,8 +129,10 @@ def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], w
     """
     if not file.is_file():
         return
-    before = asdict(type(settings)()) | json.loads(file.read_text(encoding="utf-8"))
-    now = _REMOVED | asdict(settings)
+    found = untrusted.read_json(file, CheckpointError, "the settings of a run")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} cannot be read as the settings of a run: it holds no mapping")
+    before, now = asdict(type(settings)()) | found, _REMOVED | asdict(settings)
     for name in (*names, *_REMOVED):
         if before.get(name, now[name]) != now[name]:
             kept = f"{name}={before[name]}, not {now[name]}"
@@ -132,7 +143,7 @@ def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
     if settings.beside is None:
         return None
     path = find_agent(settings.beside, settings.game)
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     check_fits(agent, env, path)
     return agent
 
@@ -140,7 +151,14 @@ def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
 def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
     saved = folder / AGENT_FILE
     if saved.is_file():
-        agent = load_agent(saved, device=settings.device, algo=settings.algo, env=env)
+        agent = load_agent(
+            saved,
+            device=settings.device,
+            algo=settings.algo,
+            env=env,
+            keywords=settings.keywords(),
+            trust=settings.trust,
+        )
         print(f"going on from {saved} at step {agent.num_timesteps}", flush=True)
         # loading has seeded everything as at the start of the run: other games, other actions now
         agent.set_random_seed(settings.seed + agent.num_timesteps)
@@ -211,7 +229,8 @@ class SaveAgent(BaseCallback):
 
 def _new_log(folder: Path) -> Path:
     """A folder for the logs of this part of the run; those of earlier parts stay."""
-    numbers = [int(path.name.removeprefix("log-")) for path in folder.glob("log-[0-9]*")]
+    matches = [re.fullmatch(r"log-(\d+)", path.name) for path in folder.glob("log-*")]
+    numbers = [int(match[1]) for match in matches if match]
     return folder / f"log-{1 + max(numbers, default=0):03}"
 
 
@@ -222,7 +241,12 @@ def _note_time(folder: Path, seconds: float) -> None:
 def _seconds(folder: Path) -> float:
     """Time spent so far on learning, and on the real games in between."""
     path = folder / SECONDS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0
+    seconds = untrusted.read_json(path, CheckpointError, "a number of seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise CheckpointError(f"{path} cannot be read as a number of seconds: remove it")
+    return seconds
 
 
 def _score(

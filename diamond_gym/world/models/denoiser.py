@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.ranges import check_integer, check_integers, check_number
 from diamond_gym.world import ddpm
 from diamond_gym.world.models.blocks import (
     FourierFeatures,
@@ -26,9 +27,16 @@ from diamond_gym.world.models.blocks import (
 )
 from diamond_gym.world.pixels import quantize, to_float
 
+MAX_WIDTH = 2**14
+MAX_DEPTH = 64
+MAX_SIGMA = 1e4
+
 
 def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
-    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level."""
+    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
+    check_integers(f"{owner}.depths", depths, 1, MAX_DEPTH)
+    check_integers(f"{owner}.channels", channels, 1, MAX_WIDTH)
+    check_integers(f"{owner}.attn_depths", attn_depths, 0, 1)
     if not channels or not len(depths) == len(channels) == len(attn_depths):
         raise InvalidInputError(
             f"{owner}: depths, channels and attn_depths need one entry per level, "
@@ -80,15 +88,9 @@ class InnerModelConfig:
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
         check_group_norms(self.channels)
-        positive = {
-            "num_steps_conditioning": self.num_steps_conditioning,
-            "cond_channels": self.cond_channels,
-            "cond_out_channels": 1 if self.cond_out_channels is None else self.cond_out_channels,
-            "patch_size": self.patch_size,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise InvalidInputError(f"denoiser.inner_model: {name} must be at least 1, got {value}")
+        for name in _WIDTHS:
+            if getattr(self, name) is not None:
+                check_integer(f"denoiser.inner_model: {name}", getattr(self, name), 1, MAX_WIDTH)
         if self.cond_channels % self.num_steps_conditioning or self.cond_channels % 2:
             raise InvalidInputError(
                 f"denoiser.inner_model: cond_channels={self.cond_channels} must be even and divisible by "
@@ -101,6 +103,10 @@ class InnerModelConfig:
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
+_WIDTHS = (
+    *("img_channels", "num_steps_conditioning", "cond_channels", "cond_out_channels"),
+    *("patch_size", "num_actions"),
+)
 OBJECTIVES = ("edm", "ddpm")
 
 
@@ -123,6 +129,8 @@ class DenoiserConfig:
     objective: str = "edm"
 
     def __post_init__(self) -> None:
+        check_number("denoiser.sigma_data", self.sigma_data, 0, MAX_SIGMA, above=True)
+        check_number("denoiser.sigma_offset_noise", self.sigma_offset_noise, 0, MAX_SIGMA)
         if self.objective not in OBJECTIVES:
             raise InvalidInputError(
                 f"denoiser.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"

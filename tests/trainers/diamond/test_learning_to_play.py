@@ -217,7 +217,7 @@ def test_a_missing_or_corrupt_episode_is_named(trained, tmp_path):
     file = dataset.episode_path(0)
     content = file.read_bytes()
     file.write_bytes(content[:-400])
-    with pytest.raises(DatasetError, match=r"0\.pt is corrupt"):
+    with pytest.raises(DatasetError, match=r"0\.pt cannot be read as an episode"):
         launch.resume(run.path, progress=False)
     file.unlink()
     with pytest.raises(DatasetError, match=r"0\.pt is missing"):

@@ -258,7 +258,11 @@ def test_a_hub_that_is_down(push, server, monkeypatch, tmp_path, capsys):
         (["repo_id=me/a", "license=a: b"], 2, "license must be a name such as mit"),
         (["repo_id=me/a", "out=out", "--dry-run", "num_contexts=0"], 2, "num_contexts must be at least 1"),
         (["repo_id=me/a", "out=out", "--dry-run", "dtype=int8"], 2, "dtype must be one of float16, float32"),
-        (["repo_id=me/a", "out=out", "--dry-run", "fidelity=no.json"], 2, "no.json is not the JSON of an ev"),
+        (
+            ["repo_id=me/a", "out=out", "--dry-run", "fidelity=no.json"],
+            2,
+            "no.json cannot be read as the JSON",
+        ),
         (["repo_id=me/a", "out=full", "--dry-run"], 1, "out="),
         (["repo_id=me/a", "out=out", "--dry-run", "num_contexts=9999"], 1, "9999"),
     ],
@@ -285,7 +289,7 @@ def test_fidelity_of_something_else(run, tmp_path):
     with pytest.raises(InvalidInputError, match="is of Pong, the run is of Breakout"):
         push_to_hub(options)
     other.write_text("[1, 2]")
-    with pytest.raises(InvalidInputError, match="is not the JSON of an evaluation"):
+    with pytest.raises(InvalidInputError, match="cannot be read as the JSON of an evaluation"):
         push_to_hub(options)
     assert not (tmp_path / "out").exists()
 

@@ -21,6 +21,7 @@ from diamond_gym.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     DatasetError,
+    FolderInUseError,
     MissingDependencyError,
 )
 from diamond_gym.files import write_torch
@@ -29,7 +30,7 @@ from tests.recordings import NUM_ACTIONS, episode, save_dataset
 from trainers.diamond import data, networks
 from trainers.diamond import run as launch
 from trainers.diamond.config import PARTS, TrainerConfig, from_yaml, parse, to_yaml
-from trainers.diamond.errors import DivergedError, RunInUseError
+from trainers.diamond.errors import DivergedError
 from trainers.diamond.run_folder import RunFolder
 
 
@@ -405,7 +406,7 @@ def test_a_simulator_of_anything_recorded_can_be_registered_and_played(finished)
 
 
 def test_two_processes_do_not_share_a_run(finished):
-    with finished.locked(), pytest.raises(RunInUseError, match="another process"):
+    with finished.locked(), pytest.raises(FolderInUseError, match="another process"):
         launch.resume(finished.path)
 
 
@@ -431,13 +432,13 @@ def test_a_damaged_or_foreign_state_is_refused(finished, tmp_path):
     description = json.loads(run.world_file.read_text())
     description["agent"]["denoiser"]["inner_model"]["channels"] = [16, 32]
     run.world_file.write_text(json.dumps(description))
-    with pytest.raises(CheckpointError, match="does not fit"):
+    with pytest.raises(CheckpointError, match="cannot be read as the state of a run with this config"):
         launch.resume(run.path, progress=False)
     run.state_file.write_bytes(run.state_file.read_bytes()[:-500])
     with pytest.raises(CheckpointError, match=r"state\.pt cannot be read"):
         launch.resume(run.path, progress=False)
     run.config_file.write_text("common: {seed: x}\n")
-    with pytest.raises(CheckpointError, match=r"trainer\.yaml is no configuration"):
+    with pytest.raises(CheckpointError, match=r"trainer\.yaml cannot be read as a configuration"):
         launch.resume(run.path, progress=False)
 
 

@@ -15,9 +15,11 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
 from diamond_gym.evaluate.score import Score, table
-from trainers.sb3 import agents, evaluation, games, scoring, training
+from tests.test_untrusted import with_canary
+from trainers.sb3 import agents, evaluation, games, loop, scoring, training
 from trainers.sb3.__main__ import main
 from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
@@ -303,7 +305,7 @@ def test_agents_that_do_not_fit(finished, tmp_path):
     ):
         evaluation.evaluate(EvaluateSettings(agent=str(finished), game="Pong"), progress=False)
     (tmp_path / "agent.zip").write_bytes(b"PK nonsense")
-    with pytest.raises(CheckpointError, match="is not an agent that this Stable-Baselines3 loads"):
+    with pytest.raises(CheckpointError, match="cannot be read as an agent that this Stable-Baselines3 loads"):
         agents.load_agent(tmp_path / "agent.zip", device="cpu")
     with pytest.raises(CheckpointNotFoundError):
         agents.find_agent(str(tmp_path / "none"), "Breakout")
@@ -363,3 +365,54 @@ def test_embedded_agents_play_better_than_what_has_learned_nothing(game, max_gam
     returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
     env.close()
     assert learned.low > Score.of("random", returns).high
+
+
+def test_two_processes_do_not_share_a_run_folder(tiny_world, tmp_path, capsys):
+    with disk.locked(tmp_path):
+        assert main(["train", *arguments(tiny_world, tmp_path)]) == 1
+        assert "another process is working on the run" in capsys.readouterr().err
+        assert main(["loop", f"checkpoint={tiny_world}", f"out={tmp_path}", "num_envs=2"]) == 1
+        assert "another process is working on the run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", b"{"),
+        ("settings.json", b"[]"),
+        ("settings.json", b"\xff"),
+        ("seconds.json", b""),
+        ("seconds.json", b"null"),
+        ("seconds.json", b"NaN"),
+        ("agent.zip", b"PK"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(name, content, finished, tiny_world, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / name).write_bytes(content)
+    more = [x for x in arguments(tiny_world, folder) if not x.startswith("total")] + ["total_timesteps=96"]
+    assert main(["train", *more]) == 1
+    error = capsys.readouterr().err
+    assert name in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]", b'{"scores": [{"player": "x", "returns": "no"}]}'])
+def test_damaged_scores_of_a_round_are_named(content, tmp_path):
+    (tmp_path / "score.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"score\.json cannot be read as the scores of a run: .{5}"):
+        loop._learned(TrainSettings(out=str(tmp_path)), progress=False)
+
+
+def test_a_zip_beside_a_run_is_not_unpickled(finished, tiny_world, tmp_path, capsys):
+    canary = tmp_path / "canary"
+    path = with_canary(finished / "agent.zip", tmp_path / "other.zip", canary, "policy_class")
+    short = ["episodes=1", "max_game_steps=10", "device=cpu"]
+    assert main(["evaluate", f"agent={path}", *short]) == 0
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(path, tmp_path / "run" / "agent.zip")
+    more = [x for x in arguments(tiny_world, tmp_path / "run") if not x.startswith("total")]
+    assert main(["train", *more, "total_timesteps=80", f"beside={path}"]) == 0
+    assert not canary.exists()
+    assert main(["evaluate", f"agent={path}", *short, "trust=true"]) == 1  # a canary is no policy
+    assert canary.exists()

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from diamond_gym.errors import UnknownGameError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.progress import Bar
 from diamond_gym.registration import check_imagined, game_name
 
 NUM_RESAMPLES = 10_000
@@ -47,7 +47,7 @@ def real_scores(
         max_steps: Steps after which a game is cut short.
     """
     env, scores = AtariEnv(game, training=False), []
-    for number in tqdm(range(num_games), desc="real games", unit="game"):
+    for number in Bar(range(num_games), desc="real games", unit="game"):
         obs, _ = env.reset(seed=seed + number)
         stack = np.stack([obs.transpose(2, 0, 1)] * num_frames)
         total = 0.0

@@ -29,6 +29,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.registration import game_name
+from diamond_gym.signals import leave_to_parent
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
@@ -306,6 +307,7 @@ def _play_in_processes(
 def _play_share(share: _Share, outbox: Connection) -> None:
     """In a worker: send every episode as arrays, then None; or the exception that stopped it."""
     torch.set_num_threads(1)
+    leave_to_parent()
     try:
         env = AtariEnv(share.game, training=share.training)
         for episode in _play(env, share.policy, share.num_steps, share.seed, share.epsilon, lambda _: None):

@@ -50,11 +50,27 @@ keys, with {preset}'s values:
 {keys}"""
 
 
+RESUME = """\
+Continues a stopped or killed run, exactly as if it had not been stopped. A finished run is continued when it
+is given more epochs:
+
+  resume run=outputs/2026-01-31/12-00-00 training.num_epochs=40
+
+The new values are kept in the run's config/trainer.yaml. A learning rate that is constant stays as it is; one
+that follows a cosine rises to where it would be in a run of the new length. Other keys that may change:
+common.device, training.num_threads, training.num_final_epochs, and all of checkpointing, evaluation, export,
+logging and tensorboard.
+
+SIGTERM ends a run like Ctrl-C: it finishes the step, saves and leaves with 143. SIGUSR1, which clusters send
+as a warning, saves and continues."""
+
+
 @dataclass
 class ResumeSettings:
-    """Which run is resumed."""
+    """Which run is resumed, and what changes."""
 
     run: str = option(MISSING, "the run folder", is_path=True)
+    changes: list[str] = option([], "key=value arguments of `train`, of keys that may change")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,10 +126,11 @@ def _train_usage(given: Sequence[str]) -> str:
 def _resume_of_one() -> Command:
     return Command(
         f"{PROG} resume",
-        "Continues a stopped or killed run, exactly as if it had not been stopped.",
+        RESUME,
         ResumeSettings,
         _resume,
-        usage_of_arguments="run=PATH",
+        rest="changes",
+        usage_of_arguments="run=PATH [key=value ...]",
     )
 
 
@@ -122,7 +139,7 @@ def _resume(settings: ResumeSettings) -> None:
     from trainers.diamond import run as launch
 
     with processes.process_group() as group:
-        launch.resume(Path(settings.run), group=group)
+        launch.resume(Path(settings.run), changes=settings.changes, group=group)
 
 
 def _export() -> Command:

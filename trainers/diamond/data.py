@@ -5,6 +5,7 @@ Knows nothing of networks or of how they are trained.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -12,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from diamond_gym import files as disk
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
@@ -21,10 +21,12 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError, MissingDependencyError
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
+from diamond_gym.progress import Bar
 from trainers.diamond.config import PlayerConfig, TrainerConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
+_log = logging.getLogger(__name__)
 _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
@@ -148,7 +150,7 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
     for config, seed in players:
         name = player_name(config, game)
         if progress:
-            print(f"{folder.name}: {config.num_steps} steps of {game} by the {name} player", flush=True)
+            _log.info("%s: %d steps of %s by the %s player", folder.name, config.num_steps, game, name)
         if name == "ppo":
             _collect_ppo(game, config.num_steps, seed, dataset, progress)
             continue
@@ -163,7 +165,7 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
 def _collect_ppo(game: str, num_steps: int, seed: int, dataset: EpisodeDataset, progress: bool) -> None:
     from trainers.sb3.collect import collect_while_learning
 
-    with tqdm(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
+    with Bar(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
         collect_while_learning(game, num_steps, seed, dataset, on_steps=bar.update)
 
 
@@ -202,7 +204,8 @@ def load_replays(
         raise DatasetError(f"{train_folder} has one episode and there is no {test_folder}: record more")
     held_out = range(min(_HELD_OUT, len(train)) - 1, len(train), _HELD_OUT)
     if progress:
-        print(f"no {test_folder}: {len(held_out)} of {len(train)} training episodes are held out")
+        counts = len(held_out), len(train)
+        _log.info("no %s: %d of %d training episodes are held out", test_folder, *counts)
     kept = [i for i in range(len(train)) if i not in held_out]
     return _replay(train, kept, fits, progress), _replay(train, held_out, fits, False)
 
@@ -322,7 +325,7 @@ def _replay(
     ids = list(episode_ids)
 
     def episodes() -> Iterator[Episode]:
-        for i in tqdm(ids, desc="load", unit="episode", disable=not progress):
+        for i in Bar(ids, desc="load", unit="episode", disable=not progress):
             episode = dataset.load(i)
             fits.check(episode, dataset.episode_path(i))
             yield episode

@@ -7,23 +7,21 @@ whatever writes, and the others read the episodes from the run folder.
 
 from __future__ import annotations
 
+import logging
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import nn
 
+from diamond_gym import signals
 from diamond_gym.backends.choose import can_compile, choose_upsampling
 from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
-from diamond_gym.cli import Terminated
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
 from diamond_gym.files import write_file
@@ -33,7 +31,15 @@ from diamond_gym.world.models import Agent, RewEndModel
 from diamond_gym.world.world_model import noise_levels
 from trainers.diamond import data
 from trainers.diamond import trainer as schedule
-from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig, from_yaml, to_yaml
+from trainers.diamond.config import (
+    PARTS,
+    WORLD_MODEL_PARTS,
+    TrainerConfig,
+    changed,
+    flat,
+    from_yaml,
+    to_yaml,
+)
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
 from trainers.diamond.logging import RunLog, check_dependencies
 from trainers.diamond.publish import ExportOptions, export
@@ -44,6 +50,7 @@ from trainers.diamond.trainer import Progress, Trainer
 # Where training starts, where that is not each layer's own initialisation.
 
 
+_log = logging.getLogger(__name__)
 _DIFFERENCE_GAIN = 15.0
 """Changes between frames are sparse and small."""
 _RECURRENT_GAIN = 3.0
@@ -145,21 +152,30 @@ def prepare(
     return description, agent
 
 
-def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) -> Path:
+def resume(
+    path: Path, *, changes: Sequence[str] = (), progress: bool = True, group: Group = SINGLE_PROCESS
+) -> Path:
     """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
 
     The number of processes may be another than before.
 
+    Args:
+        path: The run folder.
+        changes: `key=value` arguments of keys that may change, see `config.changed`; they are kept.
+        progress: Show what happens.
+        group: The processes that train it together; each calls this.
+
     Returns:
-        The run folder. A run that is finished is left alone.
+        The run folder. A run that is finished is left alone, unless it is given more epochs.
 
     Raises:
+        InvalidInputError: A key may not change, or a value is not accepted.
         CheckpointNotFoundError: The folder is not that of a run.
         CheckpointError: It is a run of the published trainer, or damaged.
         RunInUseError: Another process is training it.
     """
     with ExitStack() as stack:
-        run, unfinished = group.on_rank_zero(lambda: _existing_run(path, group, stack))
+        run, unfinished = group.on_rank_zero(lambda: _existing_run(path, changes, group, stack))
         if unfinished is not None:
             config, agent = unfinished
             _fit(config, run, agent, find_device(config.common.device, group), progress, group)
@@ -167,22 +183,56 @@ def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) 
 
 
 def _existing_run(
-    path: Path, group: Group, stack: ExitStack
+    path: Path, changes: Sequence[str], group: Group, stack: ExitStack
 ) -> tuple[RunFolder, tuple[TrainerConfig, Agent] | None]:
     """A run folder, locked until the stack ends, and what is to be trained, if anything."""
     run = RunFolder.existing(path.absolute())
     _refuse_published(run)
     stack.enter_context(run.locked())
-    config = from_yaml(run.config_file)
+    before, config = from_yaml(run.config_file), changed(run.config_file, changes)
     progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
+    if config != before:
+        _keep_changes(run, before, config, progress_so_far)
     if _is_finished(config, progress_so_far):
-        print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
+        print(
+            f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained; {_how_to_extend(run)}"
+        )
         return run, None
     check_shares(config, group)
     agent = new_agent(config, WorldDescription.load(run.world_file))
     if not run.state_file.is_file():
         initialize(agent, config)
     return run, (config, agent)
+
+
+def _keep_changes(run: RunFolder, before: TrainerConfig, config: TrainerConfig, progress: Progress) -> None:
+    """Writes a changed configuration, and says what follows from it.
+
+    Raises:
+        InvalidInputError: It has fewer epochs than are trained.
+    """
+    find_device(config.common.device)
+    _check_export(config)
+    lengths = [schedule.num_epochs(x, progress.first_epoch_steps) for x in (before, config)]
+    if lengths[1] is not None and lengths[1] < progress.epoch:
+        raise InvalidInputError(f"{run.path} has {progress.epoch} epochs already, {lengths[1]} are too few")
+    write_file(run.config_file, to_yaml(config).encode())
+    old = flat(before)
+    for key, value in flat(config).items():
+        if value != old.get(key):
+            _log.info("%s=%s (was %s)", key, value, old.get(key))
+    if None in lengths or lengths[0] == lengths[1]:
+        return
+    for name in config.training.trained_parts:
+        training = getattr(config, name).training
+        step = training.num_steps(progress.epoch)
+        factors = [training.lr_factor(step, training.num_steps(length)) for length in lengths]
+        if factors[0] != factors[1]:
+            _log.info("%s: the learning rate, %.3g of its largest, becomes %.3g of it", name, *factors)
+
+
+def _how_to_extend(run: RunFolder) -> str:
+    return f"to train it for longer: python -m trainers.diamond resume run={run.path} training.num_epochs=N"
 
 
 def _refuse_published(run: RunFolder) -> None:
@@ -344,7 +394,8 @@ def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
     taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
     ours.load_state_dict(weights | taken)
     if len(taken) < len(weights):
-        print(f"{name}: other actions, {', '.join(sorted(weights.keys() - taken.keys()))} start anew")
+        anew = ", ".join(sorted(weights.keys() - taken.keys()))
+        _log.info("%s: other actions, %s start anew", name, anew)
 
 
 def _check_playing(config: TrainerConfig) -> None:
@@ -459,13 +510,13 @@ def _fit(
         trainer = Trainer(config, run, agent, train, test, dataset, log, group)
         if is_resumed:
             trainer.resume()
-        with closing(log), _stopped_by_interrupt(trainer):
+        with closing(log), signals.deferred() as trainer.requests:
             group.on_rank_zero(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
             group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
         if group.is_rank_zero:
-            print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
+            _log.info("stopped; to resume: python -m trainers.diamond resume run=%s", run.path)
         raise
     if progress:
         _say_how_to_use(run, config)
@@ -501,40 +552,6 @@ def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> boo
     if config.collects and is_resumed:
         data.cut_back_to(run, run.load_state())
     return is_resumed
-
-
-@contextmanager
-def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C, or SIGTERM where that is handled, lets the trainer finish its step and save.
-
-    A second Ctrl-C stops at once.
-
-    Raises:
-        Terminated: Instead of `KeyboardInterrupt`, where it was SIGTERM.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    received: list[int] = []
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        trainer.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    is_term_handled = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # by the command line
-    numbers = [signal.SIGINT, *([signal.SIGTERM] if is_term_handled else [])]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received[:1] == [signal.SIGTERM]:
-            raise Terminated from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say_how_to_use(run: RunFolder, config: TrainerConfig) -> None:

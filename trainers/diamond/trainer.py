@@ -7,6 +7,7 @@ first does everything else. Knows nothing of the command line.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +24,8 @@ from tqdm import tqdm
 from diamond_gym.backends.choose import has_fast_bfloat16, world_model_kind
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
+from diamond_gym.progress import Bar
+from diamond_gym.signals import Requests
 from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
@@ -35,7 +38,7 @@ from trainers.diamond.config import (
     TrainerConfig,
 )
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
-from trainers.diamond.errors import StopRequested
+from trainers.diamond.errors import SaveRequested, StopRequested
 from trainers.diamond.learner import (
     ActorCriticObjective,
     DenoiserObjective,
@@ -140,6 +143,7 @@ def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: 
 # --- trainer
 
 
+_log = logging.getLogger(__name__)
 _VIDEO_GAMES = 4
 _COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
@@ -186,8 +190,8 @@ class Trainer:
 
     Attributes:
         progress: Where the run stands.
-        stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise
-            `KeyboardInterrupt`.
+        requests: Set its `stop` (in a signal handler, say) to have `fit` finish its step, save and raise
+            `KeyboardInterrupt`, its `save` to have it save and continue.
     """
 
     def __init__(
@@ -205,7 +209,7 @@ class Trainer:
         self.config, self.run, self.agent, self.group = config, run, agent, group
         self.train, self.test, self.dataset = train, test, dataset
         self.progress = Progress()
-        self.stop_requested = False
+        self.requests = Requests()
         self.device = next(agent.parameters()).device
         sampler = config.world_model_env.diffusion_sampler
         kind = world_model_kind(self.device) if config.training.cuda_graphs else WorldModel
@@ -232,14 +236,14 @@ class Trainer:
         Raises:
             DivergedError: A loss or gradient is not finite; what was saved before is kept.
             CacheError: The run folder cannot be written.
-            KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
+            KeyboardInterrupt: `requests.stop` was set; the state is saved as it was after the last step.
         """
         self._shows_progress = progress and self.group.is_rank_zero
         if not self.group.on_rank_zero(self.run.state_file.is_file):
             self.save_state()  # tells what was collected later from what was there at the start
         try:
             while self.num_epochs is None or self.epoch < self.num_epochs:
-                self._run_epoch()
+                self._run_epoch_or_save()
             if not self.progress.is_finished:
                 self._finish()
         except StopRequested:
@@ -248,6 +252,15 @@ class Trainer:
         except NotFiniteError as error:
             batch = self.group.gather(error.batch)
             self.group.on_rank_zero(lambda: self._diverge(error, batch))
+
+    def _run_epoch_or_save(self) -> None:
+        """An epoch; or a part of it, when the state is to be saved before the rest."""
+        try:
+            self._run_epoch()
+        except SaveRequested:
+            self.requests.save = False
+            self.save_state()
+            _log.info("saved %s in epoch %d, as a signal asked", self.run.path, self.epoch + 1)
 
     def _run_epoch(self) -> None:
         epoch, metrics = self.epoch + 1, self.progress.metrics
@@ -279,7 +292,7 @@ class Trainer:
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if self._shows_progress:
-            tqdm.write(one_line(metrics))
+            _log.info("%s", one_line(metrics))
         self.log.log(metrics)
 
     # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
@@ -309,10 +322,10 @@ class Trainer:
                     self.train,
                     left,
                     bar=bar,
-                    should_stop=lambda: self.stop_requested,
+                    should_stop=lambda: self.requests.stop,
                     on_episode=partial(self.log.episode, "train"),
                 )
-                if self.stop_requested and collector.num_pending:
+                if self.requests.stop and collector.num_pending:
                     raise StopRequested
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
@@ -356,9 +369,10 @@ class Trainer:
                 sums = add(sums, metrics)
                 self._log_step(learner, metrics, lr_factor)
                 bar.update()
-                if self.group.any(self.stop_requested):
+                stop, save = self.group.any(self.requests.stop, self.requests.save)
+                if stop or save:
                     learner.check_finite()
-                    raise StopRequested
+                    raise StopRequested if stop else SaveRequested
             learner.check_finite()
         result = {"num_steps": learner.num_steps, "lr": learner.base_lr * lr_factor} | summary(
             learner.total(sums), steps
@@ -477,7 +491,7 @@ class Trainer:
                 collector,
                 num_episodes,
                 bar=bar,
-                should_stop=lambda: self.stop_requested,
+                should_stop=lambda: self.requests.stop,
                 on_episode=lambda episode: None if episodes is None else episodes.append(episode),
             )
         self._stop_if_requested()
@@ -489,7 +503,7 @@ class Trainer:
         return report
 
     def _stop_if_requested(self) -> None:
-        if self.stop_requested:
+        if self.requests.stop:
             raise StopRequested
 
     def _as_played(self, *names: str, but: str | None = None) -> ExitStack:
@@ -502,7 +516,7 @@ class Trainer:
 
     def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
         desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
-        return tqdm(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
+        return Bar(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
 
     # -- what is saved
 

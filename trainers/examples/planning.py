@@ -19,13 +19,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import diamond_gym
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.progress import Bar
 from diamond_gym.registration import env_id, game_name
 
 gym.register_envs(diamond_gym)
@@ -140,7 +140,7 @@ def play_game(policy: Policy, game: str, seed: int, max_steps: int, num_conditio
     frames, acts = deque([obs], maxlen=num_conditioning), deque[int](maxlen=num_conditioning - 1)
     planned: deque[int] = deque()
     score, over = 0.0, False
-    with tqdm(total=max_steps, unit="step", desc=f"game {seed}") as bar:
+    with Bar(total=max_steps, unit="step", desc=f"game {seed}") as bar:
         while not over and bar.n < max_steps:
             if len(frames) < num_conditioning:
                 planned = deque([0])

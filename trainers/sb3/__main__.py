@@ -12,11 +12,12 @@ from diamond_gym.errors import MissingDependencyError
 from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
 
 PROG = "python -m trainers.sb3"
-_MODULES = ("stable_baselines3", "tensorboard", "matplotlib", "rich")
+_MODULES = ("stable_baselines3", "tensorboard", "matplotlib")
 TRAIN = """\
 The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
-learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
+learning_curve.png, film.mp4, and logs for TensorBoard. The agent is saved every two minutes and on Ctrl-C,
+SIGTERM and SIGUSR1 (which then continues); the same command continues a run that was stopped.
 
 What is behind the agents that come with the package:
   train game=Breakout horizon=64 num_denoising_steps=2 total_timesteps=375000

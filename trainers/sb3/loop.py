@@ -8,6 +8,7 @@ there already is not made again: the same command goes on with a loop that was s
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shlex
 import shutil
@@ -34,6 +35,7 @@ from trainers.sb3.settings import TrainSettings
 
 SETTINGS_FILE = "loop.json"
 CONTEXTS_FILE = "contexts.safetensors"
+_log = logging.getLogger(__name__)
 _COLLECT_SEED = 40_000
 _MAX_CONTEXTS = 4_000
 _CHOSEN_HERE = ("game", "static_dataset.path", "initialization.path_to_ckpt")
@@ -128,7 +130,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     scores: list[list[Score]] = []
     for number in range(1, settings.rounds + 1):
         place = folder / f"round-{number}"
-        print(f"round {number} of {settings.rounds}: {settings.algo} in {checkpoint}", flush=True)
+        _log.info("round %d of %d: %s in %s", number, settings.rounds, settings.algo, checkpoint)
         _take_along(folder / f"round-{number - 1}", place)
         of_round = settings.round(number, place / "agent", checkpoint, contexts)
         scores.append(_learned(of_round, progress))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm import tqdm
 
+from diamond_gym.progress import Bar
 from trainers.real_score import bootstrap_interval
 from trainers.sb3.agents import is_off_policy
 
@@ -69,7 +69,7 @@ def play_games(
     env.seed(seed)
     obs, begins = env.reset(), np.ones(env.num_envs, bool)
     returns: list[float] = []
-    with tqdm(total=num_games, desc=what, unit="game", disable=not progress) as bar:
+    with Bar(total=num_games, desc=what, unit="game", disable=not progress) as bar:
         while quota.any():
             assert isinstance(obs, np.ndarray)
             obs, _, begins, infos = env.step(policy(obs, begins))

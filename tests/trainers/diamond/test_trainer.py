@@ -342,7 +342,7 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
         return Trainer(config, run, agent, *replays)
 
     trainer = new_trainer()
-    trainer.stop_requested = True
+    trainer.requests.stop = True
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(progress=False)
     state = run.load_state()

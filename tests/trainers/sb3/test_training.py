@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 
 import cv2
@@ -63,7 +64,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
     before = (finished / "agent.zip").read_bytes()
     assert main(["train", *arguments(tiny_world, finished)]) == 0
     assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
-    assert "going on from" in capsys.readouterr().out
+    assert "from step" in capsys.readouterr().err
     more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=300"]
     assert main(["train", *more]) == 0
     assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
@@ -95,6 +96,34 @@ def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
     assert 128 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 192
     monkeypatch.undo()
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 0
+
+
+def test_signals_and_time_save_the_agent(tiny_world, tmp_path, monkeypatch, caplog):
+    """SIGUSR1 saves and continues, so do two minutes (here: none); SIGTERM saves after the step and ends."""
+    saved, steps = [], []
+    save, step = training.save_agent, training.SaveAgent._on_step
+
+    def save_agent(agent, path):
+        saved.append(agent.num_timesteps)
+        save(agent, path)
+
+    def on_step(self):
+        steps.append(self.num_timesteps)
+        if len(steps) == 10:
+            signal.raise_signal(signal.SIGUSR1)
+        if len(steps) == 20:
+            self.seconds = 0.0
+        if len(steps) == 30:
+            self.seconds = 60.0
+            signal.raise_signal(signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(training, "save_agent", save_agent)
+    monkeypatch.setattr(training.SaveAgent, "_on_step", on_step)
+    assert main(["train", *arguments(tiny_world, tmp_path)]) == 143
+    assert len(steps) == 30 and saved == [steps[9], *steps[19:29], steps[29]]
+    assert PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps == steps[29]
+    assert f"stopped at step {steps[29]}; the same command continues" in caplog.text
 
 
 @pytest.mark.parametrize("algo", [name for name in PRESETS if name != "ppo"])
@@ -204,9 +233,9 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
     given = [x for x in arguments(tiny_world, tmp_path, "algo=dqn") if not x.startswith("total")]
     assert main(["train", *given, "total_timesteps=40"]) == 0
     assert main(["train", *given, "total_timesteps=80"]) == 0
-    assert "it fills up to step 60 first" in capsys.readouterr().out
+    assert "it fills up to step 60 first" in capsys.readouterr().err
     assert main(["train", *given, "total_timesteps=100"]) == 0
-    assert "it fills up to step 100 first" in capsys.readouterr().out, "20 steps, however often it goes on"
+    assert "it fills up to step 100 first" in capsys.readouterr().err, "20 steps, however often it goes on"
 
 
 def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):

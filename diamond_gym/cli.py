@@ -370,7 +370,7 @@ def _item(key: Key, text: str) -> Any:
         return text == "true"
     if key.kind in (int, float):
         try:
-            return _whole(text) if key.kind is int else float(text)
+            return whole(text) if key.kind is int else float(text)
         except (ValueError, OverflowError):
             raise wrong from None
     if not text and key.metadata.get("alone") is None:
@@ -380,7 +380,7 @@ def _item(key: Key, text: str) -> Any:
     return key.kind(text)
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     """An integer out of `1000`, `1_000` or `1e3`."""
     try:
         return int(text)

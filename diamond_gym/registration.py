@@ -61,8 +61,8 @@ _GAME_ID = re.compile(
 def register_games() -> None:
     """Registers `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
 
-    A real game has the spaces of the imagined one, so that any library can score who learned in imagination. It
-    is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
+    A real game has the spaces of the imagined one, so that any library can score who learned in imagination.
+    It is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
     """
     for game in GAMES:
         imagined = _spec(env_id(game), {"game": game}, DEFAULT_MAX_EPISODE_STEPS)

@@ -2,7 +2,7 @@
 
 SIGINT (Ctrl-C), SIGTERM (clusters, containers, `timeout`) and SIGHUP (a terminal that was closed) ask it to
 end: it finishes its step, saves and leaves with 130, 143 or 129. SIGUSR1 is the warning that clusters send
-some time before SIGTERM: it saves and continues, so that nothing is lost whatever comes, and no time is wasted.
+some time before SIGTERM: it saves and continues, so that nothing is lost whatever comes, and no time either.
 
 `handled` is for programs and belongs around all they do; `deferred` is for a loop that can be resumed.
 """

@@ -13,6 +13,7 @@ from diamond_gym.errors import CheckpointError, InvalidInputError, first_line
 from diamond_gym.files import prepare_folder, write_torch
 from diamond_gym.signals import Requests
 
+_NUM_BYTES = 50 * 2**20
 SECONDS = 120.0
 """So much of learning is lost at most, when a process is killed."""
 
@@ -27,7 +28,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-        prepare_folder(folder)
+        prepare_folder(folder, _NUM_BYTES)
         self.folder, self.parts, self.settings = folder, parts, dict(settings)
         self._saved_at = time.monotonic()
 

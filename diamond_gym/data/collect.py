@@ -23,11 +23,11 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
 from diamond_gym.signals import leave_to_parent
 
@@ -134,7 +134,7 @@ def collect(
     report = CollectReport()
     start = time.perf_counter()
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=num_steps, unit="step", desc="collect", disable=not progress))
+        bar = stack.enter_context(Bar(total=num_steps, unit="step", desc="collect", disable=not progress))
         if num_workers == 1:
             env = game
             if isinstance(env, str):

@@ -7,13 +7,13 @@ from typing import Any
 
 import gymnasium
 from gymnasium.wrappers import AddRenderObservation
-from tqdm import trange
 
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.players.player import RandomPolicy
+from diamond_gym.progress import Bar
 
 ABOUT = """\
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
@@ -58,7 +58,7 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
     num_episodes = 0
     try:
         obs, _ = env.reset(seed=options.seed)
-        for step in trange(options.num_steps, unit="step", desc="record", disable=not progress):
+        for step in Bar(range(options.num_steps), unit="step", desc="record", disable=not progress):
             obs, _, terminated, truncated, _ = env.step(int(space.start) + policy(obs))
             is_over = terminated or truncated
             num_episodes += is_over or step == options.num_steps - 1

@@ -149,7 +149,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._over = False
         self._show()
         self._context = {"obs": contexts.obs[0], "act": contexts.act[0]}
-        return self._observe(), {"context": self._context}
+        return self._observe(), self._info()
 
     def step(
         self, action: int | np.integer | NDArray[np.integer] | Tensor
@@ -177,7 +177,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         frames, rew, end = imagination.to_host(imagination.latest_frames(self._state), step.rew, step.end)
         self._over = bool(end[0])
         self._show()
-        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, {"context": self._context}
+        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.
@@ -268,6 +268,10 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
         """Keys to hold for each action, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
         return imagination.keys_to_action(self.world.action_meanings)
+
+    def _info(self) -> dict[str, Any]:
+        """Where the game started: the same keys after `reset` and `step`, which recorders need; new arrays."""
+        return {"context": {name: x.copy() for name, x in self._context.items()}}
 
     def _observe(self) -> NDArray[np.uint8]:
         assert self._state is not None

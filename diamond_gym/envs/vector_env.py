@@ -387,8 +387,8 @@ def _refuse_numpy_wrappers(wrappers: Iterable[VectorWrapper]) -> None:
     for wrapper in wrappers:
         if imagination.is_named(wrapper, "gymnasium.", _NUMPY_WRAPPERS):
             raise InvalidInputError(
-                f"{type(wrapper).__name__} computes in NumPy and would be given tensors: make the environment "
-                "with output='numpy', or leave the wrapper out"
+                f"{type(wrapper).__name__} computes in NumPy and would be given tensors: make the "
+                "environment with output='numpy', or leave the wrapper out"
             )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +31,20 @@ _GAIN = 2
 
 
 def require_matplotlib() -> None:
-    """Fail early.
+    """Imports matplotlib, so that a program fails early.
+
+    It refuses to be imported where MPLBACKEND names a backend that is not installed, such as a notebook's in
+    the programs that it starts. Our figures use none, so that does not matter here.
 
     Raises:
         MissingDependencyError: matplotlib is not installed.
     """
     try:
-        import matplotlib  # noqa: F401
+        try:
+            import matplotlib
+        except ValueError:
+            os.environ["MPLBACKEND"] = "agg"
+            import matplotlib  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
             "the pictures need matplotlib: pip install 'diamond-gym[evaluate]'"

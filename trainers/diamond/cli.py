@@ -21,16 +21,16 @@ TRAIN = """\
 usage: python -m trainers.diamond train [key=value ...]
 
 Collects episodes of a game, trains a world model on them and an actor-critic in its imagination, plays test
-games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to
-resume.
+games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C and SIGTERM finish the step, save, and say
+how to resume; SIGUSR1 saves and continues.
 
   train game=Breakout                                (as published: days on a GPU)
   train game=Breakout preset=small
-  train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
+  train game=Pong preset=small training.parts=denoiser denoiser.training.batch_size=8
   train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes, or is
                                                        what diamond_gym.play recorded)
   train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
-  train game=Breakout preset=small training.parts=[actor_critic] static_dataset.path=folder
+  train game=Breakout preset=small training.parts=actor_critic static_dataset.path=folder
         initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
   train game=Freeway collection.train.temperature=0.01
   train game=Pong training.model_free=true           (no world model: learns in the real game)
@@ -39,7 +39,7 @@ resume.
 
 preset= is one of {presets} (default: {default}).
 env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
-A list is written [a,b]; nothing is written null.
+A list is written a,b; nothing is written null.
 
 Several GPUs, or CPUs, share every batch (batch_size is that of all together, and a multiple of their number):
   torchrun --nproc-per-node=4 -m trainers.diamond train game=Breakout

@@ -983,13 +983,24 @@ def _read(arguments: Sequence[str]) -> _Request:
         elif key in _PATHS:
             overrides.append(f"{key}={_hidden(value, literals)}")
         else:
-            is_item = key in lists and re.fullmatch(r"\w+", value) and value != "null"
-            overrides.append(f"{key}=[{value}]" if is_item else f"{key}={value}")
+            is_items = key in lists and re.fullmatch(r"[\w,]+", value) and value != "null"
+            overrides.append(f"{key}=[{value}]" if is_items else f"{key}={_number(key, value)}")
     if given is not None and any(argument.startswith("preset=") for argument in arguments):
         raise InvalidInputError("config=FILE takes the place of a preset: give one of config and preset")
     if "agent.denoiser.objective=ddpm" in overrides:
         overrides.insert(0, _DDPM_PREDICTIONS)
     return _Request(preset, given, overrides, literals)
+
+
+def _number(key: str, value: str) -> str:
+    """`1e3` as `1000`, where an integer is wanted."""
+    known = cli.keys(TrainerConfig).get(key)
+    if known is None or known.kind is not int or known.is_list:
+        return value
+    try:
+        return str(cli.whole(value))
+    except (ValueError, OverflowError):
+        return value
 
 
 def _hidden(path: str, literals: cli.Literals) -> str:

@@ -19,6 +19,7 @@ from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError, MissingDependencyError
+from diamond_gym.evaluate import pictures
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
 from diamond_gym.progress import Bar
@@ -31,6 +32,7 @@ _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
 """Action, reward, ends and the file's own entries, of a step on the disk."""
+_STATE_COPIES = 2 * 4
 _HELD_OUT = 10
 """Without test episodes, one in so many is held out of training."""
 
@@ -95,6 +97,7 @@ def require_stable_baselines3() -> None:
         MissingDependencyError: Stable-Baselines3 is not installed.
     """
     try:
+        pictures.require_matplotlib()  # before Stable-Baselines3 imports it
         import stable_baselines3  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
@@ -102,12 +105,13 @@ def require_stable_baselines3() -> None:
         ) from None
 
 
-def check_space(config: TrainerConfig, run: Path) -> None:
-    """Makes sure that what the players and the actor-critic collect fits on the disk.
+def check_space(config: TrainerConfig, run: Path, num_weights: int = 0) -> None:
+    """Makes sure that what the players and the actor-critic collect, and what is saved, fits on the disk.
 
     Args:
         config: The run's configuration.
         run: Its folder, which may not be there yet; splits that are complete need no more room.
+        num_weights: Of all networks.
 
     Raises:
         CacheError: It does not.
@@ -122,7 +126,10 @@ def check_space(config: TrainerConfig, run: Path) -> None:
     steps += config.collection.train.num_steps_total if config.collects else 0
     inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
     num_bytes = steps * (inner.img_channels * size * size + _BYTES_BESIDE_FRAME)
-    disk.check_space(run, num_bytes, f"{steps} steps of play")
+    # the state has weights, their average and two moments, and is written beside the one before
+    copies = _STATE_COPIES + (config.checkpointing.num_to_keep or 1)
+    weights = f" and {num_weights:,} weights" if num_weights else ""
+    disk.check_space(run, num_bytes + 4 * copies * num_weights, f"{steps} steps of play{weights}")
 
 
 def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:

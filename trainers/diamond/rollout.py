@@ -13,10 +13,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.games.atari import AtariEnv, AtariState
+from diamond_gym.progress import Bar
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
 from diamond_gym.world.world_model import WorldModel, WorldModelState, blank
@@ -415,7 +415,7 @@ class Collector:
         replay: Replay,
         num_steps: int,
         *,
-        bar: tqdm,
+        bar: Bar,
         should_stop: Callable[[], bool],
         on_episode: Callable[[int, float, int], object] = lambda number, episode_return, length: None,
     ) -> PlayReport:
@@ -538,7 +538,7 @@ def play_whole_games(
     collector: Collector,
     num_episodes: int,
     *,
-    bar: tqdm,
+    bar: Bar,
     should_stop: Callable[[], bool],
     on_episode: Callable[[Episode], object] = lambda episode: None,
 ) -> PlayReport:

@@ -124,7 +124,8 @@ def _new_run(
 ) -> tuple[RunFolder, Agent]:
     """A run folder, locked until the stack ends, and networks."""
     description, agent = prepare(config, command, group)
-    data.check_space(config, outputs.absolute() / "run" if folder is None else folder.absolute())
+    place = outputs.absolute() / "run" if folder is None else folder.absolute()
+    data.check_space(config, place, sum(x.numel() for x in agent.parameters()))
     run = RunFolder.new(outputs.absolute()) if folder is None else RunFolder.at(folder.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)

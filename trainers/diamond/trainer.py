@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym.backends.choose import has_fast_bfloat16, world_model_kind
 from diamond_gym.data.episodes import Episode, EpisodeDataset
@@ -514,7 +513,7 @@ class Trainer:
                     stack.enter_context(learner.as_played())
             return stack.pop_all()
 
-    def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
+    def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> Bar:
         desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
         return Bar(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
 

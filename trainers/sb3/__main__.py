@@ -79,6 +79,10 @@ def _loop() -> Command:
 def _require_sb3() -> None:
     """Stable-Baselines3, and what its progress bar, its logs and our curves need."""
     missing = [name for name in _MODULES if find_spec(name) is None]
+    if not missing:
+        from diamond_gym.evaluate import pictures
+
+        pictures.require_matplotlib()  # before Stable-Baselines3 imports it
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
 

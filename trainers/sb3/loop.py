@@ -119,7 +119,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder)
+    disk.prepare_folder(folder, training.NUM_BYTES * settings.rounds)
     if (folder / "round-1" / "agent" / AGENT_FILE).is_file():
         training.check_unchanged(folder / SETTINGS_FILE, settings, asdict(settings), "a loop")
     else:

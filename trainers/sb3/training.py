@@ -20,6 +20,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
 from diamond_gym import signals
+from diamond_gym.data import video
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.progress import Bar
@@ -47,6 +48,8 @@ _FIXED = (
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
+NUM_BYTES = 100 * 2**20
+"""Twice an agent, and its logs and films."""
 SAVE_SECONDS = 120.0
 """So much of learning is lost at most, when a process is killed."""
 _log = logging.getLogger(__name__)
@@ -70,7 +73,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder)
+    disk.prepare_folder(folder, NUM_BYTES)
+    video.require_ffmpeg()
     _check_settings(folder, settings)
     env = _games_to_learn_from(settings)
     try:

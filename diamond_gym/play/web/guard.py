@@ -73,9 +73,12 @@ class Guard:
 
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
+                self._deadline.set(bool(self.conn.reader.buffer or self.frames))
+
+            async def send(self, message: Any) -> None:
+                await super().send(message)
                 if self.handshake_complete:
                     guard.leave(self)
-                self._deadline.set(bool(self.conn.reader.buffer or self.frames))
 
             def send_receive_event_to_app(self) -> None:
                 if self.curr_msg_data_type == "text" and not _is_utf8(b"".join(self.frames)):

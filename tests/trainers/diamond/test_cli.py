@@ -71,6 +71,17 @@ def play(**kwargs):
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [("denoiser", ["denoiser"]), ("[denoiser,rew_end_model]", 2), ("denoiser,rew_end_model", 2)],
+)
+def test_lists_without_brackets_and_integers_with_exponents(given, parts):
+    """Brackets mean something to zsh."""
+    config = parse(["game=Breakout", f"training.parts={given}", "training.num_epochs=1e3"])
+    assert config.training.parts == ["denoiser", "rew_end_model"][: parts if isinstance(parts, int) else 1]
+    assert config.training.num_epochs == 1000
+
+
 def test_train_leaves_a_run_and_nothing_else(trained):
     assert [path.name for path in trained.parents[2].iterdir()] == ["outputs"]
     for name in (

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from gymnasium.spaces import Discrete
 import diamond_gym
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DatasetError, InvalidInputError
 from diamond_gym.files import write_torch
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
@@ -224,7 +225,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         try:
@@ -353,6 +354,46 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
     assert trainer.epoch == 2
     expected = torch.load(finished.agent_file(2), weights_only=True)
     assert_same_weights(trainer.weights(), expected)
+
+
+def test_a_trainer_that_is_to_save_continues(finished, tmp_path, monkeypatch):
+    torch.set_num_threads(1)  # as in the other run
+    run, config = RunFolder(tmp_path / "run"), from_yaml(finished.config_file)
+    agent = launch.new_agent(config, launch.describe(config, ""))
+    replays = data.load_replays(config, run, NUM_ACTIONS, progress=False)
+    launch.place(agent, torch.device("cpu"), config)
+    trainer = Trainer(config, run, agent, *replays)
+    saved, save_state = [], trainer.save_state
+
+    def saving():
+        saved.append((trainer.epoch, trainer.learners[0].num_steps))
+        save_state()
+
+    monkeypatch.setattr(trainer, "save_state", saving)
+    trainer.requests.save = True
+    trainer.fit(progress=False)
+    assert saved[:2] == [(0, 0), (0, 1)], "after the first step"
+    assert not trainer.requests.save and trainer.epoch == 2
+    expected = torch.load(finished.agent_file(2), weights_only=True)
+    assert_same_weights(trainer.weights(), expected)
+
+
+def test_a_finished_run_is_trained_for_longer(finished, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    run = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    with pytest.raises(InvalidInputError, match=r"denoiser.training.batch_size cannot change within a run"):
+        launch.resume(run.path, changes=["denoiser.training.batch_size=3"])
+    with pytest.raises(InvalidInputError, match="has 2 epochs already, 1 are too few"):
+        launch.resume(run.path, changes=["training.num_epochs=1"])
+    with pytest.raises(InvalidInputError, match=r"unknown key training.num_epoch: did you mean"):
+        launch.resume(run.path, changes=["training.num_epoch=3"])
+    assert run.config_file.read_bytes() == finished.config_file.read_bytes()
+    launch.resume(run.path)
+    assert f"resume run={run.path} training.num_epochs=N" in capsys.readouterr().out
+    launch.resume(run.path, changes=["training.num_epochs=3"], progress=False)
+    assert epochs_logged(run) == [1, 2, 3] and run.newest_epoch() == 3
+    assert from_yaml(run.config_file).training.num_epochs == 3
+    assert "training.num_epochs=3 (was 2)" in caplog.text
 
 
 def test_a_finished_run_says_so(finished, capsys):

@@ -564,8 +564,13 @@ def main(
 
 
 def _verbosity(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """The arguments without -v and -q, and the level of messages that they ask for."""
-    level = logging.INFO
+    """The arguments without -v and -q, and the level of messages that they ask for.
+
+    A lone # and what follows is left out: a comment that was copied with a command, which zsh hands on.
+    """
+    arguments, level = list(arguments), logging.INFO
+    if "#" in arguments:
+        arguments = arguments[: arguments.index("#")]
     for argument in arguments:
         level = _LEVELS.get(argument, level)
     return [argument for argument in arguments if argument not in _LEVELS], level

@@ -10,15 +10,18 @@ import contextlib
 import io
 import logging
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 SECONDS = 60.0
-"""Between two lines of the log."""
+"""Between two lines of the log, whichever bars they are of."""
+_LOOK_SECONDS = 1.0
 _NAMES = ("diamond_gym", "trainers", "benchmarks")
 _log = logging.getLogger(__name__)
+_last_line = time.monotonic()
 
 
 @contextlib.contextmanager
@@ -62,28 +65,31 @@ class Bar(tqdm):
     def __init__(self, *arguments: Any, disable: bool = False, **keywords: Any) -> None:
         self._is_logged = not _is_watched()
         if self._is_logged:
-            keywords |= {
-                "mininterval": SECONDS,
-                "maxinterval": SECONDS,
-                "leave": False,
-                "file": io.StringIO(),
-            }
+            keywords |= {"mininterval": _LOOK_SECONDS, "leave": False, "file": io.StringIO()}
+        self._was_told = False
         is_quiet = logging.getLogger(_NAMES[0]).level > logging.INFO
         super().__init__(*arguments, disable=disable or is_quiet, **keywords)
+        if self._is_logged and not disable and keywords.get("desc"):
+            _log.debug("%s begins", keywords["desc"])
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
         """Shows where it stands, see `tqdm.display`."""
         if not self._is_logged:
             return super().display(msg, pos)
-        if msg is None and self.format_dict["elapsed"] >= SECONDS:
-            _log.info("%s", line(self.format_dict))
+        if msg is None and time.monotonic() - _last_line >= SECONDS:
+            self._tell()
         return True
 
     def close(self) -> None:
         """Ends it; one that has had a line in the log gets another one."""
-        if not self.disable and self._is_logged and self.n:
-            self.display()
+        if not self.disable and self._was_told:
+            self._tell()
         super().close()
+
+    def _tell(self) -> None:
+        global _last_line
+        _last_line, self._was_told = time.monotonic(), True
+        _log.info("%s", line(self.format_dict))
 
 
 def line(state: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """What a long command says: lines in the log where nobody watches, bars on a terminal, and how much."""
 
+import contextlib
 import io
 import logging
 import os
 import pty
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -42,6 +44,7 @@ def test_durations():
 def test_a_line_a_minute_where_nobody_watches(monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(progress, "SECONDS", 0.0)  # of a minute
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.0)
     with Bar(total=3, desc="learn", unit="step") as bar:
         for _ in range(3):
             bar.set_postfix_str("score 1", refresh=False)
@@ -52,8 +55,17 @@ def test_a_line_a_minute_where_nobody_watches(monkeypatch, caplog, capsys):
     assert capsys.readouterr().err == "", "no bar"
 
 
-def test_short_work_is_silent(caplog):
+def test_many_short_bars_make_a_line_a_minute(monkeypatch, caplog):
     caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "_last_line", time.monotonic() - 61)
+    for _ in range(5):
+        Bar(total=2, desc="denoiser").close()
+    assert [record.message for record in caplog.records] == ["denoiser: 0 of 2 its (0 %)"] * 2
+
+
+def test_short_work_is_silent(monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(progress, "_last_line", time.monotonic())
     with Bar(total=3) as bar:
         bar.update(3)
     assert list(Bar(range(3))) == [0, 1, 2]
@@ -90,6 +102,11 @@ def test_v_and_q(flag, levels, capsys):
     assert "".join(line[-1] for line in capsys.readouterr().err.splitlines()) == levels
 
 
+def test_a_comment_that_was_copied_is_left_out(capsys):
+    command = cli.Command("prog", "Does.", Nothing, lambda settings: print("done"))
+    assert cli.main(command, ["#", "as", "zsh=hands", "it on"]) == 0 and capsys.readouterr().out == "done\n"
+
+
 def test_verbose_errors_say_where_it_happened(capsys):
     def run(_):
         raise FileNotFoundError("gone")
@@ -105,8 +122,12 @@ def test_a_bar_on_a_terminal():
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     ended = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=env)
     os.close(theirs)
-    assert ended.returncode == 0 and b"learn: 100%" in os.read(ours, 65536)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of what was written
+        while piece := os.read(ours, 65536):
+            shown += piece
     os.close(ours)
+    assert ended.returncode == 0 and b"learn: 100%" in shown
 
 
 def test_a_terminal_that_was_closed_ends_nothing(monkeypatch):

@@ -270,7 +270,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return imagination.keys_to_action(self.world.action_meanings)
 
     def _info(self) -> dict[str, Any]:
-        """Where the game started: the same keys after `reset` and `step`, which recorders need; new arrays."""
+        """Where the game started: the same keys after `reset` and `step`, as recorders need; new arrays."""
         return {"context": {name: x.copy() for name, x in self._context.items()}}
 
     def _observe(self) -> NDArray[np.uint8]:

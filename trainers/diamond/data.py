@@ -128,8 +128,7 @@ def check_space(config: TrainerConfig, run: Path, num_weights: int = 0) -> None:
     num_bytes = steps * (inner.img_channels * size * size + _BYTES_BESIDE_FRAME)
     # the state has weights, their average and two moments, and is written beside the one before
     copies = _STATE_COPIES + (config.checkpointing.num_to_keep or 1)
-    weights = f" and {num_weights:,} weights" if num_weights else ""
-    disk.check_space(run, num_bytes + 4 * copies * num_weights, f"{steps} steps of play{weights}")
+    disk.check_space(run, num_bytes + 4 * copies * num_weights, f"{steps} steps of play")
 
 
 def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:

@@ -222,8 +222,8 @@ def test_a_finished_run_writes_its_averaged_world(evaluates, trained, tmp_path, 
     kept = ["checkpointing.save_agent_every=1", "checkpointing.num_to_keep=null"]
     data = f"static_dataset.path={trained / 'dataset'}"
     assert main(["train", *GAME, data, *parts, *kept, *export, f"export.evaluate={evaluates}".lower()]) == 0
-    out = capsys.readouterr().out
-    assert [out.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
+    errors = capsys.readouterr().err
+    assert [errors.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
     (run,) = run_folders(tmp_path)
     world = load_world("Breakout", run, device="cpu")
     assert len(world.contexts) == 5 and "world/model.safetensors" in world.source

@@ -493,7 +493,8 @@ def test_weights_come_from_a_checkpoint_part_by_part(finished, recordings, tmp_p
     assert_same_weights(given.denoiser.state_dict(), load_agent(run.path).denoiser.state_dict())
 
 
-def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, capsys):
+def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, caplog):
+    caplog.set_level("INFO")
     theirs = copy_of(finished, tmp_path / "checkpoint").path
     episodes = [episode(12, number=i) for i in range(4)]
     episodes[0].act[0] = NUM_ACTIONS + 1
@@ -503,7 +504,7 @@ def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, ca
     with pytest.raises(CheckpointError, match=r"or initialization.new_actions=true"):
         train(tmp_path / "more", tmp_path / "refused", *one_epoch, start)
     run = train(tmp_path / "more", tmp_path, *one_epoch, start, "initialization.new_actions=true")
-    assert "denoiser: other actions, inner_model.act_emb.0.weight start anew" in capsys.readouterr().out
+    assert "denoiser: other actions, inner_model.act_emb.0.weight start anew" in caplog.text
     given, taken = (load_agent(path).denoiser.state_dict() for path in (theirs, run.path))
     same = [name for name in given if torch.equal(given[name], taken[name])]
     assert set(given) - set(same) == {"inner_model.act_emb.0.weight"}

@@ -99,21 +99,7 @@ def test_compare():
     assert cli.parse(CompareSettings, arguments, positional=("fidelity", "folder")).folder.name == "Breakout"
 
 
-PATHS = tuple(
-    "run out agent contexts checkpoint captures film beside data episodes dataset".split()
-)
-    "run",
-    "out",
-    "agent",
-    "contexts",
-    "checkpoint",
-    "captures",
-    "film",
-    "beside",
-    "data",
-    "episodes",
-    "dataset",
-)
+PATHS = tuple("run out agent contexts checkpoint captures film beside data episodes dataset".split())
 """Names of keys whose values are, or may be, paths."""
 
 

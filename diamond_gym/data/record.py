@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -12,6 +13,7 @@ from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.files import prepare_folder
 from diamond_gym.players.player import RandomPolicy
 from diamond_gym.progress import Bar
 
@@ -52,7 +54,9 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
         InvalidInputError: There is no such environment, or it cannot be recorded.
         CacheError: The folder cannot be written.
     """
-    env = RecordEpisodes(_make(options), options.out)
+    game = _make(options)
+    prepare_folder(Path(options.out))
+    env = RecordEpisodes(game, options.out)
     space: Any = env.action_space
     policy = RandomPolicy(int(space.n), options.seed, options.repeat)
     num_episodes = 0

@@ -310,12 +310,21 @@ def test_no_world_to_learn_in(tmp_path, capsys):
     assert "no embedded world model of Asterix" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["stable_baselines3", "rich", "tensorboard"])
+@pytest.mark.parametrize("name", ["stable_baselines3", "matplotlib", "tensorboard"])
 def test_without_the_extra_it_is_named(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     for command in ("train", "loop"):
         assert main([command]) == 1
         assert f"this needs {name}: pip install 'diamond-gym[sb3]'" in capsys.readouterr().err
+
+
+def test_what_is_needed_at_the_end_is_checked_at_the_start(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", missing)
+    assert main(["train", f"out={tmp_path / 'run'}"]) == 1
+    assert capsys.readouterr().err == "error: films need ffmpeg: No ffmpeg exe could be found.\n"
 
 
 def test_agents_that_do_not_fit(finished, tmp_path):

@@ -195,6 +195,8 @@ def _existing_run(
     if config != before:
         _keep_changes(run, before, config, progress_so_far)
     if _is_finished(config, progress_so_far):
+        if not run.world_folder.is_dir():  # it was stopped in between
+            _export(config, run)
         print(
             f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained; {_how_to_extend(run)}"
         )
@@ -514,7 +516,8 @@ def _fit(
         with closing(log), signals.deferred() as trainer.requests:
             group.on_rank_zero(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
-            group.on_rank_zero(lambda: _export(config, run))
+            with trainer.requests.at_once():  # minutes, in which nothing is trained
+                group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
         if group.is_rank_zero:
             _log.info("stopped; to resume: python -m trainers.diamond resume run=%s", run.path)

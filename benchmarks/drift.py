@@ -140,19 +140,19 @@ def table(curves: Sequence[Curve]) -> str:
 
 def plot(curves: Sequence[Curve]) -> Figure:
     """PSNR over the imagined steps: a panel for each objective, on one scale."""
-    from matplotlib.figure import Figure
-
     objectives = list(dict.fromkeys(curve["objective"] for curve in curves))
-    figure = Figure(figsize=(5 * len(objectives), 3.6), layout="constrained")
+    figure = pictures.new_figure((4.2 * len(objectives), 3.6))
     panels = figure.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
     for objective, axes in zip(objectives, panels, strict=True):
         own = [curve for curve in curves if curve["objective"] == objective]
         for curve in own:
-            axes.plot(*_points(curve, "psnr"), label=f"{curve['num_denoising_steps']} denoising steps")
+            steps = curve["num_denoising_steps"]
+            label = f"{steps} denoising step{'s' * (steps > 1)}"
+            axes.plot(*_points(curve, "psnr"), label=label)
         axes.plot(*_points(own[0], "psnr_repeat"), "k:", label="last real frame repeated")
         axes.set(title=objective.upper(), xlabel="imagined step")
         axes.grid(alpha=0.3)
-        axes.legend()
+    panels[-1].legend()
     panels[0].set(ylabel="PSNR against the real frame (dB)")
     return figure
 

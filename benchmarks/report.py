@@ -21,9 +21,9 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markers import replace_section
 from benchmarks.rows import read_rows, short_commit
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from trainers.diamond import trainer as schedule
@@ -369,6 +369,31 @@ def report(rows: Sequence[Row]) -> tuple[str, str]:
         return device, f"{table(lines)}\n\n{notes(rows, lines)}"
     except (KeyError, TypeError) as error:
         raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
+
+
+def replace_section(file: Path, name: str, section: str) -> bool:
+    """Puts a text between the comments <!-- name --> and <!-- /name -->; returns whether that changed it.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or the comments are not there once each, in this order.
+        CacheError: The file cannot be written.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(first)
+    _, found, after = rest.partition(last)
+    if not found or text.count(first) != 1 or text.count(last) != 1:
+        raise InvalidInputError(
+            f"{file} needs the comments {first} and {last}, once each and in this order: "
+            f"what stands between them is replaced"
+        )
+    new = f"{before}{first}\n{section.strip()}\n{last}{after}"
+    if new != text:
+        disk.write_file(file, new.encode())
+    return new != text
 
 
 def run(args: Settings) -> None:

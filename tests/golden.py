@@ -32,7 +32,6 @@ COMMON = (
     "collection.train.first_epoch.min=100",
     "collection.train.first_epoch.max=100",
     "evaluation.should=false",
-    *(f"{part}.training.steps_first_epoch={NUM_UPDATES}" for part in PARTS),
 )
 SMALL = ("depths=[1]", "channels=[16]", "attn_depths=[0]", "patch_size=4")
 RUNS = {
@@ -72,9 +71,10 @@ def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
         Learner.step = step
 
 
-def run(name: str, outputs: Path) -> dict[str, Any]:
-    """Trains a run and returns what is recorded of it."""
-    config = parse([*COMMON, *RUNS[name]])
+def run(name: str, outputs: Path, num_updates: int = NUM_UPDATES) -> dict[str, Any]:
+    """Trains a run and returns what is recorded of it, or of its first updates."""
+    shorter = [f"{part}.training.steps_first_epoch={num_updates}" for part in PARTS]
+    config = parse([*COMMON, *RUNS[name], *shorter])
     with updates_recorded() as updates:
         folder = RunFolder(train(config, outputs=outputs, command="train", progress=False))
     epoch = json.loads(folder.metrics_file.read_text())

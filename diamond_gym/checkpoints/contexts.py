@@ -1,7 +1,7 @@
 """Where imagination starts: banks of real frames and the actions taken at them.
 
 Banks are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
-module knows nothing of networks: a policy is any callable.
+module knows nothing of networks: a player is anything that chooses actions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 
 from diamond_gym import files as disk
-from diamond_gym.data.collect import Policy, collect
+from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError, DatasetError, InvalidInputError
+from diamond_gym.players.player import Player, Policy
 
 FORMAT_VERSION = 1
 NUM_CONTEXTS = 64
@@ -232,7 +233,7 @@ def num_windows(
 
 def collect_contexts(
     game: str,
-    policy: Policy,
+    player: Player | Policy,
     *,
     num_contexts: int = NUM_CONTEXTS,
     num_steps_conditioning: int,
@@ -243,7 +244,7 @@ def collect_contexts(
 
     Args:
         game: Name of an Atari game.
-        policy: Any callable from a uint8 (64, 64, 3) frame to an action.
+        player: As in `diamond_gym.data.collect.collect`.
         num_contexts: Number of contexts, at least 1; `STEPS_PER_CONTEXT` steps are played for each.
         num_steps_conditioning: Frames and actions of each.
         seed: Fixes the game and the draw, >= 0.
@@ -251,11 +252,11 @@ def collect_contexts(
 
     Raises:
         UnknownGameError: ale_py has no such game.
-        DatasetError: The policy's episodes are too short to hold as many contexts.
+        DatasetError: The player's episodes are too short to hold as many contexts.
     """
     _check_sizes(num_contexts, num_steps_conditioning)
     num_steps = STEPS_PER_CONTEXT * num_contexts + num_steps_conditioning
-    report = collect(game, policy, num_steps=num_steps, seed=seed, progress=progress)
+    report = collect(game, player, num_steps=num_steps, seed=seed, progress=progress)
     return contexts_from_episodes(
         report.episodes,
         num_contexts=num_contexts,

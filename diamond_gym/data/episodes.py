@@ -153,6 +153,13 @@ class Episode:
             raise DatasetError(f"{path}: {error}") from None
 
 
+def channels_first(frames: NDArray[Any] | Tensor) -> Tensor:
+    """Turn arrays of frames (..., h, w, c) into tensors (..., c, h, w); tensors stay as they are."""
+    if isinstance(frames, Tensor):
+        return frames
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))
+
+
 class EpisodeDataset:
     """A folder of episodes, read one at a time.
 

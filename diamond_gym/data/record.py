@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import MISSING, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import gymnasium
-from gymnasium.wrappers import AddRenderObservation
+from gymnasium.spaces import Discrete
+from gymnasium.wrappers import AddRenderObservation, TransformAction
 
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.files import prepare_folder
-from diamond_gym.players.player import RandomPolicy
+from diamond_gym.players.loop import play
+from diamond_gym.players.player import RandomPlayer
 from diamond_gym.progress import Bar
 
 ABOUT = """\
@@ -56,21 +60,21 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
     """
     game = _make(options)
     prepare_folder(Path(options.out))
-    env = RecordEpisodes(game, options.out)
-    space: Any = env.action_space
-    policy = RandomPolicy(int(space.n), options.seed, options.repeat)
-    num_episodes = 0
-    try:
-        obs, _ = env.reset(seed=options.seed)
-        for step in Bar(range(options.num_steps), unit="step", desc="record", disable=not progress):
-            obs, _, terminated, truncated, _ = env.step(int(space.start) + policy(obs))
-            is_over = terminated or truncated
-            num_episodes += is_over or step == options.num_steps - 1
-            if is_over:
-                policy.reset()
-                obs, _ = env.reset()
-    finally:
-        env.close()
+    recorded = RecordEpisodes(game, options.out)
+    space: Any = recorded.action_space
+    first, num_actions = int(space.start), int(space.n)
+    env = TransformAction(recorded, lambda act: first + act, Discrete(num_actions))
+    player = RandomPlayer(num_actions, options.seed, options.repeat)
+    num_episodes, num_left, seed = 0, options.num_steps, options.seed
+    with closing(env), Bar(total=options.num_steps, unit="step", desc="record", disable=not progress) as bar:
+        while num_left:
+            obs, _ = env.reset(seed=seed)
+            seed = None
+            player.reset()
+            for _ in islice(play(env, player, obs), num_left):
+                num_left -= 1
+                bar.update()
+            num_episodes += 1
     return num_episodes
 
 

@@ -19,6 +19,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.files import write_file
 
@@ -140,7 +141,7 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         _check_frames(env.observation_space)
         self._first_action, self._num_actions = _action_range(env.action_space)
         self._number = 1 + max((_number(path) for path in self.folder.glob("episode_*.npz")), default=-1)
-        self._forget()
+        self._builder, self._latest = EpisodeBuilder(), None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -148,20 +149,18 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         """Starts an episode; one that was going on is written first."""
         self._write()
         obs, info = self.env.reset(seed=seed, options=options)
-        self._obs.append(np.array(obs))  # a copy: an environment may draw every frame into the same array
+        self._latest = np.array(obs)  # a copy: an environment may draw every frame into the same array
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes a step; writes the episode if it ends."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if not self._obs:
+        if self._latest is None:
             return obs, reward, terminated, truncated, info  # a step after the end: the environment's affair
-        self._obs.append(np.array(obs))
-        self._act.append(int(action) - self._first_action)
-        self._rew.append(float(reward))
-        self._ends.append((bool(terminated), bool(truncated)))
+        self._builder.add(self._latest, int(action) - self._first_action, float(reward))
+        self._latest = np.array(obs)
         if terminated or truncated:
-            self._write()
+            self._write(bool(terminated), bool(truncated))
         return obs, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -169,26 +168,22 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         self._write()
         super().close()
 
-    def _write(self) -> None:
-        if self._act:
-            ends = np.array(self._ends)
+    def _write(self, terminated: bool = False, truncated: bool = False) -> None:
+        builder, latest = self._builder, self._latest
+        if len(builder):
+            ends = np.zeros((2, len(builder)), bool)
+            ends[:, -1] = terminated, truncated
             episode = RecordedEpisode(
-                obs=np.stack(self._obs),
-                act=np.array(self._act),
-                rew=np.array(self._rew),
-                terminated=ends[:, 0],
-                truncated=ends[:, 1],
+                obs=np.stack([*builder.obs, latest]),
+                act=np.array(builder.act),
+                rew=np.array(builder.rew),
+                terminated=ends[0],
+                truncated=ends[1],
                 num_actions=self._num_actions,
             )
             episode.save(self.folder / f"episode_{self._number:06d}.npz")
             self._number += 1
-        self._forget()
-
-    def _forget(self) -> None:
-        self._obs: list[NDArray[np.uint8]] = []
-        self._act: list[int] = []
-        self._rew: list[float] = []
-        self._ends: list[tuple[bool, bool]] = []
+        self._builder, self._latest = EpisodeBuilder(), None
 
 
 def _first(arrays: dict[str, NDArray[Any]], field: str) -> NDArray[Any]:

@@ -139,7 +139,8 @@ def test_network_output_is_the_cpus(full_float32):
         denoiser, place = world.world_model.denoiser, world.world_model.device
         c = denoiser.conditioners(torch.tensor([0.01, 0.1, 1.0, 5.0], device=place))
         with torch.no_grad():
-            outputs.append(denoiser.model_output(noisy.to(place), c, obs.to(place), act.to(place)).cpu())
+            past = denoiser.fold_past(obs.to(place))
+            outputs.append(denoiser.model_output(noisy.to(place), c, past, act.to(place)).cpu())
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
 
 

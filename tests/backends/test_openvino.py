@@ -39,22 +39,22 @@ def imagine(world_model, num_games, num_steps=3):
     return torch.stack([step.obs for step in steps]).int(), torch.stack(logits)
 
 
-def test_one_game_is_the_same_in_openvino_and_says_what_took_time(capfd, monkeypatch):
+def test_one_game_is_the_same_in_openvino_and_says_what_took_time(caplog, monkeypatch):
     monkeypatch.setattr(waiting, "WORTH_A_MESSAGE_SECONDS", 0.0)
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     frames, logits = imagine(ours, 1)
     plain_frames, plain_logits = imagine(plain, 1)
     assert (frames - plain_frames).abs().max() <= 1  # a level of 256, where rounding falls otherwise
     torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
-    told = capfd.readouterr().err
+    told = caplog.text
     assert told.count("converted InnerModel to OpenVINO") == told.count("converted RewEndEncoder") == 1
 
 
-def test_several_games_stay_in_pytorch(capfd):
+def test_several_games_stay_in_pytorch(caplog):
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     for one, other in zip(imagine(ours, 2), imagine(plain, 2), strict=True):
         assert torch.equal(one, other)
-    assert "OpenVINO" not in capfd.readouterr().err
+    assert "OpenVINO" not in caplog.text
 
 
 def test_the_weights_stay_where_they_were():

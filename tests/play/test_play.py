@@ -173,7 +173,7 @@ def test_entropy_and_value_are_the_actor_critics(viewer: Viewer, game: PlaySessi
     viewer.advance([])
     shown = facts(viewer.view())
     assert 0 < float(shown["Entropy"].removesuffix(" bits")) <= 2
-    assert float(shown["Value"]) == pytest.approx(game.moment.opinion.value, abs=0.01)  # pyright: ignore
+    assert float(shown["Value"]) == pytest.approx(game.moment.value, abs=0.01)
 
 
 def test_horizon(viewer: Viewer, game: PlaySession):

@@ -203,7 +203,8 @@ def test_later_predictions_see_the_earlier_ones():
     frames = batch.frames()
     first, _ = denoiser_loss(denoiser, batch, noises[:1])
     noisy = add_noise(denoiser.config, frames[:, n], noises[0])
-    predicted = denoiser.denoise(noisy, noises[0].level, frames[:, :n].flatten(1, 2), batch.act[:, :n])
+    past = denoiser.fold_past(frames[:, :n].flatten(1, 2))
+    predicted = denoiser.denoise(noisy, denoiser.conditioners(noises[0].level), past, batch.act[:, :n])
     imagined = replace(batch, obs=batch.obs.clone())
     imagined.obs[:, n] = truncate_to_uint8(predicted.detach())
     shifted = SegmentBatch(
@@ -242,10 +243,9 @@ def test_the_trajectory_has_one_image_a_step():
     world = world_model(num_steps=4)
     assert world.levels == [750.0, 500.0, 250.0, 0.0]
     state = world.start(obs, act, torch.arange(3))
-    trajectory = world.sample_trajectory(state, act[:, 0])
-    assert len(trajectory) == 5
     _, step = world.step(state, act[:, 0])
-    assert_close(to_float(step.obs), trajectory[-1])
+    assert len(step.trajectory) == 5
+    assert_close(to_float(step.obs), step.trajectory[-1])
 
 
 def sampled_as_published(denoiser, past, act, x, step_noises, timesteps):
@@ -275,7 +275,7 @@ def test_frames_are_sampled_as_in_section_5_1(timesteps):
     key = torch.arange(3)
     world = world_model(len(timesteps))
     state = world.start(obs, act, key)
-    trajectory = world.sample_trajectory(state, act[:, -1])
+    trajectory = world.step(state, act[:, -1])[1].trajectory
     assert_close(to_float(to_uint8(trajectory[-1])), trajectory[-1], msg="the frame is on 256 levels")
     time = torch.zeros_like(key)
     step_noises = [noise.normal(key, time, noise.Draw.CHURN + i, SHAPE) for i in range(len(timesteps) - 1)]

@@ -75,7 +75,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     Raises:
         InvalidInputError: Nothing was.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = {
         title: shown
@@ -84,15 +84,20 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     }
     if not panels:
         raise InvalidInputError("this run has logged nothing to draw yet: wait for its first epoch")
-    picture = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axes, (title, shown) in zip(
-        picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    picture = pictures.new_figure((2.8 * columns, 2.6 * rows))
+    for i, (title, shown) in enumerate(panels.items()):
+        axes = picture.add_subplot(rows, columns, i + 1)
         for name, label in shown.items():
             _plot(axes, lines, name, label)
-        axes.set(title=title, xlabel="epoch")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top + 0.15 * (1 + len(shown)) * (top - bottom))  # room for the legend
+        axes.legend(loc="upper right", fontsize="small")
     return picture
 
 
@@ -106,7 +111,7 @@ def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, label: str) -> Non
         return
     epochs, values, spreads = zip(*points, strict=True)
     errors = None if None in spreads else spreads
-    axes.errorbar(epochs, values, errors, label=label, marker="o" if len(points) < 50 else None, capsize=3)
+    axes.errorbar(epochs, values, errors, label=label, marker="." if len(points) < 50 else None, capsize=3)
 
 
 def _value(line: dict[str, Any], name: str) -> float | None:

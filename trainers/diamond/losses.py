@@ -173,11 +173,11 @@ def denoiser_errors(
     history = list(frames[:, :n].unbind(1))
     rows = []
     for i, noise in enumerate(noises):
-        obs = torch.cat(history[i : i + n], dim=1)
+        past = denoiser.fold_past(torch.cat(history[i : i + n], dim=1))
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
-        output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
+        output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
         target = (next_obs - c.c_skip * noisy) / c.c_out
         error = (output - target).square()
         predicted = denoiser.wrap_model_output(noisy, output.detach(), c)

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from diamond_gym import signals
-from diamond_gym.backends.choose import can_compile, choose_upsampling
+from diamond_gym.backends.choose import can_compile, choose_upsampling, pick_device
 from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
 from diamond_gym.data.episodes import EpisodeDataset
@@ -289,17 +289,14 @@ def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
     Raises:
         DeviceError: There is no such device here.
     """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if group.world_size > 1 and name == "cuda":
-        name = f"cuda:{group.local_rank}"
-    elif group.world_size > 1 and name != "cpu":
+    if group.world_size > 1 and name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
     try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DeviceError(f"common.device={name} is not available: {reason}") from error
+        device = pick_device(name)
+        if group.world_size > 1 and device.type == "cuda":
+            device = pick_device(f"cuda:{group.local_rank}")
+    except (DeviceError, InvalidInputError) as error:
+        raise DeviceError(f"common.device={name} is not available: {error}") from error
     if device.type == "cuda" and group.world_size > 1:
         torch.cuda.set_device(device)
     return device
@@ -485,7 +482,8 @@ def _try_out(agent: Agent) -> None:
     inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
     n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
     act = torch.zeros(1, n, dtype=torch.int64)
-    agent.denoiser.denoise(frame[:, 0], torch.ones(1), frame.expand(1, n, -1, -1, -1).flatten(1, 2), act)
+    denoiser, past = agent.denoiser, frame.expand(1, n, -1, -1, -1).flatten(1, 2)
+    denoiser.denoise(frame[:, 0], denoiser.conditioners(torch.ones(1)), denoiser.fold_past(past), act)
     agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
     if agent.actor_critic is not None:
         agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))

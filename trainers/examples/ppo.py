@@ -27,10 +27,11 @@ import diamond_gym
 from diamond_gym import cli, signals
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.score import Score, real_game, real_scores
+from diamond_gym.players.player import FrameStackPlayer
 from diamond_gym.progress import Bar
 from diamond_gym.world.pixels import to_float
 from trainers.checkpoint import Checkpoint
-from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
 
@@ -223,7 +224,7 @@ def score(agent: Agent, game: str, args: Settings) -> list[float]:
     def policy(stack: NDArray[np.uint8]) -> int:
         return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
 
-    return real_scores(policy, game, num_frames=args.num_frames, **args.real_games())
+    return real_scores(FrameStackPlayer(policy, args.num_frames), game, **args.real_games())
 
 
 def train(args: Settings) -> Agent:
@@ -263,7 +264,7 @@ def run(settings: Settings) -> None:
     agent = train(settings)
     scores = score(agent, game, settings) if game else []
     if scores:
-        print(in_words(scores))
+        print(Score.of("agent", scores).in_words())
 
 
 COMMAND = cli.Command("python -m trainers.examples.ppo", __doc__ or "", Settings, run)

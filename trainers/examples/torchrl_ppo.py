@@ -23,6 +23,8 @@ from torch import nn
 from diamond_gym import cli, signals
 from diamond_gym.cli import option
 from diamond_gym.errors import MissingDependencyError
+from diamond_gym.evaluate.score import Score, real_game, real_scores
+from diamond_gym.players.player import FrameStackPlayer
 from diamond_gym.progress import Bar
 
 try:
@@ -43,7 +45,6 @@ except ImportError:
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from trainers.checkpoint import Checkpoint
-from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
 
@@ -217,7 +218,7 @@ def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
         with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
-    return real_scores(policy, game, num_frames=NUM_FRAMES, **args.real_games())
+    return real_scores(FrameStackPlayer(policy, NUM_FRAMES), game, **args.real_games())
 
 
 def run(settings: Settings) -> None:
@@ -228,7 +229,7 @@ def run(settings: Settings) -> None:
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
     if scores:
-        print(in_words(scores))
+        print(Score.of("agent", scores).in_words())
 
 
 COMMAND = cli.Command("python -m trainers.examples.torchrl_ppo", __doc__ or "", Settings, run)

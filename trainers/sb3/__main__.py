@@ -44,17 +44,19 @@ An agent plays the real game; beside it the world model imagines the same steps,
 
 def _train(settings: TrainSettings) -> None:
     _require_sb3()
-    from trainers.sb3 import scoring, training
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import training
 
-    print(scoring.table(training.train(settings)))
+    print(table(training.train(settings)))
     print(f"wrote {settings.folder}/")
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
     _require_sb3()
-    from trainers.sb3 import evaluation, scoring
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import evaluation
 
-    print(scoring.table([evaluation.evaluate(settings)]))
+    print(table([evaluation.evaluate(settings)]))
 
 
 def _demo(settings: DemoSettings) -> None:
@@ -67,24 +69,24 @@ def _demo(settings: DemoSettings) -> None:
 def _loop() -> Command:
     """The command, whose settings need what it needs."""
     _require_sb3()
-    from trainers.sb3 import loop, scoring
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import loop
 
     def run(settings: loop.LoopSettings) -> None:
-        print(scoring.table(loop.loop(settings)))
+        print(table(loop.loop(settings)))
         print(f"wrote {settings.folder}/")
 
     return Command(f"{PROG} loop", LOOP, loop.LoopSettings, run)
 
 
 def _require_sb3() -> None:
-    """Stable-Baselines3, and what its progress bar, its logs and our curves need."""
+    """Stable-Baselines3, and what its logs and our curves need."""
     missing = [name for name in _MODULES if find_spec(name) is None]
-    if not missing:
-        from diamond_gym.evaluate import pictures
-
-        pictures.require_matplotlib()  # before Stable-Baselines3 imports it
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
+    from diamond_gym.evaluate.pictures import require_matplotlib
+
+    require_matplotlib()  # it may be there and broken, and Stable-Baselines3 imports it, too
 
 
 COMMANDS = Commands(

@@ -23,6 +23,7 @@ from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import config as world_settings
@@ -30,7 +31,6 @@ from trainers.diamond import run as launch
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
-from trainers.sb3.scoring import Score
 from trainers.sb3.settings import TrainSettings
 
 SETTINGS_FILE = "loop.json"

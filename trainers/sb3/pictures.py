@@ -13,8 +13,8 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym.data.video import write_mp4
 from diamond_gym.envs import rendering
-from diamond_gym.evaluate.pictures import write_figure
-from trainers.sb3.scoring import Policy
+from diamond_gym.evaluate.pictures import new_figure, write_figure
+from trainers.sb3.player import Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -56,10 +56,9 @@ def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
 
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    figure = new_figure((9, 3.4))
+    from matplotlib.ticker import EngFormatter  # after the figure, which has imported matplotlib safely
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*learned)
     left.set(title=f"episodes learned from ({where})", ylabel="mean return of 100 episodes")

@@ -23,6 +23,7 @@ from diamond_gym import signals
 from diamond_gym.data import video
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.evaluate.score import Score
 from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
 from diamond_gym.signals import Requests
@@ -37,7 +38,7 @@ from trainers.sb3.agents import (
     save_agent,
     set_learning_rate,
 )
-from trainers.sb3.scoring import Score
+from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
@@ -285,7 +286,7 @@ def _score(
         players[f"beside: {settings.beside}"] = beside
     num_envs = min(_NUM_REAL_ENVS, settings.final_episodes)
     with closing(_real(settings, num_envs, training=False, seed=_SCORING_SEED)) as real:
-        policies = {name: scoring.policy_of(player) for name, player in players.items()}
+        policies = {name: AgentPolicy(player) for name, player in players.items()}
         policies["random"] = scoring.random_policy(real)
         return [
             Score.of(
@@ -313,7 +314,7 @@ def _write(scores: list[Score], agent: BaseAlgorithm, settings: TrainSettings, f
     )
     with ExitStack() as stack:
         worlds = [stack.enter_context(closing(world)) for world in _worlds_to_film(settings)]
-        films = [(scoring.policy_of(agent), world) for world in worlds]
+        films = [(AgentPolicy(agent), world) for world in worlds]
         pictures.write_film(folder / "film.mp4", films, FILM_STEPS)
 
 

@@ -260,16 +260,6 @@ class Denoiser(nn.Module):
         c_noise = (timestep + 1) / ddpm.NUM_TIMESTEPS
         return Conditioners(torch.ones_like(abar), -((1 - abar) / abar).sqrt(), abar.rsqrt(), c_noise)
 
-    def model_output(
-        self,
-        noisy_next_obs: Float[Tensor, "b c h w"],
-        c: Conditioners,
-        obs: Float[Tensor, "b nc h w"],
-        act: Int64[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """Output of the inner network on inputs scaled to unit variance."""
-        return self.model_output_given(noisy_next_obs, c, self.fold_past(obs), act)
-
     def fold_past(self, obs: Float[Tensor, "b nc h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
         """What the inner network sees of the past frames; the same at every noise level."""
         return self.inner_model.fold((obs / self._past_scale).to(self.dtype))
@@ -279,14 +269,14 @@ class Denoiser(nn.Module):
         folded = to_float(self.inner_model.fold(frames.flatten(1, 2)))
         return (folded / self._past_scale).to(self.dtype)
 
-    def model_output_given(
+    def model_output(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
         c: Conditioners,
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """As `model_output`, given `fold_past` of the past frames."""
+        """Output of the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
         return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
@@ -302,30 +292,19 @@ class Denoiser(nn.Module):
     def denoise(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
-        level: Float[Tensor, " b"],
-        obs: Float[Tensor, "b nc h w"],
+        c: Conditioners,
+        past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
         """Estimate of the clean next frame in [-1, 1]: of EDM on 256 levels, of DDPM not yet quantised.
 
         Args:
-            noisy_next_obs: The frame at noise level `level`, float32.
-            level: Noise level per image.
-            obs: The n past frames in [-1, 1], stacked in channels, oldest first.
+            noisy_next_obs: The frame at a noise level, float32.
+            c: From `conditioners` of that level.
+            past: From `fold_past` or `fold_frames` of the n past frames, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
-        c = self.conditioners(level)
-        return self.denoise_given(noisy_next_obs, c, self.fold_past(obs), act)
-
-    def denoise_given(
-        self,
-        noisy_next_obs: Float[Tensor, "b c h w"],
-        c: Conditioners,
-        past: Float[Tensor, "b nc2 h2 w2"],
-        act: Int64[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """As `denoise`, given `conditioners` of the noise level and `fold_past` of the past frames."""
-        output = self.model_output_given(noisy_next_obs, c, past, act)
+        output = self.model_output(noisy_next_obs, c, past, act)
         if self.config.objective == "ddpm":  # whose sampled frame is quantised once, after the last step
             return (c.c_skip * noisy_next_obs + c.c_out * output).float().clamp(-1, 1)
         return self.wrap_model_output(noisy_next_obs, output, c)

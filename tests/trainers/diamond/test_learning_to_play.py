@@ -14,7 +14,7 @@ import torch
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
-from diamond_gym.players.actor_critic import AgentPolicy
+from diamond_gym.players.actor_critic import ActorCriticPlayer
 from tests.paths import ROOT
 from tests.recordings import save_dataset
 from trainers.diamond import data
@@ -76,7 +76,7 @@ def test_a_run_of_all_parts_is_a_checkpoint_of_a_world_and_of_a_policy(trained):
     env = gymnasium.make("DiamondBreakout-v0", checkpoint=str(trained.path), device="cpu")
     obs, _ = env.reset(seed=0)
     agent = load_agent(trained.path)
-    assert 0 <= AgentPolicy(agent)(obs) < 4
+    assert 0 <= ActorCriticPlayer(agent).act(obs) < 4
     env.step(1)
     env.close()
     weights = torch.load(trained.agent_file(2), weights_only=True)
@@ -163,6 +163,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     assert [m["actor_critic/num_steps"] for m in metrics_of(straight)] == [1, 4]
 
 
+@pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     more = ["actor_critic.training.steps_first_epoch=1000", "training.num_epochs=1"]
     process = subprocess.Popen(

@@ -269,8 +269,9 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
     assert_same_weights(ours, theirs)
 
 
-def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_path):
-    """Two games at once, evaluations that replace the test episodes, a kill in every stage."""
+@pytest.mark.parametrize("kills", [(0.5,), pytest.param((0.3, 0.6, 1.0), marks=pytest.mark.slow)])
+def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(kills, tmp_path):
+    """Two games at once, evaluations that replace the test episodes, a kill in one stage or in several."""
     more = (
         "game=Breakout",
         "preset=smoke",
@@ -292,7 +293,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(tmp_pa
     straight = RunFolder(launch.train(config, outputs=tmp_path / "straight", command="train", progress=False))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = None
-    for seconds in (0.3, 0.6, 1.0):  # of work, after the run (or its state) was found
+    for seconds in kills:  # of work, after the run (or its state) was found
         command = ["train", *more] if run is None else ["resume", f"run={run.path}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.diamond", *command],

@@ -16,12 +16,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import cli
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.evaluate.score import Score, table
 from trainers.sb3 import agents, evaluation, games, scoring, training
 from trainers.sb3.__main__ import main
+from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
 
-SHORT = ["total_timesteps=192", "num_envs=2", "horizon=6", "eval_every=128", "eval_episodes=1", "device=cpu"]
+SHORT = ["total_timesteps=48", "num_envs=2", "horizon=6", "eval_every=32", "eval_episodes=1", "device=cpu"]
 SHORT += ["final_episodes=2", "max_game_steps=30"]
+SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+"""Keyword arguments of PPO that make a rollout of two games 32 steps."""
 
 
 def arguments(tiny_world, out, *more):
@@ -29,9 +33,11 @@ def arguments(tiny_world, out, *more):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_films():
+def short_films_and_rollouts():
     patch = pytest.MonkeyPatch()
     patch.setattr(training, "FILM_STEPS", 20)
+    for name in ("ppo", "recurrent_ppo"):
+        patch.setitem(PRESETS, name, PRESETS[name] | SMALL)
     yield
     patch.undo()
 
@@ -45,7 +51,7 @@ def finished(tiny_world, tmp_path_factory):
 
 def test_a_run_leaves_everything_in_its_folder(finished):
     agent = PPO.load(finished / "agent.zip", device="cpu")
-    assert agent.num_timesteps >= 192
+    assert agent.num_timesteps >= 48
     result = json.loads((finished / "score.json").read_text())
     assert result["steps"] == agent.num_timesteps and result["seconds"] > 0
     players = [score["player"] for score in result["scores"]]
@@ -57,7 +63,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert film.get(cv2.CAP_PROP_FRAME_WIDTH) >= 2 * 64 * 4
     logs = {file.name.split(".")[0] for file in (finished / "log-001").iterdir()}
     assert logs == {"events", "progress", "evaluations"}
-    assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
+    assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [32, 64]
 
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_world, capsys):
@@ -65,9 +71,9 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
     assert main(["train", *arguments(tiny_world, finished)]) == 0
     assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
     assert "from step" in capsys.readouterr().err
-    more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=300"]
+    more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=80"]
     assert main(["train", *more]) == 0
-    assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
+    assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 80
     assert (finished / "log-002").is_dir()
     assert main(["train", *arguments(tiny_world, finished, "seed=3")]) == 2
     assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
@@ -76,7 +82,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
 def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     before = PPO.load(folder / "agent.zip", device="cpu")
-    more = [f"total_timesteps={before.num_timesteps + 128}", "learning_rate=3e-5"]
+    more = [f"total_timesteps={before.num_timesteps + 32}", "learning_rate=3e-5"]
     given = [x for x in arguments(tiny_world, folder) if not x.startswith("total")]
     assert main(["train", *given, *more]) == 0
     after = PPO.load(folder / "agent.zip", device="cpu")
@@ -87,13 +93,13 @@ def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
 def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
     class Stop(BaseCallback):
         def _on_step(self):
-            if self.n_calls == 70:  # in the second rollout
+            if self.n_calls == 20:  # in the second rollout
                 raise KeyboardInterrupt
             return True
 
     monkeypatch.setattr(training, "SaveAgent", lambda *_: Stop())
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 130
-    assert 128 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 192
+    assert 32 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 48
     monkeypatch.undo()
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 0
 
@@ -132,7 +138,7 @@ def test_every_algorithm(tiny_world, tmp_path, monkeypatch, algo):
         small = {"learning_starts": 20, "buffer_size": 200}
         monkeypatch.setitem(PRESETS, algo, PRESETS[algo] | small)
     given = [x for x in arguments(tiny_world, tmp_path, f"algo={algo}") if not x.startswith("total")]
-    assert main(["train", *given, "total_timesteps=64", "num_denoising_steps=1"]) == 0
+    assert main(["train", *given, "total_timesteps=32", "num_denoising_steps=1"]) == 0
     again = evaluation.evaluate(
         EvaluateSettings(agent=str(tmp_path), episodes=1, max_game_steps=20, device="cpu"), progress=False
     )
@@ -222,7 +228,7 @@ def test_scores_follow_from_the_seed_whoever_played_before(finished):
 
     for player in (agent, None, agent):
         actions.append([])
-        policy = scoring.random_policy(env) if player is None else scoring.policy_of(agent)
+        policy = scoring.random_policy(env) if player is None else AgentPolicy(agent)
         scoring.play_games(told(policy), env, 2, "", seed=3, progress=False)
     env.close()
     np.testing.assert_array_equal(actions[0], actions[2])
@@ -240,9 +246,9 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
 
 def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):
     given = [x for x in arguments(tiny_world, tmp_path) if not x.startswith(("total", "eval"))]
-    assert main(["train", *given, "total_timesteps=128", "eval_every=64", "eval_episodes=1"]) == 0
+    assert main(["train", *given, "total_timesteps=32", "eval_every=16", "eval_episodes=1"]) == 0
     (tmp_path / "learning_curve.png").unlink()
-    assert main(["train", *given, "total_timesteps=256", "eval_every=64", "eval_episodes=3"]) == 0
+    assert main(["train", *given, "total_timesteps=64", "eval_every=16", "eval_episodes=3"]) == 0
     assert cv2.imread(str(tmp_path / "learning_curve.png")).std() > 0
 
 
@@ -268,9 +274,9 @@ def test_real_games_train_on_lives_and_signs_and_are_scored_whole():
 
 
 def test_a_score_is_summed_up():
-    score = scoring.Score.of("me", [1.0, 2.0, 9.0])
+    score = Score.of("me", [1.0, 2.0, 9.0])
     assert (score.mean, score.median) == (4, 2)
-    assert "me" in scoring.table([score])
+    assert "me" in table([score])
 
 
 @pytest.mark.parametrize(
@@ -408,4 +414,4 @@ def test_embedded_agents_play_better_than_what_has_learned_nothing(game, max_gam
     env = games.real(game, 8, frame_stack=4, training=False, max_steps=max_game_steps, seed=0)
     returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
     env.close()
-    assert learned.low > scoring.Score.of("random", returns).high
+    assert learned.low > Score.of("random", returns).high

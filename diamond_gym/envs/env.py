@@ -22,20 +22,6 @@ from diamond_gym.envs.games import ImaginedState
 from diamond_gym.errors import ResetNeededError
 from diamond_gym.world.world_model import WorldModelState
 
-_KEYWORDS = (
-    *(
-        "game",
-        "checkpoint",
-        "device",
-        "dtype",
-        "compile",
-        "num_denoising_steps",
-        "order",
-        "s_churn",
-        "contexts",
-    ),
-    "render_mode",
-)
 _SKIPPING = ("MaxAndSkipObservation", "MaxAndSkipEnv", "AtariPreprocessing")
 """Gymnasium's and Stable-Baselines3's."""
 _IS_PREPROCESSED = (
@@ -97,7 +83,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         render_mode: str | None = None,
         **unknown: Any,
     ) -> None:
-        imagination.refuse_unknown(unknown, _KEYWORDS)
+        imagination.refuse_unknown(unknown, DiamondEnv)
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.render_mode = render_mode
         self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None

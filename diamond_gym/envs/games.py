@@ -7,6 +7,7 @@ Gymnasium's conventions for seeds and keys; nothing of files, windows, or how re
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -379,13 +380,14 @@ _MEANT = {"horizon": "max_episode_steps", "num_steps_denoising": "num_denoising_
 """Keywords under which other programs, or our own trainers, know the same things."""
 
 
-def refuse_unknown(unknown: Mapping[str, Any], known: Sequence[str]) -> None:
+def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
     """Raises `InvalidTypeError` if there are keyword arguments of unknown names, and says what was meant.
 
     Args:
-        unknown: What was given besides the known keywords.
-        known: These.
+        unknown: What a constructor was given besides the keywords that it names.
+        kind: Its class.
     """
+    known = [name for name in inspect.signature(kind).parameters if name != "unknown"]
     for name, value in unknown.items():
         near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         if near == ["max_episode_steps"] and near[0] not in known:

@@ -30,10 +30,6 @@ Array = NDArray[Any] | Tensor
 """A NumPy array with `output="numpy"`, a tensor on the world model's device with `output="torch"`."""
 
 
-_KEYWORDS = (
-    *("num_envs", "game", "max_episode_steps", "autoreset_mode", "output", "checkpoint", "device", "dtype"),
-    *("compile", "num_denoising_steps", "order", "s_churn", "contexts", "render_mode"),
-)
 _NUMPY_WRAPPERS = tuple(
     """
     DtypeObservation FlattenObservation GrayscaleObservation NormalizeObservation NormalizeReward NumpyToTorch
@@ -96,7 +92,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         render_mode: str | None = None,
         **unknown: Any,
     ) -> None:
-        imagination.refuse_unknown(unknown, _KEYWORDS)
+        imagination.refuse_unknown(unknown, DiamondVectorEnv)
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         imagination.check_choice("output", output, ["numpy", "torch"])
         self.num_envs = _check_count("num_envs", num_envs)

@@ -161,7 +161,7 @@ def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
     checkpoint = Checkpoint(
         args.out, {"agent": policy, "losses": loss_of, "optimizer": optimizer}, args.kept()
     )
-    first = checkpoint.load()
+    first = num_frames = checkpoint.load()
     torch.manual_seed(args.seed + first)
     collector = Collector(
         env,
@@ -189,8 +189,9 @@ def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
                 if done.any():
                     returns.append(float(batch["next", "episode_reward"][done].mean()))
                     bar.set_postfix_str(f"imagined return {returns[-1]:.2f}", refresh=False)
+                num_frames += batch.numel()
                 bar.update(batch.numel())
-                checkpoint.save_if_due(int(bar.n), requests, is_last=bar.n >= args.total_frames)
+                checkpoint.save_if_due(num_frames, requests, is_last=num_frames >= args.total_frames)
                 if requests.stop:
                     break
     finally:

@@ -101,10 +101,11 @@ def line(state: dict[str, Any]) -> str:
     done, total, unit, seconds = state["n"], state["total"], state["unit"], state["elapsed"]
     begin = f"{state['prefix'].rstrip(': ')}: " if state["prefix"] else ""
     of_all = f" of {total:,.0f} {unit}s ({100 * done / total:.0f} %)" if total else f" {unit}s"
-    rate = state["rate"] or done / max(seconds, 1e-9)
+    rate = state["rate"] or (done - state["initial"]) / max(seconds, 1e-9)
     parts = [f"{begin}{done:,.0f}{of_all}"]
     if rate:
-        parts.append(f"{rate:.3g} {unit}s/s" if rate >= 1 else f"{1 / rate:.3g} s a {unit}")
+        per_second = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+        parts.append(f"{per_second} {unit}s/s" if rate >= 1 else f"{1 / rate:.3g} s a {unit}")
     if rate and total and done < total:
         parts.append(f"{duration((total - done) / rate)} left")
     return ", ".join([*parts, *([state["postfix"]] if state["postfix"] else [])])

@@ -17,7 +17,7 @@ from diamond_gym.progress import Bar
 
 
 def state(**more):
-    known = {"n": 500, "total": 2000, "unit": "step", "elapsed": 100.0, "rate": None}
+    known = {"n": 500, "total": 2000, "unit": "step", "elapsed": 100.0, "rate": None, "initial": 0}
     return known | {"prefix": "learn: ", "postfix": ""} | more
 
 
@@ -28,6 +28,8 @@ def state(**more):
         (state(postfix="score 3"), "learn: 500 of 2,000 steps (25 %), 5 steps/s, 5 min left, score 3"),
         (state(rate=0.05, prefix=""), "500 of 2,000 steps (25 %), 20 s a step, 8 h 20 min left"),
         (state(total=None), "learn: 500 steps, 5 steps/s"),
+        (state(initial=400), "learn: 500 of 2,000 steps (25 %), 1 steps/s, 25 min left"),
+        (state(rate=12345.0, total=None), "learn: 500 steps, 12,345 steps/s"),
         (state(n=2000), "learn: 2,000 of 2,000 steps (100 %), 20 steps/s"),
         (state(n=0), "learn: 0 of 2,000 steps (0 %)"),
     ],

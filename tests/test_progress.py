@@ -7,6 +7,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import time
 from dataclasses import dataclass
 
@@ -121,6 +122,7 @@ def test_verbose_errors_say_where_it_happened(capsys):
 def test_a_bar_on_a_terminal():
     code = "from diamond_gym.progress import Bar\nfor _ in Bar(range(3), desc='learn'): pass"
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
     env = os.environ | {"PYTHONPATH": os.getcwd()}
     ended = subprocess.run([sys.executable, "-c", code], stderr=theirs, env=env)
     os.close(theirs)

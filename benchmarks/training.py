@@ -27,7 +27,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from benchmarks.memory import resident_bytes
 from benchmarks.rows import (
@@ -44,6 +43,7 @@ from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
+from diamond_gym.progress import Bar
 from diamond_gym.world.models import Agent
 from trainers.diamond import config as settings
 from trainers.diamond.config import PARTS, TrainerConfig
@@ -225,7 +225,7 @@ def collecting(case: Case, folder: Path) -> Iterator[Callable[[], Any]]:
     games = RealGames(GAME, sampling.num_envs, training=True, seed=seed)
     collector = Collector(actor_critic, games, sampling, seed=seed)
     dataset, replay = EpisodeDataset(folder, create=True), Replay()
-    bar = tqdm(disable=True)
+    bar = Bar(disable=True)
     yield lambda: collector.collect(
         dataset, replay, sampling.steps_per_epoch, bar=bar, should_stop=lambda: False
     )

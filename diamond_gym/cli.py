@@ -11,7 +11,8 @@
 
 OmegaConf's structured configs know the types; `--some-key value` is accepted for `some_key=value`. Text is
 taken literally: `${...}` means nothing, so paths may hold any character. The exit code of every program is 0
-when it is done, 1 when it failed, 2 for a wrong argument, 130 when interrupted and 143 when terminated.
+when it is done, 1 when it failed, 2 for a wrong argument, 130 when interrupted and 143 when terminated. Every
+program takes -v and -q.
 """
 
 from __future__ import annotations
@@ -19,14 +20,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import logging
 import math
 import os
 import re
 import select
-import signal
 import sys
 import textwrap
-import threading
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,13 +37,23 @@ from typing import Any, TypeVar
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from diamond_gym import progress, signals
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError, first_line
+from diamond_gym.signals import Terminated
 
 _T = TypeVar("_T")
 _HELP = ("-h", "--help", "help")
 _WIDTH, _COLUMN = 110, 28
 _KINDS = {int: "an integer", float: "a number", bool: "true or false"}
 _NOTHING = "null"
+_LEVELS = {
+    "-v": logging.DEBUG,
+    "--verbose": logging.DEBUG,
+    "-q": logging.WARNING,
+    "--quiet": logging.WARNING,
+}
+_HOW_MUCH_IS_SAID = "-v says more while it works, -q less."
+_log = logging.getLogger(__name__)
 
 
 # --- what a key is
@@ -362,7 +372,7 @@ def _item(key: Key, text: str) -> Any:
         return text == "true"
     if key.kind in (int, float):
         try:
-            return _whole(text) if key.kind is int else float(text)
+            return whole(text) if key.kind is int else float(text)
         except (ValueError, OverflowError):
             raise wrong from None
     if not text and key.metadata.get("alone") is None:
@@ -372,7 +382,7 @@ def _item(key: Key, text: str) -> Any:
     return key.kind(text)
 
 
-def _whole(text: str) -> int:
+def whole(text: str) -> int:
     """An integer out of `1000`, `1_000` or `1e3`."""
     try:
         return int(text)
@@ -472,7 +482,8 @@ class Command:
     def usage(self) -> str:
         """The help text."""
         usage = f"usage: {self.prog} {self.usage_of_arguments}".rstrip()
-        return f"{usage}\n\n{self.about.strip()}\n\nkeys, with their defaults:\n{describe(self.settings)}"
+        about = f"{self.about.strip()}\n\n{_HOW_MUCH_IS_SAID}"
+        return f"{usage}\n\n{about}\n\nkeys, with their defaults:\n{describe(self.settings)}"
 
 
 @dataclass(frozen=True)
@@ -514,17 +525,13 @@ class Commands:
         """The help text."""
         width = max(map(len, self.commands))
         lines = [f"  {name:{width}}  {command.summary}" for name, command in self.commands.items()]
-        commands = "\n".join(["commands (COMMAND --help tells more):", *lines])
+        commands = "\n".join(["commands (COMMAND --help tells more):", *lines, "", _HOW_MUCH_IS_SAID])
         return f"usage: {self.prog} COMMAND [key=value ...]\n\n{commands}"
 
 
 def wants_help(arguments: Sequence[str]) -> bool:
     """Whether any argument asks for help."""
     return any(argument in _HELP for argument in arguments)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: the program ends as after Ctrl-C, keeping what Ctrl-C keeps, with another exit code."""
 
 
 def main(
@@ -540,8 +547,8 @@ def main(
         arguments: None for those of this process.
         process: Which of several processes this is, for error messages.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    with _any_text_can_be_printed(), _terminated_like_ctrl_c():
+    given, level = _verbosity(sys.argv[1:] if arguments is None else arguments)
+    with _any_text_can_be_printed(), progress.shown(level), signals.handled():
         try:
             code = program(given) or 0
             sys.stdout.flush()
@@ -552,13 +559,27 @@ def main(
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 return 1
             return _fail(error, 1, process)
-        except Terminated:
-            return 143
+        except Terminated as error:
+            return error.exit_code
         except KeyboardInterrupt:
             return 130
 
 
+def _verbosity(arguments: Sequence[str]) -> tuple[list[str], int]:
+    """The arguments without -v and -q, and the level of messages that they ask for.
+
+    A lone # and what follows is left out: a comment that was copied with a command, which zsh hands on.
+    """
+    arguments, level = list(arguments), logging.INFO
+    if "#" in arguments:
+        arguments = arguments[: arguments.index("#")]
+    for argument in arguments:
+        level = _LEVELS.get(argument, level)
+    return [argument for argument in arguments if argument not in _LEVELS], level
+
+
 def _fail(error: Exception, code: int, process: str) -> int:
+    _log.debug("where it happened:", exc_info=error)
     lines = [line.strip() for line in str(error).splitlines()]
     print(f"error: {process}{' '.join(filter(None, lines)) or type(error).__name__}", file=sys.stderr)
     return code
@@ -589,29 +610,3 @@ def _any_text_can_be_printed() -> Iterator[None]:
         for stream, errors in zip(streams, before, strict=True):
             with contextlib.suppress(BrokenPipeError):
                 stream.reconfigure(errors=errors)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@contextlib.contextmanager
-def _terminated_like_ctrl_c() -> Iterator[None]:
-    """Within the block SIGTERM raises `Terminated`, unless somebody has already said what it does.
-
-    Under torchrun it ends the process at once as usual: who waits for another process sees no exception.
-    """
-    is_main = threading.current_thread() is threading.main_thread()
-    is_alone = "TORCHELASTIC_RUN_ID" not in os.environ
-    if not (is_main and is_alone) or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
-        yield
-        return
-    process = os.getpid()
-
-    def end(number: int, _: Any) -> None:
-        if os.getpid() != process:  # a child that was forked, and is not to be told of it
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

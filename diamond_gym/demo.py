@@ -18,7 +18,6 @@ import cv2
 import gymnasium
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import diamond_gym
 from diamond_gym import cli
@@ -32,6 +31,7 @@ from diamond_gym.games import atari
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players import loop
 from diamond_gym.players.player import PLAYER_NAMES, Player, player, usual_player
+from diamond_gym.progress import Bar
 from diamond_gym.registration import env_id, game_name
 
 Frame = NDArray[np.uint8]
@@ -244,7 +244,7 @@ def play(
     )
     assert isinstance(env.unwrapped, DiamondEnv)
     real = RealGame(game, player, env.unwrapped.world.world_model.num_steps_conditioning, seed)
-    moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))
+    moments = list(Bar(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))
     env.close()
     return moments
 

@@ -18,6 +18,10 @@ class InvalidInputError(DiamondGymError, ValueError):
     """A value (action, seed, option, context, keyword) is not one of those accepted."""
 
 
+class InvalidTypeError(InvalidInputError, TypeError):
+    """A value is of the wrong type, or a keyword is unknown: what Python and Gymnasium call a TypeError."""
+
+
 class UnknownGameError(DiamondGymError, ValueError):
     """A game's name is not one that ale-py knows."""
 
@@ -73,6 +77,7 @@ __all__ = [
     "DisplayError",
     "FolderInUseError",
     "InvalidInputError",
+    "InvalidTypeError",
     "MissingDependencyError",
     "ResetNeededError",
     "UnknownGameError",

@@ -52,18 +52,31 @@ def _is_of_the_system(path: Path) -> bool:
     return path.name in _OF_THE_SYSTEM or path.name.startswith("._")
 
 
-def prepare_folder(folder: Path) -> None:
-    """Makes a folder and checks that files can be put there, before hours go into what is to be written.
+def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
+    """Makes a folder and writes so much there, for a moment, before hours go into what is to be written.
+
+    Only writing finds a disk that is full, a quota, or a share that takes no files.
+
+    Args:
+        folder: The folder.
+        num_bytes: About how much will be written.
 
     Raises:
         CacheError: It cannot be made or written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(min(num_bytes, 2**20)))
+            file.flush()
+            if num_bytes > 2**20 and hasattr(os, "posix_fallocate"):  # blocks are taken, none is written
+                os.posix_fallocate(file.fileno(), 0, num_bytes)
+            os.fsync(file.fileno())
     except OSError as error:
-        raise CacheError(f"cannot write to the folder {folder}: {error.strerror or error}") from None
+        raise CacheError(
+            f"cannot write to the folder {folder}: {error.strerror or error}; {num_bytes / 1e6:,.0f} MB are "
+            "needed there"
+        ) from None
 
 
 def check_space(folder: Path, num_bytes: int, what: str) -> None:
@@ -84,6 +97,8 @@ def check_space(folder: Path, num_bytes: int, what: str) -> None:
             f"{what} need {num_bytes / 1e9:.2f} GB in {folder}, where {free / 1e9:.2f} GB are free: "
             "make room, choose another folder or ask for less"
         )
+    if existing.is_dir():
+        prepare_folder(existing, num_bytes)
 
 
 # --- whole files

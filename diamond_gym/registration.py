@@ -1,8 +1,9 @@
 """The games, and the Gymnasium ids of their learned simulators.
 
-`Diamond<Game>-v0` exists for every single-player game of ale-py; `register_world_model` adds an id for a
-model that somebody trained. Ids carry entry points as strings, so registering loads neither torch nor ale-py,
-and this module knows nothing of how an environment works or where weights come from.
+`Diamond<Game>-v0` exists for every single-player game of ale-py, and `DiamondReal<Game>-v0` for the game that
+it imagines; `register_world_model` adds an id for a model that somebody trained. Ids carry entry points as
+strings, so registering loads neither torch nor ale-py, and this module knows nothing of how an environment
+works or where weights come from.
 """
 
 from __future__ import annotations
@@ -47,20 +48,28 @@ ATARI_100K: tuple[str, ...] = tuple(
 DEFAULT_MAX_EPISODE_STEPS = 50
 """Imagination horizon of registered ids, in steps of four raw frames."""
 
+_REAL_ENTRY_POINT = "diamond_gym.games.atari:AtariEnv"
 _ENTRY_POINT = "diamond_gym.envs.env:DiamondEnv"
 _VECTOR_ENTRY_POINT = "diamond_gym.envs.vector_env:DiamondVectorEnv"
 _WORLD_MODEL_ID = re.compile(r"(?:[\w-]+/)?[\w.-]+-v\d+")
 _GAME_ID = re.compile(
-    r"(?:ALE/|diamond_gym:)?(?:Diamond)?(?P<name>.+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?", re.IGNORECASE
+    r"(?:ALE/|diamond_gym:)?(?:Diamond(?:Real)?)?(?P<name>.+?)(?:NoFrameskip|Deterministic)?(?:-v\d+)?",
+    re.IGNORECASE,
 )
 
 
 def register_games() -> None:
-    """Registers `Diamond<Game>-v0` for every game; ids that exist already are left alone."""
+    """Registers `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
+
+    A real game has the spaces of the imagined one, so that any library can score who learned in imagination.
+    It is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
+    """
     for game in GAMES:
-        spec = _spec(env_id(game), {"game": game}, DEFAULT_MAX_EPISODE_STEPS)
-        if spec.id not in gymnasium.registry:
-            _register(spec)
+        imagined = _spec(env_id(game), {"game": game}, DEFAULT_MAX_EPISODE_STEPS)
+        real = EnvSpec(real_env_id(game), _REAL_ENTRY_POINT, kwargs={"game": game, "training": False})
+        for spec in (imagined, real):
+            if spec.id not in gymnasium.registry:
+                _register(spec)
 
 
 def register_world_model(
@@ -113,6 +122,15 @@ def env_id(game: str) -> str:
         UnknownGameError: ale-py has no such game.
     """
     return f"Diamond{game_name(game)}-v0"
+
+
+def real_env_id(game: str) -> str:
+    """Returns the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
+
+    Raises:
+        UnknownGameError: ale-py has no such game.
+    """
+    return f"DiamondReal{game_name(game)}-v0"
 
 
 def game_name(text: str) -> str:

@@ -241,7 +241,9 @@ def test_a_broken_pipe_is_quiet():
     assert process.stderr.read() == b"" and process.wait(60) == 1
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
+)
 def test_signals(number, code):
     process = started()
     assert process.stdout.readline() and process.stdout.readline() == b"ready\n"

@@ -116,6 +116,14 @@ def test_the_readme_is_two_screens():
     assert max(map(len, lines)) <= 160
 
 
+def test_commands_of_the_readme_mean_the_same_in_every_shell():
+    """An interactive zsh knows no comments, and takes brackets and question marks for patterns."""
+    for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S):
+        for line in block.splitlines():
+            unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
+            assert not set("#[]()*?;&<>$`!") & set(unquoted), line
+
+
 def test_links_lead_to_files():
     others = [
         ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "benchmarks/README.md")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -162,3 +164,20 @@ def test_a_folder_with_what_file_managers_leave_counts_as_empty(tmp_path):
     assert [path.name for path in disk.visible(out)] == ["file"]
     with pytest.raises(CacheError, match="not empty"), disk.new_folder(out):
         pass
+
+
+def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
+    """The probe takes as much as will be needed: a limit on the size of files stands for a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 2**20, hard))
+    try:
+        disk.prepare_folder(tmp_path, 2 * 2**20)
+        with pytest.raises(CacheError, match=r"cannot write to the folder .*File too large; 8 MB are needed"):
+            disk.prepare_folder(tmp_path, 8 * 10**6)
+        with pytest.raises(CacheError, match="cannot write"):
+            disk.check_space(tmp_path / "new" / "run", 8 * 10**6, "steps")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert list(tmp_path.iterdir()) == []

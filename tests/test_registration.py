@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 import diamond_gym
 from diamond_gym import ATARI_100K, GAMES, env_id, game_name, register_world_model
 from diamond_gym.errors import DiamondGymError, InvalidInputError, UnknownGameError
+from diamond_gym.registration import real_env_id
 
 
 @pytest.fixture(autouse=True)
@@ -109,6 +110,7 @@ def test_game_name_understands_every_spelling_of_every_game():
             f"ALE/{game}-v5",
             f"{game}NoFrameskip-v4",
             env_id(game),
+            real_env_id(game),
         ):
             assert game_name(text) == game
 
@@ -202,3 +204,31 @@ def test_a_versioned_id_beside_an_unversioned_one_is_refused(registry):
     with pytest.raises(InvalidInputError, match="Gymnasium refuses the id 'Dream-v0'"):
         register_world_model("Dream-v0", "a.pt")
     assert "Dream-v0" not in registry
+
+
+def test_every_game_is_there_as_the_real_one():
+    for game in GAMES:
+        spec = gymnasium.spec(real_env_id(game))
+        assert spec.id == f"DiamondReal{game}-v0" and spec.kwargs == {"game": game, "training": False}
+
+
+def test_any_library_can_score_an_agent_in_the_real_game():
+    """Gymnasium's `make` and Stable-Baselines3's `evaluate_policy`, with none of our classes."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.evaluation import evaluate_policy
+    from stable_baselines3.common.vec_env import VecFrameStack
+
+    real = gymnasium.make("diamond_gym:DiamondRealBreakout-v0", max_episode_steps=30)
+    imagined = gymnasium.make("DiamondBreakout-v0", num_denoising_steps=1)
+    assert real.observation_space == imagined.observation_space
+    assert real.action_space == imagined.action_space
+    assert (
+        real.get_wrapper_attr("get_action_meanings")() == imagined.get_wrapper_attr("get_action_meanings")()
+    )
+    first, info = real.reset(seed=3)
+    assert first in real.observation_space and real.step(1)[-1].keys() == info.keys()
+    env = VecFrameStack(make_vec_env("DiamondRealBreakout-v0", env_kwargs={"max_episode_steps": 30}), 4)
+    agent = PPO("CnnPolicy", env, device="cpu", n_steps=4, batch_size=4)
+    _, lengths = evaluate_policy(agent, env, n_eval_episodes=2, return_episode_rewards=True)
+    assert lengths == [30, 30], "whole games, though Breakout's lives are short"

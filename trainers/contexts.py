@@ -34,6 +34,7 @@ from diamond_gym.players.player import Player, RandomPlayer, scripted_player, us
 from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.registration import game_name
 
+FRAME_BYTES = 64 * 64 * 3
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 """Of the scripted players; each plays an equal share of the steps."""
 
@@ -167,7 +168,8 @@ def _players(game: str, seed: int) -> list[Player]:
 
 def run(settings: ContextsSettings) -> None:
     """Makes the contexts and writes them."""
-    disk.prepare_folder(Path(settings.out).parent)
+    num_frames = settings.max_contexts * settings.num_steps_conditioning
+    disk.prepare_folder(Path(settings.out).parent, num_frames * FRAME_BYTES)
     bank = make(settings)
     bank.save(settings.out)
     print(f"wrote {settings.out}: {len(bank)} contexts")

@@ -125,6 +125,7 @@ def pick_device(device: str) -> torch.device:
         InvalidInputError: Not the name of a device.
         DeviceError: The device is not available.
     """
+    device = str(device) if isinstance(device, torch.device) else device
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = re.fullmatch(r"([a-z]+)(?::(\d+))?", device) if isinstance(device, str) else None
@@ -143,6 +144,7 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     Raises:
         InvalidInputError: Not one of those accepted there.
     """
+    dtype = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype | str) else dtype
     accepted = _CPU_DTYPES if device.type == "cpu" else tuple(_DTYPES)
     if dtype == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32

@@ -138,4 +138,7 @@ def _how_to_get(game: str, error: Exception) -> str:
 
 
 def _how_to_train(game: str) -> str:
-    return f"To train one: `python -m trainers.diamond train game={game}`, then checkpoint='its/run/folder'"
+    return (
+        "To train a small one, in hours on a CPU: "
+        f"`python -m trainers.diamond train game={game} preset=small`, then checkpoint='its/run/folder'"
+    )

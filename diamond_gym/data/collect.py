@@ -24,7 +24,6 @@ import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset
@@ -32,7 +31,9 @@ from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.loop import play
 from diamond_gym.players.player import Player, Policy, PolicyPlayer
+from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
+from diamond_gym.signals import leave_to_parent
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
@@ -118,7 +119,7 @@ def collect(
     report = CollectReport()
     start = time.perf_counter()
     with ExitStack() as stack:
-        bar = stack.enter_context(tqdm(total=num_steps, unit="step", desc="collect", disable=not progress))
+        bar = stack.enter_context(Bar(total=num_steps, unit="step", desc="collect", disable=not progress))
         if num_workers == 1:
             env = game
             if isinstance(env, str):
@@ -243,6 +244,7 @@ def _play_in_processes(
 def _play_share(share: _Share, outbox: Connection) -> None:
     """In a worker: send every episode as arrays, then None; or the exception that stopped it."""
     torch.set_num_threads(1)
+    leave_to_parent()
     try:
         env = AtariEnv(share.game, training=share.training)
         for episode in _play(env, share.player, share.num_steps, share.seed, share.epsilon, lambda _: None):

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym import files as disk
 from diamond_gym.cli import option
@@ -25,6 +24,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.minari import MinariSource
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
+from diamond_gym.progress import Bar
 
 ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
@@ -240,7 +240,7 @@ def _converted(
     source: Source, numbers: list[int], size: int, report: ImportReport, progress: bool, name: str
 ) -> Iterator[Episode]:
     """The episodes of a split, counted in the report."""
-    for number in tqdm(numbers, desc=name, unit="episode", disable=not progress):
+    for number in Bar(numbers, desc=name, unit="episode", disable=not progress):
         recorded = source.load(number)
         report.num_actions = max(report.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
         for sign in report.rewards:

@@ -5,19 +5,21 @@ from __future__ import annotations
 from contextlib import closing
 from dataclasses import MISSING, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 from gymnasium.spaces import Discrete
 from gymnasium.wrappers import AddRenderObservation, TransformAction
-from tqdm import tqdm
 
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.files import prepare_folder
 from diamond_gym.players.loop import play
 from diamond_gym.players.player import RandomPlayer
+from diamond_gym.progress import Bar
 
 ABOUT = """\
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
@@ -56,13 +58,15 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
         InvalidInputError: There is no such environment, or it cannot be recorded.
         CacheError: The folder cannot be written.
     """
-    recorded = RecordEpisodes(_make(options), options.out)
+    game = _make(options)
+    prepare_folder(Path(options.out))
+    recorded = RecordEpisodes(game, options.out)
     space: Any = recorded.action_space
     first, num_actions = int(space.start), int(space.n)
     env = TransformAction(recorded, lambda act: first + act, Discrete(num_actions))
     player = RandomPlayer(num_actions, options.seed, options.repeat)
     num_episodes, num_left, seed = 0, options.num_steps, options.seed
-    with closing(env), tqdm(total=options.num_steps, unit="step", desc="record", disable=not progress) as bar:
+    with closing(env), Bar(total=options.num_steps, unit="step", desc="record", disable=not progress) as bar:
         while num_left:
             obs, _ = env.reset(seed=seed)
             seed = None

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from diamond_gym import files as disk
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import InvalidInputError, MissingDependencyError, first_line
 
 SUFFIXES = (".mp4", ".gif")
 _GIF_COLOURS = 96
@@ -128,3 +128,17 @@ def _mp4_writer(file: Any, fps: float) -> Any:
     import imageio.v2 as imageio
 
     return imageio.get_writer(file, format="mp4", fps=fps, macro_block_size=8)  # pyright: ignore[reportArgumentType]
+
+
+def require_ffmpeg() -> None:
+    """Fails early where no MP4 can be written.
+
+    Raises:
+        MissingDependencyError: There is no ffmpeg.
+    """
+    import imageio_ffmpeg
+
+    try:
+        imageio_ffmpeg.get_ffmpeg_exe()
+    except RuntimeError as error:
+        raise MissingDependencyError(f"films need ffmpeg: {first_line(error)}") from error

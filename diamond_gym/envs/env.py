@@ -5,7 +5,7 @@ Knows Gymnasium's conventions; nothing of networks, nor of where weights and sta
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
@@ -22,6 +22,14 @@ from diamond_gym.envs import rendering
 from diamond_gym.envs.games import ImaginedState
 from diamond_gym.errors import ResetNeededError
 from diamond_gym.world.world_model import WorldModelState
+
+_SKIPPING = ("MaxAndSkipObservation", "MaxAndSkipEnv", "AtariPreprocessing")
+"""Gymnasium's and Stable-Baselines3's."""
+_IS_PREPROCESSED = (
+    "its frames have 64x64 pixels already, and a step is four raw frames: leave out AtariPreprocessing, "
+    "MaxAndSkip and Stable-Baselines3's AtariWrapper. gymnasium.wrappers.FrameStackObservation, or "
+    "diamond_gym.adapters.sb3.ContextFrameStack, stacks frames"
+)
 
 
 class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
@@ -51,6 +59,11 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         contexts: Where start contexts come from, a path.
         render_mode: None, "rgb_array" (512x512 pictures) or "human" (a pygame window).
 
+    Observations are preprocessed, a step is four raw frames, and an episode ends with a life already: the
+    wrappers that do this to ALE's own environments (`AtariPreprocessing`, `MaxAndSkipObservation`,
+    Stable-Baselines3's `AtariWrapper`) would do it a second time, and are not needed. The real game with the
+    same spaces is `DiamondReal<Game>-v0`.
+
     Raises:
         DiamondGymError: A keyword argument cannot be met; the subclass says how.
     """
@@ -71,7 +84,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         s_churn: float | None = None,
         contexts: str | None = None,
         render_mode: str | None = None,
+        **unknown: Any,
     ) -> None:
+        imagination.refuse_unknown(unknown, DiamondEnv)
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         self.render_mode = render_mode
         self._window = rendering.Window(f"DIAMOND {game or ''}") if render_mode == "human" else None
@@ -91,6 +106,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self.action_space = Discrete(len(self.world.action_meanings))
         self._state: WorldModelState | None = None
         self._trajectory: list[Tensor] | None = None
+        self._context: dict[str, NDArray[Any]] = {}
         self._over = False
         self._closed = False
 
@@ -110,6 +126,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             InvalidInputError: Bad seed, option or context; the environment has not changed.
         """
         imagination.require_open(self._closed)
+        for wrapper in imagination.wrappers_in_use(self, gymnasium.Wrapper):
+            if imagination.is_named(wrapper, "", _SKIPPING):
+                logger.warn(f"{type(wrapper).__name__}: {_IS_PREPROCESSED}")
         seed = imagination.check_seed(seed)
         options = dict(imagination.check_options(options, ["context"]))
         given = imagination.check_context(self.world, options.get("context"))
@@ -118,7 +137,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._trajectory = None
         self._over = False
         self._show()
-        return self._observe(), {"context": {"obs": contexts.obs[0], "act": contexts.act[0]}}
+        self._context = {"obs": contexts.obs[0], "act": contexts.act[0]}
+        return self._observe(), self._info()
 
     def step(
         self, action: int | np.integer | NDArray[np.integer] | Tensor
@@ -129,7 +149,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             action: An integer, or a 0-d integer array or tensor.
 
         Returns:
-            Frame, reward in {-1.0, 0.0, 1.0}, predicted end, False, {}.
+            Frame, reward in {-1.0, 0.0, 1.0}, predicted end, False, and the info that `reset` gave.
 
         Raises:
             InvalidInputError: Not an action; the game has not moved.
@@ -146,7 +166,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         frames, rew, end = imagination.to_host(imagination.latest_frames(self._state), step.rew, step.end)
         self._over = bool(end[0])
         self._show()
-        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, {}
+        return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.
@@ -225,6 +245,11 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             return None
         return torch.stack(self._trajectory)[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
 
+    @property
+    def ale(self) -> NoReturn:
+        """There is none; wrappers for ALE's own environments that ask for it are told so."""
+        raise AttributeError(f"an imagined game has no emulator (env.ale): {_IS_PREPROCESSED}")
+
     def get_action_meanings(self) -> list[str]:
         """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""
         return list(self.world.action_meanings)
@@ -232,6 +257,10 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
         """Keys to hold for each action, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
         return imagination.keys_to_action(self.world.action_meanings)
+
+    def _info(self) -> dict[str, Any]:
+        """Where the game started: the same keys after `reset` and `step`, as recorders need; new arrays."""
+        return {"context": {name: x.copy() for name, x in self._context.items()}}
 
     def _observe(self) -> NDArray[np.uint8]:
         assert self._state is not None

@@ -6,7 +6,10 @@ Gymnasium's conventions for seeds and keys; nothing of files, windows, or how re
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import os
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,7 +21,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym.checkpoints import World
-from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError, first_line
+from diamond_gym.errors import (
+    ClosedEnvironmentError,
+    InvalidInputError,
+    InvalidTypeError,
+    ResetNeededError,
+    first_line,
+)
 from diamond_gym.world.world_model import WorldModelState, WorldModelStep
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
@@ -296,7 +305,10 @@ def check_actions(
     given = actions if isinstance(actions, Tensor) and _is_dense(actions) else as_array(actions)
     if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
         kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else told(actions)
-        raise InvalidInputError(f"actions must be integers of shape ({num_games},), got {kind}")
+        is_one = isinstance(actions, int | float | None)
+        raise (InvalidTypeError if is_one else InvalidInputError)(
+            f"actions must be integers of shape ({num_games},), got {kind}"
+        )
     act = given.to(torch.int64) if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.int64))
     valid = (act >= 0) & (act < len(action_meanings))
     if not valid.all():
@@ -415,6 +427,53 @@ def check_choice(name: str, value: Any, accepted: Sequence[str | None]) -> None:
     """Raises `InvalidInputError` unless a keyword argument has one of the accepted values."""
     if not (value is None or isinstance(value, str)) or value not in accepted:
         raise InvalidInputError(f"{name} is one of {list(accepted)}, got {value!r}")
+
+
+_MEANT = {"horizon": "max_episode_steps", "num_steps_denoising": "num_denoising_steps"}
+"""Keywords under which other programs, or our own trainers, know the same things."""
+
+
+def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
+    """Raises `InvalidTypeError` if there are keyword arguments of unknown names, and says what was meant.
+
+    Args:
+        unknown: What a constructor was given besides the keywords that it names.
+        kind: Its class.
+    """
+    known = [name for name in inspect.signature(kind).parameters if name != "unknown"]
+    for name, value in unknown.items():
+        near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+        if near == ["max_episode_steps"] and near[0] not in known:
+            hint = f"gymnasium.make(..., max_episode_steps={value!r}) says how long a game is imagined"
+        elif name == "output":
+            hint = "a single game gives NumPy arrays; gymnasium.make_vec(..., output='torch') gives tensors"
+        else:
+            hint = f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
+        raise InvalidTypeError(f"got an unexpected keyword argument {name!r}: {hint}")
+
+
+def wrappers_in_use(env: Any, kind: type, depth: int = 30) -> list[Any]:
+    """The wrappers through which a method of an environment is being called.
+
+    An environment does not know its wrappers, but they are on the stack.
+
+    Args:
+        env: The environment.
+        kind: Gymnasium's class of such wrappers.
+        depth: How many calls to go up.
+    """
+    found, frame = [], sys._getframe(1)
+    while frame is not None and depth > 0:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, kind) and getattr(caller, "unwrapped", None) is env:
+            found.append(caller)
+        frame, depth = frame.f_back, depth - 1
+    return found
+
+
+def is_named(wrapper: Any, module: str, names: Sequence[str]) -> bool:
+    """Whether a class of an object's, or one that it derives from, has one of these names in a package."""
+    return any(cls.__name__ in names and cls.__module__.startswith(module) for cls in type(wrapper).__mro__)
 
 
 def keys_to_action(action_meanings: Sequence[str]) -> dict[tuple[str, ...], int]:

@@ -5,7 +5,7 @@ Game i is the same game as a `DiamondEnv` with its seed. Ends and resets follow 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from gymnasium import logger
 from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import seeding
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
@@ -24,13 +24,22 @@ from diamond_gym.checkpoints import load_world
 from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
 from diamond_gym.envs.games import Contexts, ImaginedState
-from diamond_gym.errors import InvalidInputError, ResetNeededError
+from diamond_gym.errors import InvalidInputError, InvalidTypeError, ResetNeededError
 from diamond_gym.world.world_model import WorldModelState
 
 Array = NDArray[Any] | Tensor
 """A NumPy array with `output="numpy"`, a tensor on the world model's device with `output="torch"`."""
 
 _MAX_ENVS, _MAX_STEPS = 2**16, 2**31
+
+
+_NUMPY_WRAPPERS = tuple(
+    """
+    DtypeObservation FlattenObservation GrayscaleObservation NormalizeObservation NormalizeReward NumpyToTorch
+    RecordEpisodeStatistics RescaleObservation ReshapeObservation ResizeObservation
+    """.split()
+)
+"""Gymnasium's vector wrappers that compute in NumPy, or take NumPy arrays."""
 
 
 class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
@@ -48,6 +57,8 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     With `output="torch"` observations (a channels-last view of a contiguous (num_envs, 3, 64, 64) tensor),
     rewards (float32), `terminated`, `truncated`, `infos["final_obs"]` and the arrays in `infos["context"]`
     are tensors on the world model's device, zero where their mask is False; the masks are NumPy arrays.
+    Gymnasium's vector wrappers that compute in NumPy (`RecordEpisodeStatistics`, `NormalizeObservation` and
+    others) need `output="numpy"`, and say so.
 
     Args:
         num_envs: Number of games, at least 1.
@@ -83,7 +94,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         s_churn: float | None = None,
         contexts: str | None = None,
         render_mode: str | None = None,
+        **unknown: Any,
     ) -> None:
+        imagination.refuse_unknown(unknown, DiamondVectorEnv)
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         imagination.check_choice("output", output, ["numpy", "torch"])
         self.num_envs = _check_count("num_envs", num_envs, _MAX_ENVS)
@@ -149,6 +162,8 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             ResetNeededError: The first reset leaves out a game.
         """
         imagination.require_open(self.closed)
+        if self.output == "torch":
+            _refuse_numpy_wrappers(imagination.wrappers_in_use(self, VectorWrapper))
         seeds = imagination.check_seeds(seed, self.num_envs)
         options = dict(imagination.check_options(options, ["reset_mask", "context"]))
         contexts = imagination.check_context(self.world, options.get("context"), self.num_envs)
@@ -319,9 +334,11 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         if mask is None:
             return np.arange(self.num_envs)
         given = imagination.as_array(mask) if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
-        if not isinstance(given, np.ndarray) or given.dtype != np.bool_ or given.shape != (self.num_envs,):
+        is_mask = isinstance(given, np.ndarray) and given.dtype == np.bool_
+        if not isinstance(given, np.ndarray) or not is_mask or given.shape != (self.num_envs,):
             got = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else imagination.told(mask)
-            raise InvalidInputError(f'options["reset_mask"] is a boolean array ({self.num_envs},), got {got}')
+            error = InvalidInputError if is_mask else InvalidTypeError  # as Gymnasium's own environments do
+            raise error(f'options["reset_mask"] is a boolean array ({self.num_envs},), got {got}')
         if not given.any():
             raise InvalidInputError('options["reset_mask"] must be True for at least one game')
         if self._state is None and not given.all():
@@ -366,6 +383,15 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     def _show(self) -> None:
         if self._window is not None:
             self._window.show(rendering.tile(self._frames()))
+
+
+def _refuse_numpy_wrappers(wrappers: Iterable[VectorWrapper]) -> None:
+    for wrapper in wrappers:
+        if imagination.is_named(wrapper, "gymnasium.", _NUMPY_WRAPPERS):
+            raise InvalidInputError(
+                f"{type(wrapper).__name__} computes in NumPy and would be given tensors: make the "
+                "environment with output='numpy', or leave the wrapper out"
+            )
 
 
 def _check_count(name: str, value: Any, most: int) -> int:

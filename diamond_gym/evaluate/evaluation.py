@@ -46,9 +46,9 @@ def run(settings: Settings) -> None:
     out = Path(settings.out)
     pictures.require_matplotlib()
     measure.require_torchmetrics()
-    disk.prepare_folder(out)
     game = game_name(settings.game)
     policy = find_player(settings.policy, game)
+    disk.prepare_folder(out)
     world = _load(settings, game)
 
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)

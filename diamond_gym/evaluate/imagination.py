@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
 from diamond_gym.players.player import Player
+from diamond_gym.progress import Bar
 from diamond_gym.world.pixels import to_float
 from diamond_gym.world.world_model import WorldModel, WorldModelState
 
@@ -136,7 +136,7 @@ class Imaginer:
         """Imagines part after part of the rows under what is chosen in each."""
         keys = rows + (self.seed << 32) + (sample << 24)
         parts = []
-        with tqdm(total=len(rows) * num_steps, unit="step", desc=what, disable=not self.progress) as bar:
+        with Bar(total=len(rows) * num_steps, unit="step", desc=what, disable=not self.progress) as bar:
             for first in range(0, len(rows), self.batch_size):
                 part = slice(first, first + self.batch_size)
                 state = self.world_model.start(starts.obs[rows[part]], starts.act[rows[part]], keys[part])
@@ -145,7 +145,7 @@ class Imaginer:
 
 
 def _imagine(
-    world_model: WorldModel, state: WorldModelState, choose: Choose, num_steps: int, bar: tqdm
+    world_model: WorldModel, state: WorldModelState, choose: Choose, num_steps: int, bar: Bar
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps = []
     for _ in range(num_steps):

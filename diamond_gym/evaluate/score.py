@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import gymnasium
 import numpy as np
-from tqdm import tqdm
 
 from diamond_gym.errors import UnknownGameError
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players import loop
 from diamond_gym.players.player import Player
+from diamond_gym.progress import Bar
 from diamond_gym.registration import check_imagined, game_name
 
 NUM_RESAMPLES = 10_000
@@ -100,7 +100,7 @@ def real_scores(player: Player, game: str, *, num_games: int, seed: int, max_ste
         max_steps: Steps after which a game is cut short.
     """
     scores: list[float] = []
-    with closing(AtariEnv(game, training=False)) as env, tqdm(desc="real games", unit="step") as bar:
+    with closing(AtariEnv(game, training=False)) as env, Bar(desc="real games", unit="step") as bar:
         for number in range(num_games):
             obs, _ = env.reset(seed=seed + number)
             player.reset()

@@ -185,6 +185,10 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Names of the actions, in order."""
         return [action.name for action in self._actions]
 
+    def get_action_meanings(self) -> list[str]:
+        """Names of the actions, in order, as other libraries ask for them."""
+        return self.action_meanings
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:

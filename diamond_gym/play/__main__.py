@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from diamond_gym import cli
 from diamond_gym.play.settings import ABOUT, POSITIONAL, Options, Settings, WebOptions, settings_of
+from diamond_gym.signals import Terminated
 
 if TYPE_CHECKING:
     from diamond_gym.play.view import Session
@@ -69,7 +68,7 @@ def _open_window(settings: Settings) -> None:
         if settings.film is not None:
             viewer.start_film(settings.film)
         window.run(viewer, screen, pacing, settings.num_frames)
-    except cli.Terminated:
+    except Terminated:
         raise
     except KeyboardInterrupt:
         print()
@@ -87,7 +86,7 @@ def _serve(settings: Settings, web: WebOptions) -> None:
     listener = server.listen(web.host, web.port)  # first: without one nothing needs to be loaded
     from diamond_gym.play.web.game import Game
 
-    with _ended_like_ctrl_c(signal.SIGTERM), server.serving(listener, web.host) as served:
+    with server.serving(listener, web.host) as served:
         try:
             open_viewer = _opener(settings)
             game = Game(
@@ -98,18 +97,10 @@ def _serve(settings: Settings, web: WebOptions) -> None:
                 game.run()
             finally:
                 game.close()
+        except Terminated:
+            raise
         except KeyboardInterrupt:
             print()
-
-
-@contextlib.contextmanager
-def _ended_like_ctrl_c(number: signal.Signals) -> Iterator[None]:
-    """Within the block this signal, with which services are ended, keeps what Ctrl-C keeps."""
-    before = signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(number, before)
 
 
 def _opener(settings: Settings) -> Callable[[], Viewer]:

@@ -22,6 +22,8 @@ POSITIONAL = ("game",)
 """What an argument without a key is."""
 RUN_CONFIG = Path("config", "trainer.yaml")
 """A folder that has this is a training run."""
+_OF_A_WORLD = (RUN_CONFIG, Path("model.safetensors"))
+"""A folder that has one of these is played in when nothing else is asked for."""
 
 ABOUT = """\
 Play inside a world model. In a run folder, without arguments: inside its own.
@@ -230,7 +232,7 @@ def _resolve(world: WorldOptions, pretrained: str | None) -> None:
         choice = world.game or pretrained
         world.game = released.choose(choice) if choice else released.ask()
         world.checkpoint = "hub"
-    elif world.game is None and world.checkpoint is None and RUN_CONFIG.is_file():
+    elif world.game is None and world.checkpoint is None and any(path.is_file() for path in _OF_A_WORLD):
         world.checkpoint = "."
     elif world.game is None:
         world.game = "Breakout" if world.checkpoint in (None, "auto", "embedded", "hub") else None

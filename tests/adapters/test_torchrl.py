@@ -1,5 +1,6 @@
 """The TorchRL adapter: specs, resets of single games, and the games of the batched environment."""
 
+import signal
 import subprocess
 import sys
 
@@ -105,15 +106,19 @@ def test_the_example_trains(tiny_world, tmp_path, capsys, monkeypatch):
 
     minibatches = []
 
-    def stop(*_):
+    def stop(*arguments):
         minibatches.append(1)
-        if len(minibatches) == 4:  # in the second batch
-            raise KeyboardInterrupt
+        if len(minibatches) == 1:  # of three in a batch
+            signal.raise_signal(signal.SIGTERM)
+        learn(*arguments)
 
-    (tmp_path / "agent.pt").unlink()
+    learn = torchrl_ppo._learn
     monkeypatch.setattr(torchrl_ppo, "_learn", stop)
-    assert torchrl_ppo.main(short) == 130
-    policy.load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+    assert torchrl_ppo.main(short) == 0 and not minibatches, "it is finished, and scored again"
+    again = [x.replace(str(tmp_path), str(tmp_path / "again")) for x in short]
+    assert torchrl_ppo.main(again) == 143 and len(minibatches) == 3, "the batch is finished"
+    assert torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)["done"] == 24
+    assert torchrl_ppo.main(again) == 0 and len(minibatches) == 6, "the rest is learned"
 
 
 def test_without_torchrl_the_extra_is_named_in_a_line():

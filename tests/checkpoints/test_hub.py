@@ -173,7 +173,12 @@ def test_a_copied_cache_works_offline(weights, tmp_path):
 
 
 def assert_helpful(message, game):
-    for hint in (f"hf download {hub.REPOSITORY}", "HF_HOME", "checkpoint='path/to/", f"train game={game}"):
+    for hint in (
+        f"hf download {hub.REPOSITORY}",
+        "HF_HOME",
+        "checkpoint='path/to/",
+        f"train game={game} preset=small",
+    ):
         assert hint in message
 
 

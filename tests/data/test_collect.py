@@ -207,7 +207,8 @@ def test_a_killed_process_is_told(tmp_path):
     assert result.stdout.startswith("DiamondGymError a process that played was killed"), result.stderr
 
 
-def test_the_bar_shows_steps(capsys):
+def test_the_bar_shows_steps(capsys, monkeypatch):
+    monkeypatch.setattr("diamond_gym.progress._is_watched", lambda: True)
     collect(Counting(), lambda _: 0, num_steps=7, seed=0)
     captured = capsys.readouterr()
     assert captured.out == ""

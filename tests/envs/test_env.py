@@ -19,8 +19,10 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils.env_checker import check_env
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv
 from gymnasium.wrappers import (
+    AtariPreprocessing,
     FrameStackObservation,
     GrayscaleObservation,
+    MaxAndSkipObservation,
     RecordEpisodeStatistics,
     RecordVideo,
     TimeLimit,
@@ -230,6 +232,74 @@ def test_restore_refuses_what_does_not_fit(checkpoint: str, tmp_path: Path):
     with pytest.raises(InvalidInputError, match="dict"):
         env.restore_state({})  # pyright: ignore[reportArgumentType]
     assert env.step(0)[0] in env.observation_space
+
+
+def test_the_info_has_the_same_keys_after_reset_and_step(endless_checkpoint: str):
+    """Recorders such as Minari's keep infos, in arrays."""
+    env = make(endless_checkpoint)
+    _, first = env.reset(seed=0)
+    for _ in range(2):
+        info = env.step(1)[-1]
+        assert info.keys() == first.keys()
+        np.testing.assert_array_equal(info["context"]["obs"], first["context"]["obs"])
+        assert info["context"]["obs"] is not first["context"]["obs"]
+    _, second = env.reset()
+    np.testing.assert_array_equal(env.step(1)[-1]["context"]["obs"], second["context"]["obs"])
+
+
+@pytest.mark.parametrize(
+    ("keyword", "message"),
+    [
+        ({"horizon": 30}, r"'horizon': gymnasium.make\(..., max_episode_steps=30\) says how long"),
+        ({"num_denoising_step": 1}, "'num_denoising_step': did you mean num_denoising_steps?"),
+        ({"num_steps_denoising": 1}, "did you mean num_denoising_steps?"),
+        ({"output": "torch"}, r"a single game gives NumPy arrays; gymnasium.make_vec\(..., output='torch'\)"),
+        ({"zzz": 1}, "accepted are game, checkpoint, device"),
+    ],
+)
+def test_misspelt_keywords(keyword: dict, message: str):
+    with pytest.raises(TypeError, match=message) as raised:
+        gym.make("DiamondBreakout-v0", **keyword)
+    assert isinstance(raised.value, InvalidInputError)
+    if "horizon" in keyword or "output" in keyword:
+        return
+    with pytest.raises(InvalidInputError, match=message.partition(" game")[0]):
+        gym.make_vec("DiamondBreakout-v0", num_envs=2, **keyword)
+
+
+def test_pytorchs_own_types_mean_what_they_say(endless_checkpoint: str):
+    plain = worlds.PLAIN | {"dtype": torch.bfloat16, "device": torch.device("cpu")}
+    env = DiamondEnv("Breakout", checkpoint=endless_checkpoint, **plain)  # pyright: ignore
+    assert next(env.world.world_model.denoiser.parameters()).dtype == torch.bfloat16
+    with pytest.raises(InvalidInputError, match="got 'int8'"):
+        DiamondEnv("Breakout", checkpoint=endless_checkpoint, dtype=torch.int8)  # pyright: ignore
+
+
+def test_a_closed_environment_raises_gymnasiums_error(endless_checkpoint: str):
+    env = make(endless_checkpoint)
+    env.close()
+    for use in (env.reset, lambda: env.step(0), env.render):
+        with pytest.raises(gym.error.ClosedEnvironmentError):
+            use()
+
+
+def test_wrappers_that_skip_frames_again_are_told(env_id: str):
+    from stable_baselines3.common.atari_wrappers import AtariWrapper, MaxAndSkipEnv
+
+    for wrapper in (MaxAndSkipObservation, MaxAndSkipEnv):
+        env = wrapper(gym.make(env_id))
+        with pytest.warns(UserWarning, match=rf"{wrapper.__name__}.*a step is four raw frames"):
+            env.reset(seed=0)
+    with pytest.raises(AttributeError, match=r"no emulator .*leave out AtariPreprocessing"):
+        AtariPreprocessing(gym.make(env_id), frame_skip=1).reset(seed=0)
+    with pytest.raises(AttributeError, match=r"no emulator .*AtariWrapper"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        env = AtariWrapper(gym.make(env_id))
+        env.reset(seed=0)
+        env.step(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FrameStackObservation(gym.make(env_id), 4).reset(seed=0)
 
 
 def test_the_denoising_trajectory_ends_in_the_observation(endless_checkpoint: str):

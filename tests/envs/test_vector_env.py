@@ -184,6 +184,33 @@ def test_disabled_refuses_to_step_a_finished_game(checkpoint: str):
     assert env.step([0, 0, 0])[0].shape == (3, 64, 64, 3)
 
 
+def test_errors_are_of_gymnasiums_types(checkpoint: str):
+    env = make(checkpoint, 2)
+    env.reset(seed=0)
+    for mask in (np.array([1, 0]), [True, False], 1):
+        with pytest.raises(TypeError, match="reset_mask") as raised:
+            env.reset(options={"reset_mask": mask})
+        assert isinstance(raised.value, InvalidInputError)
+    for mask in (np.array([True]), np.array([False, False])):
+        with pytest.raises(ValueError, match="reset_mask"):
+            env.reset(options={"reset_mask": mask})
+    for actions in (0, 1.0, None):
+        with pytest.raises(TypeError, match="actions must be integers of shape"):
+            env.step(actions)
+    env.close()
+    with pytest.raises(gym.error.ClosedEnvironmentError):
+        env.reset()
+
+
+@pytest.mark.parametrize("name", ["RecordEpisodeStatistics", "NormalizeObservation", "GrayscaleObservation"])
+def test_wrappers_that_compute_in_numpy_say_so(checkpoint: str, name: str):
+    wrapper = getattr(gym.wrappers.vector, name)
+    with pytest.raises(InvalidInputError, match=f"{name} computes in NumPy.*output='numpy'"):
+        wrapper(make(checkpoint, 2, output="torch")).reset(seed=0)
+    wrapper(make(checkpoint, 2)).reset(seed=0)
+    gym.wrappers.vector.ClipReward(make(checkpoint, 2, output="torch"), -1, 1).reset(seed=0)
+
+
 def test_reset_mask_leaves_the_others_alone(checkpoint: str):
     env, twin = make(checkpoint), make(checkpoint)
     env.reset(seed=4), twin.reset(seed=4)

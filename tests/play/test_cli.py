@@ -57,10 +57,11 @@ def test_a_folder_here_is_a_run_unless_it_is_called_like_a_game(
     assert parse(["Pong"]).world.game == "Pong"
 
 
-def test_in_a_run_folder_its_own_world_is_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("file", ["config/trainer.yaml", "model.safetensors"])
+def test_in_a_worlds_folder_it_is_played(file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config").mkdir()
-    (tmp_path / "config" / "trainer.yaml").touch()
+    (tmp_path / file).touch()
     assert (parse([]).world.game, parse([]).world.checkpoint) == (None, ".")
     assert parse(["Pong"]).world.checkpoint == "auto"
 

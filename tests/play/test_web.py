@@ -33,7 +33,7 @@ from diamond_gym.play.keys import DATASET_SHORTCUTS, Command, GameKeys, play_sho
 from diamond_gym.play.pacing import Clock
 from diamond_gym.play.recording import Recorder
 from diamond_gym.play.viewer import Viewer
-from diamond_gym.play.web import access, buttons, outbox, protocol, server
+from diamond_gym.play.web import access, app, buttons, guard, outbox, protocol, server
 from diamond_gym.play.web.controls import Controls, Press
 from diamond_gym.play.web.outbox import MAX_IN_FLIGHT, Outbox
 from diamond_gym.play.web.protocol import MAX_MESSAGE_BYTES, Frame, Kind, parse
@@ -412,6 +412,76 @@ def test_oversized_and_broken_messages_close_their_socket_only(served: Served, p
     player.fact("Action", "RIGHT")
 
 
+def opened(served: Served, begin: bytes) -> socket.socket:
+    """A connection that has sent the beginning of something."""
+    address = urlsplit(served.url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=10)
+    connection.sendall(begin)
+    return connection
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the server ends a connection, within the socket's timeout."""
+    try:
+        while connection.recv(65536):
+            pass
+        return True
+    except ConnectionError:
+        return True
+    except TimeoutError:
+        return False
+
+
+def test_half_a_header_and_half_a_message_are_waited_for_briefly(
+    served: Served, player: Guest, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(guard, "PATIENCE_SECONDS", 0.3)
+    request = f"GET / HTTP/1.1\r\nHost: {urlsplit(served.url).netloc}\r\n"
+    upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    socket_request = request.replace("/ HTTP", "/socket HTTP") + upgrade
+    socket_request += "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    half_a_message = socket_request.encode() + b"\x81\x85\0\0\0\0he"
+    half_of_two = socket_request.encode() + b"\x01\x81\0\0\0\0h"
+    second_half = f"{request}\r\n{request}".encode()
+    for begin in (b"", request.encode(), second_half, half_a_message, half_of_two):
+        connection = opened(served, begin)
+        assert is_closed(connection), begin
+        connection.close()
+    player.until("view")
+
+
+def test_half_open_connections_keep_nobody_out(served: Served, player: Guest):
+    crowd = [opened(served, b"GET / HT") for _ in range(guard.MAX_WAITING + 100)]
+    assert get(served.url).status == 200
+    with guest(served.socket_url) as another:
+        another.until("view")
+    assert is_closed(crowd[0]), "the oldest made room"
+    player.until("view")
+    for connection in crowd:
+        connection.close()
+
+
+def test_bad_text_is_logged_in_a_line(served: Served, player: Guest, caplog: pytest.LogCaptureFixture):
+    with guest(served.socket_url) as other, pytest.raises(ConnectionClosed) as closed:
+        other.socket.send(b"\xff\xfe", text=True)
+        for _ in range(200):
+            other.socket.recv(timeout=10)
+    assert closed.value.rcvd is not None and closed.value.rcvd.code == 1007
+    (record,) = [x for x in caplog.records if x.levelname != "INFO"]
+    assert "not UTF-8" in record.message and record.exc_info is None
+    player.until("view")
+
+
+def test_a_flood_of_messages_is_read_slowly(served: Served, player: Guest, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(app, "MAX_MESSAGES_PER_SECOND", 5)
+    begin = time.monotonic()
+    for _ in range(11):
+        player.send("nonsense")
+    player.send("down", key="d")
+    player.fact("Action", "RIGHT")
+    assert time.monotonic() - begin > 1
+
+
 def test_too_many_people(served: Served, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("diamond_gym.play.web.room.MAX_PEOPLE", 1)
     with guest(served.socket_url) as player:
@@ -637,6 +707,6 @@ def test_the_program_without_display_and_pygame(env: DiamondEnv, tmp_path: Path,
         player.until("view", lambda view: view["number"] > 3)
         process.send_signal(end)
         printed, _ = process.communicate(timeout=30)
-    assert process.returncode == 0, printed
+    assert process.returncode == (143 if end == signal.SIGTERM else 0), printed
     assert "frame pacing: p50" in printed and "Traceback" not in printed
     assert (tmp_path / "film.gif").stat().st_size > 500

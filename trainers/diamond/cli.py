@@ -22,16 +22,16 @@ TRAIN = """\
 usage: python -m trainers.diamond train [key=value ...]
 
 Collects episodes of a game, trains a world model on them and an actor-critic in its imagination, plays test
-games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C finishes the step, saves, and says how to
-resume.
+games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C and SIGTERM finish the step, save, and say
+how to resume; SIGUSR1 saves and continues.
 
   train game=Breakout                                (as published: days on a GPU)
   train game=Breakout preset=small
-  train game=Pong preset=small training.parts=[denoiser] denoiser.training.batch_size=8
+  train game=Pong preset=small training.parts=denoiser denoiser.training.batch_size=8
   train game=Breakout static_dataset.path=folder     (holds train/ and, optionally, test/ episodes, or is
                                                        what diamond_gym.play recorded)
   train game=Breakout initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
-  train game=Breakout preset=small training.parts=[actor_critic] static_dataset.path=folder
+  train game=Breakout preset=small training.parts=actor_critic static_dataset.path=folder
         initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
   train game=Freeway collection.train.temperature=0.01
   train game=Pong training.model_free=true           (no world model: learns in the real game)
@@ -40,7 +40,7 @@ resume.
 
 preset= is one of {presets} (default: {default}).
 env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
-A list is written [a,b]; nothing is written null.
+A list is written a,b; nothing is written null.
 
 Several GPUs, or CPUs, share every batch (batch_size is that of all together, and a multiple of their number):
   torchrun --nproc-per-node=4 -m trainers.diamond train game=Breakout
@@ -51,11 +51,27 @@ keys, with {preset}'s values:
 {keys}"""
 
 
+RESUME = """\
+Continues a stopped or killed run, exactly as if it had not been stopped. A finished run is continued when it
+is given more epochs:
+
+  resume run=outputs/2026-01-31/12-00-00 training.num_epochs=40
+
+The new values are kept in the run's config/trainer.yaml. A learning rate that is constant stays as it is; one
+that follows a cosine rises to where it would be in a run of the new length. Other keys that may change:
+common.device, training.num_threads, training.num_final_epochs, and all of checkpointing, evaluation, export,
+logging and tensorboard.
+
+SIGTERM ends a run like Ctrl-C: it finishes the step, saves and leaves with 143. SIGUSR1, which clusters send
+as a warning, saves and continues."""
+
+
 @dataclass
 class ResumeSettings:
-    """Which run is resumed."""
+    """Which run is resumed, and what changes."""
 
     run: str = option(MISSING, "the run folder", is_path=True)
+    changes: list[str] = option([], "key=value arguments of `train`, of keys that may change")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -105,10 +121,11 @@ def _train_usage(given: Sequence[str]) -> str:
 def _resume_of_one() -> Command:
     return Command(
         f"{PROG} resume",
-        "Continues a stopped or killed run, exactly as if it had not been stopped.",
+        RESUME,
         ResumeSettings,
         _resume,
-        usage_of_arguments="run=PATH",
+        rest="changes",
+        usage_of_arguments="run=PATH [key=value ...]",
     )
 
 
@@ -117,7 +134,7 @@ def _resume(settings: ResumeSettings) -> None:
     from trainers.diamond import run as launch
 
     with processes.process_group() as group:
-        launch.resume(Path(settings.run), group=group)
+        launch.resume(Path(settings.run), changes=settings.changes, group=group)
 
 
 def _export() -> Command:

@@ -603,7 +603,7 @@ class ExportConfig:
         evaluate: Whether it is evaluated and gets a model card (minutes).
         dtype: "float16" or "float32".
         num_contexts: Start contexts, drawn from the run's data.
-        max_mb: Largest size in MB (10^6 bytes).
+        max_mb: Largest size in MB (10^6 bytes), such as 4 for a world that a package embeds; null for any.
     """
 
     should: bool = False
@@ -611,7 +611,7 @@ class ExportConfig:
     evaluate: bool = False
     dtype: str = "float16"
     num_contexts: int = 64
-    max_mb: float = 4.0
+    max_mb: float | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -619,7 +619,10 @@ class ExportConfig:
             f"export.dtype={self.dtype!r}: accepted are float16, float32",
         )
         require(self.num_contexts >= 1, f"export.num_contexts must be at least 1, got {self.num_contexts}")
-        require(self.max_mb > 0, f"export.max_mb must be above 0, got {self.max_mb}")
+        require(
+            self.max_mb is None or self.max_mb > 0,
+            f"export.max_mb must be above 0 or null, got {self.max_mb}",
+        )
 
 
 @dataclass
@@ -901,6 +904,13 @@ _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
 _GIVEN = "given"
 """Hydra's name for the file of `config=`."""
 
+CHANGEABLE = (
+    *("training.num_epochs", "training.num_final_epochs", "training.num_threads", "common.device"),
+    *("checkpointing.", "evaluation.", "export.", "logging.", "tensorboard."),
+)
+"""Keys, and beginnings of keys, that `resume` accepts: they change how long a run is trained, where, and what
+is told and kept of it, not what it learns from."""
+
 ConfigStore.instance().store("trainer", TrainerConfig)
 
 
@@ -928,6 +938,32 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
     config.static_dataset.path = _absolute(config.static_dataset.path)
     config.initialization.path_to_ckpt = _absolute(config.initialization.path_to_ckpt)
     return config
+
+
+def changed(file: Path, changes: Sequence[str]) -> TrainerConfig:
+    """A run's configuration with some keys changed, as `resume` does.
+
+    Args:
+        file: Its trainer.yaml.
+        changes: `key=value` arguments.
+
+    Raises:
+        InvalidInputError: A key is not among those that a run may change, or as `parse` does.
+        CheckpointError: The file is damaged.
+    """
+    for change in changes:
+        key = split(change)[0]
+        key = _ALIASES.get(key, key)
+        _check_key(key, [CONFIG, *flat(_with_players())])
+        if not key.startswith(CHANGEABLE):
+            accepted = ", ".join(f"{name}*" if name[-1] == "." else name for name in CHANGEABLE)
+            raise InvalidInputError(
+                f"{key} cannot change within a run, whose weights were trained with the old value; resume "
+                f"accepts {accepted}. "
+                "To train these weights with other values, start a new run: train "
+                f"config={file} {change} initialization.path_to_ckpt={file.parents[1]}"
+            )
+    return parse([f"{CONFIG}={file}", *changes]) if changes else from_yaml(file)
 
 
 def split_run_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
@@ -1112,13 +1148,24 @@ def _read(arguments: Sequence[str]) -> _Request:
         elif key in _PATHS:
             overrides.append(f"{key}={_hidden(value, literals)}")
         else:
-            is_item = key in lists and re.fullmatch(r"\w+", value) and value != "null"
-            overrides.append(f"{key}=[{value}]" if is_item else f"{key}={value}")
+            is_items = key in lists and re.fullmatch(r"[\w,]+", value) and value != "null"
+            overrides.append(f"{key}=[{value}]" if is_items else f"{key}={_number(key, value)}")
     if given is not None and any(argument.startswith("preset=") for argument in arguments):
         raise InvalidInputError("config=FILE takes the place of a preset: give one of config and preset")
     if "agent.denoiser.objective=ddpm" in overrides:
         overrides.insert(0, _DDPM_PREDICTIONS)
     return _Request(preset, given, overrides, literals)
+
+
+def _number(key: str, value: str) -> str:
+    """`1e3` as `1000`, where an integer is wanted."""
+    known = cli.keys(TrainerConfig).get(key)
+    if known is None or known.kind is not int or known.is_list:
+        return value
+    try:
+        return str(cli.whole(value))
+    except (ValueError, OverflowError):
+        return value
 
 
 def _hidden(path: str, literals: cli.Literals) -> str:

@@ -5,6 +5,7 @@ Knows nothing of networks or of how they are trained.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import shutil
@@ -14,15 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from diamond_gym import files as disk
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError, MissingDependencyError
+from diamond_gym.evaluate import pictures
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
+from diamond_gym.progress import Bar
 from trainers.diamond.config import PlayerConfig, StaticDatasetConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
@@ -30,10 +32,12 @@ from trainers.diamond.run_folder import RunFolder
 Players = Mapping[str, Sequence[PlayerConfig]]
 """Who plays for the "train" and for the "test" dataset."""
 
+_log = logging.getLogger(__name__)
 _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
 """Action, reward, ends and the file's own entries, of a step on the disk."""
+_STATE_COPIES = 2 * 4
 _HELD_OUT = 10
 """Without test episodes, one in so many is held out of training."""
 
@@ -97,6 +101,7 @@ def require_stable_baselines3() -> None:
         MissingDependencyError: Stable-Baselines3 is not installed.
     """
     try:
+        pictures.require_matplotlib()  # before Stable-Baselines3 imports it
         import stable_baselines3  # noqa: F401
     except ImportError:
         raise MissingDependencyError(
@@ -104,14 +109,24 @@ def require_stable_baselines3() -> None:
         ) from None
 
 
-def check_space(run: Path, players: Players, num_collected: int, frame_shape: tuple[int, ...]) -> None:
-    """Makes sure that what the players and the actor-critic collect fits on the disk.
+def check_space(
+    run: Path,
+    players: Players,
+    num_collected: int,
+    frame_shape: tuple[int, ...],
+    *,
+    copies: int = 1,
+    num_weights: int = 0,
+) -> None:
+    """Makes sure that what the players and the actor-critic collect, and what is saved, fits on the disk.
 
     Args:
         run: The run's folder, which may not be there yet; splits that are complete need no more room.
         players: Who plays for each split.
         num_collected: Steps that the actor-critic collects.
         frame_shape: Of a frame, one byte a number.
+        copies: How many agents are kept.
+        num_weights: Of all networks.
 
     Raises:
         CacheError: It does not.
@@ -119,6 +134,8 @@ def check_space(run: Path, players: Players, num_collected: int, frame_shape: tu
     missing = [split for split in players if not RunFolder(run).dataset(split).is_dir()]
     steps = num_collected + sum(player.num_steps for split in missing for player in players[split])
     num_bytes = steps * (math.prod(frame_shape) + _BYTES_BESIDE_FRAME)
+    # the state has weights, their average and two moments, and is written beside the one before
+    num_bytes += 4 * (_STATE_COPIES + copies) * num_weights
     disk.check_space(run, num_bytes, f"{steps} steps of play")
 
 
@@ -148,7 +165,7 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
     for config, seed in players:
         name = player_name(config, game)
         if progress:
-            print(f"{folder.name}: {config.num_steps} steps of {game} by the {name} player", flush=True)
+            _log.info("%s: %d steps of %s by the %s player", folder.name, config.num_steps, game, name)
         if name == "ppo":
             _collect_ppo(game, config.num_steps, seed, dataset, progress)
             continue
@@ -163,7 +180,7 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
 def _collect_ppo(game: str, num_steps: int, seed: int, dataset: EpisodeDataset, progress: bool) -> None:
     from trainers.sb3.collect import collect_while_learning
 
-    with tqdm(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
+    with Bar(total=num_steps, unit="step", desc="collect", disable=not progress) as bar:
         collect_while_learning(game, num_steps, seed, dataset, on_steps=bar.update)
 
 
@@ -210,7 +227,8 @@ def load_replays(
         raise DatasetError(f"{train_folder} has one episode and there is no {test_folder}: record more")
     held_out = range(min(_HELD_OUT, len(train)) - 1, len(train), _HELD_OUT)
     if progress:
-        print(f"no {test_folder}: {len(held_out)} of {len(train)} training episodes are held out")
+        counts = len(held_out), len(train)
+        _log.info("no %s: %d of %d training episodes are held out", test_folder, *counts)
     kept = [i for i in range(len(train)) if i not in held_out]
     return _replay(train, kept, fits, progress), _replay(train, held_out, fits, False)
 
@@ -330,7 +348,7 @@ def _replay(
     ids = list(episode_ids)
 
     def episodes() -> Iterator[Episode]:
-        for i in tqdm(ids, desc="load", unit="episode", disable=not progress):
+        for i in Bar(ids, desc="load", unit="episode", disable=not progress):
             episode = dataset.load(i)
             fits.check(episode, dataset.episode_path(i))
             yield episode

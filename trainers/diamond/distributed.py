@@ -71,9 +71,10 @@ class Group:
         for x, total in zip(tensors, sums, strict=True):
             x.copy_(total.view_as(x))
 
-    def any(self, flag: bool) -> bool:
-        """Whether the flag is set in any process; no GPU is waited for."""
-        return flag if self.world_size == 1 else bool(self.all_reduce(torch.tensor(int(flag))))
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any process; no GPU is waited for."""
+        counts = torch.tensor(flags, dtype=torch.int64)
+        return [bool(count) for count in (flags if self.world_size == 1 else self.all_reduce(counts))]
 
     def on_rank_zero(self, work: Callable[[], _T]) -> _T:
         """What `work` returns in the first process; the others wait for it.

@@ -25,5 +25,9 @@ class StopRequested(Exception):
     """The step is finished; the run is to be saved and left."""
 
 
+class SaveRequested(Exception):
+    """The step is finished; the run is to be saved and continued."""
+
+
 class FirstProcessFailed(Exception):
     """The first of several processes failed, and says itself why."""

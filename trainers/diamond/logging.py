@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ from trainers.diamond.run_folder import RunFolder
 # From tensors of single steps to the numbers of an epoch.
 
 
+_log = logging.getLogger(__name__)
 _SHOWN = ("/loss", "/test_loss", "collect/return", "test/return", "final/return")
 
 
@@ -294,7 +296,7 @@ def _tensorboard(folder: Path, epoch: int, next_of: dict[str, int]) -> Sink | No
     try:
         return _TensorBoard(folder, epoch, next_of)
     except ImportError:
-        print("tensorboard is not installed: curves are in metrics.jsonl alone", flush=True)
+        _log.warning("tensorboard is not installed: curves are in metrics.jsonl alone")
         return None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import nn
 
@@ -13,6 +15,7 @@ from diamond_gym.world.models import Agent, AgentConfig, RewEndModel
 from trainers.diamond.config import PARTS, InitializationConfig
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
 
+_log = logging.getLogger(__name__)
 _DIFFERENCE_GAIN = 15.0
 """Changes between frames are sparse and small."""
 _RECURRENT_GAIN = 3.0
@@ -123,7 +126,8 @@ def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
     taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
     ours.load_state_dict(weights | taken)
     if len(taken) < len(weights):
-        print(f"{name}: other actions, {', '.join(sorted(weights.keys() - taken.keys()))} start anew")
+        anew = ", ".join(sorted(weights.keys() - taken.keys()))
+        _log.info("%s: other actions, %s start anew", name, anew)
 
 
 def place(agent: Agent, device: torch.device, backend: str) -> None:

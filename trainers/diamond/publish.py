@@ -5,6 +5,7 @@ The denoiser may be the best average of the run's snapshots.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import tempfile
@@ -45,6 +46,7 @@ from trainers.diamond.run_folder import RunFolder
 # all in what lasts (walls, scores). Which one is best is not known beforehand, and cheap to try.
 
 
+_log = logging.getLogger(__name__)
 NUM_STARTS, HORIZON = 96, 30
 """Moments from which is imagined, and for how many steps."""
 STEPS = (1, 5, 15, 30)
@@ -175,7 +177,11 @@ class ExportOptions:
     )
     dtype: str = option("float16", "precision of the weights", choices=("float16", "float32"))
     num_contexts: int = option(64, "contexts of real games to start from", least=1)
-    max_mb: float = option(4.0, "refuse to write more than so many MB (10^6 bytes)")
+    max_mb: float | None = option(
+        None,
+        "refuse to write more than so many MB (10^6 bytes), such as 4 for a world that a package embeds",
+        above=0,
+    )
     average: bool = option(
         False, "take the best average of the run's snapshots, searched on its test episodes"
     )
@@ -183,8 +189,6 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        if not self.max_mb > 0:
-            raise InvalidInputError(f"max_mb must be above 0, got {self.max_mb}")
 
 
 EXPORT = (
@@ -306,7 +310,8 @@ def _average(source: _Trained, agent: Agent) -> int:
     world_model = WorldModel(agent.denoiser, agent.rew_end_model, source.description.sampler)
     count, scores = best_average(source.run.agent_files(), world_model, validation)
     for size, score in scores.items():
-        print(f"average of the last {size} snapshots: {score:.2f}{' (taken)' if size == count else ''}")
+        taken = " (taken)" if size == count else ""
+        _log.info("average of the last %d snapshots: %.2f%s", size, score, taken)
     return count
 
 
@@ -345,9 +350,9 @@ def _combined(denoiser: Agent, rew_end: Agent) -> Agent:
     return agent.eval()
 
 
-def _check_size(sizes: dict[str, int], max_mb: float) -> None:
+def _check_size(sizes: dict[str, int], max_mb: float | None) -> None:
     total = sum(sizes.values()) / 1e6
-    if total > max_mb:
+    if max_mb is not None and total > max_mb:
         raise InvalidInputError(
             f"the folder would have {total:.2f} MB, more than max_mb={max_mb:g}: take fewer contexts, "
             "float16, smaller networks, or give a larger max_mb"
@@ -436,7 +441,6 @@ def write_world(options: PublishOptions, folder: Path) -> None:
             rew_end_model_run=options.rew_end_model_run,
             dtype=options.dtype,
             num_contexts=options.num_contexts,
-            max_mb=float("inf"),
         )
     )
     description = card.read_description(folder)

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
 from diamond_gym.evaluate.score import bootstrap_interval
 from diamond_gym.games.atari import AtariEnv, AtariState
+from diamond_gym.progress import Bar
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
 from diamond_gym.world.world_model import WorldModel, WorldModelState, blank, draw_class
@@ -372,7 +372,7 @@ class Collector:
         replay: Replay,
         num_steps: int,
         *,
-        bar: tqdm,
+        bar: Bar,
         should_stop: Callable[[], bool],
         on_episode: Callable[[int, float, int], object] = lambda number, episode_return, length: None,
     ) -> PlayReport:
@@ -498,7 +498,7 @@ def play_whole_games(
     collector: Collector,
     num_episodes: int,
     *,
-    bar: tqdm,
+    bar: Bar,
     should_stop: Callable[[], bool],
     on_episode: Callable[[Episode], object] = lambda episode: None,
 ) -> PlayReport:

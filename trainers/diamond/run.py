@@ -7,25 +7,23 @@ the others read the episodes from the run folder.
 
 from __future__ import annotations
 
+import logging
 import shlex
-import signal
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import numpy as np
 import torch
 
+from diamond_gym import signals
 from diamond_gym.backends.build import world_model_kind
 from diamond_gym.backends.choose import pick_backend
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
 from diamond_gym.checkpoints import WorldDescription, published_run
-from diamond_gym.cli import Terminated
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.files import write_file
@@ -34,7 +32,15 @@ from diamond_gym.registration import env_id, game_name
 from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
-from trainers.diamond.config import PartTrainingConfig, TrainerConfig, check_parts, flat, from_yaml, to_yaml
+from trainers.diamond.config import (
+    PartTrainingConfig,
+    TrainerConfig,
+    changed,
+    check_parts,
+    flat,
+    from_yaml,
+    to_yaml,
+)
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
 from trainers.diamond.learner import (
     ActorCriticObjective,
@@ -61,6 +67,8 @@ from trainers.diamond.trainer import (
     WholeGames,
     derived_seed,
 )
+
+_log = logging.getLogger(__name__)
 
 # --- the parts of a run, each given its own part of the configuration, here and nowhere else
 
@@ -251,7 +259,16 @@ def _new_run(
     """A run folder, locked until the stack ends, and networks."""
     description, agent = prepare(config, command, group)
     place = outputs.absolute() / "run" if folder is None else folder.absolute()
-    data.check_space(place, config.players, config.num_collected, config.frame_shape)
+    num_weights = sum(x.numel() for x in agent.parameters())
+    copies = config.checkpointing.num_to_keep or 1
+    data.check_space(
+        place,
+        config.players,
+        config.num_collected,
+        config.frame_shape,
+        copies=copies,
+        num_weights=num_weights,
+    )
     run = RunFolder.new(outputs.absolute()) if folder is None else RunFolder.at(folder.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
@@ -291,21 +308,30 @@ def _new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
     )
 
 
-def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) -> Path:
+def resume(
+    path: Path, *, changes: Sequence[str] = (), progress: bool = True, group: Group = SINGLE_PROCESS
+) -> Path:
     """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
 
     The number of processes may be another than before.
 
+    Args:
+        path: The run folder.
+        changes: `key=value` arguments of keys that may change, see `config.changed`; they are kept.
+        progress: Show what happens.
+        group: The processes that train it together; each calls this.
+
     Returns:
-        The run folder. A run that is finished is left alone.
+        The run folder. A run that is finished is left alone, unless it is given more epochs.
 
     Raises:
+        InvalidInputError: A key may not change, or a value is not accepted.
         CheckpointNotFoundError: The folder is not that of a run.
         CheckpointError: It is a run of the published trainer, or damaged.
         FolderInUseError: Another process is training it.
     """
     with ExitStack() as stack:
-        run, unfinished = group.on_rank_zero(lambda: _existing_run(path, group, stack))
+        run, unfinished = group.on_rank_zero(lambda: _existing_run(path, changes, group, stack))
         if unfinished is not None:
             config, agent = unfinished
             _fit(config, run, agent, find_device(config.common.device, group), progress, group)
@@ -313,23 +339,63 @@ def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) 
 
 
 def _existing_run(
-    path: Path, group: Group, stack: ExitStack
+    path: Path, changes: Sequence[str], group: Group, stack: ExitStack
 ) -> tuple[RunFolder, tuple[TrainerConfig, Agent] | None]:
     """A run folder, locked until the stack ends, and what is to be trained, if anything."""
     run = RunFolder.existing(path.absolute())
     _refuse_published(run)
     stack.enter_context(run.locked())
-    config = from_yaml(run.config_file)
+    before, config = from_yaml(run.config_file), changed(run.config_file, changes)
     progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
-    num_epochs = schedule(config).num_epochs(progress_so_far.first_epoch_steps)
-    if progress_so_far.is_finished and num_epochs is not None and progress_so_far.epoch >= num_epochs:
-        print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
+    if config != before:
+        _keep_changes(run, before, config, progress_so_far)
+    if _is_finished(config, progress_so_far):
+        if not run.world_folder.is_dir():  # it was stopped in between
+            _export(config, run)
+        print(
+            f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained; {_how_to_extend(run)}"
+        )
         return run, None
     check_shares(config, group)
     agent = _new_agent(config, WorldDescription.load(run.world_file))
     if not run.state_file.is_file():
         initialize(agent, config.initialization)
     return run, (config, agent)
+
+
+def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
+    num_epochs = schedule(config).num_epochs(progress.first_epoch_steps)
+    return progress.is_finished and num_epochs is not None and progress.epoch >= num_epochs
+
+
+def _keep_changes(run: RunFolder, before: TrainerConfig, config: TrainerConfig, progress: Progress) -> None:
+    """Writes a changed configuration, and says what follows from it.
+
+    Raises:
+        InvalidInputError: It has fewer epochs than are trained.
+    """
+    find_device(config.common.device)
+    check_parts(config)
+    lengths = [schedule(x).num_epochs(progress.first_epoch_steps) for x in (before, config)]
+    if lengths[1] is not None and lengths[1] < progress.epoch:
+        raise InvalidInputError(f"{run.path} has {progress.epoch} epochs already, {lengths[1]} are too few")
+    write_file(run.config_file, to_yaml(config).encode())
+    old = flat(before)
+    for key, value in flat(config).items():
+        if value != old.get(key):
+            _log.info("%s=%s (was %s)", key, value, old.get(key))
+    if None in lengths or lengths[0] == lengths[1]:
+        return
+    for name in config.training.trained_parts:
+        training = getattr(config, name).training
+        step = training.num_steps(progress.epoch)
+        factors = [training.lr_factor(step, training.num_steps(length)) for length in lengths]
+        if factors[0] != factors[1]:
+            _log.info("%s: the learning rate, %.3g of its largest, becomes %.3g of it", name, *factors)
+
+
+def _how_to_extend(run: RunFolder) -> str:
+    return f"to train it for longer: python -m trainers.diamond resume run={run.path} training.num_epochs=N"
 
 
 def _refuse_published(run: RunFolder) -> None:
@@ -410,7 +476,7 @@ def _fit(
     """Everything that a resumed run repeats."""
     progress = progress and group.is_rank_zero
     if keep_freed_memory() and progress:
-        print(MEMORY_IS_KEPT, flush=True)
+        _log.info(MEMORY_IS_KEPT)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
@@ -426,13 +492,14 @@ def _fit(
             group.on_rank_zero(lambda: trainer.choose_contexts().save(run.contexts_file))
         if is_resumed:
             trainer.resume()
-        with closing(trainer.log), _stopped_by_interrupt(trainer):
+        with closing(trainer.log), signals.deferred() as trainer.requests:
             group.on_rank_zero(lambda: trainer.log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
-            group.on_rank_zero(lambda: _export(config, run))
+            with trainer.requests.at_once():  # minutes, in which nothing is trained
+                group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
         if group.is_rank_zero:
-            print(f"\nstopped; to go on: python -m trainers.diamond resume run={run.path}", flush=True)
+            _log.info("stopped; to resume: python -m trainers.diamond resume run=%s", run.path)
         raise
     if progress:
         _say_how_to_use(run, config)
@@ -456,40 +523,6 @@ def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> boo
     if config.collects and is_resumed:
         data.cut_back_to(run, run.load_state())
     return is_resumed
-
-
-@contextmanager
-def _stopped_by_interrupt(trainer: Trainer) -> Iterator[None]:
-    """The first Ctrl-C, or SIGTERM where that is handled, lets the trainer finish its step and save.
-
-    A second Ctrl-C stops at once.
-
-    Raises:
-        Terminated: Instead of `KeyboardInterrupt`, where it was SIGTERM.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    received: list[int] = []
-
-    def stop(signum: int, frame: FrameType | None) -> None:
-        received.append(signum)
-        trainer.stop_requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    is_term_handled = signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL  # by the command line
-    numbers = [signal.SIGINT, *([signal.SIGTERM] if is_term_handled else [])]
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received[:1] == [signal.SIGTERM]:
-            raise Terminated from None
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _say_how_to_use(run: RunFolder, config: TrainerConfig) -> None:

@@ -7,6 +7,7 @@ first does everything else. `run.build` puts a trainer together.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,12 +19,13 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
+from diamond_gym.progress import Bar
+from diamond_gym.signals import Requests
 from diamond_gym.world.models import ActorCritic, Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
@@ -37,7 +39,7 @@ from trainers.diamond.config import (
     TrainingConfig,
 )
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
-from trainers.diamond.errors import DivergedError, StopRequested
+from trainers.diamond.errors import DivergedError, SaveRequested, StopRequested
 from trainers.diamond.learner import (
     Autocast,
     DenoiserObjective,
@@ -140,6 +142,7 @@ def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: 
 # --- trainer
 
 
+_log = logging.getLogger(__name__)
 _VIDEO_GAMES = 4
 COLLECTION, TEST_GAMES, RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
@@ -226,8 +229,8 @@ class Trainer:
         choose_contexts: Chooses start contexts out of the run's episodes.
         group: The processes that train the run together, each with a trainer of its own.
         progress: Where the run stands.
-        stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise
-            `KeyboardInterrupt`.
+        requests: Set its `stop` (in a signal handler, say) to have `fit` finish its step, save and raise
+            `KeyboardInterrupt`, its `save` to have it save and continue.
     """
 
     run: RunFolder
@@ -249,7 +252,7 @@ class Trainer:
     choose_contexts: Callable[[], ContextBank]
     group: Group = SINGLE_PROCESS
     progress: Progress = field(default_factory=Progress)
-    stop_requested: bool = False
+    requests: Requests = field(default_factory=Requests)
     _shows_progress: bool = False
 
     @property
@@ -268,14 +271,14 @@ class Trainer:
         Raises:
             DivergedError: A loss or gradient is not finite; what was saved before is kept.
             CacheError: The run folder cannot be written.
-            KeyboardInterrupt: `stop_requested` was set; the state is saved as it was after the last step.
+            KeyboardInterrupt: `requests.stop` was set; the state is saved as it was after the last step.
         """
         self._shows_progress = progress and self.group.is_rank_zero
         if not self.group.on_rank_zero(self.run.state_file.is_file):
             self.save_state()  # tells what was collected later from what was there at the start
         try:
             while self.num_epochs is None or self.epoch < self.num_epochs:
-                self._run_epoch()
+                self._run_epoch_or_save()
             if not self.progress.is_finished:
                 self._finish()
         except StopRequested:
@@ -284,6 +287,15 @@ class Trainer:
         except NotFiniteError as error:
             batch = self.group.gather(error.batch)
             self.group.on_rank_zero(lambda: self._diverge(error, batch))
+
+    def _run_epoch_or_save(self) -> None:
+        """An epoch; or a part of it, when the state is to be saved before the rest."""
+        try:
+            self._run_epoch()
+        except SaveRequested:
+            self.requests.save = False
+            self.save_state()
+            _log.info("saved %s in epoch %d, as a signal asked", self.run.path, self.epoch + 1)
 
     def _run_epoch(self) -> None:
         epoch, metrics = self.epoch + 1, self.progress.metrics
@@ -316,7 +328,7 @@ class Trainer:
 
     def _log(self, metrics: dict[str, Any]) -> None:
         if self._shows_progress:
-            tqdm.write(one_line(metrics))
+            _log.info("%s", one_line(metrics))
         self.log.log(metrics)
 
     # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
@@ -345,10 +357,10 @@ class Trainer:
                     self.train,
                     left,
                     bar=bar,
-                    should_stop=lambda: self.stop_requested,
+                    should_stop=lambda: self.requests.stop,
                     on_episode=partial(self.log.episode, "train"),
                 )
-                if self.stop_requested and collector.num_pending:
+                if self.requests.stop and collector.num_pending:
                     raise StopRequested
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
@@ -394,9 +406,10 @@ class Trainer:
                 sums = add(sums, metrics)
                 self._log_step(learner, metrics, lr_factor)
                 bar.update()
-                if self.group.any(self.stop_requested):
+                stop, save = self.group.any(self.requests.stop, self.requests.save)
+                if stop or save:
                     learner.check_finite()
-                    raise StopRequested
+                    raise StopRequested if stop else SaveRequested
             learner.check_finite()
         result = {"num_steps": learner.num_steps, "lr": learner.base_lr * lr_factor} | summary(
             learner.total(sums), steps
@@ -490,7 +503,7 @@ class Trainer:
                 new_collector(num_episodes),
                 num_episodes,
                 bar=bar,
-                should_stop=lambda: self.stop_requested,
+                should_stop=lambda: self.requests.stop,
                 on_episode=on_episode,
             )
         self._stop_if_requested()
@@ -502,7 +515,7 @@ class Trainer:
         return report
 
     def _stop_if_requested(self) -> None:
-        if self.stop_requested:
+        if self.requests.stop:
             raise StopRequested
 
     @contextmanager
@@ -514,9 +527,9 @@ class Trainer:
                     stack.enter_context(learner.as_played())
             yield
 
-    def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
+    def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> Bar:
         desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
-        return tqdm(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
+        return Bar(total=total, desc=desc, unit=unit, disable=not self._shows_progress, leave=False)
 
     # -- what is saved
 

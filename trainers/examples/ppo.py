@@ -3,16 +3,16 @@
     python -m trainers.examples.ppo env_id=DiamondBreakout-v0 total_timesteps=500000
 
 Frames, actions and rewards stay tensors (`output="torch"`): nothing is copied to NumPy on the way. In the end
-the agent plays whole games of the real one. PPO is that of Schulman et al. (2017) with the details of Huang
-et al. (2022), "The 37 Implementation Details of Proximal Policy Optimization".
+the agent plays whole games of the real one. The same command continues a training that was stopped. PPO is
+that of Schulman et al. (2017) with the details of Huang et al. (2022), "The 37 Implementation Details of
+Proximal Policy Optimization".
 """
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +22,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributions import Categorical
-from tqdm import tqdm
 
 import diamond_gym
-from diamond_gym import cli
+from diamond_gym import cli, signals
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
 from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.score import Score, real_game, real_scores
-from diamond_gym.files import prepare_folder, write_torch
 from diamond_gym.players.player import FrameStackPlayer
+from diamond_gym.progress import Bar
 from diamond_gym.world.pixels import to_float
+from trainers.checkpoint import Checkpoint
 
 gym.register_envs(diamond_gym)
 
@@ -82,6 +82,11 @@ class Settings:
         """Keyword arguments that say which world is imagined, and where."""
         names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
+
+    def kept(self) -> dict[str, Any]:
+        """Settings that a training keeps when it is continued."""
+        free = ("device", "total_timesteps", "num_games", "max_game_steps", "out")
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
     def real_games(self) -> dict[str, Any]:
         """Keyword arguments of `real_scores` that say which real games score the agent."""
@@ -225,37 +230,34 @@ def score(agent: Agent, game: str, args: Settings) -> list[float]:
     return real_scores(FrameStackPlayer(policy, args.num_frames), game, **args.real_games())
 
 
-def save(agent: nn.Module, folder: Path) -> None:
-    """Writes the weights as agent.pt, and says so."""
-    write_torch(folder / "agent.pt", agent.state_dict())
-    print(f"wrote {folder / 'agent.pt'}")
-
-
 def train(args: Settings) -> Agent:
-    """Trains an agent and saves its weights; so far as it got, when interrupted."""
+    """Trains an agent, or continues one that was stopped, and writes its weights as agent.pt.
+
+    What it needs to be continued is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals,
+    and at the end. A training that is continued begins with new games.
+    """
     torch.manual_seed(args.seed)
     games = Games(args)
-    device = games.stack.device
-    agent = Agent(args.num_frames, games.num_actions).to(device)
+    agent = Agent(args.num_frames, games.num_actions).to(games.stack.device)
     optimizer = torch.optim.Adam(agent.parameters(), lr=args.learning_rate, eps=1e-5)
     num_updates = max(1, args.total_timesteps // (args.num_envs * args.num_steps))
-    begin = time.perf_counter()
-    bar, update = tqdm(range(num_updates), unit="update"), 0
+    checkpoint = Checkpoint(args.out, {"agent": agent, "optimizer": optimizer}, args.kept())
+    first = checkpoint.load()
+    torch.manual_seed(args.seed + first)
     try:
-        for update in bar:
-            optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
-            rollout = play(agent, games, args.num_steps, args.gamma)
-            learn(agent, optimizer, rollout, args)
-            steps = (update + 1) * args.num_envs * args.num_steps
-            speed = steps / (time.perf_counter() - begin)
-            bar.set_postfix_str(f"{steps} steps, {speed:.0f} steps/s, value {rollout.val.mean():.2f}")
-    except KeyboardInterrupt:
-        if update:
-            save(agent, args.out)
-        raise
+        with signals.deferred() as requests, Bar(total=num_updates, initial=first, unit="update") as bar:
+            for update in range(first, num_updates):
+                optimizer.param_groups[0]["lr"] = args.learning_rate * (1 - update / num_updates)
+                rollout = play(agent, games, args.num_steps, args.gamma)
+                learn(agent, optimizer, rollout, args)
+                bar.set_postfix_str(f"value {rollout.val.mean():.2f}", refresh=False)
+                bar.update()
+                checkpoint.save_if_due(update + 1, requests, is_last=update + 1 == num_updates)
+                if requests.stop:
+                    break
     finally:
         games.envs.close()
-    save(agent, args.out)
+    print(f"wrote {args.out / 'agent.pt'}")
     return agent
 
 
@@ -263,7 +265,6 @@ def run(settings: Settings) -> None:
     """Trains and scores an agent."""
     if keep_freed_memory():
         print(MEMORY_IS_KEPT)
-    prepare_folder(settings.out)
     game = real_game(settings.env_id)
     agent = train(settings)
     scores = score(agent, game, settings) if game else []

@@ -4,13 +4,14 @@
 
 An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
 but the lines that make the games. In the end the agent plays whole games of the real one.
+The same command continues a training that was stopped.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
-from tqdm import tqdm
 
-from diamond_gym import cli
+from diamond_gym import cli, signals
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
 from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import MissingDependencyError
 from diamond_gym.evaluate.score import Score, real_game, real_scores
-from diamond_gym.files import prepare_folder, write_torch
 from diamond_gym.players.player import FrameStackPlayer
+from diamond_gym.progress import Bar
 
 try:
     from tensordict import TensorDict
@@ -46,6 +46,7 @@ except ImportError:
     raise MissingDependencyError(missing) from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
+from trainers.checkpoint import Checkpoint
 
 NUM_FRAMES = 4
 
@@ -91,6 +92,11 @@ class Settings:
         """Keyword arguments that say which world is imagined, and where."""
         names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
+
+    def kept(self) -> dict[str, Any]:
+        """Settings that a training keeps when it is continued."""
+        free = ("device", "total_frames", "num_games", "max_game_steps", "out")
+        return {name: value for name, value in asdict(self).items() if name not in free}
 
     def real_games(self) -> dict[str, Any]:
         """Keyword arguments of `real_scores` that say which real games score the agent."""
@@ -138,14 +144,11 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
     return policy, ValueOperator(network(1), in_keys=["pixels"])
 
 
-def save(policy: nn.Module, folder: Path) -> None:
-    """Writes the weights as agent.pt, and says so."""
-    write_torch(folder / "agent.pt", policy.state_dict())
-    print(f"wrote {folder / 'agent.pt'}")
-
-
 def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
-    """Trains an agent and saves its weights; so far as it got, when interrupted.
+    """Trains an agent, or continues one that was stopped, and writes its weights as agent.pt.
+
+    What it needs to be continued is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals,
+    and at the end. A training that is continued begins with new games.
 
     Returns:
         The agent, and the mean imagined return of each batch's episodes.
@@ -155,40 +158,48 @@ def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
     device, num_actions = torch.device(str(env.device)), int(env.action_spec.space.n)  # pyright: ignore
     policy, value = make_networks(num_actions, device)
     frames_per_batch = args.num_envs * args.num_steps
-    collector = Collector(
-        env, policy, frames_per_batch=frames_per_batch, total_frames=args.total_frames, device=device
-    )
     advantages = GAE(gamma=args.gamma, lmbda=args.gae_lambda, value_network=value, average_gae=True)
     loss_of = ClipPPOLoss(policy, value, clip_epsilon=args.clip, entropy_coeff=args.ent_coef)
     optimizer = torch.optim.Adam(loss_of.parameters(), lr=args.learning_rate, eps=1e-5)
+    checkpoint = Checkpoint(
+        args.out, {"agent": policy, "losses": loss_of, "optimizer": optimizer}, args.kept()
+    )
+    first = num_frames = checkpoint.load()
+    torch.manual_seed(args.seed + first)
+    collector = Collector(
+        env,
+        policy,
+        frames_per_batch=frames_per_batch,
+        total_frames=max(frames_per_batch, args.total_frames - first),
+        device=device,
+    )
     minibatches = ReplayBuffer(
         storage=LazyTensorStorage(frames_per_batch, device=device),
         sampler=SamplerWithoutReplacement(),
         batch_size=min(args.minibatch_size, frames_per_batch),
     )
     returns: list[float] = []
-    bar = tqdm(total=args.total_frames, unit="frame")
     try:
-        for batch in collector:
-            for _ in range(args.num_epochs):
-                with torch.no_grad():
-                    advantages(batch)
-                minibatches.extend(batch.reshape(-1))
-                for minibatch in minibatches:
-                    _learn(loss_of, optimizer, minibatch)
-            done = batch["next", "done"]
-            if done.any():
-                returns.append(float(batch["next", "episode_reward"][done].mean()))
-                bar.set_postfix_str(f"imagined return {returns[-1]:.2f}")
-            bar.update(batch.numel())
-    except KeyboardInterrupt:
-        if bar.n:
-            save(policy, args.out)
-        raise
+        with signals.deferred() as requests, Bar(total=args.total_frames, initial=first, unit="frame") as bar:
+            for batch in collector if first < args.total_frames else ():
+                for _ in range(args.num_epochs):
+                    with torch.no_grad():
+                        advantages(batch)
+                    minibatches.extend(batch.reshape(-1))
+                    for minibatch in minibatches:
+                        _learn(loss_of, optimizer, minibatch)
+                done = batch["next", "done"]
+                if done.any():
+                    returns.append(float(batch["next", "episode_reward"][done].mean()))
+                    bar.set_postfix_str(f"imagined return {returns[-1]:.2f}", refresh=False)
+                num_frames += batch.numel()
+                bar.update(batch.numel())
+                checkpoint.save_if_due(num_frames, requests, is_last=num_frames >= args.total_frames)
+                if requests.stop:
+                    break
     finally:
-        bar.close()
         collector.shutdown()
-    save(policy, args.out)
+    print(f"wrote {args.out / 'agent.pt'}")
     return policy, returns
 
 
@@ -218,7 +229,6 @@ def run(settings: Settings) -> None:
     """Trains and scores an agent."""
     if keep_freed_memory():
         print(MEMORY_IS_KEPT)
-    prepare_folder(settings.out)
     game = real_game(settings.env_id)
     agent, returns = train(settings)
     scores = score(agent, game, settings) if game else []

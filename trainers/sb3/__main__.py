@@ -12,12 +12,13 @@ from diamond_gym.errors import MissingDependencyError
 from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
 
 PROG = "python -m trainers.sb3"
-_MODULES = ("stable_baselines3", "tensorboard", "matplotlib", "rich")
+_MODULES = ("stable_baselines3", "tensorboard", "matplotlib")
 TRAIN = """\
 The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
-learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on. Zips of
-agents, in out= and of beside=, are loaded without what is pickled in them, unless trust=true says so.
+learning_curve.png, film.mp4, and logs for TensorBoard. The agent is saved every two minutes and on Ctrl-C,
+SIGTERM and SIGUSR1 (which then continues); the same command continues a run that was stopped.
+Zips of agents, in out= and of beside=, are loaded without what is pickled in them, unless trust=true says so.
 
 What is behind the agents that come with the package:
   train game=Breakout horizon=64 num_denoising_steps=2 total_timesteps=375000
@@ -82,13 +83,13 @@ def _loop() -> Command:
 
 
 def _require_sb3() -> None:
-    """Stable-Baselines3, and what its progress bar, its logs and our curves need."""
+    """Stable-Baselines3, and what its logs and our curves need."""
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
     from diamond_gym.evaluate.pictures import require_matplotlib
 
-    require_matplotlib()  # it may be there and broken
+    require_matplotlib()  # it may be there and broken, and Stable-Baselines3 imports it, too
 
 
 COMMANDS = Commands(

@@ -7,6 +7,7 @@ there already is not made again: the same command goes on with a loop that was s
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import shutil
@@ -36,6 +37,7 @@ from trainers.sb3.settings import TrainSettings
 
 SETTINGS_FILE = "loop.json"
 CONTEXTS_FILE = "contexts.safetensors"
+_log = logging.getLogger(__name__)
 _COLLECT_SEED = 40_000
 _MAX_CONTEXTS = 4_000
 _CHOSEN_HERE = ("game", "static_dataset.path", "initialization.path_to_ckpt")
@@ -120,7 +122,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder)
+    disk.prepare_folder(folder, training.NUM_BYTES * settings.rounds)
     with disk.locked(folder):
         return _rounds(settings, folder, progress)
 
@@ -137,7 +139,7 @@ def _rounds(settings: LoopSettings, folder: Path, progress: bool) -> list[Score]
     scores: list[list[Score]] = []
     for number in range(1, settings.rounds + 1):
         place = folder / f"round-{number}"
-        print(f"round {number} of {settings.rounds}: {settings.algo} in {checkpoint}", flush=True)
+        _log.info("round %d of %d: %s in %s", number, settings.rounds, settings.algo, checkpoint)
         _take_along(folder / f"round-{number - 1}", place)
         of_round = settings.round(number, place / "agent", checkpoint, contexts)
         scores.append(_learned(of_round, progress))

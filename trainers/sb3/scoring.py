@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import VecEnv
-from tqdm import tqdm
 
+from diamond_gym.progress import Bar
 from trainers.sb3.player import Policy
 
 
@@ -32,7 +32,7 @@ def play_games(
     env.seed(seed)
     obs, begins = env.reset(), np.ones(env.num_envs, bool)
     returns: list[float] = []
-    with tqdm(total=num_games, desc=what, unit="game", disable=not progress) as bar:
+    with Bar(total=num_games, desc=what, unit="game", disable=not progress) as bar:
         while quota.any():
             assert isinstance(obs, np.ndarray)
             obs, _, begins, infos = env.step(policy(obs, begins))

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback, ProgressBarCallback
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
-from diamond_gym import untrusted
+from diamond_gym import signals, untrusted
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.data import video
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.evaluate.score import Score
+from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
+from diamond_gym.signals import Requests
 from trainers.sb3 import games, pictures, scoring
 from trainers.sb3.agents import (
     AGENT_FILE,
@@ -47,15 +53,19 @@ _REMOVED = {"end_penalty": 0.0}
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
-_SAVE_EVERY = 25_000
+NUM_BYTES = 100 * 2**20
+"""Twice an agent, and its logs and films."""
+SAVE_SECONDS = 120.0
+"""So much of learning is lost at most, when a process is killed."""
+_log = logging.getLogger(__name__)
 FILM_STEPS = 300
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
-    """Trains an agent from nothing, or goes on with one that was stopped, and scores it.
+    """Trains an agent from nothing, or continues one that was stopped, and scores it.
 
-    A run folder that holds an unfinished agent of the same settings is gone on with; a finished one is scored
-    again.
+    A run folder that holds an unfinished agent of the same settings is continued; a finished one is scored
+    again. While it learns, the agent is saved every two minutes.
 
     Returns:
         Scores in the real game: of the agent, of one that has learned nothing, of a random player, and of
@@ -65,11 +75,12 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
         InvalidInputError: The folder holds a run of other settings.
         FolderInUseError: Another process works in the folder.
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
-        KeyboardInterrupt: Ctrl-C; the agent has been saved.
+        KeyboardInterrupt: Ctrl-C, or SIGTERM in a program; the agent has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder)
+    disk.prepare_folder(folder, NUM_BYTES)
+    video.require_ffmpeg()
     with disk.locked(folder):
         return _trained(settings, folder, progress)
 
@@ -77,7 +88,7 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 def _trained(settings: TrainSettings, folder: Path, progress: bool) -> list[Score]:
     _check_settings(folder, settings)
     if keep_freed_memory() and progress:
-        print(MEMORY_IS_KEPT, flush=True)
+        _log.info(MEMORY_IS_KEPT)
     _seconds(folder)  # what is read when it has learned, before that begins
     env = _games_to_learn_from(settings)
     try:
@@ -159,14 +170,14 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
             keywords=settings.keywords(),
             trust=settings.trust,
         )
-        print(f"going on from {saved} at step {agent.num_timesteps}", flush=True)
+        _log.info("continuing %s from step %d", saved, agent.num_timesteps)
         # loading has seeded everything as at the start of the run: other games, other actions now
         agent.set_random_seed(settings.seed + agent.num_timesteps)
         if settings.learning_rate is not None:
             set_learning_rate(agent, settings.learning_rate)
         if isinstance(agent, OffPolicyAlgorithm):
             agent.learning_starts = agent.num_timesteps + settings.keywords()["learning_starts"]
-            print(f"the replay buffer is not saved: it fills up to step {agent.learning_starts} first")
+            _log.info("the replay buffer is not saved: it fills up to step %d first", agent.learning_starts)
         return agent
     return new_agent(settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords())
 
@@ -178,53 +189,90 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress
     evaluation = _real(settings, settings.eval_episodes, training=False, seed=_EVALUATION_SEED)
     log = _new_log(folder)
     agent.set_logger(configure(str(log), ["csv", "tensorboard"]))
-    callbacks: list[BaseCallback] = [
-        EvalCallback(
-            VecTransposeImage(evaluation),  # as the agent has its own games
-            n_eval_episodes=settings.eval_episodes,
-            eval_freq=max(1, settings.eval_every // settings.num_envs),
-            log_path=str(log),
-            deterministic=is_off_policy(agent),
-            verbose=0,
-        ),
-        SaveAgent(folder / AGENT_FILE, max(1, _SAVE_EVERY // settings.num_envs)),
-    ]
-    if progress:
-        callbacks.append(ProgressBarCallback())
-    begin, before = time.perf_counter(), agent.num_timesteps
+    begin, before, path = time.perf_counter(), agent.num_timesteps, folder / AGENT_FILE
     try:
-        with _saved_when_stopped(agent, folder / AGENT_FILE):
-            agent.learn(left, callback=CallbackList(callbacks), reset_num_timesteps=False)
+        with signals.deferred() as requests:
+            evaluate = Evaluate(
+                VecTransposeImage(evaluation),  # as the agent has its own games
+                n_eval_episodes=settings.eval_episodes,
+                eval_freq=max(1, settings.eval_every // settings.num_envs),
+                log_path=str(log),
+                deterministic=is_off_policy(agent),
+                verbose=0,
+                requests=requests,
+            )
+            callbacks = CallbackList([evaluate, SaveAgent(path, requests), Told(evaluate, left, progress)])
+            try:
+                agent.learn(left, callback=callbacks, reset_num_timesteps=False)
+            except KeyboardInterrupt:
+                save_agent(agent, path)
+                raise
+            save_agent(agent, path)
+    except KeyboardInterrupt:
+        _log.info("stopped at step %d; the same command continues %s", agent.num_timesteps, path)
+        raise
     finally:
         evaluation.close()
         agent.logger.close()
         seconds, steps = time.perf_counter() - begin, agent.num_timesteps - before
         _note_time(folder, seconds)
-    print(f"learned from {agent.num_timesteps} steps, the last {steps} at {steps / seconds:.0f} steps/s")
+    rate = steps / seconds
+    _log.info("learned from %d steps, the last %d at %.0f steps/s", agent.num_timesteps, steps, rate)
 
 
-@contextmanager
-def _saved_when_stopped(agent: BaseAlgorithm, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        save_agent(agent, path)
-        print(f"\nstopped at step {agent.num_timesteps}; the same command goes on from {path}", flush=True)
-        raise
-    save_agent(agent, path)
+class Evaluate(EvalCallback):
+    """Plays real games now and then. Nothing is learned in them, so that they are broken off at once."""
+
+    def __init__(self, *arguments: Any, requests: Requests, **keywords: Any) -> None:
+        super().__init__(*arguments, **keywords)
+        self.requests = requests
+
+    def _on_step(self) -> bool:
+        with self.requests.at_once():
+            return super()._on_step()
 
 
 class SaveAgent(BaseCallback):
-    """Saves the agent every so many calls."""
+    """Saves the agent when so much time has passed or a signal asks for it, and ends when one asks for that.
 
-    def __init__(self, path: Path, every: int) -> None:
+    Args:
+        path: The zip to write.
+        requests: What signals have asked for.
+        seconds: From one time to the next.
+    """
+
+    def __init__(self, path: Path, requests: Requests, seconds: float | None = None) -> None:
         super().__init__()
-        self.path, self.every = path, every
+        self.path, self.requests = path, requests
+        self.seconds = SAVE_SECONDS if seconds is None else seconds
+        self._last = time.monotonic()
 
     def _on_step(self) -> bool:
-        if self.n_calls % self.every == 0:
+        is_time = time.monotonic() - self._last >= self.seconds
+        if is_time or self.requests.save:
+            self.requests.save = False
             save_agent(self.model, self.path)
+            self._last = time.monotonic()
+            _log.debug("saved %s at step %d", self.path, self.num_timesteps)
+        return not self.requests.stop
+
+
+class Told(BaseCallback):
+    """Says how far the agent is, and its last mean score in the real game."""
+
+    def __init__(self, evaluate: EvalCallback, num_steps: int, progress: bool) -> None:
+        super().__init__()
+        self.evaluate = evaluate
+        self._bar = Bar(total=num_steps, desc="learn", unit="step", disable=not progress)
+
+    def _on_step(self) -> bool:
+        if np.isfinite(self.evaluate.last_mean_reward):
+            self._bar.set_postfix_str(f"real score {self.evaluate.last_mean_reward:.2f}", refresh=False)
+        self._bar.update(self.training_env.num_envs)
         return True
+
+    def _on_training_end(self) -> None:
+        self._bar.close()
 
 
 def _new_log(folder: Path) -> Path:

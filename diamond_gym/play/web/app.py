@@ -20,6 +20,8 @@ from diamond_gym.play.web.room import FULL, Person, Room
 
 _PAGE = Path(__file__).parent / "page"
 _REFUSED = 4003
+MAX_MESSAGES_PER_SECOND = 500
+"""Of a page: ten fingers and a picture drawn at every refresh of the screen make less."""
 _HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'"),
@@ -83,8 +85,16 @@ async def _serve(websocket: WebSocket, room: Room) -> None:
 
 
 async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
+    """Hands on what a page sends; one that sends too much is read from more slowly."""
+    loop = asyncio.get_running_loop()
+    second, count = loop.time(), 0
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
         room.receive(person, message.get("text"))
+        count += 1
+        if loop.time() - second >= 1:
+            second, count = loop.time(), 0
+        elif count >= MAX_MESSAGES_PER_SECOND:
+            await asyncio.sleep(second + 1 - loop.time())
 
 
 async def _send(websocket: WebSocket, person: Person) -> None:

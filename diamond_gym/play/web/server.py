@@ -15,10 +15,11 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.play.web import app
 from diamond_gym.play.web.access import Access, access_to
 from diamond_gym.play.web.controls import Controls
+from diamond_gym.play.web.guard import Guard
 from diamond_gym.play.web.protocol import MAX_MESSAGE_BYTES, Frame
 from diamond_gym.play.web.room import Room
 
-_PING_SECONDS = 10.0
+_PING_SECONDS = 5.0
 _EVERYWHERE = ("0.0.0.0", "::")
 
 
@@ -114,15 +115,17 @@ def _run(loop: asyncio.AbstractEventLoop, web: uvicorn.Server, listener: socket.
 
 def _config(room: Room, access: Access) -> uvicorn.Config:
     """Its log would have tokens in it. Pictures are compressed already."""
+    http, ws = Guard().protocols()
     return uvicorn.Config(
         app.make_app(room, access),
+        http=http,
         access_log=False,
         log_level="error",
         lifespan="off",
         proxy_headers=False,
         server_header=False,
         timeout_graceful_shutdown=2,
-        ws="websockets-sansio",
+        ws=ws,
         ws_max_size=MAX_MESSAGE_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=_PING_SECONDS,

@@ -71,6 +71,17 @@ def play(**kwargs):
     env.close()
 
 
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [("denoiser", ["denoiser"]), ("[denoiser,rew_end_model]", 2), ("denoiser,rew_end_model", 2)],
+)
+def test_lists_without_brackets_and_integers_with_exponents(given, parts):
+    """Brackets mean something to zsh."""
+    config = parse(["game=Breakout", f"training.parts={given}", "training.num_epochs=1e3"])
+    assert config.training.parts == ["denoiser", "rew_end_model"][: parts if isinstance(parts, int) else 1]
+    assert config.training.num_epochs == 1000
+
+
 def test_train_leaves_a_run_and_nothing_else(trained):
     assert [path.name for path in trained.parents[2].iterdir()] == ["outputs"]
     for name in (
@@ -197,6 +208,7 @@ def test_export_of_a_denoiser_and_anothers_reward_end_model(trained, denoiser_on
 def test_export_writes_nothing_that_is_too_large(trained, tmp_path, capsys):
     assert main(["export", f"run={trained}", f"out={tmp_path / 'out'}", "max_mb=0.01"]) == 2
     assert "more than max_mb=0.01" in capsys.readouterr().err
+    average._check_size({"model.safetensors": 10**9}, None)  # worlds as large as the published ones
     assert not list(tmp_path.iterdir())
 
 
@@ -211,8 +223,8 @@ def test_a_finished_run_writes_its_averaged_world(evaluates, trained, tmp_path, 
     kept = ["checkpointing.save_agent_every=1", "checkpointing.num_to_keep=null"]
     data = f"static_dataset.path={trained / 'dataset'}"
     assert main(["train", *GAME, data, *parts, *kept, *export, f"export.evaluate={evaluates}".lower()]) == 0
-    out = capsys.readouterr().out
-    assert [out.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
+    errors = capsys.readouterr().err
+    assert [errors.count(f"average of the last {count} snapshots") for count in (1, 2, 3)] == [1, 1, 1]
     (run,) = run_folders(tmp_path)
     world = load_world("Breakout", run, device="cpu")
     assert len(world.contexts) == 5 and "world/model.safetensors" in world.source

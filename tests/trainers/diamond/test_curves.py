@@ -1,11 +1,15 @@
 """The picture of a run's metrics: what is drawn, and what is said when there is nothing to draw."""
 
 import json
+import os
+import subprocess
+import sys
 
 import cv2
 import pytest
 
 from diamond_gym.errors import InvalidInputError
+from tests.paths import ROOT
 from trainers.diamond import curves
 from trainers.diamond.cli import main
 
@@ -49,6 +53,25 @@ def test_the_command(tmp_path, capsys):
     assert main(["curves", f"run={tmp_path / 'no'}"]) == 1
     assert main(["curves"]) == 2
     assert main(["curves", "--help"]) == 0
+
+
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])
+def test_a_notebooks_backend_does_not_matter(tmp_path, backend):
+    """A notebook tells the programs that it starts to draw in it, where its backend is not installed."""
+    code = f"""
+from pathlib import Path
+from trainers.sb3 import __main__ as sb3
+from trainers.diamond import curves
+sb3._require_sb3()
+import stable_baselines3.common.logger
+curves.pictures.write_figure(curves.figure({LINES!r}), Path("curves.png"))
+"""
+    env = os.environ | {"MPLBACKEND": backend, "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert cv2.imread(str(tmp_path / "curves.png")).std() > 0
 
 
 def test_nothing_to_draw():

@@ -209,17 +209,17 @@ def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tm
 
     def signalled(signal_number, *command):
         """Signals process 1 when all are learning to play."""
-        process = together(tmp_path, *command, bufsize=1)
+        process = together(tmp_path, *command, "-v", bufsize=1)
         assert process.stderr is not None
-        while "actor_critic: " not in process.stderr.readline():  # bars end in \r, a line to Python
+        while "actor_critic begins" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.5)
         os.kill(worker(process, 1), signal_number)
         return finish(process)
 
-    code, output, errors = signalled(signal.SIGINT, "train", *arguments)
+    code, _, errors = signalled(signal.SIGTERM, "train", *arguments)
     run = only_run(tmp_path)
-    assert code != 0 and output.count(f"resume run={run.path}") == 1
+    assert code != 0 and errors.count(f"resume run={run.path}") == 1
     assert "error: " not in errors
     state = run.load_state()
     num_steps = state["parts"]["actor_critic"]["num_steps"]

@@ -150,7 +150,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
         trainer = new_trainer()
         if run.state_file.is_file():
             trainer.resume()
-        trainer.stop_requested = True
+        trainer.requests.stop = True
         with pytest.raises(KeyboardInterrupt):
             trainer.fit(progress=False)
     assert (trainer.epoch, trainer.learners[0].num_steps) == (1, 2)

@@ -133,13 +133,13 @@ def test_an_interval_is_at_least_one(key):
         parse([f"logging.{key}=0"])
 
 
-def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, capsys):
+def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     log = run_log(tmp_path)
     log.open(1)
     log.log(METRICS)
     log.close()
-    assert "tensorboard is not installed" in capsys.readouterr().out
+    assert "tensorboard is not installed" in caplog.text
     assert json.loads((tmp_path / "metrics.jsonl").read_text()) == METRICS
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from diamond_gym.errors import (
     CheckpointNotFoundError,
     DatasetError,
     FolderInUseError,
+    InvalidInputError,
     MissingDependencyError,
 )
 from diamond_gym.files import write_torch
@@ -240,7 +242,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
             cwd=tmp_path,
             env=environment,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=subprocess.STDOUT,
             text=True,
         )
         try:
@@ -359,7 +361,7 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
         return launch.build(config, run, agent, *replays)
 
     trainer = new_trainer()
-    trainer.stop_requested = True
+    trainer.requests.stop = True
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(progress=False)
     state = run.load_state()
@@ -370,6 +372,46 @@ def test_a_stopped_trainer_goes_on_in_the_middle_of_its_epoch(finished, tmp_path
     assert trainer.epoch == 2
     expected = torch.load(finished.agent_file(2), weights_only=True)
     assert_same_weights(trainer.weights(), expected)
+
+
+def test_a_trainer_that_is_to_save_continues(finished, tmp_path, monkeypatch):
+    torch.set_num_threads(1)  # as in the other run
+    run, config = RunFolder(tmp_path / "run"), from_yaml(finished.config_file)
+    agent = launch.new_agent(config, launch.describe(config, ""))
+    replays = data.load_replays(config, run, NUM_ACTIONS, progress=False)
+    launch.place(agent, torch.device("cpu"), config)
+    trainer = Trainer(config, run, agent, *replays)
+    saved, save_state = [], trainer.save_state
+
+    def saving():
+        saved.append((trainer.epoch, trainer.learners[0].num_steps))
+        save_state()
+
+    monkeypatch.setattr(trainer, "save_state", saving)
+    trainer.requests.save = True
+    trainer.fit(progress=False)
+    assert saved[:2] == [(0, 0), (0, 1)], "after the first step"
+    assert not trainer.requests.save and trainer.epoch == 2
+    expected = torch.load(finished.agent_file(2), weights_only=True)
+    assert_same_weights(trainer.weights(), expected)
+
+
+def test_a_finished_run_is_trained_for_longer(finished, tmp_path, capsys, caplog):
+    caplog.set_level("INFO")
+    run = RunFolder(Path(shutil.copytree(finished.path, tmp_path / "run")))
+    with pytest.raises(InvalidInputError, match=r"denoiser.training.batch_size cannot change within a run"):
+        launch.resume(run.path, changes=["denoiser.training.batch_size=3"])
+    with pytest.raises(InvalidInputError, match="has 2 epochs already, 1 are too few"):
+        launch.resume(run.path, changes=["training.num_epochs=1"])
+    with pytest.raises(InvalidInputError, match=r"unknown key training.num_epoch: did you mean"):
+        launch.resume(run.path, changes=["training.num_epoch=3"])
+    assert run.config_file.read_bytes() == finished.config_file.read_bytes()
+    launch.resume(run.path)
+    assert f"resume run={run.path} training.num_epochs=N" in capsys.readouterr().out
+    launch.resume(run.path, changes=["training.num_epochs=3"], progress=False)
+    assert epochs_logged(run) == [1, 2, 3] and run.newest_epoch() == 3
+    assert from_yaml(run.config_file).training.num_epochs == 3
+    assert "training.num_epochs=3 (was 2)" in caplog.text
 
 
 def test_a_finished_run_says_so(finished, capsys):
@@ -466,7 +508,8 @@ def test_weights_come_from_a_checkpoint_part_by_part(finished, recordings, tmp_p
     assert_same_weights(given.denoiser.state_dict(), load_agent(run.path).denoiser.state_dict())
 
 
-def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, capsys):
+def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, caplog):
+    caplog.set_level("INFO")
     theirs = copy_of(finished, tmp_path / "checkpoint").path
     episodes = [episode(12, number=i) for i in range(4)]
     episodes[0].act[0] = NUM_ACTIONS + 1
@@ -476,7 +519,7 @@ def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, ca
     with pytest.raises(CheckpointError, match=r"or initialization.new_actions=true"):
         train(tmp_path / "more", tmp_path / "refused", *one_epoch, start)
     run = train(tmp_path / "more", tmp_path, *one_epoch, start, "initialization.new_actions=true")
-    assert "denoiser: other actions, inner_model.act_emb.0.weight start anew" in capsys.readouterr().out
+    assert "denoiser: other actions, inner_model.act_emb.0.weight start anew" in caplog.text
     given, taken = (load_agent(path).denoiser.state_dict() for path in (theirs, run.path))
     same = [name for name in given if torch.equal(given[name], taken[name])]
     assert set(given) - set(same) == {"inner_model.act_emb.0.weight"}

@@ -1,5 +1,6 @@
 """The single-file PPO: its frame stacks, its advantages, and a tiny run from nothing to real scores."""
 
+import signal
 import subprocess
 import sys
 
@@ -104,22 +105,28 @@ def test_the_whole_command(tiny_world, tmp_path, capsys):
     fresh.load_state_dict(weights)
 
 
-def test_what_was_learned_before_ctrl_c_is_kept(tiny_world, tmp_path, monkeypatch):
-    calls = []
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_training_that_was_stopped_is_continued(tiny_world, tmp_path, monkeypatch, capsys, number, code):
+    num_updates, learn = [], cleanrl_ppo.learn
 
-    def stop(*_):
-        calls.append(1)
-        if len(calls) == num_learned + 1:
-            raise KeyboardInterrupt
+    def counted(*arguments):
+        num_updates.append(1)
+        if len(num_updates) == 1:
+            signal.raise_signal(number)  # the update is finished all the same
+        learn(*arguments)
 
-    monkeypatch.setattr(cleanrl_ppo, "learn", stop)
-    num_learned = 0
-    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
-    assert not (tmp_path / "agent.pt").exists(), "nothing was learned: an earlier file stays"
-    num_learned = 1
-    calls.clear()
-    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 130
+    monkeypatch.setattr(cleanrl_ppo, "learn", counted)
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == code
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert (saved["done"], len(num_updates)) == (1, 1) and saved["parts"]["optimizer"]["state"]
     cleanrl_ppo.Agent(4, 4).load_state_dict(torch.load(tmp_path / "agent.pt", weights_only=True))
+    assert cleanrl_ppo.main([*short(tiny_world, tmp_path), "gamma=0.5"]) == 2
+    assert "a training with gamma=0.985, not 0.5" in capsys.readouterr().err
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 0
+    assert len(num_updates) == 2, "the first one is not learned again"
+    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
+    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 1
+    assert "checkpoint.pt cannot be continued from" in capsys.readouterr().err
 
 
 def test_wrong_arguments(tiny_world, tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import sys
 from dataclasses import asdict
 
@@ -72,7 +73,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
     before = (finished / "agent.zip").read_bytes()
     assert main(["train", *arguments(tiny_world, finished)]) == 0
     assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
-    assert "going on from" in capsys.readouterr().out
+    assert "from step" in capsys.readouterr().err
     more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=80"]
     assert main(["train", *more]) == 0
     assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 80
@@ -104,6 +105,34 @@ def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
     assert 32 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 48
     monkeypatch.undo()
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 0
+
+
+def test_signals_and_time_save_the_agent(tiny_world, tmp_path, monkeypatch, caplog):
+    """SIGUSR1 saves and continues, so do two minutes (here: none); SIGTERM saves after the step and ends."""
+    saved, steps = [], []
+    save, step = training.save_agent, training.SaveAgent._on_step
+
+    def save_agent(agent, path):
+        saved.append(agent.num_timesteps)
+        save(agent, path)
+
+    def on_step(self):
+        steps.append(self.num_timesteps)
+        if len(steps) == 10:
+            signal.raise_signal(signal.SIGUSR1)
+        if len(steps) == 20:
+            self.seconds = 0.0
+        if len(steps) == 30:
+            self.seconds = 60.0
+            signal.raise_signal(signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(training, "save_agent", save_agent)
+    monkeypatch.setattr(training.SaveAgent, "_on_step", on_step)
+    assert main(["train", *arguments(tiny_world, tmp_path)]) == 143
+    assert len(steps) == 30 and saved == [steps[9], *steps[19:29], steps[29]]
+    assert PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps == steps[29]
+    assert f"stopped at step {steps[29]}; the same command continues" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -216,9 +245,9 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
     given = [x for x in arguments(tiny_world, tmp_path, "algo=dqn") if not x.startswith("total")]
     assert main(["train", *given, "total_timesteps=40"]) == 0
     assert main(["train", *given, "total_timesteps=80"]) == 0
-    assert "it fills up to step 60 first" in capsys.readouterr().out
+    assert "it fills up to step 60 first" in capsys.readouterr().err
     assert main(["train", *given, "total_timesteps=100"]) == 0
-    assert "it fills up to step 100 first" in capsys.readouterr().out, "20 steps, however often it goes on"
+    assert "it fills up to step 100 first" in capsys.readouterr().err, "20 steps, however often it goes on"
 
 
 def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):
@@ -291,12 +320,21 @@ def test_no_world_to_learn_in(tmp_path, capsys):
     assert "no embedded world model of Asterix" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("name", ["stable_baselines3", "rich", "tensorboard"])
+@pytest.mark.parametrize("name", ["stable_baselines3", "matplotlib", "tensorboard"])
 def test_without_the_extra_it_is_named(name, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, name, None)
     for command in ("train", "loop"):
         assert main([command]) == 1
         assert f"this needs {name}: pip install 'diamond-gym[sb3]'" in capsys.readouterr().err
+
+
+def test_what_is_needed_at_the_end_is_checked_at_the_start(tmp_path, monkeypatch, capsys):
+    def missing():
+        raise RuntimeError("No ffmpeg exe could be found.")
+
+    monkeypatch.setattr("imageio_ffmpeg.get_ffmpeg_exe", missing)
+    assert main(["train", f"out={tmp_path / 'run'}"]) == 1
+    assert capsys.readouterr().err == "error: films need ffmpeg: No ffmpeg exe could be found.\n"
 
 
 def test_agents_that_do_not_fit(finished, tmp_path):

@@ -1,0 +1,166 @@
+"""What signals ask of a long command: to end, or to save.
+
+SIGINT (Ctrl-C), SIGTERM (clusters, containers, `timeout`) and SIGHUP (a terminal that was closed) ask it to
+end: it finishes its step, saves and leaves with 130, 143 or 129. SIGUSR1 is the warning that clusters send
+some time before SIGTERM: it saves and continues, so that nothing is lost whatever comes, and no time either.
+
+`handled` is for programs and belongs around all they do; `deferred` is for a loop that can be resumed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
+
+_log = logging.getLogger(__name__)
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+_SAVING = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM or SIGHUP: the program ends as after Ctrl-C, keeping what that keeps, with another exit code.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__()
+        self.number = number
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell reports a process that a signal ended."""
+        return 128 + self.number
+
+
+class Requests:
+    """What signals have asked for since `deferred` began.
+
+    Attributes:
+        stop: Whether the loop is to end after this step.
+        save: Whether it is to save after this step and continue; the loop sets it back.
+    """
+
+    def __init__(self) -> None:
+        self.stop = self.save = False
+        self._number: int = signal.SIGINT
+        self._is_waiting = True
+
+    def ask_to_end(self, number: int) -> None:
+        """Notes that the loop is to end; raises where nothing is to be finished, or if it was told before."""
+        is_again, self.stop = self.stop, True
+        self._number = self._number if is_again else number
+        if not self._is_waiting or (is_again and number == signal.SIGINT):
+            self.end()
+
+    def end(self) -> NoReturn:
+        """Raises what the signal stands for: `KeyboardInterrupt` or `Terminated`."""
+        raise KeyboardInterrupt if self._number == signal.SIGINT else Terminated(self._number)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Within the block, a stage of the loop that may be broken off anywhere, a request to end raises."""
+        if self.stop:
+            self.end()
+        self._is_waiting = False
+        try:
+            yield
+        finally:
+            self._is_waiting = True
+
+
+@contextlib.contextmanager
+def handled() -> Iterator[None]:
+    """Within the block the signals that end a program raise `Terminated`, and SIGUSR1 ends nothing.
+
+    What somebody has already given a handler, or told the process to ignore, is left alone. So are, under
+    torchrun, the signals that end: who waits for another process sees no exception.
+    """
+    ending = [] if "TORCHELASTIC_RUN_ID" in os.environ else _ENDING
+    mine = dict.fromkeys(ending, _terminate) | dict.fromkeys(_SAVING, _note)
+    with _set({number: handler for number, handler in mine.items() if _is_free(number)}):
+        yield
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[Requests]:
+    """Within the block signals are noted, for a loop that looks at them after every step.
+
+    A second Ctrl-C raises at once. Signals that end a process are noted inside `handled`, and under torchrun.
+    Outside the main thread nothing is ever asked for.
+
+    Raises:
+        KeyboardInterrupt: At the end of the block, when the loop was asked to end.
+        Terminated: Instead, when it was by SIGTERM or SIGHUP.
+    """
+    requests = Requests()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        _leave_to_parent(number)
+        requests.ask_to_end(number)
+
+    def save(number: int, frame: FrameType | None) -> None:
+        requests.save = True
+
+    under_torchrun = "TORCHELASTIC_RUN_ID" in os.environ
+    ending = [x for x in _ENDING if signal.getsignal(x) is _terminate or (under_torchrun and _is_free(x))]
+    saving = [x for x in _SAVING if signal.getsignal(x) is _note or _is_free(x)]
+    mine = dict.fromkeys([signal.SIGINT, *ending], end) | dict.fromkeys(saving, save)
+    with _set(mine):
+        try:
+            yield requests
+        except KeyboardInterrupt:
+            if requests.stop:
+                requests.end()
+            raise
+        if requests.stop:
+            requests.end()
+
+
+def leave_to_parent() -> None:
+    """In a worker process: Ctrl-C and SIGUSR1, which a whole group of processes gets, are its parent's."""
+    for number in (signal.SIGINT, *_SAVING):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _set(handlers: dict) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _is_free(number: int) -> bool:
+    return signal.getsignal(number) is signal.SIG_DFL
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    _leave_to_parent(number)
+    raise Terminated(number)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    _log.info("%s: nothing is to be saved at this moment", signal.Signals(number).name)
+
+
+_PROCESS = os.getpid()
+
+
+def _leave_to_parent(number: int) -> None:
+    """Ends a process that was forked, and is not to do what its parent does at the end."""
+    if os.getpid() != _PROCESS:
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)

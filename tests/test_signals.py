@@ -1,0 +1,92 @@
+"""Signals: what ends a loop after its step, what saves, and what is left to others."""
+
+import signal
+import threading
+
+import pytest
+
+from diamond_gym import signals
+from diamond_gym.signals import Terminated
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)],
+)
+def test_a_loop_finishes_its_step(number, error):
+    steps, before = [], signal.getsignal(signal.SIGINT)
+    with pytest.raises(error) as raised, signals.handled(), signals.deferred() as requests:
+        while not requests.stop:
+            signal.raise_signal(number)
+            steps.append("finished")
+    assert steps == ["finished"]
+    if error is Terminated:
+        assert raised.value.exit_code == 128 + number
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    reached = []
+    with pytest.raises(KeyboardInterrupt), signals.deferred():
+        signal.raise_signal(signal.SIGINT)
+        reached.append(1)
+        signal.raise_signal(signal.SIGINT)
+        reached.append(2)
+    assert reached == [1]
+
+
+def test_sigusr1_asks_to_save_and_ends_nothing():
+    with signals.handled(), signals.deferred() as requests:
+        signal.raise_signal(signal.SIGUSR1)
+        assert requests.save and not requests.stop
+    with signals.handled():  # where there is nothing to save
+        signal.raise_signal(signal.SIGUSR1)
+
+
+def test_a_stage_in_which_nothing_is_learned_is_broken_off():
+    with pytest.raises(Terminated), signals.handled(), signals.deferred() as requests, requests.at_once():
+        signal.raise_signal(signal.SIGTERM)
+        pytest.fail("it went on")
+    with pytest.raises(KeyboardInterrupt), signals.deferred() as requests:
+        signal.raise_signal(signal.SIGINT)
+        with requests.at_once():
+            pytest.fail("it began")
+
+
+def test_handlers_of_others_are_left_alone():
+    received = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+    try:
+        with signals.handled(), signals.deferred() as requests:
+            signal.raise_signal(signal.SIGTERM)
+            assert received == [signal.SIGTERM] and not requests.stop
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_without_a_program_sigterm_is_not_ours():
+    with signals.deferred():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_under_torchrun_a_loop_that_can_be_resumed_saves(monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
+    with signals.handled():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "who waits would see no exception"
+        with pytest.raises(Terminated), signals.deferred() as requests:
+            signal.raise_signal(signal.SIGTERM)
+            assert requests.stop
+
+
+def test_in_other_threads_nothing_is_asked_for():
+    seen = []
+
+    def work():
+        with signals.deferred() as requests:
+            seen.append(requests.stop)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]

@@ -1,0 +1,85 @@
+"""What a single-file trainer needs to be continued: one file, written every two minutes and on signals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from diamond_gym.errors import CheckpointError, InvalidInputError, first_line
+from diamond_gym.files import prepare_folder, write_torch
+from diamond_gym.signals import Requests
+
+_NUM_BYTES = 50 * 2**20
+SECONDS = 120.0
+"""So much of learning is lost at most, when a process is killed."""
+
+
+class Checkpoint:
+    """The parts of a training in `checkpoint.pt`, and the weights of the agent alone in `agent.pt`.
+
+    Args:
+        folder: Where they are.
+        parts: What has a `state_dict`, by name; one is "agent".
+        settings: Plain values that must be the same when it is continued.
+    """
+
+    def __init__(self, folder: Path, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        prepare_folder(folder, _NUM_BYTES)
+        self.folder, self.parts, self.settings = folder, parts, dict(settings)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> int:
+        """Puts the parts where they were; returns how much was done, 0 where nothing was saved.
+
+        Raises:
+            InvalidInputError: It was begun with other settings.
+            CheckpointError: The file is damaged.
+        """
+        path = self.folder / "checkpoint.pt"
+        if not path.is_file():
+            return 0
+        try:
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+            done, settings = int(saved["done"]), dict(saved["settings"])
+        except Exception as error:  # torch has many for damaged files
+            raise _damaged(path, error) from error
+        for name, value in self.settings.items():
+            if settings.get(name, value) != value:
+                raise InvalidInputError(
+                    f"{self.folder} holds a training with {name}={settings[name]}, not {value}: choose "
+                    "another out="
+                )
+        try:
+            for name, part in self.parts.items():
+                part.load_state_dict(saved["parts"][name])
+        except Exception as error:
+            raise _damaged(path, error) from error
+        return done
+
+    def save_if_due(self, done: int, requests: Requests, *, is_last: bool) -> None:
+        """Saves after a step: the last one, or when two minutes have passed, or a signal asks for it.
+
+        Args:
+            done: How much is done.
+            requests: What signals have asked for.
+            is_last: Whether that is all.
+        """
+        is_time = time.monotonic() - self._saved_at >= SECONDS
+        if is_last or is_time or requests.save or requests.stop:
+            requests.save = False
+            states = {name: part.state_dict() for name, part in self.parts.items()}
+            content = {"done": done, "settings": self.settings, "parts": states}
+            write_torch(self.folder / "checkpoint.pt", content)
+            write_torch(self.folder / "agent.pt", states["agent"])
+            self._saved_at = time.monotonic()
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path} cannot be continued from ({first_line(error)}): remove it to begin anew, or choose another "
+        "out="
+    )

@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check docs fidelity bench bench-long $(VENV)
+.PHONY: help install demo test test-web slow check docs fidelity pictures bench bench-long endurance $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,14 +49,17 @@ fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model c
 		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
 	done
 
+pictures: $(STAMP) ## the pictures of README and documentation
+	$(PY) docs/pictures.py
+
 bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of docs/performance.md
 	mkdir -p bench
 	$(PY) -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
 	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
-bench-long: $(STAMP) ## speed and memory by games and denoising steps, over 200 000 steps, and the floor of a step
+endurance: $(STAMP) ## a million steps, make and close 1 000 times: speed, memory, files, threads; hours; docs/scaling.png
 	mkdir -p bench
-	$(PY) -m benchmarks.floor --checkpoint embedded --json bench/floor.jsonl --readme docs/performance.md
-	$(PY) -m benchmarks.scaling --checkpoint embedded --json bench/scaling.jsonl --plot docs/scaling.png
-	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl
+	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl --plot docs/scaling.png
+
+bench-long: endurance

@@ -12,8 +12,8 @@ are those of `gymnasium.make`. Two that differ in the objective alone learn from
         static_dataset.path=outputs/DATE/TIME/dataset denoiser.objective=ddpm
 
 with the first one's run folder as DATE/TIME: DDPM is trained without autoregressive steps. It visits the
-timesteps that its checkpoint says, by default those of the paper: 500 in a single step, from N > 1 on those
-of diffusers. `--timestep-spacing trailing` starts all at the noisiest instead.
+timesteps of the paper: 500 in a single step, from N > 1 on those
+of diffusers.
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.games.atari import num_actions
 from diamond_gym.players.player import PLAYER_NAMES, player
 from diamond_gym.registration import game_name
-from diamond_gym.world.ddpm import TIMESTEP_SPACINGS
 from diamond_gym.world.models.denoiser import OBJECTIVES
-from diamond_gym.world.world_model import WorldModel
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,9 +57,6 @@ class Settings:
     ddpm: str | None = option(None, "a world model of DDPM", is_path=True)
     game: str = option("Breakout", "an Atari game")
     num_denoising_steps: list[int] = option([1, 3, 10], "passes per frame", least=1)
-    timestep_spacing: str | None = option(
-        None, "of DDPM; without it as its checkpoint says", choices=TIMESTEP_SPACINGS
-    )
     horizon: int = option(100, "steps imagined", least=1)
     policy: str = option("scripted", "who plays", choices=PLAYER_NAMES)
     episodes: int = option(10, "held-out episodes", least=1)
@@ -101,18 +96,12 @@ def load_worlds(args: Settings, game: str) -> dict[str, World]:
     return worlds
 
 
-def with_steps(world_model: WorldModel, num_steps: int, spacing: str | None) -> WorldModel:
-    """The same networks with another number of denoising steps."""
-    spacing = spacing or world_model.config.timestep_spacing
-    config = replace(world_model.config, num_steps_denoising=num_steps, timestep_spacing=spacing)
-    return world_model.resampled(config)
-
-
 def measure(args: Settings, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:
     """Imagines with every world model and number of steps."""
     for objective, world in worlds.items():
         for num_steps in args.num_denoising_steps:
-            world_model = with_steps(world.world_model, num_steps, args.timestep_spacing)
+            config = replace(world.world_model.config, num_steps_denoising=num_steps)
+            world_model = world.world_model.resampled(config)
             print(f"{objective}, {num_steps} denoising steps", file=sys.stderr)
             imagined = Imaginer(world_model, args.seed, args.batch_size).future(starts)
             yield {
@@ -140,19 +129,19 @@ def table(curves: Sequence[Curve]) -> str:
 
 def plot(curves: Sequence[Curve]) -> Figure:
     """PSNR over the imagined steps: a panel for each objective, on one scale."""
-    from matplotlib.figure import Figure
-
     objectives = list(dict.fromkeys(curve["objective"] for curve in curves))
-    figure = Figure(figsize=(5 * len(objectives), 3.6), layout="constrained")
+    figure = pictures.new_figure((4.2 * len(objectives), 3.6))
     panels = figure.subplots(1, len(objectives), squeeze=False, sharey=True)[0]
     for objective, axes in zip(objectives, panels, strict=True):
         own = [curve for curve in curves if curve["objective"] == objective]
         for curve in own:
-            axes.plot(*_points(curve, "psnr"), label=f"{curve['num_denoising_steps']} denoising steps")
+            steps = curve["num_denoising_steps"]
+            label = f"{steps} denoising step{'s' * (steps > 1)}"
+            axes.plot(*_points(curve, "psnr"), label=label)
         axes.plot(*_points(own[0], "psnr_repeat"), "k:", label="last real frame repeated")
         axes.set(title=objective.upper(), xlabel="imagined step")
         axes.grid(alpha=0.3)
-        axes.legend()
+    panels[-1].legend()
     panels[0].set(ylabel="PSNR against the real frame (dB)")
     return figure
 

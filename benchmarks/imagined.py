@@ -34,3 +34,17 @@ def random_player(envs: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Callable[[
     num_actions = envs.single_action_space.n  # pyright: ignore[reportAttributeAccessIssue]
     envs.reset(seed=0)
     return lambda: envs.step(rng.integers(num_actions, size=envs.num_envs))
+
+
+def single_player(env: gymnasium.Env[Any, Any]) -> Callable[[], None]:
+    """Starts a game; returns what takes one random action in it, and resets it where it is over."""
+    rng = np.random.default_rng(0)
+    num_actions = env.action_space.n  # pyright: ignore[reportAttributeAccessIssue]
+    env.reset(seed=0)
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = env.step(int(rng.integers(num_actions)))
+        if terminated or truncated:
+            env.reset()
+
+    return step

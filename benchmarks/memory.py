@@ -1,21 +1,17 @@
-"""Memory of this process and of the machine, as Linux tells it; None on systems that do not."""
+"""What this process holds, as Linux tells it; None on systems that do not."""
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 
-_CGROUP = Path("/sys/fs/cgroup")
-_MEMINFO = Path("/proc/meminfo")
-_STATM = Path("/proc/self/statm")
+_FILES = Path("/proc/self/fd")
 _STATUS = Path("/proc/self/status")
 
 
 def resident_bytes() -> int | None:
     """Memory that this process occupies now."""
-    text = _read(_STATM)
-    return None if text is None else int(text.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return _kilobytes("VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
@@ -23,25 +19,30 @@ def peak_resident_bytes() -> int | None:
 
     `getrusage` would not do: it counts what the parent occupied when it started this process.
     """
-    return _kilobytes(_STATUS, "VmHWM")
+    return _kilobytes("VmHWM")
 
 
-def available_bytes() -> int | None:
-    """Memory that processes can still take: what the machine or, if less, the container has left."""
-    of_machine = _kilobytes(_MEMINFO, "MemAvailable")
-    limit, current = (_read(_CGROUP / name) for name in ("memory.max", "memory.current"))
-    if of_machine is None or limit is None or current is None or not limit.strip().isdecimal():
-        return of_machine
-    return min(of_machine, max(0, int(limit) - int(current)))
+def num_threads() -> int | None:
+    """Threads of this process, those of libraries among them."""
+    return _status(r"Threads:\s*(\d+)")
 
 
-def _kilobytes(file: Path, name: str) -> int | None:
-    found = re.search(rf"^{name}:\s*(\d+) kB$", _read(file) or "", re.MULTILINE)
-    return None if found is None else 1024 * int(found[1])
-
-
-def _read(file: Path) -> str | None:
+def num_open_files() -> int | None:
+    """Open file descriptors of this process: files, sockets and pipes."""
     try:
-        return file.read_text()
+        return sum(1 for _ in _FILES.iterdir()) - 1  # without that of the folder itself
     except OSError:
         return None
+
+
+def _kilobytes(name: str) -> int | None:
+    found = _status(rf"{name}:\s*(\d+) kB")
+    return None if found is None else 1024 * found
+
+
+def _status(pattern: str) -> int | None:
+    try:
+        found = re.search(f"^{pattern}$", _STATUS.read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return None if found is None else int(found[1])

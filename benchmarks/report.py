@@ -21,13 +21,13 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.markers import replace_section
 from benchmarks.rows import read_rows, short_commit
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from trainers.diamond import trainer as schedule
 from trainers.diamond.config import PARTS, TrainerConfig
+from trainers.diamond.run import schedule
 
 MACHINE = ("cpu", "gpu", "num_threads", "python", "torch", "gymnasium", "commit")
 """Keys of a row in which all rows must agree."""
@@ -36,8 +36,10 @@ EMBEDDED = ("auto", "embedded")
 PUBLISHED = "2.9 days on an RTX 4090"
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
-COMPILERS: dict[bool | str, str] = {True: "`compile=True`", "openvino": '`compile="openvino"`'}
-"""What a single game can be compiled by on a CPU, and how a line says so."""
+AUTO = ("eager", "cuda_graph")
+"""The backends that "auto" chooses, on CPUs and on CUDA."""
+COMPILERS = ("inductor", "openvino")
+"""The backends that are measured besides, with a single game on a CPU."""
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
 
 Row = dict[str, Any]
@@ -117,18 +119,18 @@ def find_embedded(rows: Sequence[Row], **wanted: Any) -> Row | None:
     return find(rows, game="Breakout", checkpoint=EMBEDDED, model=EMBEDDED, **wanted)
 
 
-def paper_step(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
+def paper_step(rows: Sequence[Row], num_envs: int, backend: str | tuple[str, ...] = AUTO) -> Speed | None:
     """One step of the paper-size world model."""
-    ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, compile=compile)
+    ours = find(rows, model="paper size", name="WorldModel", num_envs=num_envs, backend=backend)
     if ours is None or ours["speedup"] is None:
         return None
     latencies = f"{number(ours['p50_ms'])} ms", f"{number(ours['p50_ms'] * ours['speedup'])} ms"
     return Speed(ours["speedup"], *latencies, f"{ours['speedup']:.2f}x", ours["dtype"])
 
 
-def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False) -> Speed | None:
+def embedded_env(rows: Sequence[Row], num_envs: int, backend: str | tuple[str, ...] = AUTO) -> Speed | None:
     """The environment of the embedded Breakout; what is compared with plain PyTorch is its world model."""
-    about = {"num_envs": num_envs, "compile": compile}
+    about = {"num_envs": num_envs, "backend": backend}
     env = find_embedded(rows, name="DiamondEnv" if num_envs == 1 else "DiamondVectorEnv", **about)
     if env is None:
         return None
@@ -141,7 +143,7 @@ def embedded_env(rows: Sequence[Row], num_envs: int, compile: bool | str = False
 
 def overhead(rows: Sequence[Row]) -> Speed | None:
     """What the embedded Breakout's environment takes besides the passes through the networks."""
-    env = find_embedded(rows, name="DiamondEnv", num_envs=1, compile=False)
+    env = find_embedded(rows, name="DiamondEnv", num_envs=1, backend=AUTO)
     if env is None or env["overhead_ms"] is None:
         return None
     is_measurable = env["overhead_ms"] > 0
@@ -150,8 +152,8 @@ def overhead(rows: Sequence[Row]) -> Speed | None:
 
 def sb3_adapter(rows: Sequence[Row]) -> Speed | None:
     """The embedded Breakout as Stable-Baselines3 steps it, beside the vector environment below."""
-    adapter = find_embedded(rows, name="BatchedVecEnv (SB3)", num_envs=32, compile=False)
-    bare = find_embedded(rows, name="DiamondVectorEnv", num_envs=32, compile=False)
+    adapter = find_embedded(rows, name="BatchedVecEnv (SB3)", num_envs=32, backend=AUTO)
+    bare = find_embedded(rows, name="DiamondVectorEnv", num_envs=32, backend=AUTO)
     if adapter is None or bare is None:
         return None
     ratio = bare["p50_ms"] / adapter["p50_ms"]
@@ -208,7 +210,7 @@ def seconds_of(measured: dict[str, Row], prefix: str) -> tuple[float, float, int
     """Seconds of an epoch and of all epochs, and the number of epochs; "baseline_" for the plain ones."""
     config = TrainerConfig(game="Breakout")
     sampling = config.collection.train
-    num_epochs = schedule.num_epochs(config, sampling.first_epoch.min)
+    num_epochs = schedule(config).num_epochs(sampling.first_epoch.min)
     assert num_epochs is not None, "a run that collects knows its epochs after the first"
     collection = measured["collection"]
     collect = collection[f"{prefix}seconds"] / collection["num_steps"]
@@ -235,14 +237,14 @@ def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
     return [
         Line("paper-size step, 1 game", paper_step(rows, 1), 2),
         *(
-            Line(f"paper-size step, 1 game, {name}", paper_step(rows, 1, how))
-            for how, name in COMPILERS.items()
+            Line(f'paper-size step, 1 game, `backend="{name}"`', paper_step(rows, 1, name))
+            for name in COMPILERS
         ),
         Line("paper-size step, 32 games", paper_step(rows, 32), 2.5),
         Line("embedded Breakout, 1 game", embedded_env(rows, 1), 60, " env-steps/s"),
         *(
-            Line(f"embedded Breakout, 1 game, {name}", embedded_env(rows, 1, how))
-            for how, name in COMPILERS.items()
+            Line(f'embedded Breakout, 1 game, `backend="{name}"`', embedded_env(rows, 1, name))
+            for name in COMPILERS
         ),
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
         Line("embedded Breakout, 32 games for Stable-Baselines3", sb3_adapter(rows), 0.95),
@@ -330,7 +332,7 @@ def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
     about, epoch = rows[0], find_epoch(rows)
     place = f"{about['cpu']}, threads: {about['num_threads']}"
     place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
-    openvino = f"OpenVINO {about.get('openvino')}, " if find(rows, compile="openvino") else ""
+    openvino = f"OpenVINO {about.get('openvino')}, " if find(rows, backend="openvino") else ""
     sentences = [
         f"Medians of one run of `make bench` on {place}; Python {about['python']}, PyTorch {about['torch']}, "
         f"Gymnasium {about['gymnasium']}, {openvino}commit {short_commit(about)}.",
@@ -369,6 +371,31 @@ def report(rows: Sequence[Row]) -> tuple[str, str]:
         return device, f"{table(lines)}\n\n{notes(rows, lines)}"
     except (KeyError, TypeError) as error:
         raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
+
+
+def replace_section(file: Path, name: str, section: str) -> bool:
+    """Puts a text between the comments <!-- name --> and <!-- /name -->; returns whether that changed it.
+
+    Raises:
+        InvalidInputError: The file cannot be read, or the comments are not there once each, in this order.
+        CacheError: The file cannot be written.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from None
+    first, last = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(first)
+    _, found, after = rest.partition(last)
+    if not found or text.count(first) != 1 or text.count(last) != 1:
+        raise InvalidInputError(
+            f"{file} needs the comments {first} and {last}, once each and in this order: "
+            f"what stands between them is replaced"
+        )
+    new = f"{before}{first}\n{section.strip()}\n{last}{after}"
+    if new != text:
+        disk.write_file(file, new.encode())
+    return new != text
 
 
 def run(args: Settings) -> None:

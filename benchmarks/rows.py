@@ -17,11 +17,11 @@ import torch
 
 from diamond_gym import cli
 from diamond_gym import files as disk
+from diamond_gym.backends.names import BACKENDS, backend_of_compile
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 
 MIN_REPEATS = 3
-_COMPILE: dict[str, bool | str] = {"auto": "auto", "true": True, "false": False, "openvino": "openvino"}
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,20 @@ class PlacedSettings(BenchmarkSettings):
 
 @dataclass
 class WorldSettings(PlacedSettings):
-    """Which world model imagines, where, and whether it is compiled."""
+    """Which world model imagines, where, and what runs it."""
 
-    compile: str = option("auto", "whether the networks are compiled, and how", choices=tuple(_COMPILE))
+    backend: str = option("auto", "what runs the networks", choices=BACKENDS)
+    compile: str | None = option(None, "deprecated, see backend")
+
+    def __post_init__(self) -> None:
+        if self.compile is not None:
+            self.backend, self.compile = backend_of_compile(self.compile), None
+        super().__post_init__()
 
     def world_options(self) -> dict[str, Any]:
         """Keyword arguments of both environments."""
-        names = ("checkpoint", "device", "dtype", "num_denoising_steps")
-        return {name: getattr(self, name) for name in names} | {"compile": _COMPILE[self.compile]}
+        names = ("checkpoint", "device", "dtype", "backend", "num_denoising_steps")
+        return {name: getattr(self, name) for name in names}
 
 
 def check_output_file(name: str, file: Path) -> None:

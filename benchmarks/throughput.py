@@ -41,8 +41,10 @@ from benchmarks.rows import (
 )
 from diamond_gym import cli, registration
 from diamond_gym.adapters.sb3 import make_sb3_vec_env
-from diamond_gym.backends.choose import build_world_model, how_compiled, pick_device
+from diamond_gym.backends.build import backend_of, build_world_model
+from diamond_gym.backends.choose import pick_device
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel, Graphs
+from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cli import option
 from diamond_gym.envs.env import DiamondEnv
@@ -67,7 +69,8 @@ class Settings(WorldSettings):
     embedded: bool = option(True, "measure the checkpoint, and what is around it")
     real: bool = option(True, "measure the real game")
     paper: bool = option(True, "measure a paper-size model with random weights, too")
-    compilers: bool = option(False, "on a CPU, then measure one game by either compiler")
+    compilers: bool = option(False, "on a CPU, then measure one game by inductor and openvino, too")
+    keep_memory: bool = option(False, "have the C library keep freed memory, as training does")
     seconds: float = option(3.0, "for each row", above=0)
 
 
@@ -83,7 +86,7 @@ class Case:
         prepare: Called before each step, not timed.
         device: Where it runs.
         dtype: Precision of its networks; "" when it has none.
-        compile: What compiles its networks, see `how_compiled`.
+        backend: What runs its networks; "" when it has none.
     """
 
     model: str
@@ -93,7 +96,7 @@ class Case:
     prepare: Callable[[], Any] = lambda: None
     device: str = "cpu"
     dtype: str = ""
-    compile: bool | str = False
+    backend: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ class Row:
     num_envs: int
     device: str
     dtype: str
-    compile: bool | str
+    backend: str
     env_steps_per_second: float
     p50_ms: float
     p95_ms: float
@@ -149,7 +152,7 @@ def make_row(case: Case, seconds: dict[str, list[float]]) -> Row:
         num_envs=case.num_envs,
         device=case.device,
         dtype=case.dtype,
-        compile=case.compile,
+        backend=case.backend,
         env_steps_per_second=case.num_envs / median,
         p50_ms=1e3 * median,
         p95_ms=1e3 * p95,
@@ -293,8 +296,8 @@ def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torc
 
 def describe(world_model: WorldModel, num_envs: int) -> dict[str, Any]:
     """The columns of a case that say how its networks run."""
-    dtype, compile = name_of(world_model.denoiser.dtype), how_compiled(world_model, num_envs)
-    return {"device": str(world_model.device), "dtype": dtype, "compile": compile}
+    dtype, backend = name_of(world_model.denoiser.dtype), backend_of(world_model, num_envs)
+    return {"device": str(world_model.device), "dtype": dtype, "backend": backend}
 
 
 def checkpoint_cases(args: Settings, num_envs: int) -> list[Case]:
@@ -319,7 +322,7 @@ def checkpoint_cases(args: Settings, num_envs: int) -> list[Case]:
     envs = wrapped_vector(make_envs(args.game, num_envs, options))
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv + wrappers", envs, **about))
     if args.baseline:
-        agent = load_world(args.game, **{**options, "dtype": "float32", "compile": False}).agent
+        agent = load_world(args.game, **{**options, "dtype": "float32", "backend": "eager"}).agent
         plain = plain_world_model(agent, world_model.config, world_model.device)
         cases.append(
             world_model_case(args.checkpoint, "baseline", plain, num_envs, **describe(plain, num_envs))
@@ -338,9 +341,7 @@ def paper_cases(args: Settings, num_envs: int) -> list[Case]:
     config = DiffusionSamplerConfig(num_steps_denoising=args.num_denoising_steps or 3)
     agent = paper_agent()
     plain_agent = copy.deepcopy(agent)
-    world_model = build_world_model(
-        agent, config, device=args.device, dtype=args.dtype, compile=args.world_options()["compile"]
-    )
+    world_model = build_world_model(agent, config, device=args.device, dtype=args.dtype, backend=args.backend)
     plain = plain_world_model(plain_agent, config, world_model.device)
     about = describe(world_model, num_envs)
     return [
@@ -363,7 +364,7 @@ def real_cases(game: str, num_envs: int) -> list[Case]:
 def print_header() -> None:
     """Prints the column names of `print_row`."""
     print(
-        f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'compile':<8} "
+        f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'backend':<10} "
         f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
     )
 
@@ -372,10 +373,9 @@ def print_row(row: Row) -> None:
     """Prints a line of the table."""
     overhead = "" if row.overhead_ms is None else f"{row.overhead_ms:.2f} ms"
     speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
-    compiled = "" if not row.dtype else {"True": "yes", "False": "no"}.get(str(row.compile), row.compile)
     print(
         f"{Path(row.model).name[:14]:<14} {row.name:<28} {row.num_envs:>5} {row.device:<7} {row.dtype:<9} "
-        f"{compiled:<8} {row.env_steps_per_second:>9.1f} {row.p50_ms:>8.2f} {row.p95_ms:>8.2f} "
+        f"{row.backend:<10} {row.env_steps_per_second:>9.1f} {row.p50_ms:>8.2f} {row.p95_ms:>8.2f} "
         f"{overhead:>9} {speedup:>8}",
         flush=True,
     )
@@ -387,7 +387,7 @@ def rounds(args: Settings) -> list[tuple[Settings, int]]:
     numbers = args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS)
     asked = [(args, num_envs) for num_envs in numbers]
     if args.compilers and is_cpu:
-        asked += [(replace(args, compile=how, real=False), 1) for how in ("true", "openvino")]
+        asked += [(replace(args, backend=name, real=False), 1) for name in ("inductor", "openvino")]
     return asked
 
 
@@ -403,6 +403,8 @@ def wanted_cases(args: Settings, num_envs: int) -> Iterator[list[Case]]:
 
 def run(args: Settings, about: dict[str, Any]) -> None:
     """Measures, prints and writes everything."""
+    if args.keep_memory:
+        keep_freed_memory()
     print_header()
     rows: list[Row] = []
     for asked, num_envs in rounds(args):

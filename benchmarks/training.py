@@ -40,7 +40,7 @@ from benchmarks.rows import (
     write_rows,
 )
 from diamond_gym import cli
-from diamond_gym.checkpoints import WorldDescription
+from diamond_gym.backends.memory import keep_freed_memory
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError
@@ -48,11 +48,11 @@ from diamond_gym.world.models import Agent
 from trainers.diamond import config as settings
 from trainers.diamond.config import PARTS, TrainerConfig
 from trainers.diamond.learner import Learner
+from trainers.diamond.networks import find_device, new_agent, place
 from trainers.diamond.replay import Replay
 from trainers.diamond.rollout import Collector, RealGames
-from trainers.diamond.run import find_device, new_agent, place
+from trainers.diamond.run import build
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.trainer import Trainer
 
 GAME = "Breakout"
 NUM_ACTIONS = 4
@@ -164,12 +164,6 @@ def random_episodes(num_frames: int, shape: tuple[int, ...]) -> Iterator[Episode
         )
 
 
-def frame_shape(config: TrainerConfig) -> tuple[int, ...]:
-    """Shape (c, h, w) of the frames that the networks take."""
-    rew_end = config.agent.rew_end_model
-    return rew_end.img_channels, rew_end.img_size, rew_end.img_size
-
-
 def configuration(preset: str, overrides: Sequence[str], device: str) -> TrainerConfig:
     """A preset on made-up data: nothing is collected, and newer episodes are preferred where they would be.
 
@@ -187,21 +181,26 @@ def build_agent(case: Case) -> Agent:
     config = case.config
     device = find_device(config.common.device)
     sizes = config.agent.with_num_actions(NUM_ACTIONS)
-    sampler = config.world_model_env.diffusion_sampler
-    agent = new_agent(config, WorldDescription(sizes, sampler, game=None, action_meanings=None))
+    agent = new_agent(
+        sizes,
+        seed=config.common.seed,
+        with_actor_critic=config.learns_to_play,
+        difference_init=config.rew_end_model.training.difference_init,
+    )
     if case.is_plain:
-        config.training.autocast, config.training.cuda_graphs = None, False
+        config.training.autocast, config.training.backend = None, "eager"
         agent.to(device)
     else:
-        place(agent, device, config)
+        keep_freed_memory()
+        place(agent, device, config.training.backend)
     return agent
 
 
 def build_part(case: Case) -> tuple[Learner, Replay]:
     """The network, ready to be trained by the trainer's own steps."""
     config, agent = case.config, build_agent(case)
-    replay = Replay(random_episodes(NUM_TRAINING_FRAMES, frame_shape(config)), NUM_TRAINING_FRAMES)
-    trainer = Trainer(config, RunFolder(Path("nothing-is-saved")), agent, replay, Replay())
+    replay = Replay(random_episodes(NUM_TRAINING_FRAMES, config.frame_shape), NUM_TRAINING_FRAMES)
+    trainer = build(config, RunFolder(Path("nothing-is-saved")), agent, replay, Replay())
     part = next(part for part in trainer.learners if part.name == case.part)
     if case.is_plain:
         part.optimizer = plain_optimizer(part.optimizer)
@@ -341,7 +340,7 @@ def measure_replay(preset: str, config: TrainerConfig, num_frames: int) -> list[
     """Fills a replay and draws the batches that the denoiser and the reward/end model learn from."""
     gc.collect()
     before = resident_bytes()
-    replay = Replay(random_episodes(num_frames, frame_shape(config)), num_frames)
+    replay = Replay(random_episodes(num_frames, config.frame_shape), num_frames)
     gc.collect()
     after = resident_bytes()
     grown = None if before is None or after is None else after - before

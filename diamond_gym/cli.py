@@ -90,6 +90,8 @@ def check(settings: Any) -> None:
 def _check_item(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
     if metadata.get("choices"):
         check_choice(name, value, metadata["choices"])
+    if isinstance(value, int) and value.bit_length() > 63:
+        raise InvalidInputError(f"{name} must be an integer below 2^63, got one of {value.bit_length()} bits")
     least, above = metadata.get("least"), metadata.get("above")
     if least is not None and not value >= least:
         raise InvalidInputError(f"{name} must be at least {least}, got {value}")

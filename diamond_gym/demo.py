@@ -23,23 +23,25 @@ from tqdm import tqdm
 import diamond_gym
 from diamond_gym import cli
 from diamond_gym import files as disk
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.data import video
-from diamond_gym.data.collect import Policy, SeededPolicy
 from diamond_gym.envs import rendering
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.games import atari
 from diamond_gym.games.atari import AtariEnv
-from diamond_gym.players.player import PLAYER_NAMES, player, usual_player
+from diamond_gym.players import loop
+from diamond_gym.players.player import PLAYER_NAMES, Player, player, usual_player
 from diamond_gym.registration import env_id, game_name
 
 Frame = NDArray[np.uint8]
 
 HORIZON = 50
-STRIP_STEPS = (1, 5, 10, 15, 20, 30, 40, 50)
+STRIP_STEPS = (1, 5, 10, 20, 30, 50)
 SCALE = 6
 _LABEL_HEIGHT = 24
-_WHITE, _BLACK = (255, 255, 255), 0
+_STRIP_SCALE, _STRIP_GAP, _STRIP_NAMES, _STRIP_LABELS = 4, 12, 164, 44
+"""Of the film strip, which is about 1 700 pixels wide: its letters can be read at half that width, too."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Moment:
 class RealGame:
     """The real game under a player, with the last n frames and actions at hand."""
 
-    def __init__(self, game: str, player: Policy, num_steps_conditioning: int, seed: int) -> None:
+    def __init__(self, game: str, player: Player, num_steps_conditioning: int, seed: int) -> None:
         self.env = AtariEnv(game, training=True)
         self.player = player
         self.frames: deque[Frame] = deque(maxlen=num_steps_conditioning)
@@ -74,21 +76,20 @@ class RealGame:
 
     def _begin(self, seed: int | None) -> None:
         obs, _ = self.env.reset(seed=seed)
-        if isinstance(self.player, SeededPolicy):
-            self.player.reset(int(self._rng.integers(2**31)))
+        self.player.reset(int(self._rng.integers(2**31)))
         self.frames.clear()
         self.actions.clear()
         self.frames.append(obs)
+        self._steps = loop.play(self.env, self.player, obs)
         while len(self.frames) < (self.frames.maxlen or 0):
             self.step()
 
     def step(self) -> tuple[int, float, bool]:
         """The player moves; returns its action, the sign of the reward and whether the episode ended."""
-        action = self.player(self.frames[-1])
-        obs, reward, terminated, truncated, _ = self.env.step(action)
-        self.frames.append(obs)
-        self.actions.append(action)
-        return action, float(np.sign(reward)), terminated or truncated
+        step = next(self._steps)
+        self.frames.append(step.next_obs)
+        self.actions.append(step.act)
+        return step.act, float(np.sign(step.rew)), step.is_over
 
     def restart(self) -> None:
         """Goes on after an episode's end."""
@@ -132,21 +133,28 @@ def picture(moment: Moment) -> Frame:
 
 
 def film_strip(moments: list[Moment]) -> Frame:
-    """Real above imagined at growing distance from the start, in columns."""
-    columns = [
-        np.concatenate(
-            [_label(f"step {m.age}", 128), rendering.enlarge(m.real, 2), rendering.enlarge(m.imagined, 2)]
-        )
-        for m in moments
-    ]
-    rows = np.concatenate([_label("", 76), _label("real", 76, 128), _label("imagined", 76, 128)])
-    return np.concatenate([rows, *columns], axis=1)
+    """Real above imagined at growing distance from the start, in columns, on white."""
+    size = 64 * _STRIP_SCALE + _STRIP_GAP
+    names = [("", _STRIP_LABELS), ("real", size), ("imagined", size)]
+    columns = [np.concatenate([_label(name, _STRIP_NAMES, height, large=True) for name, height in names])]
+    for m in moments:
+        label = _label(f"step {m.age}", size, _STRIP_LABELS, large=True)
+        columns.append(np.concatenate([label, _tile(m.real), _tile(m.imagined)]))
+    return np.concatenate(columns, axis=1)
 
 
-def _label(text: str, width: int, height: int = _LABEL_HEIGHT) -> Frame:
-    image = np.full((height, width, 3), _BLACK, np.uint8)
-    position = (6, height // 2 + 5)
-    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, 0.45, _WHITE, 1, cv2.LINE_AA)
+def _tile(frame: Frame) -> Frame:
+    """An enlarged frame with white to its left and below, so that the walls of two frames stay apart."""
+    around = ((0, _STRIP_GAP), (_STRIP_GAP, 0), (0, 0))
+    return np.pad(rendering.enlarge(frame, _STRIP_SCALE), around, constant_values=255)
+
+
+def _label(text: str, width: int, height: int = _LABEL_HEIGHT, *, large: bool = False) -> Frame:
+    """White letters on black; large ones are black on white."""
+    image = np.full((height, width, 3), 255 if large else 0, np.uint8)
+    ink, scale, thickness = ((0, 0, 0), 1.0, 2) if large else ((255, 255, 255), 0.45, 1)
+    position = (_STRIP_GAP, height // 2 + 10) if large else (6, height // 2 + 5)
+    cv2.putText(image, text, position, cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
     return image
 
 
@@ -190,6 +198,7 @@ class Settings:
     player: str | None = option(
         None, "who plays; without it scripted where the game has such a player", choices=PLAYER_NAMES
     )
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     steps: int = option(200, "imagined steps", least=1)
     seed: int = option(0, "fixes the games and the player", least=0)
     out: Path = option(Path(), "folder for demo.mp4 and demo.png")
@@ -209,8 +218,8 @@ def run(settings: Settings) -> None:
     game, out = game_name(settings.game), settings.out
     disk.prepare_folder(out)
     name = settings.player or usual_player(game)
-    policy = player(name, game, atari.num_actions(game), settings.seed, repeat=4)
-    moments = play(game, settings.checkpoint, policy, settings.steps, settings.seed)
+    who = player(name, game, atari.num_actions(game), settings.seed, repeat=4)
+    moments = play(game, settings.checkpoint, who, settings.steps, settings.seed, backend=settings.backend)
     write_video(out / "demo.mp4", moments)
     write_strip(out / "demo.png", moments)
     report(moments, out)
@@ -219,20 +228,22 @@ def run(settings: Settings) -> None:
 def play(
     game: str,
     checkpoint: str,
-    policy: Policy,
+    player: Player,
     num_steps: int,
     seed: int,
     num_denoising_steps: int | None = None,
+    backend: str = "auto",
 ) -> list[Moment]:
-    """Plays both worlds under a policy that sees the real frames."""
+    """Plays both worlds under a player that sees the real frames."""
     env = gymnasium.make(
         env_id(game),
         checkpoint=checkpoint,
         max_episode_steps=HORIZON + 1,
         num_denoising_steps=num_denoising_steps,
+        backend=backend,
     )
     assert isinstance(env.unwrapped, DiamondEnv)
-    real = RealGame(game, policy, env.unwrapped.world.world_model.num_steps_conditioning, seed)
+    real = RealGame(game, player, env.unwrapped.world.world_model.num_steps_conditioning, seed)
     moments = list(tqdm(play_both(env, real, num_steps, seed), total=num_steps, unit="step"))
     env.close()
     return moments

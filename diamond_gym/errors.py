@@ -46,6 +46,10 @@ class CacheError(DiamondGymError, OSError):
     """The cache folder (or another output folder) cannot be written."""
 
 
+class FolderInUseError(DiamondGymError, RuntimeError):
+    """Another process is working in the folder of a run."""
+
+
 class DeviceError(DiamondGymError, RuntimeError):
     """The requested device is not available on this machine."""
 
@@ -67,6 +71,7 @@ __all__ = [
     "DeviceError",
     "DiamondGymError",
     "DisplayError",
+    "FolderInUseError",
     "InvalidInputError",
     "MissingDependencyError",
     "ResetNeededError",

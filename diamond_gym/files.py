@@ -1,26 +1,55 @@
-"""Files that are written as a whole or not at all, and safetensors files that are read with clear errors.
+"""Files that are written as a whole or not at all, names that are claimed, folders that one process works in.
 
-Several processes may write the same file at once: a reader sees one version or another, never a mixture. The
-module does not know what the tensors mean.
+Several processes may write the same file at once: a reader sees one version or another, never a mixture.
+Where each is to get a name of its own, `adding` finds a free one when the file is complete. No file is ever
+opened for writing through a link that somebody else has put in its place.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import secrets
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, DiamondGymError
+from diamond_gym.errors import CacheError, DiamondGymError, FolderInUseError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: nothing keeps two processes apart there
+    fcntl = None
+
+_LOCK_FILE = ".lock"
+_OF_THE_SYSTEM = (_LOCK_FILE, ".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
+"""Files that file managers, or our own locks, leave in any folder; so are all whose names begin with `._`."""
+
+
+def visible(folder: Path, pattern: str = "*") -> list[Path]:
+    """The entries of a folder in the order of their names, without those that are hidden.
+
+    Macs put a companion `._x.npz` beside each `x.npz` on other systems' disks, and a `.DS_Store` everywhere.
+    """
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
+
+
+def is_empty(folder: Path) -> bool:
+    """Whether a folder holds nothing but what file managers, or locks, leave in any."""
+    return not any(path for path in folder.iterdir() if not _is_of_the_system(path))
+
+
+def _is_of_the_system(path: Path) -> bool:
+    return path.name in _OF_THE_SYSTEM or path.name.startswith("._")
 
 
 def prepare_folder(folder: Path) -> None:
@@ -57,6 +86,9 @@ def check_space(folder: Path, num_bytes: int, what: str) -> None:
         )
 
 
+# --- whole files
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which takes the place of `path` once all of it is on the disk.
@@ -66,6 +98,77 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     Raises:
         CacheError: The folder cannot be made or written.
     """
+    with _complete(path, lambda temporary: os.replace(temporary, path)) as file:
+        yield file
+
+
+@dataclass
+class NewFile:
+    """A file that is being added to a folder.
+
+    Attributes:
+        file: To write to.
+        path: The name it would get now; after the block, the one that it has.
+    """
+
+    file: BinaryIO
+    path: Path
+
+
+@contextlib.contextmanager
+def adding(names: Iterable[Path]) -> Iterator[NewFile]:
+    """A file to write to, which gets the first free name once all of it is on the disk.
+
+    The name is claimed in one step, so that any number of processes can add to a folder at once. When the
+    block fails, or the disk does, nothing is left of the file.
+
+    Args:
+        names: Without end, all on one disk; the next is asked for only when those before are taken.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
+    """
+    candidates = iter(names)
+    first = next(candidates)
+
+    def claim(temporary: Path) -> None:
+        for name in itertools.chain([first], candidates):
+            if _claimed(temporary, name):
+                new.path = name
+                return
+        raise AssertionError("there is always another name")
+
+    with _complete(first, claim) as file:
+        new = NewFile(file, first)
+        yield new
+
+
+def numbered(path: Path) -> Iterator[Path]:
+    """`name.x`, `name-2.x`, `name-3.x` and so on, for `adding`."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _claimed(temporary: Path, path: Path) -> bool:
+    """Whether a finished file could be given a name that was free."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a disk without hard links: the empty file claims the name until the real one is there
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        except FileExistsError:
+            return False
+        os.replace(temporary, path)
+    return True
+
+
+@contextlib.contextmanager
+def _complete(path: Path, publish: Callable[[Path], None]) -> Iterator[BinaryIO]:
+    """A temporary file beside `path`, which is handed to `publish` once all of it is on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,12 +176,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        publish(temporary)
     except OSError as error:
+        if isinstance(error, DiamondGymError):
+            raise
         raise CacheError(f"cannot write {path}: {error}; choose a folder that can be written") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # gone already, unless something failed
+            temporary.unlink()  # gone already, unless something failed or its second name is the one to keep
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -91,17 +196,50 @@ def write_file(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def write_torch(path: Path, content: object) -> None:
-    """Writes what `torch.load` reads.
+def add_file(names: Iterable[Path], content: bytes) -> Path:
+    """Puts `content` at the first free name, see `adding`; returns that name.
+
+    Raises:
+        CacheError: The folder cannot be made or written.
+    """
+    with adding(names) as new:
+        new.file.write(content)
+    return new.path
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line of text to the end of a file, which is made if it is not there.
+
+    Raises:
+        CacheError: It cannot be written, or is a link or no file.
+    """
+    try:
+        with os.fdopen(_open_itself(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+            file.write(f"{line}\n".encode())
+    except OSError as error:
+        raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def save_torch(content: Any, file: BinaryIO) -> None:
+    """Writes what `torch.load` reads, with the disk's own errors.
+
+    Raises:
+        OSError: The disk is full, or fails otherwise.
+    """
+    try:
+        torch.save(content, file)
+    except RuntimeError as error:  # torch hides the disk's error behind one of its own
+        raise OSError(str(error.__context__ or error).partition("\n")[0]) from error
+
+
+def write_torch(path: Path, content: Any) -> None:
+    """Writes what `torch.load` reads, see `replacing`.
 
     Raises:
         CacheError: The folder cannot be made or written.
     """
     with replacing(path) as file:
-        try:
-            torch.save(content, file)
-        except RuntimeError as error:  # torch hides the disk's error behind one of its own
-            raise OSError(str(error.__context__ or error).partition("\n")[0]) from error
+        save_torch(content, file)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -114,24 +252,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_file(path, safetensors.torch.save(contiguous, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a safetensors file.
-
-    Raises:
-        CheckpointNotFoundError: There is no such file.
-        CheckpointError: It cannot be read, is truncated, or is no safetensors file.
-    """
-    if not path.is_file():
-        raise CheckpointNotFoundError(f"there is no file {path}")
-    try:
-        with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a safetensors file: {error}. It is "
-            "truncated, damaged or of another kind: copy, download or save it again"
-        ) from error
+# --- whole folders
 
 
 @contextlib.contextmanager
@@ -143,7 +264,7 @@ def new_folder(out: Path) -> Iterator[Path]:
     """
     out = out.expanduser().absolute()
     try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if out.exists() and not (out.is_dir() and is_empty(out)):
             raise CacheError(f"out={out} is there already and not empty: choose a new folder")
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
@@ -151,9 +272,57 @@ def new_folder(out: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             if out.is_dir():
+                for left in filter(_is_of_the_system, list(out.iterdir())):
+                    os.replace(left, folder / left.name)
                 out.rmdir()
             os.replace(folder, out)
     except OSError as error:
         if isinstance(error, DiamondGymError):
             raise
         raise CacheError(f"cannot write {out}: {error}") from error
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Keeps other processes from working in a folder; the system releases a killed process's lock.
+
+    Raises:
+        FolderInUseError: Another process works in it.
+        CacheError: The folder cannot be written, or its `.lock` is no file.
+    """
+    try:
+        descriptor = _open_itself(folder / _LOCK_FILE, os.O_RDWR)
+    except OSError as error:
+        raise CacheError(f"cannot write {folder / _LOCK_FILE}: {error.strerror or error}") from error
+    with os.fdopen(descriptor, "rb"):
+        _take_lock(descriptor, folder)
+        yield
+
+
+def _take_lock(descriptor: int, folder: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise FolderInUseError(
+            f"another process is working on the run {folder}: let it finish, or stop it"
+        ) from error
+    except OSError as error:
+        raise CacheError(f"cannot lock {folder}: {error.strerror or error}") from error
+
+
+def _open_itself(path: Path, flags: int) -> int:
+    """Opens a file to write to, or makes it; neither follows a link nor empties or waits for what is there.
+
+    Raises:
+        OSError: It is a link, no regular file, or cannot be opened.
+    """
+    if path.is_symlink():
+        raise OSError(f"it is a link to {os.readlink(path)}, which is not followed: remove it")
+    asked = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # the first settles a link made in this instant
+    descriptor = os.open(path, flags | os.O_CREAT | sum(getattr(os, name, 0) for name in asked), 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError("it is no regular file: remove it")
+    return descriptor

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("SDL_AUDIODRIVER", "dummy")
@@ -18,6 +17,13 @@ from jaxtyping import config, install_import_hook
 # Only our own code hands these their tensors; modules that judge what a user gave raise errors of their own.
 SHAPE_CHECKED = ("diamond_gym.world.models", "diamond_gym.world.noise", "diamond_gym.world.pixels")
 
+# Checks take half as long again as a small network's step, so they are on where networks are what is tested.
+CHECKED_TESTS = ("tests/world/", "tests/envs/", "tests/backends/")
+CHECKED_TESTS += tuple(
+    f"tests/trainers/diamond/test_{name}.py"
+    for name in ("actor_critic_loss", "collector", "crops", "imagined_segments", "losses", "rollout")
+)
+
 install_import_hook(SHAPE_CHECKED, "beartype.beartype")
 NUM_THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, os.cpu_count() or 1)
 torch.set_num_threads(NUM_THREADS)
@@ -29,12 +35,17 @@ def same_number_of_threads() -> None:
     torch.set_num_threads(NUM_THREADS)
 
 
+@pytest.fixture(autouse=True)
+def shape_checks(request: pytest.FixtureRequest) -> None:
+    """Turns the checks of shapes on in slow tests and in `CHECKED_TESTS`, off in others."""
+    is_slow = request.node.get_closest_marker("slow") is not None
+    config.update("jaxtyping_disable", not (is_slow or request.node.nodeid.startswith(CHECKED_TESTS)))
+
+
 @pytest.fixture
-def without_shape_checks() -> Iterator[None]:
+def without_shape_checks(shape_checks: None) -> None:
     """Turns the checks off, for tests of `torch.compile`, which cannot trace through them."""
     config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture(scope="session")

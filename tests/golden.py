@@ -72,9 +72,9 @@ def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
         Learner.step = step
 
 
-def run(name: str, outputs: Path) -> dict[str, Any]:
-    """Trains a run and returns what is recorded of it."""
-    config = parse([*COMMON, *RUNS[name]])
+def run(name: str, outputs: Path, *more: str) -> dict[str, Any]:
+    """Trains a run, with more overrides, and returns what is recorded of it."""
+    config = parse([*COMMON, *RUNS[name], *more])
     with updates_recorded() as updates:
         folder = RunFolder(train(config, outputs=outputs, command="train", progress=False))
     epoch = json.loads(folder.metrics_file.read_text())

@@ -43,9 +43,9 @@ OTHERWISE = {
     "training.cache_in_ram": Ours(None, "always true: episodes are kept in memory, as bytes"),
     "training.num_workers_data_loaders": Ours(None, "batches are drawn from memory, without workers"),
     "training.compile_wm": Ours(
-        "training.compile",
-        "not needed for imagination, which CUDA graphs (`training.cuda_graphs`) make fast without minutes of "
-        "compiling; here it compiles the denoiser, in training, too",
+        "training.backend",
+        "true is `inductor`, which compiles the denoiser in training, too; `auto` makes imagination fast by "
+        "CUDA graphs, without minutes of compiling",
     ),
     "world_model_env.num_batches_to_preload": Ours(
         None, "starts are drawn when needed, from the newest data and with the newest weights"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -37,6 +38,18 @@ def context(obs: Any = OBS[0], act: Any = ACT[0]) -> dict[str, Any]:
     return {"context": {"obs": obs, "act": act}}
 
 
+def restore(env: Any, **changes: Any) -> None:
+    """Goes to the present moment, some of which has been changed by hand."""
+    env.restore_state(replace(env.clone_state(), **changes))
+
+
+def restore_world(env: Any, **changes: Callable[[Any], Any]) -> None:
+    world = env.clone_state().world
+    restore(
+        env, world=replace(world, **{name: change(getattr(world, name)) for name, change in changes.items()})
+    )
+
+
 Row = tuple[Callable[[Any], Any], str]
 """What the user does to an environment in mid-game; what the message must tell."""
 
@@ -55,6 +68,12 @@ SINGLE: dict[str, Row] = {
     "action array": (lambda env: env.step(np.array([1])), "ndarray"),
     "action float array": (lambda env: env.step(np.array(1.0)), "ndarray"),
     "action tensor": (lambda env: env.step(torch.tensor([1])), "Tensor"),
+    "action meta tensor": (lambda env: env.step(torch.tensor(1, device="meta")), "Tensor"),
+    "action sparse tensor": (lambda env: env.step(torch.tensor(1).to_sparse()), "Tensor"),
+    "context of meta frames": (
+        lambda env: env.reset(options=context(torch.zeros(OBS[0].shape, dtype=torch.uint8, device="meta"))),
+        "got Tensor",
+    ),
     "action bool tensor": (lambda env: env.step(torch.tensor(True)), "Tensor"),
     "seed negative": (lambda env: env.reset(seed=-1), ">= 0 or None, got -1"),
     "seed float": (lambda env: env.reset(seed=1.5), "got 1.5 of type float"),
@@ -94,6 +113,45 @@ SINGLE: dict[str, Row] = {
         r"0\.\.3, got 0\.\.9",
     ),
     "state of another type": (lambda env: env.restore_state("state"), "clone_state.*str"),
+    "state of no world": (lambda env: restore(env, world=None), "none that clone_state"),
+    "state of no generator": (lambda env: restore(env, rng=()), "rng must be"),
+    "state of empty generators": (
+        lambda env: restore(env, rng=({},) * 3),
+        "rng must|none that clone",
+    ),
+    "state of floats for flags": (lambda env: restore(env, over=torch.zeros(3)), "over must be torch.bool"),
+    "state of no flags": (lambda env: restore(env, over=None), "over must be torch.bool of shape.*got None"),
+    "state of too few actions": (
+        lambda env: restore_world(env, act=lambda x: x[:, :2]),
+        r"act must be torch.int64 of shape \(., 4\), got torch.int64 \(., 2\)",
+    ),
+    "state of actions that there are not": (
+        lambda env: restore_world(env, act=lambda x: x + 9),
+        r"act must be in 0\.\.3",
+    ),
+    "state of a memory that is no number": (lambda env: restore_world(env, hx=lambda x: x / 0), "hx holds"),
+    "state of a memory of integers": (
+        lambda env: restore_world(env, cx=lambda x: x.long()),
+        "cx must be floats",
+    ),
+    "state of a memory without numbers": (
+        lambda env: restore_world(env, hx=lambda x: x.to("meta")),
+        "on meta",
+    ),
+    "state of a sparse memory": (lambda env: restore_world(env, hx=lambda x: x.to_sparse()), "sparse"),
+    "state of frames of another type": (
+        lambda env: restore_world(env, obs=lambda x: x.float()),
+        "obs must be torch.uint8",
+    ),
+    "state of text": (lambda env: restore_world(env, key=lambda x: "k"), "none that clone_state"),
+    "state of a negative key": (
+        lambda env: restore_world(env, key=lambda x: -1 - x),
+        r"key must be in 0\.\.",
+    ),
+    "state of half a step": (
+        lambda env: restore_world(env, time=lambda x: x + 0.5),
+        "time must be torch.int64",
+    ),
     "state of no such game": (lambda env: env.clone_state().select([9]), r"integers in 0\.\..*, got \[9\]"),
     "state of half a game": (lambda env: env.clone_state().select([0.5]), r"got \[0\.5\]"),
     "state of games by name": (lambda env: env.clone_state().select("0"), "got '0'"),
@@ -114,6 +172,22 @@ VECTOR: dict[str, Row] = {
     "actions huge": (
         lambda env: env.step(np.array([2**64 - 1, 0, 0], np.uint64)),
         f"got {2**64 - 1} for game 0",
+    ),
+    "actions meta tensor": (
+        lambda env: env.step(torch.zeros(3, dtype=torch.int64, device="meta")),
+        "a tensor of torch.int64, torch.strided, on meta",
+    ),
+    "actions sparse tensor": (
+        lambda env: env.step(torch.tensor([1, 0, 2]).to_sparse()),
+        "a tensor of torch.int64, torch.sparse_coo",
+    ),
+    "mask meta tensor": (
+        lambda env: env.reset(options={"reset_mask": torch.ones(3, dtype=torch.bool, device="meta")}),
+        "boolean array.*meta",
+    ),
+    "mask sparse tensor": (
+        lambda env: env.reset(options={"reset_mask": torch.ones(3, dtype=torch.bool).to_sparse()}),
+        "boolean array.*sparse",
     ),
     "actions tensor out of range": (lambda env: env.step(torch.tensor([7, 0, 0])), "7.* for game 0"),
     "seeds too few": (lambda env: env.reset(seed=[1, 2]), "one per game, 3, got 2"),
@@ -226,7 +300,15 @@ MAKING: dict[str, Row] = {
     "contexts empty": (lambda checkpoint: make(checkpoint, contexts=""), "contexts must be the path"),
     "s_churn": (lambda checkpoint: make(checkpoint, s_churn="much"), "s_churn must be a number.*'much'"),
     "vector render_mode": (lambda checkpoint: make_vec(checkpoint, render_mode="ascii"), "'ascii'"),
-    "num_envs 0": (lambda checkpoint: make_vec(checkpoint, 0), "num_envs is an integer >= 1, got 0"),
+    "num_envs 0": (
+        lambda checkpoint: make_vec(checkpoint, 0),
+        "num_envs is an integer >= 1, .*got 0",
+    ),
+    "num_envs huge": (lambda checkpoint: make_vec(checkpoint, 10**12), "at most 65536, got 1000000000000"),
+    "max_episode_steps huge": (
+        lambda checkpoint: make_vec(checkpoint, max_episode_steps=2**70),
+        "max_episode_steps is an integer >= 1, and at most",
+    ),
     "num_envs float": (lambda checkpoint: make_vec(checkpoint, 2.0), "got 2.0"),
     "num_envs bool": (lambda checkpoint: make_vec(checkpoint, True), "got True"),
     "max_episode_steps": (

@@ -25,7 +25,9 @@ def test_it_writes_a_video_and_a_strip(checkpoint: str, tmp_path: Path, capsys: 
     with imageio.get_reader(out / "demo.mp4") as video:
         frames = [video.get_data(i) for i in range(video.count_frames())]
     assert len(frames) == 6 and frames[0].shape == (816, 384, 3)
-    assert cv2.imread(str(out / "demo.png")).shape == (280, 76 + 2 * 128, 3)  # steps 1 and 5
+    strip = cv2.imread(str(out / "demo.png"))
+    assert strip.shape == (44 + 2 * 268, 164 + 2 * 268, 3)  # steps 1 and 5
+    assert (strip[:, 164:176] == 255).all() and (strip[:, 432:444][44:] == 255).all(), "frames are apart"
     printed = capsys.readouterr().out
     assert "6 steps imagined" in printed and "steps/s" in printed
     assert str(out / "demo.mp4") in printed and str(out / "demo.png") in printed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import tomllib
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import gymnasium
 import pytest
 import yaml
 
@@ -27,7 +30,7 @@ class Snippet(NamedTuple):
         page: The page, from the repository's root.
         line: Where it begins.
         code: What runs: the text, with smaller numbers where the comment above it says so.
-        how: "", "slow" or "not run".
+        how: "" or "slow".
     """
 
     page: str
@@ -42,8 +45,8 @@ def snippets_of(page: str, text: str) -> list[Snippet]:
     for match in _SNIPPET.finditer(text):
         how, _, change = (match["how"] or "").partition(", ")
         code = match["code"]
-        if how not in ("", "slow", "not run"):
-            raise ValueError(f"{page}: a snippet is slow or not run, got {how!r}")
+        if how not in ("", "slow"):
+            raise ValueError(f"{page}: a snippet is slow or nothing, got {how!r}")
         if " -> " in change:
             old, new = change.split(" -> ")
             if old not in code:
@@ -54,31 +57,40 @@ def snippets_of(page: str, text: str) -> list[Snippet]:
 
 
 def snippets(how: str) -> list:
-    """Snippets of all pages that run like this, as parameters."""
+    """Snippets of all pages that run like this, as parameters; there is no other kind."""
     found = (s for page in PAGES for s in snippets_of(str(page.relative_to(ROOT)), page.read_text("utf-8")))
     return [pytest.param(s, id=f"{s.page}:{s.line}") for s in found if s.how == how]
 
 
-def run(snippet: Snippet) -> None:
-    """Runs a snippet with names of its own; line numbers in errors are those of the page."""
-    code = "\n" * (snippet.line - 1) + snippet.code
-    exec(compile(code, str(ROOT / snippet.page), "exec"), {"__name__": "snippet"})
+@pytest.fixture
+def run(tmp_path, tiny_world, monkeypatch):
+    """Runs a snippet where `run-folder` is a world and `MyGame-v0` an environment.
+
+    What it registers is forgotten. Line numbers in errors are those of the page.
+    """
+    (tmp_path / "run-folder").symlink_to(tiny_world)
+    monkeypatch.chdir(tmp_path)
+    registry = dict(gymnasium.registry)
+    gymnasium.register("MyGame-v0", "tests.moving_dot:MovingDot")
+
+    def run(snippet: Snippet) -> None:
+        code = "\n" * (snippet.line - 1) + snippet.code
+        exec(compile(code, str(ROOT / snippet.page), "exec"), {"__name__": "snippet"})
+
+    yield run
+    gymnasium.registry.clear()
+    gymnasium.registry.update(registry)
 
 
 @pytest.mark.parametrize("snippet", snippets(""))
-def test_snippets_run(snippet):
+def test_snippets_run(snippet, run):
     run(snippet)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets("slow"))
-def test_slow_snippets_run(snippet):
+def test_slow_snippets_run(snippet, run):
     run(snippet)
-
-
-def test_what_is_not_run_is_python_at_least():
-    for (snippet,) in (parameter.values for parameter in snippets("not run")):
-        compile(snippet.code, snippet.page, "exec")
 
 
 def test_readme_and_quick_start_have_snippets_that_run():
@@ -92,7 +104,7 @@ def test_how_a_snippet_runs_is_said_above_it():
         Snippet("page", 5, "f(1)\n", "slow"),
         Snippet("page", 9, "g()\n", ""),
     ]
-    with pytest.raises(ValueError, match="slow or not run"):
+    with pytest.raises(ValueError, match="slow or nothing"):
         snippets_of("page", "<!-- snippet: quick -->\n```python\n```\n")
     with pytest.raises(ValueError, match="holds no h"):
         snippets_of("page", "<!-- snippet: slow, h -> k -->\n```python\nf(9)\n```\n")
@@ -123,9 +135,9 @@ def test_every_page_is_in_the_contents():
     assert pages == {name for name in named if "/" in name or (ROOT / "docs" / f"{name}.md").is_file()}
 
 
-def absolute_links():
-    """The script that the publishing workflow calls."""
-    spec = importlib.util.spec_from_file_location("absolute_links", ROOT / "docs" / "absolute_links.py")
+def script(name):
+    """A script of the documentation: `absolute_links` is what the publishing workflow calls."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -139,7 +151,7 @@ def test_links_of_the_package_page_are_absolute(tmp_path):
     )
     page = tmp_path / "README.md"
     page.write_text(text)
-    assert absolute_links().main([str(page), "https://host/me/it/", "v1"]) == 0
+    assert script("absolute_links").main([str(page), "https://host/me/it/", "v1"]) == 0
     assert page.read_text() == (
         "![a picture](https://host/me/it/raw/v1/docs/a.png) [a page](https://host/me/it/blob/v1/docs/a.md#part)"
         " [the web](https://example.org/x) [here](#here)\n```bash\n[no](link)\n```\n"
@@ -147,7 +159,7 @@ def test_links_of_the_package_page_are_absolute(tmp_path):
 
 
 def test_the_readme_has_no_relative_link_on_the_package_page():
-    text = absolute_links().absolute_links(
+    text = script("absolute_links").absolute_links(
         (ROOT / "README.md").read_text("utf-8"), "https://host/me/it", "v1"
     )
     assert "https://host/me/it/raw/v1/docs/breakout.png" in text
@@ -172,11 +184,55 @@ def test_the_version_is_the_same_everywhere():
 @pytest.mark.parametrize(
     "file", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.name
 )
-def test_workflows_call_targets_that_exist(file):
-    text = file.read_text("utf-8")
-    assert yaml.safe_load(text)["jobs"]
+def test_workflows_call_what_exists(file):
+    """Targets of make, files of the repository, and one version of each action."""
+    jobs = yaml.safe_load(file.read_text("utf-8"))["jobs"]
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert all(("run" in step) != ("uses" in step) for step in steps)
+    assert all(job.get("needs", name) in jobs for name, job in jobs.items())
+    commands = "\n".join(step.get("run", "") for step in steps)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
-    assert set(re.findall(r"run: make ([a-z-]+)", text)) <= targets
+    assert set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
+    assert all((ROOT / path).is_file() for path in re.findall(r"\b(?:docs|diamond_gym)/[\w/.]+", commands))
+
+
+def test_workflows_use_one_version_of_an_action():
+    texts = [file.read_text("utf-8") for file in (ROOT / ".github" / "workflows").glob("*.yml")]
+    used = {tuple(x.split("@")) for text in texts for x in re.findall(r"uses: (\S+)", text)}
+    assert len(used) == len({action for action, _ in used}) > 3
+
+
+def test_the_publishing_workflow_compares_the_tag_with_the_version(tmp_path):
+    import diamond_gym
+
+    steps = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf-8"))["jobs"]["build"][
+        "steps"
+    ]
+    (check,) = [
+        step["run"] for step in steps if "GITHUB_REF_NAME" in step.get("run", "") and "test " in step["run"]
+    ]
+    for tag, code in ((f"v{diamond_gym.__version__}", 0), ("v0.0.0", 1)):
+        environment = os.environ | {"GITHUB_REF_NAME": tag}
+        assert subprocess.run(["bash", "-e", "-c", check], cwd=ROOT, env=environment).returncode == code
+
+
+def test_the_pictures_are_small_and_each_is_drawn_by_the_command():
+    shown = {*(ROOT / "docs").glob("*.png"), *(ROOT / "docs").glob("*.gif")}
+    assert sum(file.stat().st_size for file in shown) < 4e6
+    module = script("pictures")
+    assert {file.stem for file in shown} == set(module.DRAWN)
+    assert module.main(["nothing"]) == 2
+
+
+@pytest.mark.parametrize("name", ["drift", "scaling", "training"])
+def test_curves_are_drawn_from_the_recorded_numbers(name, tmp_path, monkeypatch):
+    module = script("pictures")
+    recorded = module.recorded(name)
+    monkeypatch.setattr(module, "recorded", lambda _: recorded)
+    monkeypatch.setattr(module, "DOCS", tmp_path)
+    assert module.main([name]) == 0
+    width = cv2.imread(str(tmp_path / f"{name}.png")).shape[1]
+    assert 1000 < width < 1400, "letters of 10 points can be read at 800 pixels"
 
 
 def test_everything_includes_the_documentation():

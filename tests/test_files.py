@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
 from diamond_gym import files as disk
-from diamond_gym.errors import CacheError
+from diamond_gym import untrusted
+from diamond_gym.errors import CacheError, FolderInUseError
 
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "bytes": lambda path, size: disk.write_file(path, bytes(size)),
@@ -30,7 +32,7 @@ def test_what_is_written_is_read_again(tmp_path):
     disk.write_torch(tmp_path / "x.pt", {"x": torch.arange(3)})
     assert torch.load(tmp_path / "x.pt", weights_only=True)["x"].tolist() == [0, 1, 2]
     disk.write_tensors(tmp_path / "x.safetensors", {"x": torch.arange(3)}, {"a": "b"})
-    tensors, metadata = disk.read_tensors(tmp_path / "x.safetensors")
+    tensors, metadata = untrusted.read_tensors(tmp_path / "x.safetensors")
     assert (tensors["x"].tolist(), metadata) == ([0, 1, 2], {"a": "b"})
 
 
@@ -85,3 +87,78 @@ def test_a_folder_is_checked_before_there_is_anything_to_write(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(CacheError, match="cannot write to the folder"):
         disk.prepare_folder(tmp_path / "file")
+
+
+def test_a_lock_neither_follows_nor_empties_what_somebody_put_in_its_place(tmp_path):
+    victim, folder = tmp_path / "victim", tmp_path / "run"
+    folder.mkdir()
+    victim.write_text("precious")
+    (folder / ".lock").symlink_to(victim)
+    with pytest.raises(CacheError, match=r"\.lock: it is a link to .*victim"), disk.locked(folder):
+        pass
+    (folder / ".lock").unlink()
+    os.link(victim, folder / ".lock")
+    with disk.locked(folder):
+        pass
+    assert victim.read_text() == "precious"
+    (folder / ".lock").unlink()
+    os.mkfifo(folder / ".lock")  # opening it would wait for a reader
+    with pytest.raises(CacheError, match="no regular file"), disk.locked(folder):
+        pass
+
+
+def test_a_folder_is_locked_until_the_block_ends(tmp_path):
+    with disk.locked(tmp_path), pytest.raises(FolderInUseError, match="another process is working"):
+        disk.locked(tmp_path).__enter__()
+    with disk.locked(tmp_path):
+        pass
+    assert disk.is_empty(tmp_path)
+
+
+def test_a_line_is_never_added_through_a_link(tmp_path):
+    disk.append_line(tmp_path / "log", "one")
+    disk.append_line(tmp_path / "log", "two")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+    (tmp_path / "link").symlink_to(tmp_path / "log")
+    with pytest.raises(CacheError, match="not followed"):
+        disk.append_line(tmp_path / "link", "three")
+    assert (tmp_path / "log").read_text() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize("has_hard_links", [True, False])
+def test_names_are_claimed_by_one_each(has_hard_links, tmp_path, monkeypatch):
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not has_hard_links:
+        monkeypatch.setattr(os, "link", link)
+    (tmp_path / "x-3.txt").symlink_to("nowhere")  # a name that is taken by what does not exist
+    with ThreadPoolExecutor(4) as threads:
+        added = list(
+            threads.map(lambda i: disk.add_file(disk.numbered(tmp_path / "x.txt"), b"%d" % i), range(8))
+        )
+    assert {path.read_bytes() for path in added} == {b"%d" % i for i in range(8)}
+    assert sorted(os.listdir(tmp_path)) == sorted(
+        ["x.txt", "x-2.txt", "x-3.txt", *(f"x-{i}.txt" for i in range(4, 10))]
+    )
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_what_fails_claims_no_name(tmp_path):
+    with pytest.raises(KeyError), disk.adding(disk.numbered(tmp_path / "x.txt")) as new:
+        new.file.write(b"half")
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_with_what_file_managers_leave_counts_as_empty(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (out / "._x.npz").write_bytes(b"\0\5\x16\7")
+    with disk.new_folder(out) as folder:
+        (folder / "file").touch()
+    assert sorted(os.listdir(out)) == [".DS_Store", "._x.npz", "file"]
+    assert [path.name for path in disk.visible(out)] == ["file"]
+    with pytest.raises(CacheError, match="not empty"), disk.new_folder(out):
+        pass

@@ -26,7 +26,7 @@ GAME = "Breakout"
 ACTION_MEANINGS = ["NOOP", "FIRE", "RIGHT", "LEFT"]
 NUM_STEPS_CONDITIONING = 4
 NUM_CONTEXTS = 5
-PLAIN = {"device": "cpu", "dtype": "float32", "compile": False}
+PLAIN = {"device": "cpu", "dtype": "float32", "backend": "eager"}
 """Keyword arguments of the environments under which numbers do not depend on the machine's accelerators."""
 
 

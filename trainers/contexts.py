@@ -30,7 +30,7 @@ from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.games.atari import num_actions
-from diamond_gym.players.player import Player, RandomPolicy, scripted_player, usual_player
+from diamond_gym.players.player import Player, RandomPlayer, scripted_player, usual_player
 from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.registration import game_name
 
@@ -162,7 +162,7 @@ def _players(game: str, seed: int) -> list[Player]:
     """Good and bad: an agent starts where it gets to by itself."""
     if usual_player(game) == "scripted":
         return [scripted_player(game, seed, noise) for noise in _NOISES]
-    return [RandomPolicy(num_actions(game), seed, repeat=4)]
+    return [RandomPlayer(num_actions(game), seed, repeat=4)]
 
 
 def run(settings: ContextsSettings) -> None:

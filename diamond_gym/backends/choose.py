@@ -1,98 +1,104 @@
-"""Places a world model on a device so that it imagines fast: device, precision, memory layout, compilation.
+"""Chooses how a world model runs: its device, its precision and its backend. Nothing is chosen elsewhere.
 
-Knows what measured well on which hardware; nothing of files, games or Gymnasium. Whatever is chosen here, the
-same game is imagined, up to rounding.
+The backends, all of which imagine the same game up to rounding:
+
+- "eager": PyTorch, operation by operation.
+- "inductor": PyTorch's compiler, which takes up to a minute at the first batch; on CUDA what it compiled is
+  recorded as CUDA graphs.
+- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; converts for some seconds.
+- "cuda_graph": on CUDA, a whole step is recorded once and launched again as a graph.
+
+Knows what measured well on which hardware (`docs/performance.md`); nothing of files, games or Gymnasium, nor
+of how a choice is carried out.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import sys
-import warnings
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
-from diamond_gym.backends.cuda_graphs import GraphedWorldModel
-from diamond_gym.backends.memory import keep_freed_memory
-from diamond_gym.backends.openvino import OpenVinoForward, require_openvino
-from diamond_gym.backends.waiting import log_if_slow
+from diamond_gym.backends.inductor import require_inductor
+from diamond_gym.backends.names import BACKENDS, Backend
+from diamond_gym.backends.openvino import require_openvino
 from diamond_gym.errors import DeviceError, InvalidInputError
-from diamond_gym.world.models import Agent
-from diamond_gym.world.models.blocks import Upsample
-from diamond_gym.world.sampler import DiffusionSamplerConfig
-from diamond_gym.world.world_model import WorldModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _CPU_DTYPES = ("float32", "bfloat16")
 
 
-def build_world_model(
-    agent: Agent,
-    config: DiffusionSamplerConfig,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    compile: bool | str = "auto",
-) -> WorldModel:
-    """The world model of an agent, ready to imagine.
+@dataclass(frozen=True)
+class Placement:
+    """How a world model runs.
 
-    The agent's denoiser and reward/end model are moved and converted in place; its actor-critic stays as is.
+    Attributes:
+        device: Where its networks are.
+        dtype: Their precision.
+        backend: What runs them; never "auto".
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    backend: Backend
+
+
+def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Placement:
+    """How to run, of what was asked for; what was left to "auto" is chosen.
 
     Args:
-        agent: The networks.
-        config: How frames are sampled.
         device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
-        dtype: Precision of the networks: "float32", "bfloat16", on accelerators also "float16"; "auto" is
-            bfloat16 where the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32. Noise,
-            sampler, LSTM and frames are in float32 whatever is chosen.
-        compile: True compiles the networks when they meet their first batch, which takes up to a minute and
-            is told on standard error; without a C++ compiler it warns and does not. "openvino", on the CPU,
-            runs single games in OpenVINO, see `OpenVinoForward`. "auto" does neither. On
-            CUDA both run as CUDA graphs, see `GraphedWorldModel`; False is plain eager PyTorch everywhere.
+        dtype: "float32", "bfloat16", on accelerators also "float16"; "auto" is bfloat16 where the hardware
+            multiplies it (AMX, AVX-512 BF16, most CUDA), else float32.
+        backend: "eager", "inductor", "openvino", "cuda_graph"; for "auto" see `fastest_backend`.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted.
-        DeviceError: The device is not available.
-        MissingDependencyError: OpenVINO is not installed.
+        DeviceError: The device is not available, or the backend needs another one.
+        MissingDependencyError: What the backend needs is not installed.
     """
     place = pick_device(device)
-    precision = pick_dtype(dtype, place)
-    _check_compilation(compile, place)
-    compiles = compile is True and can_compile(place)
-    keep_freed_memory()
-    networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
-    for network in networks:
-        network.__dict__.pop("forward", None)  # of an earlier placement
-    for network in (agent.denoiser, agent.rew_end_model):
-        network.eval().to(place, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    choose_upsampling(agent.denoiser, place)
-    if compile == "openvino":
-        for network in networks:
-            network.forward = OpenVinoForward(network, precision)
-    agent.denoiser.to(precision)
-    agent.rew_end_model.encoder.to(precision)
-    agent.rew_end_model.act_emb.to(precision)
-    if compiles:
-        for network in networks:
-            network.forward = _CompiledForward(network)
-    make = world_model_kind(place) if compile else WorldModel
-    return make(agent.denoiser, agent.rew_end_model, config)
+    return Placement(place, pick_dtype(dtype, place), pick_backend(backend, place))
 
 
-def world_model_kind(device: torch.device) -> type[WorldModel]:
-    """The class that imagines fastest on a device."""
-    return GraphedWorldModel if device.type == "cuda" else WorldModel
+def pick_backend(backend: str, device: torch.device) -> Backend:
+    """The backend of a `backend` argument on a device.
+
+    Raises:
+        InvalidInputError: Not one of those accepted.
+        DeviceError: It needs another device.
+        MissingDependencyError: What it needs is not installed.
+    """
+    if not isinstance(backend, str) or backend not in BACKENDS:
+        raise InvalidInputError(f"backend is one of {', '.join(BACKENDS)}, got {backend!r}")
+    if backend == "cuda_graph" and device.type != "cuda":
+        raise DeviceError(_needs(backend, "a CUDA device", device, "cuda"))
+    if backend == "openvino" and device.type != "cpu":
+        raise DeviceError(_needs(backend, "the CPU", device, "cpu"))
+    if backend == "openvino":
+        require_openvino()
+    if backend == "inductor":
+        require_inductor(device)
+    return fastest_backend(device) if backend == "auto" else backend
 
 
-def choose_upsampling(network: nn.Module, device: torch.device) -> None:
-    """Has a network upsample in the way that is faster on a device; both ways are equal up to rounding."""
-    for module in network.modules():
-        if isinstance(module, Upsample):
-            module.merges_copies = device.type == "cpu"
+def fastest_backend(device: torch.device) -> Backend:
+    """What "auto" chooses on a device, by rule: CUDA graphs on CUDA, elsewhere eager PyTorch.
+
+    The compilers win for a single game on a CPU only, and take seconds to minutes first, so they are for who
+    asks for them. A choice by measuring the model at hand would take the place of this rule.
+    """
+    return "cuda_graph" if device.type == "cuda" else "eager"
+
+
+def records_cuda_graphs(backend: Backend, device: torch.device) -> bool:
+    """Whether steps are recorded as CUDA graphs; those of compiled networks are, too."""
+    return device.type == "cuda" and backend != "eager"
+
+
+def merges_copies_in_upsampling(device: torch.device) -> bool:
+    """Whether upsampling is faster with the copies of a pixel merged; both ways are equal up to rounding."""
+    return device.type == "cpu"
 
 
 def trains_fast_in_channels_last(device: torch.device) -> bool:
@@ -163,51 +169,9 @@ def _cpu_has(unit: str) -> bool:
     return is_supported is not None and bool(is_supported())
 
 
-def _check_compilation(compile: bool | str, device: torch.device) -> None:
-    if not isinstance(compile, bool) and compile not in ("auto", "openvino"):
-        raise InvalidInputError(f'compile is True, False, "auto" or "openvino", got {compile!r}')
-    if compile == "openvino" and device.type != "cpu":
-        raise InvalidInputError(
-            f'compile="openvino" is for the CPU, and the device is {device}: pass device="cpu" too'
-        )
-    if compile == "openvino":
-        require_openvino()
-
-
-def how_compiled(world_model: WorldModel, num_games: int) -> bool | str:
-    """What runs the networks for so many games: True (PyTorch's compiler), "openvino", or False."""
-    forward = world_model.denoiser.inner_model.forward
-    if isinstance(forward, OpenVinoForward):
-        return "openvino" if num_games == 1 else False
-    return isinstance(forward, _CompiledForward)
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether a device's compiler is there; warns where a CPU has none."""
-    compiler = os.environ.get("CXX") or {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")
-    if device.type != "cpu" or shutil.which(compiler):
-        return True
-    warnings.warn(
-        f"compilation needs a C++ compiler and {compiler} is not installed: going on uncompiled",
-        stacklevel=3,
+def _needs(backend: str, needed: str, device: torch.device, kind: str) -> str:
+    others = ", ".join(other for other in BACKENDS if other != backend)
+    return (
+        f'backend="{backend}" needs {needed}, and the device is {device}: pass device="{kind}" where it is '
+        f"available, or choose another backend ({others})"
     )
-    return False
-
-
-class _CompiledForward:
-    """A compiled forward pass of a network that tells how long compilation took.
-
-    PyTorch compiles for the first batch size, then once more for any; 1 is always apart.
-    """
-
-    def __init__(self, network: nn.Module) -> None:
-        self.name = type(network).__name__
-        self.forward = torch.compile(network.forward)
-        self.batch_sizes: set[int] = set()
-
-    def __call__(self, x: torch.Tensor, *args: Any) -> torch.Tensor:
-        if len(x) in self.batch_sizes:
-            return self.forward(x, *args)
-        self.batch_sizes.add(len(x))
-        with log_if_slow(f"compiled {self.name} for batches of {len(x)}"):
-            return self.forward(x, *args)

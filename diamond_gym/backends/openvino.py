@@ -79,7 +79,8 @@ def require_openvino() -> Any:
         import openvino
     except ImportError:
         raise MissingDependencyError(
-            "compile=\"openvino\" needs OpenVINO: pip install 'diamond-gym[openvino]'"
+            "backend=\"openvino\" needs OpenVINO: pip install 'diamond-gym[openvino]', or choose "
+            'another backend, "auto", "eager" or "inductor"'
         ) from None
     return openvino
 

@@ -1,8 +1,8 @@
-"""Tells, on standard error, what a user has had to wait for."""
+"""Logs what a user has had to wait for."""
 
 from __future__ import annotations
 
-import sys
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,12 @@ WORTH_A_MESSAGE_SECONDS = 1.0
 
 @contextmanager
 def log_if_slow(what: str) -> Iterator[None]:
-    """Says afterwards what was done and how long it took, if that was more than a moment."""
+    """Say afterwards what was done and how long it took, if that was more than a moment.
+
+    The level is that of a warning, which logging shows on standard error unless it was set up otherwise.
+    """
     start = time.perf_counter()
     yield
     seconds = time.perf_counter() - start
     if seconds > WORTH_A_MESSAGE_SECONDS:
-        print(f"{what} in {seconds:.0f} s", file=sys.stderr)
+        logging.getLogger(__name__).warning("%s in %.0f s", what, seconds)

@@ -1,7 +1,7 @@
 """Where imagination starts: banks of real frames and the actions taken at them.
 
 Banks are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
-module knows nothing of networks: a policy is any callable.
+module knows nothing of networks: a player is anything that chooses actions.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from diamond_gym import files as disk
-from diamond_gym.data.collect import Policy, collect
+from diamond_gym import untrusted
+from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError, DatasetError, InvalidInputError
+from diamond_gym.players.player import Player, Policy
 
 FORMAT_VERSION = 1
 NUM_CONTEXTS = 64
@@ -31,7 +33,8 @@ STEPS_PER_CONTEXT = 16
 STEPS_BEFORE_LOSS = (4, 16)
 """Steps from a start to the loss that the recorded player did not avert: time to do better."""
 
-_MAX_BYTES = 2**31
+_MAX_BYTES = 2**29
+"""Of a bank's frames; 8 000 contexts of Atari have 3/4 of it."""
 _COMPRESSION_LEVEL = 9
 _ROWS_FIRST = (2, 0, 1, 3, 4)
 """(k n h w c) -> (h k n w c): the same row of all frames lies together, which compresses twice as well."""
@@ -120,22 +123,18 @@ class ContextBank:
             CheckpointError: The file is corrupt or holds no bank.
         """
         path = Path(path)
-        tensors, metadata = disk.read_tensors(path)
+        tensors, metadata = untrusted.read_tensors(path)
         if "diamond_gym.contexts" not in metadata or set(tensors) != {"frames", "act"}:
             raise CheckpointError(
                 f"{path} holds no start contexts: expected the tensors act and frames as ContextBank.save "
                 f"writes them, found {', '.join(sorted(tensors)[:5]) or 'none'}"
             )
-        try:
+        with untrusted.reading(path, CheckpointError, "a bank of start contexts"):
             shape = _checked_shape(metadata["diamond_gym.contexts"])
             frames = _decompress(tensors["frames"].numpy().tobytes(), math.prod(shape))
             rows_first = np.frombuffer(frames, np.uint8).reshape([shape[axis] for axis in _ROWS_FIRST])
             obs = np.ascontiguousarray(rows_first.transpose(np.argsort(_ROWS_FIRST)))
             return cls(obs, tensors["act"].numpy())
-        except (ValueError, zlib.error) as error:
-            raise CheckpointError(
-                f"{path} is a corrupt bank of start contexts: {error}. Copy or make it again"
-            ) from error
 
 
 def contexts_from_episodes(
@@ -232,7 +231,7 @@ def num_windows(
 
 def collect_contexts(
     game: str,
-    policy: Policy,
+    player: Player | Policy,
     *,
     num_contexts: int = NUM_CONTEXTS,
     num_steps_conditioning: int,
@@ -243,7 +242,7 @@ def collect_contexts(
 
     Args:
         game: Name of an Atari game.
-        policy: Any callable from a uint8 (64, 64, 3) frame to an action.
+        player: As in `diamond_gym.data.collect.collect`.
         num_contexts: Number of contexts, at least 1; `STEPS_PER_CONTEXT` steps are played for each.
         num_steps_conditioning: Frames and actions of each.
         seed: Fixes the game and the draw, >= 0.
@@ -251,11 +250,11 @@ def collect_contexts(
 
     Raises:
         UnknownGameError: ale_py has no such game.
-        DatasetError: The policy's episodes are too short to hold as many contexts.
+        DatasetError: The player's episodes are too short to hold as many contexts.
     """
     _check_sizes(num_contexts, num_steps_conditioning)
     num_steps = STEPS_PER_CONTEXT * num_contexts + num_steps_conditioning
-    report = collect(game, policy, num_steps=num_steps, seed=seed, progress=progress)
+    report = collect(game, player, num_steps=num_steps, seed=seed, progress=progress)
     return contexts_from_episodes(
         report.episodes,
         num_contexts=num_contexts,
@@ -273,7 +272,7 @@ def _check_sizes(num_contexts: int, num_steps_conditioning: int) -> None:
 
 
 def _checked_shape(header: str) -> tuple[int, ...]:
-    fields = json.loads(header)
+    fields = untrusted.parse_json(header)
     version = fields.get("format_version") if isinstance(fields, dict) else None
     if version != FORMAT_VERSION:
         raise ValueError(f"it is of format version {version!r}, this program reads {FORMAT_VERSION}")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
 from diamond_gym.world.models import AgentConfig, config_from_dict
 from diamond_gym.world.sampler import DiffusionSamplerConfig
@@ -55,8 +56,8 @@ class WorldDescription:
         Raises:
             CheckpointError: It is not JSON, of a later format, or not a description.
         """
-        try:
-            fields = json.loads(text)
+        with untrusted.reading(source, CheckpointError, "the description of a world model"):
+            fields = untrusted.parse_json(text)
             if not isinstance(fields, dict):
                 raise ValueError(f"expected a mapping, got {type(fields).__name__}")
             version = fields.get("format_version", FORMAT_VERSION)
@@ -69,10 +70,6 @@ class WorldDescription:
                 action_meanings=_names(fields.get("action_meanings")),
                 training=_checked(dict, "training", fields.get("training")),
             )
-        except (ValueError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{source} holds no readable description of a world model: {error}"
-            ) from error
 
     def save(self, path: Path) -> None:
         """Writes the description as a JSON file.
@@ -90,12 +87,9 @@ class WorldDescription:
             CheckpointNotFoundError: There is no such file.
             CheckpointError: It holds no description.
         """
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise CheckpointNotFoundError(f"there is no file {path}") from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        if not path.is_file():
+            raise CheckpointNotFoundError(f"there is no file {path}")
+        text = untrusted.read_text(path, CheckpointError, "the description of a world model")
         return cls.from_json(text, str(path))
 
 
@@ -107,15 +101,20 @@ def _agent(values: dict[str, Any] | None) -> AgentConfig | None:
     return None if values is None else config_from_dict(AgentConfig, values)
 
 
+_REMOVED = {"timestep_spacing": "leading"}
+"""Keys that samplers once had, with the values at which frames are sampled as now: such files are read."""
+
+
 def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
     if values is None:
         return DiffusionSamplerConfig()
-    return config_from_dict(DiffusionSamplerConfig, {key: _number(key, x) for key, x in values.items()})
+    kept = {key: _number(key, x) for key, x in values.items() if _REMOVED.get(key) != x}
+    return config_from_dict(DiffusionSamplerConfig, kept)
 
 
 def _number(key: str, value: Any) -> Any:
     """The inverse of `_finite_or_text`, for all but the names among the sampler's values."""
-    is_name = get_type_hints(DiffusionSamplerConfig).get(key) is str
+    is_name = get_type_hints(DiffusionSamplerConfig).get(key, str) is str
     return float(value) if isinstance(value, str) and not is_name else value
 
 

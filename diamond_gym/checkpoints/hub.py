@@ -45,6 +45,9 @@ def fetch(game: str) -> Path:
         return Path(hf_hub_download(REPOSITORY, file_in_repository(game), local_files_only=True))
     except LocalEntryNotFoundError:
         return _download(game)
+    except Exception as error:  # a cache that cannot be read, or holds what the library did not put there
+        _raise_if_of_the_disk(error, f"{file_in_repository(game)} of {REPOSITORY}")
+        raise CheckpointNotFoundError(_how_to_get(game, error)) from error
 
 
 def fetch_repository(address: str, weights: str, contexts: str) -> Path:
@@ -119,8 +122,8 @@ def _download(game: str) -> Path:
 def _raise_if_of_the_disk(error: Exception, what: str) -> None:
     if isinstance(error, OSError) and error.errno is not None:  # the disk's; the network's have no number
         raise CacheError(
-            f"cannot write {what} into the Hugging Face cache: {error}; set HF_HOME to a folder that can be "
-            "written"
+            f"cannot read or write {what} in the Hugging Face cache: {error}; set HF_HOME to a folder that "
+            "can be read and written"
         ) from error
 
 

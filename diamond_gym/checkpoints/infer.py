@@ -117,6 +117,8 @@ class _Shapes:
 
     def levels(self, prefix: str, num_levels: int) -> tuple[list[int], list[int], list[int]]:
         """depths, channels and attn_depths of the residual levels `prefix.0`, `prefix.1`, ..."""
+        if num_levels < 1:
+            raise CheckpointError(f"{prefix} has no level: the tensor of its first convolution is missing")
         depths, channels, attn_depths = [], [], []
         for level in range(num_levels):
             blocks = f"{prefix}.{level}.resblocks"

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 
-from diamond_gym.backends.choose import build_world_model
+from diamond_gym.backends.build import build_world_model
+from diamond_gym.backends.names import accepts_compile
 from diamond_gym.checkpoints import published_run, start_contexts
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import WorldDescription
@@ -55,13 +56,14 @@ class World:
         return replace(self, world_model=model.resampled(sampler))
 
 
+@accepts_compile
 def load_world(
     game: str | None,
     checkpoint: str | os.PathLike[str] = "auto",
     *,
     device: str = "auto",
     dtype: str = "auto",
-    compile: str | bool = "auto",
+    backend: str = "auto",
     num_denoising_steps: int | None = None,
     order: int | None = None,
     s_churn: float | None = None,
@@ -76,7 +78,8 @@ def load_world(
             `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
-        compile: Whether to compile the networks: True, False, "openvino" (single games on the CPU) or "auto".
+        backend: What runs the networks: "auto", "eager", "inductor", "openvino" (single games on the CPU) or
+            "cuda_graph" (on CUDA), see `diamond_gym.backends.choose`.
         num_denoising_steps: Instead of the checkpoint's own.
         order: Instead of the checkpoint's own: 1 for Euler, 2 for Heun.
         s_churn: Instead of the checkpoint's own, >= 0.
@@ -86,17 +89,17 @@ def load_world(
     Raises:
         UnknownGameError: ale-py has no such game.
         InvalidInputError: An argument is not one of those accepted.
-        DeviceError: The device is not available.
+        DeviceError: The device is not available, or the backend needs another one.
         CheckpointNotFoundError: There is no such checkpoint.
         CheckpointError: It is damaged, foreign, for another game or of another architecture.
-        MissingDependencyError: OpenVINO is asked for and not installed.
+        MissingDependencyError: What the backend needs is not installed.
     """
     game = None if game is None else game_name(game)
     location = locate(game, checkpoint)
     agent, description = _read(location)
     game = _agreed_game(game, description, agent, location.weights)
     sampler = _overridden(description.sampler, num_denoising_steps, order, s_churn)
-    world_model = build_world_model(agent, sampler, device=device, dtype=dtype, compile=compile)
+    world_model = build_world_model(agent, sampler, device=device, dtype=dtype, backend=backend)
     bank = start_contexts.find(location, contexts, game, agent)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))

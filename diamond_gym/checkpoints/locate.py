@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from diamond_gym import files as disk
 from diamond_gym.checkpoints import hub
 from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE, MODEL_FILE, contexts_path
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DiamondGymError, InvalidInputError
@@ -113,7 +114,7 @@ def _locate_in_folder(folder: Path) -> Location:
     }
     if versions:
         return _in_run(folder, versions[max(versions)])
-    names = sorted(file.name for file in folder.iterdir())
+    names = [file.name for file in disk.visible(folder)]
     found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
     raise CheckpointError(
         f"the folder {folder} holds no world model: expected {MODEL_FILE}, or a run's "

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.description import WorldDescription
-from diamond_gym.errors import CheckpointError, first_line
+from diamond_gym.errors import CheckpointError
 from diamond_gym.world.models import config_from_dict
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 
@@ -23,7 +22,7 @@ CONFIG_FILE = Path("config", "trainer.yaml")
 """In a run folder, ours or a published one."""
 _INFINITY = re.compile(r"""\$\{eval:\s*['"]?float\(\s*['"]inf['"]\s*\)['"]?\s*\}""")
 """How the published configuration writes the one number that YAML has another name for."""
-_TEXTS = ("timestep_spacing",)
+_TEXTS = ("s_churn_at",)
 _SAMPLER = "world_model_env.diffusion_sampler"
 
 
@@ -46,11 +45,9 @@ def describe(run: Path) -> WorldDescription:
     file = run / CONFIG_FILE
     config = _read(file)
     values = {name: x for name, x in _inner(config, *_SAMPLER.split(".")).items() if name != "_target_"}
-    try:
+    with untrusted.reading(file, CheckpointError, f"a configuration with a sampler in {_SAMPLER}"):
         numbers = {name: x if name in _TEXTS else _number(name, x) for name, x in values.items()}
         sampler = config_from_dict(DiffusionSamplerConfig, numbers)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {_SAMPLER} is not one that can be used: {error}") from error
     return WorldDescription(None, sampler, game_of(run), None)
 
 
@@ -65,10 +62,7 @@ def game_of(run: Path) -> str | None:
 
 
 def _read(file: Path) -> Mapping[str, Any]:
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{file} cannot be read: {first_line(error)}") from error
+    content = untrusted.read_yaml(file, CheckpointError, "a configuration")
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{file} is no configuration: it holds {type(content).__name__}")
     return content

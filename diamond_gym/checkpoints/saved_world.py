@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import WorldDescription
 from diamond_gym.checkpoints.weights import build_agent, checked_weights
@@ -81,6 +82,10 @@ def save_world(
         raise InvalidInputError(f"training must be expressible in JSON: {error}") from error
     weights = {name: parameter.to(_DTYPES[dtype]) for name, parameter in agent.named_parameters()}
     weights |= dict(agent.named_buffers())
+    try:
+        untrusted.check_finite(weights)
+    except ValueError as error:
+        raise InvalidInputError(f"the agent cannot be saved in {dtype}: {error}") from error
     file = Path(path).expanduser()
     file = file if file.suffix == _SUFFIX else file / MODEL_FILE
     if contexts is not None:
@@ -96,7 +101,7 @@ def read_saved_world(file: Path) -> tuple[Agent, WorldDescription]:
         CheckpointNotFoundError: There is no such file.
         CheckpointError: It is truncated, foreign, or contradicts itself.
     """
-    weights, metadata = disk.read_tensors(file)
+    weights, metadata = untrusted.read_tensors(file)
     if _DESCRIPTION not in metadata:
         raise CheckpointError(
             f"{file} is no world model of this program: its metadata has no {_DESCRIPTION} (found: "

@@ -7,13 +7,12 @@ contexts cut from that are kept in a cache folder: `$DIAMOND_GYM_CACHE`, or the 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
-
-from tqdm import tqdm
 
 from diamond_gym.checkpoints.contexts import (
     NUM_CONTEXTS,
@@ -24,12 +23,13 @@ from diamond_gym.checkpoints.contexts import (
 )
 from diamond_gym.checkpoints.locate import Location
 from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
-from diamond_gym.data.collect import Policy
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, InvalidInputError
-from diamond_gym.players.actor_critic import AgentPolicy
-from diamond_gym.players.player import RandomPolicy
+from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.players.player import Player, RandomPlayer
 from diamond_gym.world.models import Agent, AgentConfig
+
+_log = logging.getLogger(__name__)
 
 _SEED = 0
 _EPSILON = 0.01
@@ -138,15 +138,15 @@ def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
 def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
     num_actions = agent.config.num_actions
     assert num_actions is not None
-    policy: Policy
+    player: Player
     if agent.actor_critic is None:
-        policy, player = RandomPolicy(num_actions, repeat=_RANDOM_HOLD), "random actions"
+        player, who = RandomPlayer(num_actions, repeat=_RANDOM_HOLD), "random actions"
     else:
-        policy, player = AgentPolicy(agent, epsilon=_EPSILON), "the checkpoint's policy"
-    tqdm.write(f"collecting start contexts of {game} with {player}, once, into {path}", file=sys.stderr)
+        player, who = ActorCriticPlayer(agent, epsilon=_EPSILON), "the checkpoint's policy"
+    _log.warning("collecting start contexts of %s with %s, once, into %s", game, who, path)
     return collect_contexts(
         game,
-        policy,
+        player,
         num_contexts=NUM_CONTEXTS,
         num_steps_conditioning=agent.config.denoiser.inner_model.num_steps_conditioning,
         seed=_SEED,

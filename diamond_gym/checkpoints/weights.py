@@ -5,9 +5,6 @@ Reads published `.pt` state dicts, tensors only, and says which file is wrong an
 
 from __future__ import annotations
 
-import contextlib
-import pickle
-import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.infer import has_actor_critic_weights, infer_agent_config, with_our_names
-from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, first_line
+from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
 from diamond_gym.world.models import Agent, AgentConfig
 
 _NETWORKS = ("denoiser", "rew_end_model", "actor_critic")
@@ -34,18 +32,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     if not path.is_file():
         raise CheckpointNotFoundError(f"there is no file {path}")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's doubts about files that are refused anyway
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_refusal(path, error)) from error
-    except Exception as error:  # torch raises many kinds for a damaged file
-        raise CheckpointError(
-            f"{path} ({path.stat().st_size} bytes) cannot be read as a PyTorch file: {first_line(error)}. "
-            "It is truncated, damaged or of another kind: copy or download it again"
-        ) from error
-    return checked_weights(path, content)
+    return checked_weights(path, untrusted.read_torch(path, CheckpointError, "a PyTorch file of weights"))
 
 
 def build_agent(
@@ -62,19 +49,17 @@ def build_agent(
     Raises:
         CheckpointError: The weights are of another architecture than `known` says, or of none.
     """
-    try:
+    with untrusted.reading(source, CheckpointError, f"the weights of an agent ({_EXPECTED})"):
         weights, known_or_ddpm = with_our_names(weights, known)
         config = infer_agent_config(weights, known_or_ddpm)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source} cannot be used: {error}; {_EXPECTED}") from error
-    if known is not None and is_complete:
-        _check_same_sizes(config, known, source)
-    # no memory, time or random numbers for weights that are about to be replaced
-    with torch.device("meta"), _WithoutNormalInit():
-        agent = Agent(config, with_actor_critic=has_actor_critic_weights(weights))
-    _check_same_tensors(weights, agent.state_dict(), source)
-    full_precision = {key: value.float() for key, value in weights.items()}
-    agent.load_state_dict(full_precision, strict=True, assign=True)
+        if known is not None and is_complete:
+            _check_same_sizes(config, known, source)
+        # no memory, time or random numbers for weights that are about to be replaced
+        with torch.device("meta"), _WithoutNormalInit():
+            agent = Agent(config, with_actor_critic=has_actor_critic_weights(weights))
+        _check_same_tensors(weights, agent.state_dict(), source)
+        full_precision = {key: value.float() for key, value in weights.items()}
+        agent.load_state_dict(full_precision, strict=True, assign=True)
     return agent.eval()
 
 
@@ -86,20 +71,6 @@ class _WithoutNormalInit(TorchFunctionMode):
         if func is nn.init.normal_:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
-
-
-def _refusal(path: Path, error: pickle.UnpicklingError) -> str:
-    names: list[str] = []
-    with contextlib.suppress(Exception):  # a damaged file, or torch's older format, cannot be listed
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-    is_pickle = "GLOBAL" in str(error) or path.read_bytes()[:1] == pickle.PROTO
-    if not names and not is_pickle:
-        return f"{path} is damaged, or no PyTorch file: {first_line(error)}"
-    what = f"it refers to {', '.join(names)}" if names else "it is pickled Python"
-    return (
-        f"{path} holds more than tensors ({what}): loading it could run code, so it was not loaded and "
-        f"nothing in it was run; {_EXPECTED}. Save the agent's state_dict() alone"
-    )
 
 
 def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
@@ -123,6 +94,8 @@ def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
     unusable = [str(key) for key, value in content.items() if not _holds_numbers(value)]
     if unusable:
         raise CheckpointError(f"{path}: {_some(unusable)} should be dense tensors of floating-point numbers")
+    with untrusted.reading(path, CheckpointError, "the weights of an agent"):
+        untrusted.check_finite(content)
     return dict(content)
 
 

@@ -1,12 +1,13 @@
-"""A policy plays a game, episodes come out.
+"""A player plays a game, episodes come out.
 
-Any callable from a frame to an action is a policy, and any Gymnasium environment with uint8 (64, 64, 3)
-frames and discrete actions is a game; a string names a real Atari game. The module knows nothing of networks
-or of training.
+Any callable from a frame to an action will do as a player, and any Gymnasium environment with uint8
+(64, 64, 3) frames and discrete actions is a game; a string names a real Atari game. The module knows nothing
+of networks or of training.
 """
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import operator
 import pickle
@@ -16,7 +17,7 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from numbers import Real
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -25,34 +26,16 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players.loop import play
+from diamond_gym.players.player import Player, Policy, PolicyPlayer
 from diamond_gym.registration import game_name
 
 Frame = NDArray[np.uint8]
 _FRAME_SHAPE = (64, 64, 3)
-
-
-class Policy(Protocol):
-    """Chooses actions. A plain function will do; see `SeededPolicy` for one that remembers."""
-
-    def __call__(self, obs: Frame, /) -> int:
-        """The action, 0..n-1, to take at a uint8 (64, 64, 3) frame."""
-        ...
-
-
-@runtime_checkable
-class SeededPolicy(Protocol):
-    """A policy with memory or randomness of its own."""
-
-    def __call__(self, obs: Frame, /) -> int:
-        """The action, 0..n-1, to take at a uint8 (64, 64, 3) frame."""
-        ...
-
-    def reset(self, seed: int) -> None:
-        """A new episode begins: forget the last one, seed everything random."""
-        ...
 
 
 @dataclass
@@ -89,7 +72,7 @@ class CollectReport:
 
 def collect(
     game: str | gymnasium.Env[Any, Any],
-    policy: Policy,
+    player: Player | Policy,
     *,
     num_steps: int,
     seed: int,
@@ -99,7 +82,7 @@ def collect(
     progress: bool = True,
     num_workers: int = 1,
 ) -> CollectReport:
-    """Let a policy play for a number of steps.
+    """Let a player play for a number of steps.
 
     Episodes go to the dataset as each one ends, so an interrupted collection keeps those that were finished.
     The last episode is cut where the steps run out and stored as unfinished: no end, no truncation, no final
@@ -108,28 +91,30 @@ def collect(
     Args:
         game: an Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
             not closed.
-        policy: called at every frame; its `reset(seed)`, if it has one, at the start of every episode.
+        player: a `Player`, reset with a seed of its own at the start of every episode, or a policy: any
+            callable from a frame to an action. A policy's `reset(seed)`, if it has one, is called likewise.
         num_steps: at least 1.
-        seed: non-negative; fixes the game, the random actions and the seeds given to the policy.
+        seed: non-negative; fixes the game, the random actions and the seeds given to the player.
         dataset: where to put the episodes; None keeps them in the report.
         training: for a game's name only: end episodes at lost lives.
-        epsilon: probability in [0, 1] that a uniformly random action replaces the policy's.
+        epsilon: probability in [0, 1] that a uniformly random action replaces the player's.
         progress: show a bar with steps per second on stderr.
         num_workers: processes that play at once, each a share of the steps with its own game and copy of the
-            policy. More than one needs a game's name, a policy that can be pickled and (as processes always
+            player. More than one needs a game's name, a player that can be pickled and (as processes always
             do) a main module that can be imported.
 
     Returns:
         Lengths, returns, time, and the episodes if there is no dataset.
 
     Raises:
-        InvalidInputError: an argument is out of range, the environment does not fit, or the policy gave no
+        InvalidInputError: an argument is out of range, the environment does not fit, or the player gave no
             valid action.
         UnknownGameError: ale_py has no such game.
         CacheError: the dataset cannot be written.
         DiamondGymError: a process that played was killed.
     """
-    _check_arguments(policy, num_steps, seed, dataset, epsilon, num_workers)
+    player = player if isinstance(player, Player) else PolicyPlayer(player)
+    _check_arguments(player, num_steps, seed, dataset, epsilon, num_workers)
     report = CollectReport()
     start = time.perf_counter()
     with ExitStack() as stack:
@@ -138,9 +123,9 @@ def collect(
             env = game
             if isinstance(env, str):
                 env = stack.enter_context(closing(AtariEnv(env, training=training)))
-            episodes = _play(env, policy, num_steps, seed, epsilon, bar.update)
+            episodes = _play(env, player, num_steps, seed, epsilon, bar.update)
         else:
-            shares = _shares(game, policy, num_steps, seed, training, epsilon, num_workers)
+            shares = _shares(game, player, num_steps, seed, training, epsilon, num_workers)
             episodes = _play_in_processes(shares, bar.update)
         for episode in stack.enter_context(closing(episodes)):
             report.lengths.append(len(episode))
@@ -155,7 +140,7 @@ def collect(
 
 def _play(
     env: gymnasium.Env[Any, Any],
-    policy: Policy,
+    player: Player,
     num_steps: int,
     seed: int,
     epsilon: float,
@@ -164,85 +149,37 @@ def _play(
     """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
     _check_env(env)
     rng = np.random.default_rng(seed)
-    builder = EpisodeBuilder()
-    obs: Frame | None = None
-    for step in range(num_steps):
-        if obs is None:
-            obs = _start(env, policy, rng, env_seed=seed if step == 0 else None)
-        action = _choose(env, policy, obs, rng, epsilon)
-        next_obs, reward, terminated, truncated, _ = env.step(action)
-        builder.add(obs, action, float(reward), terminated, truncated)
-        on_steps(1)
-        obs = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
-        if terminated or truncated:
-            yield builder.episode(final_obs=obs)
-            builder, obs = EpisodeBuilder(), None
-    if builder.obs:
-        yield builder.episode(final_obs=None)
-
-
-def _start(
-    env: gymnasium.Env[Any, Any], policy: Policy, rng: np.random.Generator, env_seed: int | None
-) -> Frame:
-    policy_seed = int(rng.integers(2**31))
-    if isinstance(policy, SeededPolicy):
-        policy.reset(policy_seed)
-    obs, _ = env.reset(seed=env_seed)
-    return np.array(obs)
-
-
-def _choose(
-    env: gymnasium.Env[Any, Any], policy: Policy, obs: Frame, rng: np.random.Generator, epsilon: float
-) -> int:
-    """The policy's action, checked, or a random one; the policy sees every frame in any case."""
     num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
-    choice: Any = policy(obs)
+    chooser = PolicyPlayer(lambda obs: _choose(player, obs, num_actions, rng, epsilon))
+    env_seed, num_left = seed, num_steps
+    while num_left > 0:
+        player.reset(int(rng.integers(2**31)))
+        obs, _ = env.reset(seed=env_seed)
+        builder, env_seed = EpisodeBuilder(), None
+        final: dict[str, Any] = {}
+        for step in itertools.islice(play(env, chooser, np.array(obs)), num_left):
+            builder.add(step.obs, step.act, step.rew)
+            on_steps(1)
+            if step.is_over:
+                final = {"end": step.terminated, "trunc": step.truncated, "final_obs": step.next_obs}
+        num_left -= len(builder)
+        yield builder.episode(**final)
+
+
+def _choose(player: Player, obs: Frame, num_actions: int, rng: np.random.Generator, epsilon: float) -> int:
+    """The player's action, checked, or a random one; the player sees every frame in any case."""
+    choice: Any = player.act(obs)
     try:
         action = operator.index(choice)
     except TypeError:
         action = -1
     if not 0 <= action < num_actions:
         raise InvalidInputError(
-            f"the policy must return an integer in 0..{num_actions - 1}, it returned {choice!r}"
+            f"the player must return an integer in 0..{num_actions - 1}, it returned {choice!r}"
         )
     if epsilon > 0 and rng.random() < epsilon:
         return int(rng.integers(num_actions))
     return action
-
-
-@dataclass
-class EpisodeBuilder:
-    """The steps of one episode so far: uint8 frames (h, w, c), actions, raw rewards, ends and truncations."""
-
-    obs: list[Frame] = field(default_factory=list)
-    act: list[int] = field(default_factory=list)
-    rew: list[float] = field(default_factory=list)
-    end: list[bool] = field(default_factory=list)
-    trunc: list[bool] = field(default_factory=list)
-
-    def add(self, obs: Frame, act: int, rew: float, end: bool, trunc: bool) -> None:
-        """One more step: the frame before it, the action, and what came of it."""
-        self.obs.append(obs)
-        self.act.append(act)
-        self.rew.append(rew)
-        self.end.append(end)
-        self.trunc.append(trunc)
-
-    def episode(self, final_obs: Frame | None) -> Episode:
-        """The episode; `final_obs` is the frame after its last step, None where it is unfinished."""
-        info = {} if final_obs is None else {"final_observation": _channels_first(final_obs[None])[0]}
-        return Episode(
-            obs=_channels_first(np.stack(self.obs)),
-            act=torch.tensor(self.act, dtype=torch.int64),
-            rew=torch.tensor(self.rew, dtype=torch.float32),
-            end=torch.tensor(self.end, dtype=torch.uint8),
-            trunc=torch.tensor(self.trunc, dtype=torch.uint8),
-            info=info,
-        )
-
-
-def _channels_first(frames: NDArray[np.uint8]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(frames.transpose(0, 3, 1, 2)))
 
 
 @dataclass(frozen=True)
@@ -250,7 +187,7 @@ class _Share:
     """What one process plays."""
 
     game: str
-    policy: Policy
+    player: Player
     num_steps: int
     seed: int
     training: bool
@@ -259,7 +196,7 @@ class _Share:
 
 def _shares(
     game: object,
-    policy: Policy,
+    player: Player,
     num_steps: int,
     seed: int,
     training: bool,
@@ -270,12 +207,12 @@ def _shares(
         raise InvalidInputError(f"num_workers > 1 needs a game's name, got {type(game).__name__}")
     name = game_name(game)
     try:
-        pickle.dumps(policy)
-    except Exception as error:  # whatever the policy's own pickling raises
-        raise InvalidInputError(f"num_workers > 1 needs a policy that can be pickled: {error}") from error
+        pickle.dumps(player)
+    except Exception as error:  # whatever the player's own pickling raises
+        raise InvalidInputError(f"num_workers > 1 needs a player that can be pickled: {error}") from error
     steps = [num_steps // num_workers + (i < num_steps % num_workers) for i in range(num_workers)]
     seeds = np.random.SeedSequence(seed).generate_state(num_workers).tolist()
-    return [_Share(name, policy, n, s, training, epsilon) for n, s in zip(steps, seeds, strict=True) if n > 0]
+    return [_Share(name, player, n, s, training, epsilon) for n, s in zip(steps, seeds, strict=True) if n > 0]
 
 
 def _play_in_processes(
@@ -308,7 +245,7 @@ def _play_share(share: _Share, outbox: Connection) -> None:
     torch.set_num_threads(1)
     try:
         env = AtariEnv(share.game, training=share.training)
-        for episode in _play(env, share.policy, share.num_steps, share.seed, share.epsilon, lambda _: None):
+        for episode in _play(env, share.player, share.num_steps, share.seed, share.epsilon, lambda _: None):
             outbox.send(_to_arrays(episode))
         outbox.send(None)
     except Exception as error:
@@ -341,10 +278,12 @@ def _from_arrays(arrays: dict[str, NDArray[Any]]) -> Episode:
 
 
 def _check_arguments(
-    policy: object, num_steps: int, seed: int, dataset: object, epsilon: float, num_workers: int
+    player: Player, num_steps: int, seed: int, dataset: object, epsilon: float, num_workers: int
 ) -> None:
-    if not callable(policy):
-        raise InvalidInputError(f"policy must be callable, got {type(policy).__name__}")
+    if isinstance(player, PolicyPlayer) and not callable(player.policy):
+        raise InvalidInputError(
+            f"player must be a Player, or a callable from a frame to an action, got {player.policy!r}"
+        )
     if not _is_integer(num_steps) or num_steps <= 0:
         raise InvalidInputError(f"num_steps must be an integer of at least 1, got {num_steps!r}")
     if not _is_integer(seed) or seed < 0:

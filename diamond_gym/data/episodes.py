@@ -8,9 +8,9 @@ A dataset is a folder:
     200/30/4/1234.pt
 
 Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
-whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. One
-process writes at a time; any number may read. The module knows nothing of games, policies or training
-segments.
+whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. Any
+number of processes may append and read; one at a time may replace. The module knows nothing of games,
+policies or training segments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym import files as disk
-from diamond_gym.errors import DatasetError
+from diamond_gym import untrusted
+from diamond_gym.errors import CacheError, DatasetError
 from diamond_gym.world import pixels
 
 _FINAL = "final_observation"
@@ -122,13 +123,17 @@ class Episode:
         Raises:
             CacheError: the file cannot be written.
         """
+        disk.write_torch(Path(path), self._content())
+
+    def _content(self) -> dict[str, Any]:
+        """What a file holds."""
         info = dict(self.info)
         if _FINAL in info:
             info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout keeps this one frame in [-1, 1]
         fields = {
             name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
         }
-        disk.write_torch(Path(path), {**fields, "info": info})
+        return {**fields, "info": info}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Episode:
@@ -139,18 +144,30 @@ class Episode:
         Raises:
             DatasetError: the file is missing, corrupt, holds anything but plain data, or is no episode.
         """
-        content = _read(Path(path), [])
+        path = Path(path)
+        content = _read(path, "an episode", [])
         names = {"obs", "act", "rew", "end", "trunc", "info"}
         if not isinstance(content, dict) or set(content) != names or not isinstance(content["info"], dict):
             raise DatasetError(f"{path} is no episode: expected the fields {', '.join(sorted(names))}")
-        final = content["info"].get(_FINAL)
-        if isinstance(final, Tensor) and final.is_floating_point():
-            content["info"][_FINAL] = pixels.to_uint8(final)
-        try:
+        with untrusted.reading(path, DatasetError, "an episode"):
+            final = content["info"].get(_FINAL)
+            if isinstance(final, Tensor) and final.is_floating_point():
+                content["info"][_FINAL] = pixels.to_uint8(final)
             flags = {name: _flags(name, content[name]) for name in ("end", "trunc")}
-            return cls(**{**content, **flags})  # pyright: ignore[reportArgumentType]
-        except DatasetError as error:
-            raise DatasetError(f"{path}: {error}") from None
+            episode = cls(**{**content, **flags})  # pyright: ignore[reportArgumentType]
+            if not episode.rew.isfinite().all():
+                raise DatasetError("rew holds a number that is not finite")
+            for name, x in episode.info.items():
+                if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
+                    raise DatasetError(f"{name} in its info is of {x.dtype}, which NumPy does not know")
+            return episode
+
+
+def channels_first(frames: NDArray[Any] | Tensor) -> Tensor:
+    """Turn arrays of frames (..., h, w, c) into tensors (..., c, h, w); tensors stay as they are."""
+    if isinstance(frames, Tensor):
+        return frames
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))
 
 
 class EpisodeDataset:
@@ -236,6 +253,8 @@ class EpisodeDataset:
     def append(self, episode: Episode) -> int:
         """Write one more episode and the index; returns the episode's number.
 
+        Episodes that other processes have added since are taken in.
+
         Raises:
             CacheError: the folder cannot be written.
         """
@@ -245,11 +264,14 @@ class EpisodeDataset:
     def extend(self, episodes: Iterable[Episode]) -> None:
         """Write several episodes, then the index once.
 
+        Episodes that other processes have added since are taken in.
+
         Raises:
             CacheError: the folder cannot be written.
         """
         for episode in episodes:
-            episode.save(self.episode_path(self.num_episodes))
+            with disk.adding(self._free_paths()) as new:
+                disk.save_torch(episode._content(), new.file)
             self._count(episode)
         self._write_index()
 
@@ -321,6 +343,15 @@ class EpisodeDataset:
         self._counter_rew.update(_reward_signs(episode))
         self._counter_end.update(episode.end.tolist())
 
+    def _free_paths(self) -> Iterator[Path]:
+        """Where the next episode goes; when a name is taken, the episode that took it is counted."""
+        while True:
+            path, before = self.episode_path(self.num_episodes), self.num_episodes
+            yield path
+            self._index_new_files()
+            if self.num_episodes == before:
+                raise CacheError(f"{path} is in the way of an episode, and is none: remove it")
+
     def _index_new_files(self) -> None:
         """Take in episodes that were written after the index was."""
         for episode_id in itertools.count(self.num_episodes):
@@ -330,15 +361,18 @@ class EpisodeDataset:
             self._count(Episode.load(path))
 
     def _load_index(self) -> None:
-        index = _read(self._index_path, _ARRAY_GLOBALS)
+        index = _read(self._index_path, "the index of a dataset", _ARRAY_GLOBALS)
         if not isinstance(index, dict) or not _INDEX_KEYS.issubset(index):
             raise DatasetError(
                 f"{self._index_path} is no dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
             )
-        self._lengths = [int(length) for length in index["lengths"]]
-        self._num_steps = sum(self._lengths)
-        self._counter_rew = Counter(index["counter_rew"])
-        self._counter_end = Counter(index["counter_end"])
+        with untrusted.reading(self._index_path, DatasetError, "the index of a dataset"):
+            self._lengths = [int(length) for length in index["lengths"]]
+            self._num_steps = sum(self._lengths)
+            self._counter_rew = _counts(index["counter_rew"])
+            self._counter_end = _counts(index["counter_end"])
+            if not all(1 <= length < 2**40 for length in self._lengths):
+                raise ValueError(f"it has episodes of {min(self._lengths)} to {max(self._lengths)} steps")
         if (self.num_episodes, self.num_steps) != (index["num_episodes"], index["num_steps"]):
             raise DatasetError(
                 f"{self._index_path} contradicts itself: {index['num_episodes']} episodes and "
@@ -358,7 +392,7 @@ class EpisodeDataset:
         disk.write_torch(self._index_path, index)
 
     def _nothing_here(self) -> str:
-        inner = sorted(path.parent.name for path in self.path.glob("*/info.pt"))
+        inner = [path.name for path in disk.visible(self.path) if (path / "info.pt").is_file()]
         hint = f"; did you mean {' or '.join(str(self.path / name) for name in inner)}?" if inner else ""
         return (
             f"no dataset at {self.path}: expected info.pt, or episodes such as {self.episode_path(0)}{hint}"
@@ -392,23 +426,26 @@ def _flags(name: str, value: Any) -> Any:
     return numbers.to(torch.uint8)
 
 
-def _read(path: Path, safe_globals: list[Any]) -> Any:
+def _counts(found: Any) -> Counter[Any]:
+    """How many steps carry each number."""
+    counts = Counter({float(number): int(count) for number, count in found.items()})
+    if any(count < 0 for count in counts.values()):
+        raise ValueError("it counts fewer than no steps")
+    return counts
+
+
+def _read(path: Path, what: str, safe_globals: list[Any]) -> Any:
     """Read plain data and tensors; a file that holds anything else is refused."""
     if not path.is_file():
         raise DatasetError(f"{path} is missing")
-    try:
-        with torch.serialization.safe_globals(safe_globals):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
-        reason = str(error).partition("\n")[0].partition(" This file can still be loaded")[0]
-        raise DatasetError(f"{path} is corrupt, or holds more than plain data: {reason}") from error
+    return untrusted.read_torch(path, DatasetError, what, safe_globals)
 
 
 def _verify_checksums(path: Path) -> None:
     """Compare the file's contents with the checksums stored beside them, which torch does not do."""
     if not zipfile.is_zipfile(path):
         return  # torch's older format has no checksums
-    with zipfile.ZipFile(path) as archive:
+    with untrusted.reading(path, DatasetError, "an episode"), zipfile.ZipFile(path) as archive:
         damaged = archive.testzip()
     if damaged is not None:
         raise DatasetError(f"{path} is corrupt: the checksum of {damaged} is wrong")

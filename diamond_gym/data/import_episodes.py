@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
+from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.minari import MinariSource
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.files import new_folder
 
 ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
@@ -161,9 +161,9 @@ class FolderSource:
             raise DatasetError(
                 f"episodes={folder} is a dataset already: train with static_dataset.path={dataset}"
             )
-        self.files = sorted(path.glob("*.npz"))
+        self.files = disk.visible(path, "*.npz")
         if not self.files:
-            names = sorted(file.name for file in path.iterdir())
+            names = [file.name for file in disk.visible(path)]
             found = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "") or "nothing"
             raise DatasetError(f"episodes={folder} holds no .npz files, one an episode; found {found}")
 
@@ -187,7 +187,7 @@ def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportR
     source = _source(options)
     splits = split(len(source), options.test_every)
     report = ImportReport(Path(options.out), options.size, source.num_actions or 0, note=source.note)
-    with new_folder(Path(options.out)) as folder:
+    with disk.new_folder(Path(options.out)) as folder:
         for name, numbers in splits.items():
             dataset = EpisodeDataset(folder / name, create=True)
             dataset.extend(_converted(source, numbers, options.size, report, progress, name))

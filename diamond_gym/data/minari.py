@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Dict, Discrete
 
+from diamond_gym import untrusted
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
 
@@ -53,8 +54,8 @@ class MinariSource:
             episode = self._dataset[number]
         except Exception as error:  # whatever the storage raises for damaged files
             raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
-        obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
-        try:
+        with untrusted.reading(f"minari={self.name}, episode {number}", DatasetError, "an episode of images"):
+            obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
             return RecordedEpisode(
                 obs=obs,
                 act=np.asarray(episode.actions) - self._first_action,
@@ -63,8 +64,6 @@ class MinariSource:
                 truncated=episode.truncations,
                 num_actions=self.num_actions,
             )
-        except DatasetError as error:
-            raise DatasetError(f"minari={self.name}, episode {number}: {error}") from error
 
 
 def _load(name: str) -> Any:

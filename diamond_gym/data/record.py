@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import MISSING, dataclass
+from itertools import islice
 from typing import Any
 
 import gymnasium
-from gymnasium.wrappers import AddRenderObservation
-from tqdm import trange
+from gymnasium.spaces import Discrete
+from gymnasium.wrappers import AddRenderObservation, TransformAction
+from tqdm import tqdm
 
 from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.players.player import RandomPolicy
+from diamond_gym.players.loop import play
+from diamond_gym.players.player import RandomPlayer
 
 ABOUT = """\
 A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
@@ -52,21 +56,21 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
         InvalidInputError: There is no such environment, or it cannot be recorded.
         CacheError: The folder cannot be written.
     """
-    env = RecordEpisodes(_make(options), options.out)
-    space: Any = env.action_space
-    policy = RandomPolicy(int(space.n), options.seed, options.repeat)
-    num_episodes = 0
-    try:
-        obs, _ = env.reset(seed=options.seed)
-        for step in trange(options.num_steps, unit="step", desc="record", disable=not progress):
-            obs, _, terminated, truncated, _ = env.step(int(space.start) + policy(obs))
-            is_over = terminated or truncated
-            num_episodes += is_over or step == options.num_steps - 1
-            if is_over:
-                policy.reset()
-                obs, _ = env.reset()
-    finally:
-        env.close()
+    recorded = RecordEpisodes(_make(options), options.out)
+    space: Any = recorded.action_space
+    first, num_actions = int(space.start), int(space.n)
+    env = TransformAction(recorded, lambda act: first + act, Discrete(num_actions))
+    player = RandomPlayer(num_actions, options.seed, options.repeat)
+    num_episodes, num_left, seed = 0, options.num_steps, options.seed
+    with closing(env), tqdm(total=options.num_steps, unit="step", desc="record", disable=not progress) as bar:
+        while num_left:
+            obs, _ = env.reset(seed=seed)
+            seed = None
+            player.reset()
+            for _ in islice(play(env, player, obs), num_left):
+                num_left -= 1
+                bar.update()
+            num_episodes += 1
     return num_episodes
 
 

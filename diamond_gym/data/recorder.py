@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
+from diamond_gym import files as disk
+from diamond_gym import untrusted
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.files import write_file
 
 _NAMES = {
     "obs": ("obs", "observations"),
@@ -90,12 +93,16 @@ class RecordedEpisode:
         Raises:
             CacheError: It cannot be written.
         """
+        disk.write_file(path, self.content())
+
+    def content(self) -> bytes:
+        """What a file holds."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         if self.num_actions is not None:
             fields["num_actions"] = np.int64(self.num_actions)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **fields)
-        write_file(path, buffer.getvalue())
+        return buffer.getvalue()
 
     @classmethod
     def load(cls, path: Path) -> RecordedEpisode:
@@ -104,24 +111,18 @@ class RecordedEpisode:
         Raises:
             DatasetError: It is missing, damaged, or no episode; the message names it.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-        except Exception as error:  # numpy and zipfile raise many kinds for a damaged file
-            raise DatasetError(f"{path} cannot be read as an .npz file of plain arrays: {error}") from error
-        try:
+        arrays = untrusted.read_arrays(path, DatasetError, "an .npz file of plain arrays")
+        with untrusted.reading(path, DatasetError, "a recorded episode"):
             fields = {name: _first(arrays, name) for name in _NAMES}
             num_actions = int(arrays["num_actions"]) if "num_actions" in arrays else None
             return cls(**fields, num_actions=num_actions)
-        except (DatasetError, TypeError, ValueError) as error:
-            raise DatasetError(f"{path}: {error}") from error
 
 
 class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
     """Writes every episode to `folder/episode_<number>.npz` when it ends.
 
-    Numbers go on after those that are there; two processes need two folders. An episode that `reset` or
-    `close` cuts off is written too, as one that never ended.
+    Numbers continue after those that are there; any number of environments and processes may share a folder.
+    An episode that `reset` or `close` cuts off is written too, as one that never ended.
 
     Args:
         env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. One whose
@@ -140,7 +141,7 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         _check_frames(env.observation_space)
         self._first_action, self._num_actions = _action_range(env.action_space)
         self._number = 1 + max((_number(path) for path in self.folder.glob("episode_*.npz")), default=-1)
-        self._forget()
+        self._builder, self._latest = EpisodeBuilder(), None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -148,20 +149,18 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         """Starts an episode; one that was going on is written first."""
         self._write()
         obs, info = self.env.reset(seed=seed, options=options)
-        self._obs.append(np.array(obs))  # a copy: an environment may draw every frame into the same array
+        self._latest = np.array(obs)  # a copy: an environment may draw every frame into the same array
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Takes a step; writes the episode if it ends."""
         obs, reward, terminated, truncated, info = self.env.step(action)
-        if not self._obs:
+        if self._latest is None:
             return obs, reward, terminated, truncated, info  # a step after the end: the environment's affair
-        self._obs.append(np.array(obs))
-        self._act.append(int(action) - self._first_action)
-        self._rew.append(float(reward))
-        self._ends.append((bool(terminated), bool(truncated)))
+        self._builder.add(self._latest, int(action) - self._first_action, float(reward))
+        self._latest = np.array(obs)
         if terminated or truncated:
-            self._write()
+            self._write(bool(terminated), bool(truncated))
         return obs, reward, terminated, truncated, info
 
     def close(self) -> None:
@@ -169,26 +168,23 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         self._write()
         super().close()
 
-    def _write(self) -> None:
-        if self._act:
-            ends = np.array(self._ends)
+    def _write(self, terminated: bool = False, truncated: bool = False) -> None:
+        builder = self._builder
+        if len(builder):
+            frames: list[Any] = [*builder.obs, self._latest]
+            ends = np.zeros((2, len(builder)), bool)
+            ends[:, -1] = terminated, truncated
             episode = RecordedEpisode(
-                obs=np.stack(self._obs),
-                act=np.array(self._act),
-                rew=np.array(self._rew),
-                terminated=ends[:, 0],
-                truncated=ends[:, 1],
+                obs=np.stack(frames),
+                act=np.array(builder.act),
+                rew=np.array(builder.rew),
+                terminated=ends[0],
+                truncated=ends[1],
                 num_actions=self._num_actions,
             )
-            episode.save(self.folder / f"episode_{self._number:06d}.npz")
-            self._number += 1
-        self._forget()
-
-    def _forget(self) -> None:
-        self._obs: list[NDArray[np.uint8]] = []
-        self._act: list[int] = []
-        self._rew: list[float] = []
-        self._ends: list[tuple[bool, bool]] = []
+            names = (self.folder / f"episode_{number:06d}.npz" for number in itertools.count(self._number))
+            self._number = 1 + _number(disk.add_file(names, episode.content()))
+        self._builder, self._latest = EpisodeBuilder(), None
 
 
 def _first(arrays: dict[str, NDArray[Any]], field: str) -> NDArray[Any]:

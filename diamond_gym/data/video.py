@@ -28,21 +28,28 @@ class Film:
     pixels that hardly change stay as they were.
 
     Args:
-        path: The file, `.mp4` or `.gif`; one that was there is replaced once the new one is complete.
+        path: The file, `.mp4` or `.gif`.
         fps: Pictures per second, above 0. GIFs keep time in hundredths of a second.
+        replace: Whether the complete film takes the place of a file that is there, or else gets a number in
+            its name, so that `path` changes.
 
     Raises:
         InvalidInputError: The file's name ends otherwise.
         CacheError: The folder cannot be written.
     """
 
-    def __init__(self, path: Path, fps: float) -> None:
+    def __init__(self, path: Path, fps: float, *, replace: bool = True) -> None:
         if path.suffix not in SUFFIXES:
             raise InvalidInputError(f"a film is a file {' or '.join(SUFFIXES)}, got {str(path)!r}")
         self.path = path
         self.num_frames = 0
         self._stack = ExitStack()
-        file = self._stack.enter_context(disk.replacing(path))
+        self._new: disk.NewFile | None = None
+        if replace:
+            file = self._stack.enter_context(disk.replacing(path))
+        else:
+            self._new = self._stack.enter_context(disk.adding(disk.numbered(path)))
+            file = self._new.file
         self._writer: Any = _Gif(file, fps) if path.suffix == ".gif" else _mp4_writer(file, fps)
         self._stack.callback(self._writer.close)
 
@@ -61,6 +68,7 @@ class Film:
             CacheError: The file cannot be written; whatever was at its path is still there.
         """
         self._stack.close()
+        self.path = self.path if self._new is None else self._new.path
 
 
 class _Gif:

@@ -5,7 +5,7 @@ Knows Gymnasium's conventions; nothing of networks, nor of where weights and sta
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -15,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diamond_gym.backends.names import accepts_compile
 from diamond_gym.checkpoints import load_world
 from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
@@ -41,8 +42,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             "hub:user/name" (a repository of the Hub), or a path to a `.safetensors`, a `.pt` or a run folder.
         device: "auto", "cpu", "cuda", ...
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
-        compile: True compiles the networks, "openvino" runs those of a single game on the CPU in OpenVINO
-            (extra `openvino`), "auto" and False do neither; on CUDA steps are CUDA graphs unless it is False.
+        backend: What runs the networks: "eager" PyTorch, "inductor" (PyTorch's compiler), "openvino" (for a
+            single game on the CPU; extra `openvino`), "cuda_graph" (on CUDA), or "auto": "cuda_graph" on
+            CUDA, else "eager". The deprecated `compile` is taken in its place.
         num_denoising_steps: Denoising steps per frame; None as the checkpoint says, like the next three.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.
@@ -55,6 +57,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     metadata: dict[str, Any] = rendering.METADATA
 
+    @accepts_compile
     def __init__(
         self,
         game: str | None = None,
@@ -62,7 +65,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         checkpoint: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool | Literal["auto", "openvino"] = "auto",
+        backend: str = "auto",
         num_denoising_steps: int | None = None,
         order: int | None = None,
         s_churn: float | None = None,
@@ -78,7 +81,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             checkpoint,
             device=device,
             dtype=dtype,
-            compile=compile,
+            backend=backend,
             num_denoising_steps=num_denoising_steps,
             order=order,
             s_churn=s_churn,

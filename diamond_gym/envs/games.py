@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from diamond_gym.checkpoints import World
-from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError
+from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError, first_line
 from diamond_gym.world.world_model import WorldModelState, WorldModelStep
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
@@ -73,7 +73,7 @@ class ImaginedState:
         Raises:
             InvalidInputError: Not a sequence of games' numbers.
         """
-        given = _as_array(games)
+        given = as_array(games)
         if (
             given is None
             or given.ndim != 1
@@ -165,6 +165,17 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
     """
     if not isinstance(state, ImaginedState):
         raise InvalidInputError(f"expected a state from clone_state(), got {type(state).__name__}")
+    try:
+        return _checked_state(world, state, num_games)
+    except InvalidInputError:
+        raise
+    except Exception as error:  # whatever comes of states that were made by hand
+        raise InvalidInputError(f"the state is none that clone_state() gives: {first_line(error)}") from error
+
+
+def _checked_state(
+    world: World, state: ImaginedState, num_games: int
+) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
     if state.game != world.game:
         raise InvalidInputError(f"this world imagines {world.game}, the state is of {state.game}")
     if len(state) != num_games:
@@ -181,9 +192,47 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
             f"the state is of another world model: this one has frames {(num_games, n, c, h, w)} "
             f"and an LSTM of {hx.shape[-1]}, the state has {tuple(given.obs.shape)} and {given.hx.shape[-1]}"
         )
+    n_games = (num_games,)
+    expected = {
+        "obs": (given.obs, torch.uint8, given.obs.shape),
+        "act": (given.act, torch.int64, (num_games, n)),
+        "hx": (given.hx, None, hx[0].shape),
+        "cx": (given.cx, None, hx[0].shape),
+        "key": (given.key, torch.int64, n_games),
+        "time": (given.time, torch.int64, n_games),
+        "over": (state.over, torch.bool, n_games),
+    }
+    if given.padding is not None:
+        expected["padding"] = (given.padding, torch.int64, n_games)
+    for name, (x, dtype, shape) in expected.items():
+        _check_tensor(name, x, dtype, tuple(shape))
+    limits = {"act": len(world.action_meanings), "key": _NUM_KEYS, "time": 2**62, "padding": n}
+    for name, limit in limits.items():
+        x = getattr(given, name)
+        if x is not None and not bool(((x >= 0) & (x <= limit - 1)).all()):
+            raise InvalidInputError(f"the state's {name} must be in 0..{limit - 1}, got {x.tolist()}")
+    _check_rngs(state.rng, num_games)
     moved = WorldModelState(*(x.to(model.device) for x in given.tensors()))
     moved = replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
     return moved, state.over.to(model.device)
+
+
+def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
+    """Raises `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
+    is_dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
+    if not is_dense or tuple(x.shape) != shape or (x.dtype != dtype if dtype else not x.is_floating_point()):
+        got = f"{x.dtype} {tuple(x.shape)}, {x.layout}, on {x.device}" if isinstance(x, Tensor) else repr(x)
+        raise InvalidInputError(f"the state's {name} must be {dtype or 'floats'} of shape {shape}, got {got}")
+    if dtype is None and not bool(x.isfinite().all()):
+        raise InvalidInputError(f"the state's {name} holds numbers that are not finite")
+
+
+def _check_rngs(states: Any, num_games: int) -> None:
+    """Raises an error unless there is a state of a random generator for each game."""
+    if not isinstance(states, tuple | list) or len(states) != num_games:
+        raise InvalidInputError(f"the state's rng must be {num_games} states of random generators")
+    for state in states:
+        np.random.Generator(np.random.PCG64(0)).bit_generator.state = state
 
 
 def restore_rngs(rngs: Iterable[np.random.Generator], state: ImaginedState) -> None:
@@ -220,7 +269,10 @@ def check_action(action: Any, action_meanings: Sequence[str]) -> int:
     integral = (
         not isinstance(action, bool | np.bool_)
         if isinstance(action, int | np.integer)
-        else isinstance(action, np.ndarray | Tensor) and action.ndim == 0 and _has_integer_dtype(action)
+        else isinstance(action, np.ndarray | Tensor)
+        and action.ndim == 0
+        and _has_integer_dtype(action)
+        and (isinstance(action, np.ndarray) or _is_dense(action))
     )
     if not integral or not 0 <= int(action) < len(action_meanings):
         raise InvalidInputError(
@@ -241,9 +293,9 @@ def check_actions(
     Raises:
         InvalidInputError: Not integers of shape (num_games,) in range.
     """
-    given = actions if isinstance(actions, Tensor) else _as_array(actions)
+    given = actions if isinstance(actions, Tensor) and _is_dense(actions) else as_array(actions)
     if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
-        kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else repr(actions)
+        kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else told(actions)
         raise InvalidInputError(f"actions must be integers of shape ({num_games},), got {kind}")
     act = given.to(torch.int64) if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.int64))
     valid = (act >= 0) & (act < len(action_meanings))
@@ -333,7 +385,7 @@ def check_context(world: World, context: Any, num_games: int | None = None) -> C
 
 def _check_context_obs(value: Any, shape: tuple[int, ...], num_games: int | None) -> NDArray[np.uint8]:
     accepted = [shape] if num_games is None else [shape, (num_games, *shape)]
-    obs = _as_array(value)
+    obs = as_array(value)
     if obs is None or obs.dtype != np.uint8 or obs.shape not in accepted:
         got = f"{obs.dtype} {obs.shape}" if obs is not None else type(value).__name__
         raise InvalidInputError(
@@ -344,7 +396,7 @@ def _check_context_obs(value: Any, shape: tuple[int, ...], num_games: int | None
 
 def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> NDArray[np.int64]:
     accepted = [shape, (*shape[:-1], shape[-1] - 1)]
-    act = _as_array(value)
+    act = as_array(value)
     if act is None or not (_has_integer_dtype(act) or act.size == 0) or act.shape not in accepted:
         got = f"{act.dtype} {act.shape}" if act is not None else type(value).__name__
         raise InvalidInputError(
@@ -389,6 +441,13 @@ def _keys_of(meaning: str) -> tuple[str, ...]:
     return tuple(keys) if not meaning else ()
 
 
+def told(value: Any) -> str:
+    """What was given, also where that cannot say it itself."""
+    if isinstance(value, Tensor):
+        return f"a tensor of {value.dtype}, {value.layout}, on {value.device}"
+    return repr(value)
+
+
 def _menu(action_meanings: Sequence[str]) -> str:
     return ", ".join(f"{i} {meaning}" for i, meaning in enumerate(action_meanings))
 
@@ -399,11 +458,16 @@ def _has_integer_dtype(x: np.ndarray | Tensor) -> bool:
     return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
-def _as_array(value: Any) -> np.ndarray | None:
+def as_array(value: Any) -> np.ndarray | None:
     """The value as an array, or None when it is none (ragged, None, a string, a dtype NumPy lacks, ...)."""
     try:
         if isinstance(value, Tensor):
-            return value.detach().cpu().numpy()
+            return value.detach().cpu().numpy() if _is_dense(value) else None
         return np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else None
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # whatever the items of a list raise when they are looked at
         return None
+
+
+def _is_dense(x: Tensor) -> bool:
+    """Whether a tensor has numbers that can be looked at."""
+    return x.layout == torch.strided and not x.is_meta

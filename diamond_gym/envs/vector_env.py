@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from diamond_gym.backends.names import accepts_compile
 from diamond_gym.checkpoints import load_world
 from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
@@ -28,6 +29,8 @@ from diamond_gym.world.world_model import WorldModelState
 
 Array = NDArray[Any] | Tensor
 """A NumPy array with `output="numpy"`, a tensor on the world model's device with `output="torch"`."""
+
+_MAX_ENVS, _MAX_STEPS = 2**16, 2**31
 
 
 class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
@@ -62,6 +65,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
 
     metadata: dict[str, Any] = {**rendering.METADATA, "autoreset_mode": AutoresetMode.NEXT_STEP}
 
+    @accepts_compile
     def __init__(
         self,
         num_envs: int = 1,
@@ -73,7 +77,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         checkpoint: str = "auto",
         device: str = "auto",
         dtype: str = "auto",
-        compile: bool | Literal["auto", "openvino"] = "auto",
+        backend: str = "auto",
         num_denoising_steps: int | None = None,
         order: int | None = None,
         s_churn: float | None = None,
@@ -82,9 +86,11 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     ) -> None:
         imagination.check_choice("render_mode", render_mode, [None, *self.metadata["render_modes"]])
         imagination.check_choice("output", output, ["numpy", "torch"])
-        self.num_envs = _check_count("num_envs", num_envs)
+        self.num_envs = _check_count("num_envs", num_envs, _MAX_ENVS)
         self._horizon = (
-            None if max_episode_steps in (None, -1) else _check_count("max_episode_steps", max_episode_steps)
+            None
+            if max_episode_steps in (None, -1)
+            else _check_count("max_episode_steps", max_episode_steps, _MAX_STEPS)
         )
         self.autoreset_mode = _check_autoreset_mode(autoreset_mode)
         self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
@@ -97,7 +103,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             checkpoint,
             device=device,
             dtype=dtype,
-            compile=compile,
+            backend=backend,
             num_denoising_steps=num_denoising_steps,
             order=order,
             s_churn=s_churn,
@@ -312,9 +318,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     def _games_to_reset(self, mask: Any) -> NDArray[np.intp]:
         if mask is None:
             return np.arange(self.num_envs)
-        given = mask.cpu().numpy() if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
+        given = imagination.as_array(mask) if isinstance(mask, Tensor) and mask.dtype == torch.bool else mask
         if not isinstance(given, np.ndarray) or given.dtype != np.bool_ or given.shape != (self.num_envs,):
-            got = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else repr(mask)
+            got = f"{given.dtype} {given.shape}" if isinstance(given, np.ndarray) else imagination.told(mask)
             raise InvalidInputError(f'options["reset_mask"] is a boolean array ({self.num_envs},), got {got}')
         if not given.any():
             raise InvalidInputError('options["reset_mask"] must be True for at least one game')
@@ -362,9 +368,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             self._window.show(rendering.tile(self._frames()))
 
 
-def _check_count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise InvalidInputError(f"{name} is an integer >= 1, got {value!r}")
+def _check_count(name: str, value: Any, most: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value <= most:
+        raise InvalidInputError(f"{name} is an integer >= 1, and at most {most}, got {value!r}")
     return int(value)
 
 

@@ -5,6 +5,7 @@ Knows the real game and nothing of world models.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from diamond_gym.data.collect import Policy, SeededPolicy
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players import loop
+from diamond_gym.players.player import Player, PolicyPlayer
 
 NUM_STEPS = 4
 """An action is held for so many steps: most games take one or two to answer."""
@@ -123,13 +125,13 @@ def play_randomly(
 
 
 def play_on(
-    game: str, policy: SeededPolicy, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int
+    game: str, player: Player, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int
 ) -> Play:
     """Goes back to some of the starts in the real game and lets a player go on from there.
 
     Args:
         game: the game's name.
-        policy: who plays, with no memory of what was before; its seed at a start is the start's number.
+        player: who plays, with no memory of what was before; its seed at a start is the start's number.
         held_out: the episodes.
         starts: moments in them.
         num_starts: how many, spread evenly.
@@ -138,9 +140,9 @@ def play_on(
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
 
-    def anew(row: int) -> Policy:
-        policy.reset(row)
-        return policy
+    def anew(row: int) -> Player:
+        player.reset(row)
+        return player
 
     return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, anew, num_steps))
 
@@ -194,34 +196,31 @@ def _play_from(
     held_out: HeldOut,
     starts: Starts,
     chosen: list[int],
-    policy_at: Callable[[int], Policy],
+    player_at: Callable[[int], Player],
     num_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Rewards and ends (k, num_steps) of what a policy does from each chosen start on; closes `env`."""
+    """Rewards and ends (k, num_steps) of what a player does from each chosen start on; closes `env`."""
 
     def look(row: int) -> Tensor:
-        return _play(env, policy_at(row), starts.obs[row, -1], num_steps)
+        return _play(env, player_at(row), starts.obs[row, -1], num_steps)
 
     happened = _replay(env, held_out, starts, chosen, look)
     rew, end = torch.stack([happened[row] for row in chosen], 1)
     return rew, end.bool()
 
 
-def _one_by_one(acts: NDArray[np.int64]) -> Policy:
+def _one_by_one(acts: NDArray[np.int64]) -> Player:
     """These actions, whatever is seen."""
     left = iter(acts.tolist())
-    return lambda obs: next(left)
+    return PolicyPlayer(lambda obs: next(left))
 
 
-def _play(env: AtariEnv, policy: Policy, frame: Tensor, num_steps: int) -> Tensor:
-    """Signs of the rewards, and ends, (2, num_steps), of what a policy does from this frame (c, h, w) on."""
+def _play(env: AtariEnv, player: Player, frame: Tensor, num_steps: int) -> Tensor:
+    """Signs of the rewards, and ends, (2, num_steps), of what a player does from this frame (c, h, w) on."""
     obs = frame.permute(1, 2, 0).numpy()
     rew_end = torch.zeros(2, num_steps)
-    for t in range(num_steps):
-        obs, reward, terminated, truncated, _ = env.step(policy(obs))
-        rew_end[:, t] = torch.tensor([np.sign(reward), terminated or truncated])
-        if terminated or truncated:
-            break
+    for t, step in enumerate(itertools.islice(loop.play(env, player, obs), num_steps)):
+        rew_end[:, t] = torch.tensor([np.sign(step.rew), step.is_over])
     return rew_end
 
 

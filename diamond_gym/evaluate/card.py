@@ -13,7 +13,7 @@ from dataclasses import MISSING, asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diamond_gym import cli
+from diamond_gym import cli, untrusted
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
@@ -246,13 +246,10 @@ def read_result(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: The file is missing or something else.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+    what = "the JSON of an evaluation of this version"
+    result = untrusted.read_json(path, InvalidInputError, what)
+    with untrusted.reading(path, InvalidInputError, what):
         _fidelity(result, None)
-    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InvalidInputError(
-            f"{path} is not the JSON of an evaluation of this version: {error!r}"
-        ) from error
     return result
 
 

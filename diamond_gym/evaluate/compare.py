@@ -6,14 +6,13 @@ may differ a little: each kind has its tolerance.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
-from diamond_gym import cli
+from diamond_gym import cli, untrusted
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.card import kept, read_result
@@ -145,14 +144,11 @@ def read_kept(path: Path) -> dict[str, Any]:
     Raises:
         InvalidInputError: The file is missing or something else.
     """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+    what = "the numbers of an evaluation of this version"
+    result = untrusted.read_json(path, InvalidInputError, what)
+    with untrusted.reading(path, InvalidInputError, what):
         dict(_numbers(result, _COMPARED))
         return result | {"settings": dict(result["settings"])} | {name: result[name] for name in _SAME}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(
-            f"{path} holds no numbers of an evaluation of this version: {error!r}"
-        ) from error
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import torch
 
 from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_agent, load_world
-from diamond_gym.data.collect import SeededPolicy
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import branches, heldout, measure, pictures, report
 from diamond_gym.evaluate.heldout import HeldOut, Starts
@@ -20,8 +19,8 @@ from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transit
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.games.atari import num_actions
-from diamond_gym.players.actor_critic import AgentPolicy
-from diamond_gym.players.player import PLAYER_NAMES, player, usual_player
+from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.players.player import PLAYER_NAMES, Player, player, usual_player
 from diamond_gym.registration import game_name
 
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
@@ -49,7 +48,7 @@ def run(settings: Settings) -> None:
     measure.require_torchmetrics()
     disk.prepare_folder(out)
     game = game_name(settings.game)
-    policy = find_policy(settings.policy, game)
+    policy = find_player(settings.policy, game)
     world = _load(settings, game)
 
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
@@ -82,7 +81,7 @@ def run(settings: Settings) -> None:
     print(f"wrote {files} to {out}/ in {result['seconds']:.0f} s")
 
 
-def find_policy(name: str, game: str) -> SeededPolicy:
+def find_player(name: str, game: str) -> Player:
     """A player by name, or the actor-critic of a checkpoint.
 
     Args:
@@ -106,7 +105,7 @@ def find_policy(name: str, game: str) -> SeededPolicy:
             f"policy {name} has {agent.config.num_actions} actions, {game} has {num_actions(game)}: it plays "
             "another game"
         )
-    return AgentPolicy(agent)
+    return ActorCriticPlayer(agent)
 
 
 def player_name(policy: str, game: str) -> str:
@@ -122,7 +121,11 @@ def default_num_starts(world: World) -> int:
 
 def _load(settings: Settings, game: str) -> World:
     world = load_world(
-        game, settings.checkpoint, device=settings.device, num_denoising_steps=settings.num_denoising_steps
+        game,
+        settings.checkpoint,
+        device=settings.device,
+        backend=settings.backend,
+        num_denoising_steps=settings.num_denoising_steps,
     )
     inner, size = world.agent.config.denoiser.inner_model, world.agent.config.rew_end_model.img_size
     if (inner.img_channels, size, size) != _FRAME:
@@ -164,17 +167,12 @@ def _actions(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -
 
 
 def _closed_loop(
-    imaginer: Imaginer, game: str, policy: SeededPolicy, held_out: HeldOut, starts: Starts
+    imaginer: Imaginer, game: str, policy: Player, held_out: HeldOut, starts: Starts
 ) -> dict[str, Any]:
     num_starts, num_steps = _played(starts)
     real = branches.play_on(game, policy, held_out, starts, num_starts, num_steps)
-    imagined = imaginer.played(starts, real.start, lambda: _another(policy), num_steps)
+    imagined = imaginer.played(starts, real.start, lambda: copy.deepcopy(policy), num_steps)
     return measure.measure_play(real, imagined)
-
-
-def _another(policy: SeededPolicy) -> SeededPolicy:
-    """The same player with a memory of its own."""
-    return policy.fork() if isinstance(policy, AgentPolicy) else copy.deepcopy(policy)
 
 
 def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from diamond_gym.data.collect import EpisodeBuilder, SeededPolicy
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.players import loop
+from diamond_gym.players.player import Player
 
 HELD_OUT_SEED = 2**40
 """Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""
@@ -68,16 +71,14 @@ class Starts:
         return len(self.obs)
 
 
-def play(
-    game: str, policy: SeededPolicy, num_episodes: int, seed: int, max_steps: int = MAX_STEPS
-) -> HeldOut:
+def play(game: str, player: Player, num_episodes: int, seed: int, max_steps: int = MAX_STEPS) -> HeldOut:
     """Real episodes from seeds apart from those of training; an episode ends with a lost life.
 
     A game is played until it is over, then the next one starts from its own seed.
 
     Args:
         game: the game's name.
-        policy: who plays; reset with a seed of its own at every episode.
+        player: who plays; reset with a seed of its own at every episode.
         num_episodes: how many.
         seed: counts from 0; different seeds share no game.
         max_steps: after so many an episode is cut short, and the next game begins.
@@ -91,8 +92,8 @@ def play(
             game_seed = next_game if game_over else None
             next_game += game_over
             obs, _ = env.reset(seed=game_seed)
-            policy.reset(first + number)
-            episode, game_over = _play_episode(env, policy, obs, max_steps)
+            player.reset(first + number)
+            episode, game_over = _play_episode(env, player, obs, max_steps)
             held_out.episodes.append(episode)
             held_out.seeds.append(game_seed)
     finally:
@@ -100,19 +101,15 @@ def play(
     return held_out
 
 
-def _play_episode(
-    env: AtariEnv, policy: SeededPolicy, obs: np.ndarray, max_steps: int
-) -> tuple[Episode, bool]:
+def _play_episode(env: AtariEnv, player: Player, obs: np.ndarray, max_steps: int) -> tuple[Episode, bool]:
     """One episode, and whether the game is over with it."""
-    builder = EpisodeBuilder()
-    while True:
-        act = policy(obs)
-        next_obs, reward, terminated, truncated, info = env.step(act)
-        truncated |= len(builder.obs) + 1 >= max_steps and not terminated
-        builder.add(obs, act, reward, terminated, truncated)
-        obs = next_obs
-        if terminated or truncated:
-            return builder.episode(final_obs=obs), truncated or bool(info["game_over"])
+    builder, step = EpisodeBuilder(), None
+    for step in itertools.islice(loop.play(env, player, obs), max_steps):
+        builder.add(step.obs, step.act, step.rew)
+    assert step is not None, "an episode has a step"
+    truncated = step.truncated or not step.terminated
+    episode = builder.episode(end=step.terminated, trunc=truncated, final_obs=step.next_obs)
+    return episode, truncated or bool(step.info["game_over"])
 
 
 def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:

@@ -10,9 +10,9 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.data.collect import SeededPolicy
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
+from diamond_gym.players.player import Player
 from diamond_gym.world.pixels import to_float
 from diamond_gym.world.world_model import WorldModel, WorldModelState
 
@@ -101,7 +101,7 @@ class Imaginer:
         self,
         starts: Starts,
         rows: Int64[Tensor, " k"],
-        new_player: Callable[[], SeededPolicy],
+        new_player: Callable[[], Player],
         num_steps: int,
     ) -> Imagined:
         """Imagines from some of the starts what players come across that act on the imagined frames.
@@ -162,12 +162,12 @@ def _one_by_one(acts: Int64[Tensor, "b t"]) -> Choose:
     return lambda frames: next(left)
 
 
-def _each_its_own(players: Sequence[SeededPolicy], device: torch.device) -> Choose:
+def _each_its_own(players: Sequence[Player], device: torch.device) -> Choose:
     """What a player in each game decides at its frame."""
 
     def choose(frames: Tensor) -> Tensor:
         images = frames.permute(0, 2, 3, 1).cpu().numpy()
-        acts = [player(image) for player, image in zip(players, images, strict=True)]
+        acts = [player.act(image) for player, image in zip(players, images, strict=True)]
         return torch.tensor(acts, device=device)
 
     return choose

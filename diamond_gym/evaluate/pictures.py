@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,23 +34,38 @@ def require_matplotlib() -> None:
     """Fail early.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed.
+        MissingDependencyError: matplotlib is not installed, or cannot be imported.
     """
+    new_figure((1, 1))
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """Return an empty figure of so many inches; the one door through which matplotlib is imported.
+
+    No figure needs a screen or a backend, so `MPLBACKEND` is not looked at: a name that means nothing in this
+    process, such as a notebook's, would fail the import.
+
+    Raises:
+        MissingDependencyError: matplotlib is not installed, or cannot be imported.
+    """
+    backend = os.environ.pop("MPLBACKEND", None)
     try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+        from matplotlib.figure import Figure
+    except ImportError as error:
         raise MissingDependencyError(
-            "the pictures need matplotlib: pip install 'diamond-gym[evaluate]'"
-        ) from None
+            f"the pictures need matplotlib ({error}): pip install 'diamond-gym[evaluate]'"
+        ) from error
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
+    return Figure(figsize=size, layout="constrained")
 
 
 def curves(result: dict[str, Any]) -> Figure:
     """PSNR, SSIM, object accuracy and drift over the imagined steps."""
-    from matplotlib.figure import Figure
-
     rows = result["steps"]
     within = [name.removesuffix("_within") for name in rows[0] if name.endswith("_within")]
-    figure = Figure(figsize=(5 * (3 + bool(within)), 3.6), layout="constrained")
+    figure = new_figure((5 * (3 + bool(within)), 3.6))
     axes = figure.subplots(1, 3 + bool(within), squeeze=False)[0]
     for kind, label in (("", "imagined"), ("_repeat", "last frame repeated"), ("_mean", "mean frame")):
         _plot(axes[0], rows, f"psnr{kind}", label)
@@ -81,11 +97,9 @@ def _plot(
 
 def film_strip(starts: Starts, imagined: Imagined, num_starts: int = 4, num_frames: int = 8) -> Figure:
     """Real over imagined over their difference (x 2) for a few starts."""
-    from matplotlib.figure import Figure
-
     rows = _some_complete(starts, num_starts)
     steps = np.unique(np.geomspace(1, starts.valid.shape[1], num_frames).round().astype(int))
-    figure = Figure(figsize=(1.28 * len(steps) + 1.4, 4.2 * len(rows)), layout="constrained")
+    figure = new_figure((1.28 * len(steps) + 1.4, 4.2 * len(rows)))
     for axis, row in zip(figure.subplots(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         strip = _compared(starts.future_obs[row].numpy()[steps - 1], imagined.obs[row].numpy()[steps - 1])
         _, k, h, w, _ = strip.shape
@@ -134,7 +148,7 @@ def _grid(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG."""
+    """Write a PNG; letters of a figure 8 inches wide can be read at 800 pixels."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     write_file(path, buffer.getvalue())

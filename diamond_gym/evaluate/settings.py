@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 
 
@@ -40,6 +41,7 @@ class Settings:
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     batch_size: int = option(32, "games imagined at once; changes the time taken, not the numbers", least=1)
     out: str = option("fidelity", "folder for fidelity.json, curves.png, film.png and film.mp4", is_path=True)
 

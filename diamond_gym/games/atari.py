@@ -23,7 +23,13 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.utils import seeding
 from numpy.typing import NDArray
 
-from diamond_gym.errors import ClosedEnvironmentError, InvalidInputError, ResetNeededError, UnknownGameError
+from diamond_gym.errors import (
+    ClosedEnvironmentError,
+    InvalidInputError,
+    ResetNeededError,
+    UnknownGameError,
+    first_line,
+)
 from diamond_gym.registration import game_name
 
 if TYPE_CHECKING:
@@ -117,6 +123,19 @@ class AtariState:
     lives: int
     phase: str
     rng: dict[str, Any]
+
+
+def _check_state(state: AtariState, screens: tuple[int, ...]) -> None:
+    """Raises an error unless the fields of a state are what `clone_state` gives."""
+    import ale_py
+
+    if not isinstance(state.emulator, ale_py.ALEState):
+        raise InvalidInputError(f"its emulator is of type {type(state.emulator).__name__}")
+    if state.screens.dtype != np.uint8 or state.screens.shape != screens:
+        raise InvalidInputError(f"its screens are {state.screens.dtype} {state.screens.shape}")
+    if not _is_integer(state.lives) or state.phase not in (_NEW, _PLAYING, _LIFE_LOST, _GAME_OVER):
+        raise InvalidInputError(f"it has lives={state.lives!r} and phase={state.phase!r}")
+    np.random.Generator(np.random.PCG64(0)).bit_generator.state = state.rng
 
 
 _NEW, _PLAYING, _LIFE_LOST, _GAME_OVER, _CLOSED = ("new", "playing", "life lost", "game over", "closed")
@@ -258,6 +277,10 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             raise InvalidInputError(f"expected an AtariState from clone_state(), got {type(state).__name__}")
         if state.game != self.game:
             raise InvalidInputError(f"this is {self.game}, the state is of {state.game}")
+        try:
+            _check_state(state, self._screens.shape)
+        except Exception as error:  # whatever comes of states that were made by hand
+            raise InvalidInputError(f"the state is none of clone_state()'s: {first_line(error)}") from error
         self.ale.restoreState(state.emulator)
         self._screens[...] = state.screens
         self._lives, self._phase = state.lives, state.phase

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError
+from diamond_gym.files import visible
 from diamond_gym.play import pictures
 from diamond_gym.play.keys import DATASET_SHORTCUTS, Command
 from diamond_gym.play.recording import TRAJECTORY
@@ -25,11 +26,11 @@ def find_datasets(folder: Path) -> list[EpisodeDataset]:
     """
     if not folder.is_dir():
         raise DatasetError(f"no datasets: there is no folder {folder}. {_HOW_TO_GET}")
-    candidates = [folder, *sorted(folder.iterdir()), *sorted(folder.glob("*/*"))]
+    candidates = [folder, *visible(folder), *visible(folder, "*/*")]
     datasets = [EpisodeDataset(path) for path in candidates if (path / "info.pt").is_file()]
     datasets = [dataset for dataset in datasets if len(dataset) > 0]
     if not datasets:
-        names = ", ".join(sorted(path.name for path in folder.iterdir())[:5]) or "nothing"
+        names = ", ".join([path.name for path in visible(folder)][:5]) or "nothing"
         raise DatasetError(
             f"no datasets in {folder}: no folder in it has an info.pt; found {names}. {_HOW_TO_GET}"
         )

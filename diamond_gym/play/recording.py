@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from diamond_gym import files as disk
-from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.builder import EpisodeBuilder
+from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
 from diamond_gym.errors import CacheError
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
@@ -126,23 +126,16 @@ def _episode(
     original: NDArray[np.uint8] | None,
     terminated: bool,
 ) -> Episode:
-    last = torch.zeros(len(steps), dtype=torch.uint8)
-    last[-1] = 1
-    info: dict[str, Any] = {"final_observation": _channels_first(final)}
+    builder, info = EpisodeBuilder(), {}
+    for step in steps:
+        builder.add(step.obs, step.act, step.rew)
     screens = _all_there([*(step.original for step in steps), original])
     if screens is not None:
-        info[ORIGINAL_OBS] = _channels_first(np.stack(screens))
+        info[ORIGINAL_OBS] = channels_first(np.stack(screens))
     trajectories = _all_there([step.trajectory for step in steps])
     if trajectories is not None:
-        info[TRAJECTORY] = _channels_first(_of_one_length(trajectories))
-    return Episode(
-        obs=_channels_first(np.stack([step.obs for step in steps])),
-        act=torch.tensor([step.act for step in steps], dtype=torch.int64),
-        rew=torch.tensor([step.rew for step in steps], dtype=torch.float32),
-        end=last if terminated else torch.zeros_like(last),
-        trunc=torch.zeros_like(last) if terminated else last,
-        info=info,
-    )
+        info[TRAJECTORY] = channels_first(_of_one_length(trajectories))
+    return builder.episode(end=terminated, trunc=not terminated, final_obs=final, info=info)
 
 
 def _all_there(arrays: Sequence[_Array | None]) -> list[_Array] | None:
@@ -156,7 +149,3 @@ def _of_one_length(trajectories: list[NDArray[np.float16]]) -> NDArray[np.float1
     longest = max(map(len, trajectories))
     padding = [(0, 0)] * (trajectories[0].ndim - 1)
     return np.stack([np.pad(t, [(0, longest - len(t)), *padding], mode="edge") for t in trajectories])
-
-
-def _channels_first(frames: NDArray[Any]) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(frames, -1, -3)))

@@ -5,6 +5,7 @@ Knows nothing of windows, browsers or letters on the screen.
 
 from __future__ import annotations
 
+import copy
 import statistics
 import time
 from collections import deque
@@ -25,9 +26,9 @@ from diamond_gym.play.places import (
     RealPlace,
     check_horizon,
 )
-from diamond_gym.play.policy import Opinion, Policy
 from diamond_gym.play.recording import RecordedStep, Recorder
 from diamond_gym.play.view import Facts, View
+from diamond_gym.players.player import Player
 from diamond_gym.world.pixels import mean_squared_error, psnr
 
 _SOLVERS = {1: "Euler", 2: "Heun"}
@@ -42,13 +43,15 @@ class Moment:
 
     Attributes:
         action: None before the first step.
-        opinion: The policy's, of the frame before the step; None before the first.
+        entropy: Of the player's choice at the frame before the step; see `Player`.
+        value: What the player expected there.
         outcome: None before the first step.
         episode_return: Sum of rewards so far.
     """
 
     action: int | None = None
-    opinion: Opinion | None = None
+    entropy: float | None = None
+    value: float | None = None
     outcome: Outcome | None = None
     episode_return: float = 0.0
 
@@ -68,7 +71,7 @@ class Saved:
     imagined_outcome: Outcome | None
     imagined_return: float
     moment: Moment
-    policy: Policy
+    player: Player
     recorded: tuple[RecordedStep, ...]
 
 
@@ -79,7 +82,7 @@ class PlaySession:
         title: What is played.
         imagined: The world model.
         real: The real game, once or more; none where there is no such game.
-        policy: Who plays when no person does.
+        player: Who plays when no person does.
         game_keys: Which keys are which actions.
         size: Pictures are size x size.
         recorder: Keeps finished episodes; None for nobody.
@@ -92,7 +95,7 @@ class PlaySession:
         title: str,
         imagined: ImaginedPlace,
         real: Sequence[RealPlace],
-        policy: Policy,
+        player: Player,
         game_keys: GameKeys,
         *,
         size: int,
@@ -101,7 +104,7 @@ class PlaySession:
         is_human: bool = True,
     ) -> None:
         self.title, self.size, self.rest = title, size, rest
-        self.game_keys, self.policy, self.recorder = game_keys, policy, recorder
+        self.game_keys, self.player, self.recorder = game_keys, player, recorder
         self.shortcuts: tuple[Shortcut, ...] = play_shortcuts(game_keys.keys)
         self.imagined, self.places = imagined, (imagined, *real)
         self.where = 0
@@ -165,11 +168,12 @@ class PlaySession:
 
     def _step(self, held: Sequence[str]) -> None:
         frame, original = self.place.trail.frame, self._original()
-        opinion = self.policy.look(frame)
-        action = self.game_keys.action(held) if self.is_human else opinion.action
+        choice = self.player.act(frame)
+        action = self.game_keys.action(held) if self.is_human else choice
         outcome = self._timed(action)
         total = self.moment.episode_return + outcome.reward
-        self.moment = Moment(action, opinion, outcome, total)
+        entropy, value = (getattr(self.player, told, None) for told in ("entropy", "value"))
+        self.moment = Moment(action, entropy, value, outcome, total)
         if self.recorder is not None:
             kept = RecordedStep(frame, action, outcome.reward, self.is_human, original, self._trajectory())
             self.recorder.add(kept)
@@ -239,13 +243,13 @@ class PlaySession:
     def _begin_episode(self) -> None:
         self._resting = 0
         self.moment = Moment()
-        self.policy.start(self.place.trail.context()["obs"][:-1])
+        self.player.reset(past=self.place.trail.context()["obs"][:-1])
         if self.recorder is not None:
             self.recorder.forget()
 
     def _switch_controller(self) -> None:
         self.is_human = not self.is_human
-        self.message = "you play" if self.is_human else f"the {self.policy.name} policy plays"
+        self.message = "you play" if self.is_human else f"the {name_of(self.player)} policy plays"
 
     def _pause(self) -> None:
         self.is_paused = not self.is_paused
@@ -278,7 +282,7 @@ class PlaySession:
             imagined_outcome=None if comparison is None else comparison.outcome,
             imagined_return=0.0 if comparison is None else comparison.imagined_return,
             moment=self.moment,
-            policy=self.policy.fork(),
+            player=copy.deepcopy(self.player),
             recorded=() if self.recorder is None else self.recorder.steps,
         )
         self.message = f"step {self.place.time} of the {self.place.name} saved"
@@ -287,7 +291,7 @@ class PlaySession:
         saved = self._saved
         if saved is None:
             raise InvalidInputError("no moment has been saved yet")
-        self.where, self.moment, self.policy = saved.where, saved.moment, saved.policy.fork()
+        self.where, self.moment, self.player = saved.where, saved.moment, copy.deepcopy(saved.player)
         self.place.restore(saved.place)
         self.comparison = None
         if saved.imagined is not None:
@@ -388,7 +392,7 @@ class PlaySession:
         ]
 
     def _where_facts(self) -> Facts:
-        controller = "human" if self.is_human else f"policy ({self.policy.name})"
+        controller = "human" if self.is_human else f"policy ({name_of(self.player)})"
         paused = " (paused)" if self.is_paused else ""
         recorded = "off" if self.recorder is None else f"{self.recorder.num_saved} episodes"
         return (
@@ -412,16 +416,20 @@ class PlaySession:
         )
 
     def _model_facts(self) -> Facts:
-        opinion = self.moment.opinion or Opinion(0)
         saved = "none" if self._saved is None else f"step {self._saved.place.time}"
         sampler = self._sampler
         return (
-            ("Entropy", "" if opinion.entropy is None else f"{opinion.entropy:.2f} bits"),
-            ("Value", "" if opinion.value is None else f"{opinion.value:.2f}"),
+            ("Entropy", "" if self.moment.entropy is None else f"{self.moment.entropy:.2f} bits"),
+            ("Value", "" if self.moment.value is None else f"{self.moment.value:.2f}"),
             ("Denoising", f"{sampler.num_steps_denoising} x {_SOLVERS[sampler.order]}"),
             ("Churn", f"{sampler.s_churn:.1f}"),
             ("Saved state", saved),
         )
+
+
+def name_of(player: Player) -> str:
+    """Return who a player is, in a word or two."""
+    return getattr(player, "name", "player")
 
 
 def _yes_no(flag: bool) -> str:

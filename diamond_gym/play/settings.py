@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS, backend_of_compile
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError, UnknownGameError
 from diamond_gym.play import released
@@ -36,24 +36,24 @@ Play inside a world model. In a run folder, without arguments: inside its own.
 H shows the keys."""
 
 
-_COMPILE: dict[str, bool | Literal["openvino"]] = {"false": False, "true": True, "openvino": "openvino"}
-
-
 @dataclass
 class WorldOptions:
     """Which world model, and how it imagines: the keyword arguments of `gymnasium.make`.
 
     Raises:
-        InvalidInputError: A number is out of range, or there is no such way to compile.
+        InvalidInputError: A number is out of range, or there is no such backend.
     """
 
     game: str | None = option(None, "the game, or a path to play at; the first argument", is_path=True)
     checkpoint: str | None = option(None, "auto, embedded, hub, hub:user/name, or a path", is_path=True)
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
     dtype: str = option("auto", "precision of the networks: auto, float32, bfloat16, float16")
-    compile: str = option(
-        "false", "compile the networks; true takes a minute, openvino seconds", choices=tuple(_COMPILE)
+    backend: str = option(
+        "auto",
+        "what runs the networks; inductor compiles for a minute, openvino for seconds",
+        choices=BACKENDS,
     )
+    compile: str | None = option(None, "deprecated, see backend")
     num_denoising_steps: int | None = option(None, "instead of the checkpoint's own")
     order: int | None = option(None, "1 for Euler, 2 for Heun")
     s_churn: float | None = option(None, "noise added back while denoising")
@@ -63,14 +63,11 @@ class WorldOptions:
     seed: int | None = option(None, "fixes everything random")
 
     def __post_init__(self) -> None:
+        if self.compile is not None:
+            self.backend, self.compile = backend_of_compile(self.compile), None
         cli.check(self)
         if self.seed is not None:
             cli.check_seed(self.seed, 31)
-
-    @property
-    def compile_choice(self) -> bool | Literal["openvino"]:
-        """The `compile` argument of `gymnasium.make`."""
-        return _COMPILE[self.compile]
 
 
 @dataclass(frozen=True)

@@ -14,15 +14,18 @@ from diamond_gym.games import atari
 from diamond_gym.play.browser import DatasetBrowser, find_datasets
 from diamond_gym.play.keys import GameKeys
 from diamond_gym.play.places import ImaginedPlace, RealPlace
-from diamond_gym.play.policy import Policy, policy_of
 from diamond_gym.play.recording import Recorder
-from diamond_gym.play.session import PlaySession
+from diamond_gym.play.session import PlaySession, name_of
 from diamond_gym.play.settings import Settings, WorldOptions
+from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.players.player import Player, RandomPlayer, player, usual_player
 
 RECORDINGS = Path("dataset")
 """Where recorded episodes go, and are looked for."""
 _REST_SECONDS = 0.5
 """For so long the end of an episode stays on the screen."""
+_RANDOM_HOLD = 4
+"""Steps for which the random player holds an action at most; one a step looks like trembling."""
 
 
 def play_session(settings: Settings, tell: Callable[[str], object] = print) -> PlaySession:
@@ -40,14 +43,14 @@ def session_in(
 ) -> PlaySession:
     """The same in an environment that is there already."""
     world, seed = env.world, settings.world.seed
-    policy = policy_of(world, seed or 0)
-    bank = _bank(settings, world, policy) if settings.num_steps_initial_collect else None
+    who = player_of(world, seed or 0)
+    bank = _bank(settings, world, who) if settings.num_steps_initial_collect else None
     imagined = ImaginedPlace(env, settings.horizon, bank, seed)
     session = PlaySession(
         world.game or Path(settings.world.checkpoint or "world").name,
         imagined,
         _real_places(world, seed),
-        policy,
+        who,
         GameKeys.of(world.action_meanings),
         size=settings.size,
         recorder=recorder,
@@ -90,7 +93,7 @@ def _make_env(options: WorldOptions) -> DiamondEnv:
         checkpoint=options.checkpoint or "auto",
         device=options.device,
         dtype=options.dtype,
-        compile=options.compile_choice,
+        backend=options.backend,
         num_denoising_steps=options.num_denoising_steps,
         order=options.order,
         s_churn=options.s_churn,
@@ -106,8 +109,18 @@ def _real_places(world: World, seed: int | None) -> list[RealPlace]:
     return [RealPlace(world.game, training=training, num_frames=n, seed=seed) for training in (False, True)]
 
 
-def _bank(settings: Settings, world: World, policy: Policy) -> ContextBank:
-    """Start contexts out of steps that the policy plays now."""
+def player_of(world: World, seed: int) -> Player:
+    """Return the checkpoint's actor-critic, else the game's scripted player, else a random one."""
+    if world.agent.actor_critic is not None:
+        return ActorCriticPlayer(world.agent, seed=seed)
+    num_actions = len(world.action_meanings)
+    if world.game is None:
+        return RandomPlayer(num_actions, seed, _RANDOM_HOLD)
+    return player(usual_player(world.game), world.game, num_actions, seed, repeat=_RANDOM_HOLD)
+
+
+def _bank(settings: Settings, world: World, who: Player) -> ContextBank:
+    """Start contexts out of steps that the player plays now, as one who remembers all of them."""
     n, num_steps = world.world_model.num_steps_conditioning, settings.num_steps_initial_collect
     if world.game is None:
         raise InvalidInputError("-n plays the real game first, and this world is of none: leave it out")
@@ -117,7 +130,7 @@ def _bank(settings: Settings, world: World, policy: Policy) -> ContextBank:
         )
     report = collect(
         world.game,
-        lambda frame: policy.look(frame).action,
+        who.act,
         num_steps=num_steps,
         seed=settings.world.seed or 0,
     )
@@ -138,13 +151,13 @@ def _policy_begins(settings: Settings, world: World) -> bool:
 def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]) -> None:
     """Says which world this is, who its policy is, and the game's keys."""
     tell(f"{session.title}, imagined by {world.source}")
-    tell(f"policy: {_who(session.policy)}")
+    tell(f"policy: {_who(session.player)}")
     for keys, meaning in session.game_keys.explain():
         tell(f"  {keys:16} {meaning}")
     tell(f"{'you play' if session.is_human else 'the policy plays'}: M switches, H shows all keys")
 
 
-def _who(policy: Policy) -> str:
-    if policy.name == "actor-critic":
+def _who(player: Player) -> str:
+    if isinstance(player, ActorCriticPlayer):
         return "the checkpoint's actor-critic"
-    return f"{policy.name} (the checkpoint has no actor-critic)"
+    return f"{name_of(player)} (the checkpoint has no actor-critic)"

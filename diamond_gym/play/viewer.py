@@ -127,28 +127,27 @@ class Viewer:
             kept = self.session.close()
         return kept
 
-    def start_film(self, path: Path) -> None:
-        """Takes a film from here on, of everything that is shown.
+    def start_film(self, path: Path, *, replace: bool = True) -> None:
+        """Takes a film from here on, of everything that is shown; see `Film`.
 
         Raises:
             DiamondGymError: The file cannot be written, or its name is no film's.
         """
         disk.prepare_folder(path.parent)
-        self.film = Film(path, self.fps)
+        self.film = Film(path, self.fps, replace=replace)
 
     def _screenshot(self) -> None:
         path = self._new_file(".png")
         picture = self.canvas.draw(self.view())
         _, png = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-        disk.write_file(path, png.tobytes())
-        self._report(path)
+        self._report(disk.add_file(disk.numbered(path), png.tobytes()))
 
     def _switch_film(self, suffix: str) -> None:
         if self.film is not None:
             self._end_film()
             return
         path = self._new_file(suffix)
-        self.start_film(path)
+        self.start_film(path, replace=False)
         self.session.message = f"filming {path.name}"
 
     def _end_film(self) -> None:
@@ -163,11 +162,7 @@ class Viewer:
 
     def _new_file(self, suffix: str) -> Path:
         stem = f"{self.session.title}-{time.strftime('%Y%m%d-%H%M%S')}".replace("/", "-")
-        path, count = self.captures / f"{stem}{suffix}", 1
-        while path.exists():
-            count += 1
-            path = self.captures / f"{stem}-{count}{suffix}"
-        return path
+        return self.captures / f"{stem}{suffix}"
 
     def _age_message(self) -> None:
         """Takes a message away when it has been there for a while."""

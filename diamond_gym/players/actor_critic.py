@@ -1,4 +1,4 @@
-"""A checkpoint's actor-critic as a policy: a callable from frames to actions.
+"""A checkpoint's actor-critic as a player.
 
 Knows one network and one stream of random numbers; nothing of games, files or training.
 """
@@ -6,7 +6,7 @@ Knows one network and one stream of random numbers; nothing of games, files or t
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -15,24 +15,10 @@ from numpy.typing import NDArray
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world.models import Agent
 from diamond_gym.world.pixels import to_float
+from diamond_gym.world.world_model import draw_class
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What an actor-critic makes of a frame.
-
-    Attributes:
-        action: The action drawn, 0..n-1.
-        entropy: Of the policy at this frame, in bits, at temperature 1.
-        value: The critic's expected return.
-    """
-
-    action: int
-    entropy: float
-    value: float
-
-
-class AgentPolicy:
+class ActorCriticPlayer:
     """Plays with an agent's actor-critic; its memory lasts from one `reset` to the next.
 
     Args:
@@ -41,9 +27,14 @@ class AgentPolicy:
         seed: Fixes every action that follows, >= 0.
         temperature: Divides the logits before an action is sampled; 0 takes the likeliest action.
 
+    Attributes:
+        value: The critic's expected return at the latest frame; None before the first.
+
     Raises:
         InvalidInputError: The agent has no actor-critic, or a number is out of range.
     """
+
+    name = "actor-critic"
 
     def __init__(self, agent: Agent, epsilon: float = 0.0, seed: int = 0, temperature: float = 1.0) -> None:
         if agent.actor_critic is None:
@@ -57,27 +48,32 @@ class AgentPolicy:
         self.temperature = temperature
         self.reset(seed)
 
-    def reset(self, seed: int | None = None) -> None:
-        """Forget what was seen; with a seed, restart the random numbers."""
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget what was seen and burn in the memory on `past`; with a seed, restart the random numbers."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._hx_cx = self.actor_critic.initial_state(1)
+        self._logits: NDArray[np.float64] | None = None
+        self.value: float | None = None
+        for frame in past:
+            self.act(frame)
 
-    def __call__(self, obs: NDArray[np.uint8]) -> int:
-        """The action, 0..n-1, at a uint8 (h, w, c) frame."""
-        logits, _ = self._look_at(obs)
-        return self._choose(logits)
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Draw the action, 0..n-1, at a uint8 (h, w, c) frame."""
+        self._logits, self.value = self._look_at(obs)
+        return self._choose(self._logits)
 
-    def decide(self, obs: NDArray[np.uint8]) -> Decision:
-        """The action at a uint8 (h, w, c) frame, and what the networks think of it."""
-        logits, value = self._look_at(obs)
-        log_p = logits - logits.max()
+    @property
+    def entropy(self) -> float | None:
+        """Entropy of the policy at the latest frame, in bits, at temperature 1; None before the first."""
+        if self._logits is None:
+            return None
+        log_p = self._logits - self._logits.max()
         log_p = log_p - np.log(np.exp(log_p).sum())
-        entropy = float(-(np.exp(log_p) * log_p).sum() / np.log(2))
-        return Decision(self._choose(logits), entropy, value)
+        return float(-(np.exp(log_p) * log_p).sum() / np.log(2))
 
-    def fork(self) -> AgentPolicy:
-        """A player on the same networks that goes on from here with memory and random numbers of its own."""
+    def __deepcopy__(self, memo: object) -> ActorCriticPlayer:
+        """Return a player on the same networks, with memory and random numbers of its own."""
         other = copy.copy(self)  # the LSTM state is replaced, never written into
         other._rng = copy.deepcopy(self._rng)
         return other
@@ -94,12 +90,5 @@ class AgentPolicy:
         u, explore = self._rng.random(2)
         if explore < self.epsilon:
             return int(u * len(logits))
-        return self._draw(logits, u)
-
-    def _draw(self, logits: NDArray[np.float64], u: float) -> int:
-        """A draw from the categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
-        if self.temperature == 0:
-            return int(logits.argmax())
-        weights = np.exp((logits - logits.max()) / self.temperature)
-        cumulative = weights.cumsum() / weights.sum()
-        return min(int(np.searchsorted(cumulative, u, side="right")), len(logits) - 1)
+        logits_now, u_now = torch.from_numpy(logits)[None], torch.tensor([u], dtype=torch.float64)
+        return int(draw_class(logits_now, u_now, self.temperature))

@@ -1,14 +1,18 @@
-"""Policies that play from pixels with no learning, so that collected data covers more than random play.
+"""Who plays: the one protocol of players, and players that need no learning.
 
-`RandomPolicy` works for every game. The scripted players of `SCRIPTED_GAMES` follow the ball they see in
-the frame, meet it with another part of the paddle every time, and blunder on purpose now and then. A player
-is called with one frame and returns one action; it sees neither the emulator's memory nor rewards nor lives,
-so it plays a real and an imagined game alike. This module does not know environments.
+A policy is any callable from a frame to an action; a player is one with memory and random numbers of its own.
+It sees neither the emulator's memory nor rewards nor lives, so it plays a real and an imagined game alike.
+
+`RandomPlayer` works for every game. The scripted players of `SCRIPTED_GAMES` follow the ball they see in
+the frame, meet it with another part of the paddle every time, and blunder on purpose now and then, so that
+collected data covers more than random play. This module does not know environments.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,19 +27,79 @@ _SCRIPTED = {"Breakout": ScriptedBreakout, "Pong": ScriptedPong}
 SCRIPTED_GAMES = tuple(_SCRIPTED)
 
 
+Policy = Callable[[NDArray[np.uint8]], int]
+"""The action, 0..n-1, at a frame, uint8 (64, 64, 3)."""
+
+
+@runtime_checkable
 class Player(Protocol):
-    """Plays from frames alone; what it remembers and draws is its own."""
+    """Plays from frames alone; what it remembers and draws is its own.
 
-    def reset(self, seed: int | None = None) -> None:
-        """Forget what was seen; with a seed, restart the random numbers."""
+    `copy.deepcopy` makes one that continues from here by itself; networks are shared, not copied. A player
+    may also have a `name`, and tell the `entropy` of its choice at the latest frame, in bits, and the
+    `value`, the return that it expected there: floats, or None.
+    """
+
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the last episode.
+
+        Args:
+            seed: Restarts the random numbers; None lets them continue.
+            past: Frames before the next one, oldest first, for a player that begins in the middle of a game;
+                one without a memory ignores them.
+        """
         ...
 
-    def __call__(self, obs: NDArray[np.uint8], /) -> int:
-        """The action for the frame `obs`, uint8 (64, 64, 3)."""
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return the action, 0..n-1, at a frame, uint8 (64, 64, 3)."""
         ...
 
 
-class RandomPolicy:
+class PolicyPlayer:
+    """A policy as a player.
+
+    Args:
+        policy: Chooses the actions. Its `reset(seed)`, if it has one, is called at every reset with a seed.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Reset the policy."""
+        reset = getattr(self.policy, "reset", None)
+        if seed is not None and reset is not None:
+            reset(seed)
+
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return what the policy returns."""
+        return self.policy(obs)
+
+
+class FrameStackPlayer:
+    """A policy that sees the latest frames as a player.
+
+    Args:
+        policy: Returns the action at frames, uint8 (n, 3, 64, 64), the latest last.
+        num_frames: How many it sees (n), at least 1; before a game its first frame is repeated.
+    """
+
+    def __init__(self, policy: Policy, num_frames: int) -> None:
+        self.policy, self.num_frames = policy, num_frames
+        self.reset()
+
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the frames; those of `past` come before the next one."""
+        self._frames = deque(past, maxlen=self.num_frames)
+
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return what the policy returns."""
+        self._frames.append(obs)
+        missing = [self._frames[0]] * (self.num_frames - len(self._frames))
+        return self.policy(np.ascontiguousarray(np.stack([*missing, *self._frames]).transpose(0, 3, 1, 2)))
+
+
+class RandomPlayer:
     """Uniformly random actions, each held for a random number of steps.
 
     Args:
@@ -48,6 +112,8 @@ class RandomPolicy:
         InvalidInputError: `num_actions` or `repeat` below 1.
     """
 
+    name = "random"
+
     def __init__(self, num_actions: int, seed: int = 0, repeat: int = 1) -> None:
         if num_actions < 1:
             raise InvalidInputError(f"num_actions must be at least 1, got {num_actions}")
@@ -57,14 +123,14 @@ class RandomPolicy:
         self.repeat = repeat
         self.reset(seed)
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
         """Drop the held action; with a seed, restart the random numbers."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._action, self._left = 0, 0
 
-    def __call__(self, obs: NDArray[np.uint8]) -> int:
-        """An action in `range(num_actions)`; the frame is not looked at."""
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return an action in `range(num_actions)`; the frame is not looked at."""
         if self._left == 0:
             self._action = int(self._rng.integers(self.num_actions))
             self._left = int(self._rng.integers(1, self.repeat + 1))
@@ -113,7 +179,7 @@ def player(
         InvalidInputError: an unknown name, or what the player itself refuses.
     """
     if name == "random":
-        return RandomPolicy(num_actions, seed, repeat)
+        return RandomPlayer(num_actions, seed, repeat)
     if name == "scripted":
         return scripted_player(game, seed, noise)
     raise InvalidInputError(f"unknown player {name!r}; known: {', '.join(PLAYER_NAMES)}")

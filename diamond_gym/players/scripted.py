@@ -1,4 +1,4 @@
-"""What the scripted players of `players.py` share: how they go about it, blunders, a ball's track, plans.
+"""What the scripted players share: how they go about it, blunders, a ball's track, plans.
 
 Nothing here knows a game.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +89,7 @@ class ScriptedPlayer(ABC):
         InvalidInputError: `noise` outside [0, 1].
     """
 
+    name = "scripted"
     blunder_rate: float
     num_actions: int
 
@@ -97,15 +99,15 @@ class ScriptedPlayer(ABC):
         self.noise = noise
         self.reset(seed)
 
-    def reset(self, seed: int | None = None) -> None:
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
         """Forget what was seen; with a seed, restart the random numbers."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._blunder = Blunders(self._rng, self.blunder_rate * self.noise, self.num_actions)
         self._forget()
 
-    def __call__(self, obs: NDArray[np.uint8]) -> int:
-        """The action for the frame `obs`, uint8 (64, 64, 3)."""
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return the action for the frame `obs`, uint8 (64, 64, 3)."""
         self._look(np.asarray(obs)[None])
         action = self._blunder()
         if action is None:

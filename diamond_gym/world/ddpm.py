@@ -24,7 +24,6 @@ from diamond_gym.errors import InvalidInputError
 
 NUM_TIMESTEPS = 1000
 BETA_START, BETA_END = 1e-4, 0.02
-TIMESTEP_SPACINGS = ("leading", "trailing")
 
 
 @functools.cache
@@ -42,15 +41,12 @@ def add_noise(
     return abar.sqrt() * x + (1 - abar).sqrt() * noise
 
 
-def sampling_timesteps(num_steps: int, spacing: str = "leading") -> list[int]:
-    """Timesteps that `num_steps` denoising steps visit, decreasing.
+def sampling_timesteps(num_steps: int) -> list[int]:
+    """Timesteps that `num_steps` denoising steps, 1..1000, visit, decreasing.
 
-    Args:
-        num_steps: 1..1000.
-        spacing: "leading" gives multiples of `1000 // num_steps` from 0 on, as `DDPMScheduler` does unless
-            told otherwise, and for a single step the middle, 500, as section 5.1: a network that predicts
-            the noise of nearly pure noise need only copy its input, and so knows little of the frame there.
-            "trailing" counts down from 999 instead.
+    They are multiples of `1000 // num_steps` from 0 on, as `DDPMScheduler` chooses unless told otherwise, and
+    for a single step the middle, 500, as in section 5.1: a network that predicts the noise of nearly pure
+    noise need only copy its input, and so knows little of the frame there.
 
     Raises:
         InvalidInputError: There are not that many timesteps.
@@ -59,11 +55,9 @@ def sampling_timesteps(num_steps: int, spacing: str = "leading") -> list[int]:
         raise InvalidInputError(
             f"num_steps_denoising must be in 1..{NUM_TIMESTEPS} with denoiser.objective=ddpm, got {num_steps}"
         )
-    if spacing == "leading" and num_steps == 1:
+    if num_steps == 1:
         return [NUM_TIMESTEPS // 2]
-    if spacing == "leading":
-        return [i * (NUM_TIMESTEPS // num_steps) for i in reversed(range(num_steps))]
-    return [round(NUM_TIMESTEPS * (1 - i / num_steps)) - 1 for i in range(num_steps)]
+    return [i * (NUM_TIMESTEPS // num_steps) for i in reversed(range(num_steps))]
 
 
 def sample(

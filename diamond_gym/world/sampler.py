@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.world.ddpm import TIMESTEP_SPACINGS
+from diamond_gym.ranges import check_integer, check_number
 
 Denoise = Callable[[Tensor, float], Tensor]
 """(noisy (b c h w), their noise level) -> denoised (b c h w)."""
@@ -26,19 +26,25 @@ ChurnNoise = Callable[[int], Tensor]
 
 CHURN_LEVELS = ("sigma_hat", "sigma")
 
+MAX_STEPS = 1000
+MIN_SIGMA, MAX_SIGMA = 1e-5, 1e4
+MAX_RHO = 100.0
+MAX_CHURN = 1e6
+"""More changes nothing: a step adds at most the noise of `sqrt(2) - 1` of its level."""
+
 
 @dataclass
 class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
 
     A denoiser with `objective` "ddpm" is sampled by `diamond_gym.world.ddpm`: of this it takes the number of
-    steps and the spacing only, and neither `order` 2 nor churn.
+    steps only, and neither `order` 2 nor churn.
 
     Attributes:
-        num_steps_denoising: Number of denoising steps, >= 1.
-        sigma_min: Last noise level before 0.
+        num_steps_denoising: Number of denoising steps, 1 to 1000.
+        sigma_min: Last noise level before 0, at least 1e-5.
         sigma_max: First noise level, >= sigma_min.
-        rho: Curvature of the schedule (Karras et al. 2022, equation 5).
+        rho: Curvature of the schedule (Karras et al. 2022, equation 5), 0.1 to 100.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back per step (Algorithm 2); 0 samples deterministically.
         s_tmin: Lowest noise level at which noise is added back.
@@ -46,8 +52,6 @@ class DiffusionSamplerConfig:
         s_noise: Standard deviation of the noise added back.
         s_churn_at: Noise level that the denoiser is told after noise was added back: "sigma_hat", the one the
             frame has then (Algorithm 2), or "sigma", the one before (the published code).
-        timestep_spacing: Which timesteps DDPM visits: "leading" or "trailing"; see
-            `diamond_gym.world.ddpm.sampling_timesteps`.
     """
 
     num_steps_denoising: int = 3
@@ -60,31 +64,21 @@ class DiffusionSamplerConfig:
     s_tmax: float = math.inf
     s_noise: float = 1.0
     s_churn_at: str = "sigma_hat"
-    timestep_spacing: str = "leading"
 
     def __post_init__(self) -> None:
-        if isinstance(self.num_steps_denoising, bool) or not isinstance(self.num_steps_denoising, int):
-            raise InvalidInputError(
-                f"num_steps_denoising must be an integer, got {self.num_steps_denoising!r}"
-            )
-        if self.num_steps_denoising < 1:
-            raise InvalidInputError(f"num_steps_denoising must be at least 1, got {self.num_steps_denoising}")
-        if self.order not in (1, 2):
+        check_integer("num_steps_denoising", self.num_steps_denoising, 1, MAX_STEPS)
+        if isinstance(self.order, bool) or self.order not in (1, 2):
             raise InvalidInputError(f"order must be 1 (Euler) or 2 (Heun), got {self.order!r}")
-        if not 0 < self.sigma_min <= self.sigma_max:
-            raise InvalidInputError(
-                f"0 < sigma_min <= sigma_max is needed, got {self.sigma_min} and {self.sigma_max}"
-            )
-        if not self.s_churn >= 0:
-            raise InvalidInputError(f"s_churn must be >= 0, got {self.s_churn!r}")
+        check_number("sigma_min", self.sigma_min, MIN_SIGMA, MAX_SIGMA)
+        check_number("sigma_max", self.sigma_max, self.sigma_min, MAX_SIGMA)
+        check_number("rho", self.rho, 0.1, MAX_RHO)
+        check_number("s_churn", self.s_churn, 0, MAX_CHURN)
+        check_number("s_tmin", self.s_tmin, 0, MAX_SIGMA)
+        check_number("s_tmax", self.s_tmax, 0, math.inf)
+        check_number("s_noise", self.s_noise, 0, MAX_SIGMA)
         if self.s_churn_at not in CHURN_LEVELS:
             raise InvalidInputError(
                 f"s_churn_at must be one of {', '.join(CHURN_LEVELS)}, got {self.s_churn_at!r}"
-            )
-        if self.timestep_spacing not in TIMESTEP_SPACINGS:
-            raise InvalidInputError(
-                f"timestep_spacing must be one of {', '.join(TIMESTEP_SPACINGS)}, "
-                f"got {self.timestep_spacing!r}"
             )
 
 

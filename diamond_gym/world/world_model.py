@@ -86,10 +86,21 @@ class WorldModelStep:
     trajectory: list[Float[Tensor, "b c h w"]]
 
 
-def draw_class(logits: Float[Tensor, "b k"], u: Float[Tensor, "b 1"]) -> Int64[Tensor, " b"]:
-    """A draw from each categorical, by inversion of its cumulative distribution at `u` in [0, 1)."""
-    cumulative = logits.float().softmax(dim=-1).cumsum(dim=-1)
-    return (u >= cumulative[:, :-1]).sum(dim=-1)
+def draw_class(
+    logits: Float[Tensor, "b k"], u: Float[Tensor, " b"], temperature: float = 1.0
+) -> Int64[Tensor, " b"]:
+    """Draw from each categorical, by inversion of its cumulative distribution.
+
+    Args:
+        logits: Of the classes; computed with in float64 where they are that, else in float32.
+        u: Uniform in [0, 1).
+        temperature: Divides the logits, >= 0; 0 takes the likeliest class.
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    cumulative = (logits if temperature == 1 else logits / temperature).softmax(dim=-1).cumsum(dim=-1)
+    return (u[:, None] >= cumulative[:, :-1]).sum(dim=-1)
 
 
 def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
@@ -113,7 +124,7 @@ def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
             "a denoiser with denoiser.objective=ddpm needs order=1 and s_churn=0, "
             f"got order={config.order} and s_churn={config.s_churn}"
         )
-    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising, config.timestep_spacing))]
+    return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising))]
 
 
 class WorldModel:
@@ -226,8 +237,8 @@ class WorldModel:
         )
         step = WorldModelStep(
             obs=frame,
-            rew=(draw_class(logits_rew[:, 0], u[:, :1]) - 1).float(),
-            end=draw_class(logits_end[:, 0], u[:, 1:]).bool(),
+            rew=(draw_class(logits_rew[:, 0], u[:, 0]) - 1).float(),
+            end=draw_class(logits_end[:, 0], u[:, 1]).bool(),
             logits_rew=logits_rew[:, 0],
             logits_end=logits_end[:, 0],
             trajectory=trajectory,
@@ -243,15 +254,6 @@ class WorldModel:
         )
         return next_state, step
 
-    @torch.no_grad()
-    def sample_trajectory(
-        self, state: WorldModelState, act: Int64[Tensor, " b"]
-    ) -> list[Float[Tensor, "b c h w"]]:
-        """The denoising trajectory of the frame that `step` would give, from noise to it, in [-1, 1]."""
-        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
-        init_noise = noise.normal(state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]))
-        return self._sample(state, act_history, init_noise)
-
     def _sample(
         self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
     ) -> list[Float[Tensor, "b c h w"]]:
@@ -260,7 +262,7 @@ class WorldModel:
             blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
 
         def denoise(x: Tensor, level: float) -> Tensor:
-            return self.denoiser.denoise_given(x, self._conditioners_at(level), past, act_history)
+            return self.denoiser.denoise(x, self._conditioners_at(level), past, act_history)
 
         def step_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))

@@ -129,10 +129,11 @@ def test_the_example_is_scored_on_what_it_learned_from(tiny_world, tmp_path, mon
 
     seen = []
 
-    def one_game(policy, game, *, num_frames, **_):
-        frames = np.random.default_rng(0).integers(256, size=(num_frames, 3, 64, 64), dtype=np.uint8)
-        seen.append(frames)
-        return [policy(frames)]
+    def one_game(player, game, **_):
+        frames = np.random.default_rng(0).integers(256, size=(4, 64, 64, 3), dtype=np.uint8)
+        seen.append(frames.transpose(0, 3, 1, 2))
+        player.reset(past=frames[:-1])
+        return [player.act(frames[-1])]
 
     class Actor(torch.nn.Linear):
         def forward(self, tensordict):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import copy
-import warnings
 
 import pytest
 import torch
 
-from diamond_gym.backends import choose as acceleration
+from diamond_gym.backends.build import backend_of, build_world_model
 from diamond_gym.backends.choose import (
     available_devices,
-    build_world_model,
     has_fast_bfloat16,
+    pick_backend,
     pick_device,
     pick_dtype,
 )
-from diamond_gym.errors import DeviceError, InvalidInputError
+from diamond_gym.errors import DeviceError, InvalidInputError, MissingDependencyError
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 from tests.worlds import PLAIN, starts, tiny_agent
@@ -69,12 +68,13 @@ def test_network_output_is_that_of_the_plain_network():
     noisy, obs = torch.randn(2, 3, 64, 64, generator=g), torch.rand(2, 12, 64, 64, generator=g) * 2 - 1
     act, c = torch.tensor([[0, 1, 2, 3], [3, 3, 0, 1]]), placed.conditioners(torch.tensor([0.1, 4.0]))
     with torch.no_grad():
-        expected = agent.denoiser.model_output(noisy, c, obs, act)
-        torch.testing.assert_close(placed.model_output(noisy, c, obs, act), expected, atol=1e-4, rtol=0)
+        expected = agent.denoiser.model_output(noisy, c, agent.denoiser.fold_past(obs), act)
+        output = placed.model_output(noisy, c, placed.fold_past(obs), act)
+    torch.testing.assert_close(output, expected, atol=1e-4, rtol=0)
 
 
 def test_bfloat16_imagines_nearly_the_same(plain):
-    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="bfloat16", compile=False)
+    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="bfloat16", backend="eager")
     assert world_model.denoiser.dtype == torch.bfloat16
     frames, logits = imagine(world_model, num_steps=1)
     plain_frames, plain_logits = imagine(plain, num_steps=1)
@@ -85,7 +85,7 @@ def test_bfloat16_imagines_nearly_the_same(plain):
 
 def test_lstm_stays_in_float32():
     agent = tiny_agent()
-    build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", compile=False)
+    build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", backend="eager")
     assert {p.dtype for p in agent.rew_end_model.lstm.parameters()} == {torch.float32}
     assert {p.dtype for p in agent.rew_end_model.encoder.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in agent.actor_critic.parameters()} == {torch.float32}
@@ -134,38 +134,49 @@ def test_dtypes_not_for_cpu(dtype):
         pick_dtype(dtype, CPU)
 
 
-@pytest.mark.parametrize("compile", ["True", "yes", None, 1])
-def test_wrong_compile(compile):
-    with pytest.raises(InvalidInputError, match="compile"):
-        build_world_model(tiny_agent(), CONFIG, compile=compile)
+@pytest.mark.parametrize("backend", ["Eager", "yes", "", None, True, 1])
+def test_wrong_backends_list_those_that_are_accepted(backend):
+    with pytest.raises(
+        InvalidInputError, match=f"auto, eager, inductor, openvino, cuda_graph, got {backend!r}"
+    ):
+        pick_backend(backend, CPU)
 
 
 def test_nothing_is_changed_by_a_refused_choice():
     agent = tiny_agent()
     with pytest.raises(InvalidInputError):
-        build_world_model(agent, CONFIG, dtype="bfloat16", device="cpu", compile="perhaps")
+        build_world_model(agent, CONFIG, dtype="bfloat16", device="cpu", backend="perhaps")
     assert agent.denoiser.dtype == torch.float32
 
 
-def test_without_compiler_it_warns_and_imagines(monkeypatch, plain):
+def test_inductor_without_a_compiler_says_what_to_do(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.warns(UserWarning, match="no-such-compiler"):
-        world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="float32", compile=True)
-    assert psnr(imagine(world_model, 1)[0], imagine(plain, 1)[0]) > 60
+    with pytest.raises(MissingDependencyError, match=r"no-such-compiler is not installed.* choose another"):
+        pick_backend("inductor", CPU)
+    assert pick_backend("inductor", torch.device("cuda")) == "inductor"  # generates no C++ there
 
 
-def test_automatic_compilation_is_none():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", compile="auto")
-    assert not isinstance(world_model.denoiser.inner_model.forward, acceleration._CompiledForward)
+def test_cuda_graphs_elsewhere_say_what_to_do():
+    accepted = r"the device is cpu: pass device=.cuda. .*\(auto, eager, inductor, openvino\)"
+    with pytest.raises(DeviceError, match=accepted):
+        build_world_model(tiny_agent(), CONFIG, device="cpu", backend="cuda_graph")
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "eager"), ("cuda", "cuda_graph"), ("mps", "eager")])
+def test_automatic_backends(device, expected):
+    assert pick_backend("auto", torch.device(device)) == expected
+
+
+def test_automatic_is_eager_on_a_cpu():
+    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", backend="auto")
+    assert backend_of(world_model, 1) == backend_of(world_model, 32) == "eager"
 
 
 @pytest.mark.slow
-def test_compiled_imagines_the_same_and_settles(plain, capfd, without_shape_checks):
-    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="float32", compile=True)
+def test_compiled_imagines_the_same_and_settles(plain, caplog, without_shape_checks):
+    world_model = build_world_model(tiny_agent(), CONFIG, device="cpu", dtype="float32", backend="inductor")
     frames, _ = imagine(world_model)
     assert psnr(frames, imagine(plain)[0]) > 60
-    assert "compiled InnerModel for batches of 2" in capfd.readouterr().err
+    assert "compiled InnerModel for batches of 2" in caplog.text
     with torch.compiler.set_stance("fail_on_recompile"):
         imagine(world_model)

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from diamond_gym.backends.choose import build_world_model
+from diamond_gym.backends.build import build_world_model
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel, Graphs
 from diamond_gym.checkpoints import load_world
 from diamond_gym.errors import InvalidInputError
@@ -85,7 +85,7 @@ def make_vec(num_envs, **kwargs) -> Any:
 
 def test_graphs_are_the_default_and_false_is_plain():
     assert type(build_world_model(tiny_agent(), CONFIG, device="cuda")) is GraphedWorldModel
-    assert type(build_world_model(tiny_agent(), CONFIG, device="cuda", compile=False)) is WorldModel
+    assert type(build_world_model(tiny_agent(), CONFIG, device="cuda", backend="eager")) is WorldModel
 
 
 def test_single_game():
@@ -129,7 +129,7 @@ def test_numpy_and_torch_output_agree():
 
 
 def test_network_output_is_the_cpus(full_float32):
-    both = [load_world("Breakout", device=d, dtype="float32", compile=False) for d in ("cpu", "cuda")]
+    both = [load_world("Breakout", device=d, dtype="float32", backend="eager") for d in ("cpu", "cuda")]
     n = both[0].world_model.num_steps_conditioning
     g = torch.Generator().manual_seed(0)
     noisy, obs = torch.randn(4, 3, 64, 64, generator=g), torch.rand(4, 3 * n, 64, 64, generator=g) * 2 - 1
@@ -139,7 +139,8 @@ def test_network_output_is_the_cpus(full_float32):
         denoiser, place = world.world_model.denoiser, world.world_model.device
         c = denoiser.conditioners(torch.tensor([0.01, 0.1, 1.0, 5.0], device=place))
         with torch.no_grad():
-            outputs.append(denoiser.model_output(noisy.to(place), c, obs.to(place), act.to(place)).cpu())
+            past = denoiser.fold_past(obs.to(place))
+            outputs.append(denoiser.model_output(noisy.to(place), c, past, act.to(place)).cpu())
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
 
 
@@ -287,8 +288,8 @@ def test_other_sampling_on_the_same_networks():
 @pytest.mark.slow
 def test_compiled_and_graphed(without_shape_checks):
     agent = tiny_agent()
-    eager = build_world_model(copy.deepcopy(agent), CONFIG, **CUDA, compile=False)
-    compiled = build_world_model(agent, CONFIG, **CUDA, compile=True)
+    eager = build_world_model(copy.deepcopy(agent), CONFIG, **CUDA, backend="eager")
+    compiled = build_world_model(agent, CONFIG, **CUDA, backend="inductor")
     for num_games in (2, 3):
         state = eager.start(*starts(num_games))
         act = torch.ones(num_games, dtype=torch.int64, device="cuda")
@@ -402,9 +403,9 @@ def test_training_steps_as_graphs_are_the_plain_ones(full_float32, tmp_path):
     parts = "training.parts=[denoiser,rew_end_model]"
     more = ["common.device=cuda", parts, "training.num_epochs=2", "training.tf32=false"]
     epochs = []
-    for graphs in ("true", "false"):
-        config = parse(arguments(tmp_path / "recordings", *more, f"training.cuda_graphs={graphs}"))
-        run = train(config, outputs=tmp_path / graphs, command="train", progress=False)
+    for backend in ("cuda_graph", "eager"):
+        config = parse(arguments(tmp_path / "recordings", *more, f"training.backend={backend}"))
+        run = train(config, outputs=tmp_path / backend, command="train", progress=False)
         lines = (run / "metrics.jsonl").read_text().splitlines()
         names = ("denoiser/loss", "denoiser/grad_norm", "rew_end_model/loss", "rew_end_model/grad_norm")
         epochs.append([[json.loads(line)[name] for name in names] for line in lines])

@@ -14,18 +14,17 @@ pytest.importorskip("openvino")
 import openvino
 
 import diamond_gym  # noqa: F401  registers the games
-from diamond_gym.backends import choose as acceleration
 from diamond_gym.backends import waiting
-from diamond_gym.backends.choose import build_world_model, how_compiled
+from diamond_gym.backends.build import backend_of, build_world_model
+from diamond_gym.backends.choose import pick_backend
 from diamond_gym.backends.openvino import OpenVinoForward
 from diamond_gym.checkpoints import load_world
-from diamond_gym.errors import InvalidInputError, MissingDependencyError
-from diamond_gym.play.settings import WorldOptions
+from diamond_gym.errors import DeviceError, MissingDependencyError
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from tests.worlds import PLAIN, starts, tiny_agent
 
 CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
-OPENVINO = {"device": "cpu", "dtype": "float32", "compile": "openvino"}
+OPENVINO = {"device": "cpu", "dtype": "float32", "backend": "openvino"}
 
 
 def imagine(world_model, num_games, num_steps=3):
@@ -39,28 +38,28 @@ def imagine(world_model, num_games, num_steps=3):
     return torch.stack([step.obs for step in steps]).int(), torch.stack(logits)
 
 
-def test_one_game_is_the_same_in_openvino_and_says_what_took_time(capfd, monkeypatch):
+def test_one_game_is_the_same_in_openvino_and_says_what_took_time(caplog, monkeypatch):
     monkeypatch.setattr(waiting, "WORTH_A_MESSAGE_SECONDS", 0.0)
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     frames, logits = imagine(ours, 1)
     plain_frames, plain_logits = imagine(plain, 1)
     assert (frames - plain_frames).abs().max() <= 1  # a level of 256, where rounding falls otherwise
     torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
-    told = capfd.readouterr().err
+    told = caplog.text
     assert told.count("converted InnerModel to OpenVINO") == told.count("converted RewEndEncoder") == 1
 
 
-def test_several_games_stay_in_pytorch(capfd):
+def test_several_games_stay_in_pytorch(caplog):
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     for one, other in zip(imagine(ours, 2), imagine(plain, 2), strict=True):
         assert torch.equal(one, other)
-    assert "OpenVINO" not in capfd.readouterr().err
+    assert "OpenVINO" not in caplog.text
 
 
 def test_the_weights_stay_where_they_were():
     agent = tiny_agent()
     keys = list(agent.state_dict())
-    world_model = build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", compile="openvino")
+    world_model = build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", backend="openvino")
     assert list(agent.state_dict()) == keys and agent.denoiser.dtype == torch.bfloat16
     assert list(world_model.denoiser.inner_model.parameters()) == list(
         agent.denoiser.inner_model.parameters()
@@ -94,12 +93,12 @@ def test_a_network_can_be_copied_and_placed_again():
     network = agent.denoiser.inner_model
     assert isinstance(copy.deepcopy(network).forward, OpenVinoForward)
     world_model = build_world_model(agent, CONFIG, **PLAIN)
-    assert how_compiled(world_model, 1) is False
+    assert backend_of(world_model, 1) == "eager"
 
 
 def test_what_runs_depends_on_the_number_of_games():
     world_model = build_world_model(tiny_agent(), CONFIG, **OPENVINO)
-    assert (how_compiled(world_model, 1), how_compiled(world_model, 2)) == ("openvino", False)
+    assert [backend_of(world_model, num_games) for num_games in (1, 2)] == ["openvino", "eager"]
 
 
 def test_threads_take_turns():
@@ -116,8 +115,8 @@ def test_threads_take_turns():
 @pytest.mark.slow
 def test_the_embedded_game_is_the_same():
     options = {"checkpoint": "embedded", "device": "cpu", "dtype": "float32"}
-    ours = gymnasium.make("DiamondBreakout-v0", compile="openvino", **options)
-    plain = gymnasium.make("DiamondBreakout-v0", compile=False, **options)
+    ours = gymnasium.make("DiamondBreakout-v0", backend="openvino", **options)
+    plain = gymnasium.make("DiamondBreakout-v0", backend="eager", **options)
     first = [env.reset(seed=1)[0] for env in (ours, plain)]
     assert (first[0] == first[1]).all()
     for action in (1, 2, 3):
@@ -130,24 +129,14 @@ def test_without_openvino_the_error_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     agent = tiny_agent()
     with pytest.raises(MissingDependencyError, match=r"pip install 'diamond-gym\[openvino\]'"):
-        build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", compile="openvino")
+        build_world_model(agent, CONFIG, device="cpu", dtype="bfloat16", backend="openvino")
     weight = agent.denoiser.inner_model.conv_in.weight
     assert weight.dtype == torch.float32 and weight.is_contiguous(), "nothing is changed by a refused choice"
 
 
 def test_it_is_for_the_cpu():
-    with pytest.raises(InvalidInputError, match="for the CPU, and the device is cuda"):
-        acceleration._check_compilation("openvino", torch.device("cuda"))
-
-
-@pytest.mark.parametrize(("given", "expected"), [("false", False), ("true", True), ("openvino", "openvino")])
-def test_the_play_options_name_the_same_choices(given, expected):
-    assert WorldOptions(compile=given).compile_choice == expected
-
-
-def test_a_wrong_choice_of_the_play_options_is_refused():
-    with pytest.raises(InvalidInputError, match="compile must be one of false, true, openvino, got 'maybe'"):
-        WorldOptions(compile="maybe")
+    with pytest.raises(DeviceError, match='needs the CPU, and the device is cuda: pass device="cpu"'):
+        pick_backend("openvino", torch.device("cuda"))
 
 
 def test_a_loaded_world_takes_it():

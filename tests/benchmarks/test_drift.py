@@ -56,10 +56,10 @@ def test_the_whole_command(checkpoints, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "out" / "drift.png")).std() > 0
 
 
-def test_one_objective_and_another_spacing(checkpoints, tmp_path):
-    assert run(tmp_path, checkpoints, "--timestep-spacing", "trailing", names=["ddpm"]) == 0
+def test_one_objective(checkpoints, tmp_path):
+    assert run(tmp_path, checkpoints, names=["ddpm"]) == 0
     curves = json.loads((tmp_path / "drift.json").read_text())["curves"]
-    assert [curve["noise_levels"] for curve in curves] == [[999.0], [999.0, 666.0, 332.0]]
+    assert [curve["noise_levels"] for curve in curves] == [[500.0], [666.0, 333.0, 0.0]]
 
 
 def test_a_checkpoint_of_the_other_objective_is_refused(checkpoints, tmp_path, capsys):
@@ -83,7 +83,6 @@ def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
         (["edm=x", "edm=y"], "key edm is given twice"),
         (["edm=x", "--horizon", "0"], "horizon must be at least 1, got 0"),
         (["edm=x", "--seed", "-1"], "seed must be at least 0"),
-        (["edm=x", "--timestep-spacing", "linspace"], "timestep_spacing must be one of"),
     ],
 )
 def test_wrong_arguments(arguments, message, capsys):

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from diamond_gym import files as disk
-from diamond_gym import registration
+from diamond_gym import registration, untrusted
 from diamond_gym.checkpoints import (
     World,
     WorldDescription,
@@ -527,7 +527,7 @@ def test_our_own_description_comes_first(run):
         (
             "wandb: {",
             "wandb: !!python/object/apply:os.abort {",
-            "cannot be read: could not determine a constructor",
+            "could not determine a constructor",
         ),
         ("wandb: {", "wandb: {{", "cannot be read"),
     ],
@@ -587,11 +587,13 @@ def few_contexts(monkeypatch):
 
 
 @pytest.mark.usefixtures("few_contexts")
-def test_contexts_are_collected_once(pt, cache, capfd):
+def test_contexts_are_collected_once(pt, cache, capfd, caplog):
     first = load_world("Breakout", str(pt)).contexts
-    assert "collecting start contexts of Breakout with the checkpoint's policy" in capfd.readouterr().err
+    assert "collecting start contexts of Breakout with the checkpoint's policy" in caplog.text
+    caplog.clear()
+    capfd.readouterr()
     again = load_world("Breakout", str(pt)).contexts
-    assert capfd.readouterr().err == ""
+    assert capfd.readouterr().err == caplog.text == ""
     assert len(first) == 4 and np.array_equal(first.obs, again.obs)
     assert len(list((cache / "contexts").iterdir())) == 1
 
@@ -704,23 +706,23 @@ def shapes_only(agent, path):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (truncated, "truncated, damaged"),
-        (nothing_in_it, r"\(0 bytes\) cannot be read"),
+        (truncated, "cannot be read as a PyTorch file of weights"),
+        (nothing_in_it, "cannot be read as a PyTorch file of weights"),
         (text, "damaged"),
         (foreign, "holds conv1.weight, fc.bias; expected"),
         (trainer_state, "holds epoch, agent;.*agent_versions"),
         (a_tensor, "holds a Tensor"),
         (empty_mapping, "holds nothing"),
-        (zip_with_code, "posix.mkdir.*could run code"),
+        (zip_with_code, "could run code.*posix.mkdir"),
         (pickle_with_code, "could run code"),
         (legacy_with_code, "could run code"),
-        (whole_module, "diamond_gym.world.models.agent.Agent.*could run code"),
+        (whole_module, "could run code.*diamond_gym.world.models.agent.Agent"),
         (missing_layer, r"norm_out.norm.weight \(missing\)"),
         (surplus_layer, r"upsampler.weight \(not known\)"),
         (odd_shape, r"conv_in.bias \[9\] instead of \[8\]"),
         (integers, "dense tensors of floating-point"),
-        (sparse, "rew_end_model.act_emb.weight should be dense"),
-        (shapes_only, "dense tensors of floating-point"),
+        (sparse, "a tensor that is not dense"),
+        (shapes_only, "a tensor that is not dense"),
     ],
 )
 def test_unusable_pt_files(agent, tmp_path, make, message):
@@ -734,7 +736,7 @@ def test_unusable_pt_files(agent, tmp_path, make, message):
 
 def rewrite(file, *, weights=None, description=None):
     """Changes parts of a saved world."""
-    tensors, metadata = disk.read_tensors(file)
+    tensors, metadata = untrusted.read_tensors(file)
     fields = json.loads(metadata["diamond_gym.world"])
     fields = fields if description is None else description(fields)
     text = fields if isinstance(fields, str) else json.dumps(fields)
@@ -801,7 +803,7 @@ def lost_tensor(file):
         (pt_renamed, "truncated, damaged or of another kind"),
         (no_metadata, "no world model of this program"),
         (other_channels, r"inner_model.channels is \[8, 16\], described as \[8, 32\]"),
-        (enormous, r"depths is \[1, 1\], described as \[1000000000, 1000000000\]"),
+        (enormous, "depths .* must be an integer from 1 to 64, got 1000000000"),
         (other_patch, "patch_size is 4, described as 2"),
         (unknown_field, "_target_"),
         (set_field("agent", None), "does not say how large"),
@@ -813,8 +815,11 @@ def lost_tensor(file):
         (set_field("action_meanings", "NOOP"), "list of names"),
         (set_field("sampler", {"order": 7}), "order must be 1"),
         (set_field("sampler", {"s_tmax": "soon"}), "soon"),
-        (set_field("sampler", [1]), "readable description"),
-        (lambda file: rewrite(file, description=lambda fields: "{"), "readable description"),
+        (set_field("sampler", [1]), "read as the description"),
+        (
+            lambda file: rewrite(file, description=lambda fields: "{"),
+            "read as the description",
+        ),
         (lambda file: rewrite(file, description=lambda fields: "[]"), "expected a mapping, got list"),
         (lost_tensor, r"head.0.bias \(missing\)"),
     ],
@@ -870,7 +875,9 @@ def test_unavailable_devices(saved, device):
         load_world("Breakout", str(saved), device=device)
 
 
-@pytest.mark.parametrize("wrong", [{"dtype": "int8"}, {"compile": "maybe"}, {"device": ""}])
+@pytest.mark.parametrize(
+    "wrong", [{"dtype": "int8"}, {"backend": "maybe"}, {"compile": "maybe"}, {"device": ""}]
+)
 def test_other_arguments_that_are_refused(saved, wrong):
     with pytest.raises(InvalidInputError, match=repr(*wrong.values())):
         load_world("Breakout", str(saved), **wrong)

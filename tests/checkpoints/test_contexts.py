@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import (
     ContextBank,
     collect_contexts,
@@ -25,7 +26,7 @@ from diamond_gym.errors import (
     InvalidInputError,
     UnknownGameError,
 )
-from diamond_gym.players.player import RandomPolicy
+from diamond_gym.players.player import RandomPlayer
 
 N = 4
 
@@ -52,7 +53,7 @@ def episodes():
 @pytest.fixture(scope="module")
 def breakout_bank():
     return collect_contexts(
-        "Breakout", RandomPolicy(4), num_contexts=20, num_steps_conditioning=N, progress=False
+        "Breakout", RandomPlayer(4), num_contexts=20, num_steps_conditioning=N, progress=False
     )
 
 
@@ -147,7 +148,7 @@ def test_sizes_must_be_positive(episodes, sizes):
 
 
 def test_collected_contexts_are_of_the_real_game(breakout_bank):
-    played = collect("Breakout", RandomPolicy(4), num_steps=400, seed=0, progress=False)
+    played = collect("Breakout", RandomPlayer(4), num_steps=400, seed=0, progress=False)
     frames = {
         frame.tobytes() for episode in played.episodes for frame in episode.obs.permute(0, 2, 3, 1).numpy()
     }
@@ -159,7 +160,7 @@ def test_collected_contexts_are_of_the_real_game(breakout_bank):
 def test_collecting_for_an_unknown_game():
     with pytest.raises(UnknownGameError):
         collect_contexts(
-            "Brickout", RandomPolicy(4), num_contexts=1, num_steps_conditioning=N, progress=False
+            "Brickout", RandomPlayer(4), num_contexts=1, num_steps_conditioning=N, progress=False
         )
 
 
@@ -277,6 +278,6 @@ def header(text):
 def test_damaged_files_are_refused(bank, tmp_path, damage):
     path = tmp_path / "contexts.safetensors"
     bank.save(path)
-    damage(path, *disk.read_tensors(path))
+    damage(path, *untrusted.read_tensors(path))
     with pytest.raises(CheckpointError, match=r"contexts\.safetensors"):
         ContextBank.load(path)

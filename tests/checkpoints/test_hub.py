@@ -10,23 +10,25 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import huggingface_hub
 import huggingface_hub.constants
 import pytest
 import torch
 
 from diamond_gym import registration
-from diamond_gym.checkpoints import hub, load_world
+from diamond_gym.checkpoints import hub, load_world, start_contexts
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.errors import CacheError, CheckpointNotFoundError
 from tests.checkpoints.test_checkpoints import random_agent
 from tests.paths import ROOT
+from tests.worlds import PLAIN
 
 COMMIT = "5fb3a2ee5d6d5b0b7b1f3d4e6ad0bb50c9c2a6b1"
 LOAD_BREAKOUT = """
 import json, sys
 from diamond_gym.checkpoints import load_world, start_contexts
 start_contexts.NUM_CONTEXTS = 8  # for speed
-world = load_world("Breakout", sys.argv[1], device="cpu", compile=False)
+world = load_world("Breakout", sys.argv[1], device="cpu", backend="eager")
 print(json.dumps({"source": world.source, "contexts": len(world.contexts),
                   "policy": world.agent.actor_critic is not None}))
 """
@@ -123,7 +125,7 @@ def result_of(process):
     return json.loads(out), err
 
 
-def lay_out_as_cached(folder, weights):
+def lay_out_as_cached(folder, weights, game="Breakout"):
     """What huggingface_hub leaves behind after a download."""
     repository = folder / "hub" / f"models--{hub.REPOSITORY.replace('/', '--')}"
     blob = repository / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
@@ -131,30 +133,28 @@ def lay_out_as_cached(folder, weights):
     blob.write_bytes(weights.read_bytes())
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(COMMIT)
-    file = repository / "snapshots" / COMMIT / hub.file_in_repository("Breakout")
+    file = repository / "snapshots" / COMMIT / hub.file_in_repository(game)
     file.parent.mkdir(parents=True)
     file.symlink_to(blob)
     return file
 
 
-def test_download_then_cache_then_contexts(served, tmp_path):
+def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, capsys):
     """First use: weights from the Hub, contexts from the real game. Second use: neither is asked."""
-    environment = {
-        "HF_ENDPOINT": served,
-        "HF_HUB_OFFLINE": "0",
-        "HF_HOME": str(tmp_path / "hf"),
-        "DIAMOND_GYM_CACHE": str(tmp_path / "cache"),
-    }
-    first, messages = result_of(start_process("hub", **environment))
+    cache = here(served)
+    monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(start_contexts, "NUM_CONTEXTS", 8)
+    first = load_world("Breakout", "hub", **PLAIN)
     assert ("GET", path_on_hub("Breakout")) in FakeHub.requests
-    assert first["source"].startswith(str(tmp_path / "hf")) and first["policy"]
-    assert "collecting start contexts of Breakout with the checkpoint's policy" in messages
+    assert first.source.startswith(str(cache)) and first.agent.actor_critic is not None
+    assert "collecting start contexts of Breakout with the checkpoint's policy" in capsys.readouterr().err
     (bank,) = (tmp_path / "cache" / "contexts").iterdir()
-    assert len(ContextBank.load(bank)) == first["contexts"]
+    assert len(ContextBank.load(bank)) == len(first.contexts)
     FakeHub.requests.clear()
-    second, messages = result_of(start_process("hub", **environment))
-    assert second["source"] == first["source"] and not FakeHub.requests
-    assert "collecting" not in messages
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    second = load_world("Breakout", "hub", **PLAIN)
+    assert second.source == first.source and not FakeHub.requests
+    assert "collecting" not in capsys.readouterr().err
 
 
 def test_a_copied_cache_works_offline(weights, tmp_path):
@@ -246,3 +246,23 @@ def test_other_games_are_not_asked_for(served, here):
         with pytest.raises(CheckpointNotFoundError, match=rf"26 games.*train game={game}"):
             hub.fetch(game)
     assert not FakeHub.requests
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(13, "Permission denied"), NotADirectoryError(20, "no folder")]
+)
+def test_a_cache_that_cannot_be_read_is_an_error_of_ours(error, monkeypatch):
+    def unreadable(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", unreadable)  # root may read everything
+    with pytest.raises(CacheError, match=r"cannot read or write .*; set HF_HOME to a folder that can"):
+        hub.fetch("Boxing")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_hf_home_is_an_error_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "hub").mkdir(mode=0)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub" / "inner"))
+    with pytest.raises(CacheError, match="HF_HOME"):
+        hub.fetch("Boxing")

@@ -240,7 +240,7 @@ def test_any_integer_is_an_action(choice):
         ({"dataset": "folder"}, "dataset must be an EpisodeDataset or None, got 'folder'"),
         ({"epsilon": float("nan")}, "epsilon"),
         ({"num_workers": 0}, "num_workers"),
-        ({"policy": 3}, "policy must be callable"),
+        ({"policy": 3}, "player must be a Player, or a callable from a frame to an action, got 3"),
         ({"num_workers": 2}, "needs a game's name, got Counting"),
         ({"game": "Breakout", "num_workers": 2}, "can be pickled"),
         ({"game": 3}, "a name or a gymnasium.Env, got int"),

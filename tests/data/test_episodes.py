@@ -315,7 +315,7 @@ def test_check_names_every_bad_file(tmp_path):
     message = str(caught.value)
     assert "4 problem(s)" in message
     for path, what in (
-        (truncated, "corrupt"),
+        (truncated, "cannot be read as"),
         (missing, "missing"),
         (flipped, "checksum"),
         (other, "50 steps"),
@@ -355,7 +355,12 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("index", "what"),
-    [({"a": 1}, "no dataset index"), (None, "contradicts itself"), (b"junk", "corrupt"), (b"", "corrupt")],
+    [
+        ({"a": 1}, "no dataset index"),
+        (None, "contradicts itself"),
+        (b"junk", "cannot be read as"),
+        (b"", "cannot be read as"),
+    ],
 )
 def test_a_bad_index_is_refused(tmp_path, index, what):
     fill(tmp_path, 2)
@@ -408,3 +413,21 @@ def test_a_malformed_episode_is_refused(tmp_path, change, what):
     torch.save({**content, "info": {}, **change}, path)
     with pytest.raises(DatasetError, match=r"0\.pt"):
         Episode.load(path)
+
+
+def test_several_writers_append_to_one_dataset(tmp_path):
+    writers = [EpisodeDataset(tmp_path, create=True) for _ in range(3)]  # all have seen an empty folder
+    numbers = [writer.append(make_episode(length)) for length, writer in enumerate(writers * 2, start=1)]
+    assert numbers == list(range(6))
+    dataset = EpisodeDataset(tmp_path)
+    assert dataset.lengths.tolist() == [1, 2, 3, 4, 5, 6]
+    dataset.check()
+
+
+def test_what_is_in_the_way_of_an_episode_is_named(tmp_path):
+    dataset = EpisodeDataset(tmp_path, create=True)
+    dataset.episode_path(0).parent.mkdir(parents=True)
+    dataset.episode_path(0).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(CacheError, match=r"0\.pt is in the way of an episode"):
+        dataset.append(make_episode(3))
+    assert not (tmp_path / "elsewhere").exists()

@@ -289,3 +289,18 @@ def test_jpeg_is_warned_of(minari, tmp_path):
     folder = tmp_path / "minari" / "dot" / "jpeg-v0"
     report, _ = imported(minari=folder, out=tmp_path / "data")
     assert "jpeg_encoding=False" in str(report)
+
+
+def test_what_file_managers_leave_beside_recordings_is_skipped(tmp_path):
+    folder = tmp_path / "recordings"
+    save(folder, [recorded(seed=i) for i in range(2)])
+    (folder / "._000.npz").write_bytes(b"\0\5\x16\7")  # a Mac's companion of 000.npz
+    (folder / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / ".DS_Store").write_bytes(b"\0\0\0\1Bud1")
+    _, (train, test) = imported(episodes=folder, out=tmp_path / "data")
+    assert [len(train), len(test)] == [1, 1]
+    for path in folder.glob("0*.npz"):
+        path.unlink()
+    with pytest.raises(DatasetError, match=r"holds no \.npz files, one an episode; found nothing"):
+        imported(episodes=folder, out=tmp_path / "other")

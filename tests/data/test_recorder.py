@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from gymnasium.wrappers import AddRenderObservation, FrameStackObservation
 
-import tests.moving_dot  # noqa: F401 (registers MovingDot-v0)
+import tests.moving_dot
 from diamond_gym.data.record import RecordOptions, record
 from diamond_gym.data.recorder import RecordedEpisode, RecordEpisodes
 from diamond_gym.errors import DatasetError, InvalidInputError
@@ -214,3 +214,20 @@ def test_damaged_files_are_refused_and_never_run(kind, tmp_path):
         path.write_bytes(contents[kind])
     with pytest.raises(DatasetError, match=r"bad\.npz cannot be read"):
         RecordedEpisode.load(path)
+
+
+def test_environments_share_a_folder_without_losing_an_episode(tmp_path):
+    envs = [
+        RecordEpisodes(tests.moving_dot.MovingDot(), tmp_path) for _ in range(3)
+    ]  # all have seen an empty folder
+    for env in envs:
+        for seed in range(2):
+            env.reset(seed=seed)
+            while not env.step(2)[2]:
+                pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"episode_{i:06d}.npz" for i in range(6)]
+    (tmp_path / "episode_000006.npz").symlink_to(tmp_path / "elsewhere")
+    envs[0].reset()
+    envs[0].step(1)
+    envs[0].close()
+    assert (tmp_path / "episode_000007.npz").is_file() and not (tmp_path / "elsewhere").exists()

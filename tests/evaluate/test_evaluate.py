@@ -1,5 +1,8 @@
 import json
 import math
+import os
+import subprocess
+import sys
 from contextlib import closing
 
 import cv2
@@ -26,8 +29,8 @@ from diamond_gym.evaluate.__main__ import main
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.games.atari import AtariEnv
-from diamond_gym.players.actor_critic import AgentPolicy
-from diamond_gym.players.player import RandomPolicy, ScriptedBreakout
+from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.players.player import RandomPlayer, ScriptedBreakout
 from diamond_gym.world import pixels
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
@@ -204,11 +207,11 @@ def test_help(capsys):
 
 def test_the_policy_of_a_checkpoint(tmp_path):
     checkpoint = worlds.save_tiny_world(tmp_path / "world")
-    policy = evaluation.find_policy(checkpoint, "Breakout")
-    assert isinstance(policy, AgentPolicy)
+    policy = evaluation.find_player(checkpoint, "Breakout")
+    assert isinstance(policy, ActorCriticPlayer)
     with pytest.raises(InvalidInputError, match="has 4 actions, Pong has 6: it plays another game"):
-        evaluation.find_policy(checkpoint, "Pong")
-    assert isinstance(evaluation.find_policy("auto", "Asterix"), RandomPolicy)
+        evaluation.find_player(checkpoint, "Pong")
+    assert isinstance(evaluation.find_player("auto", "Asterix"), RandomPlayer)
 
 
 def test_a_world_of_another_frame_size_is_refused(tmp_path, capsys):
@@ -255,7 +258,7 @@ def test_play_is_seeded_and_gives_whole_lives():
 
 
 def test_an_episode_that_is_cut_short_ends_its_game():
-    played = heldout.play("Pong", RandomPolicy(6), num_episodes=2, seed=0, max_steps=30)
+    played = heldout.play("Pong", RandomPlayer(6), num_episodes=2, seed=0, max_steps=30)
     first = heldout.HELD_OUT_SEED
     assert played.seeds == [first, first + 1] and [len(x) for x in played.episodes] == [30, 30]
     assert played.episodes[0].trunc[-1] and not played.episodes[0].end.any()
@@ -349,14 +352,14 @@ def test_a_player_that_goes_on_in_the_real_game_does_as_it_does_there():
             obs, *_ = env.step(act)
         policy.reset(row)
         for step in range(60):
-            obs, reward, terminated, _, _ = env.step(policy(obs))
+            obs, reward, terminated, _, _ = env.step(policy.act(obs))
             assert (np.sign(reward), terminated) == (found.rew[2, step], found.end[2, step])
             if terminated:
                 break
 
 
 def test_players_act_on_what_they_imagine(world_model):
-    class Notes(RandomPolicy):
+    class Notes(RandomPlayer):
         """Presses by what it sees, and notes it."""
 
         def __init__(self, num_actions):
@@ -364,7 +367,7 @@ def test_players_act_on_what_they_imagine(world_model):
             self.notes = []
             seen.append(self.notes)
 
-        def __call__(self, obs):
+        def act(self, obs):
             self.notes.append((int(obs.sum()) % 4, obs))
             return self.notes[-1][0]
 
@@ -393,14 +396,10 @@ def test_players_have_memories_of_their_own(world_model):
         for size in (1, 3)
     )
     assert alone == together and alone["starts"] == 3
-    one, other = evaluation._another(policy), evaluation._another(policy)
-    one.reset(0)
-    other.reset(1)
-    assert one._rng is not other._rng and policy._rng is not one._rng
 
 
 def test_many_actions_are_drawn_by_the_seed():
-    held_out = heldout.play("Frostbite", RandomPolicy(18), num_episodes=1, seed=0)
+    held_out = heldout.play("Frostbite", RandomPlayer(18), num_episodes=1, seed=0)
     starts = heldout.choose_starts(held_out.episodes, num_starts=4, num_conditioning=4, horizon=6)
     one, same, other = (branches.branch("Frostbite", held_out, starts, 4, seed) for seed in (0, 0, 1))
     assert torch.equal(one.act, same.act) and not torch.equal(one.act, other.act)
@@ -528,6 +527,17 @@ def test_shown_steps():
 def test_json_has_null_for_nan(tmp_path):
     report.write_json({"a": np.nan, "b": [np.float32(0.5), np.int64(3)], "c": np.eye(2)}, tmp_path / "x.json")
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [0.5, 3], "c": [[1, 0], [0, 1]]}
+
+
+def test_pictures_need_no_backend(tmp_path):
+    code = (
+        "import os, sys, pathlib; from diamond_gym.evaluate import pictures; pictures.require_matplotlib(); "
+    )
+    code += "pictures.write_figure(pictures.new_figure((1, 1)), pathlib.Path(sys.argv[1])); "
+    code += "assert os.environ['MPLBACKEND'] == 'of a notebook'"
+    environment = os.environ | {"MPLBACKEND": "of a notebook"}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.png")], env=environment, check=True)
+    assert (tmp_path / "x.png").stat().st_size > 0
 
 
 def test_the_whole_command(tmp_path, capsys):

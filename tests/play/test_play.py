@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pygame
 import pytest
 from PIL import Image
 
+from diamond_gym.data.video import Film
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.envs.games import keys_to_action
 from diamond_gym.play import settings, start, text
@@ -173,7 +175,7 @@ def test_entropy_and_value_are_the_actor_critics(viewer: Viewer, game: PlaySessi
     viewer.advance([])
     shown = facts(viewer.view())
     assert 0 < float(shown["Entropy"].removesuffix(" bits")) <= 2
-    assert float(shown["Value"]) == pytest.approx(game.moment.opinion.value, abs=0.01)  # pyright: ignore
+    assert float(shown["Value"]) == pytest.approx(game.moment.value, abs=0.01)
 
 
 def test_horizon(viewer: Viewer, game: PlaySession):
@@ -680,3 +682,20 @@ def test_pacing_is_told():
     assert "fewer than two" in str(pacing)
     pacing.seconds = [0.05] * 19 + [0.1]
     assert str(pacing) == "frame pacing: p50 50.0 ms, p95 52.5 ms, 19.0 fps of 15 over 21 pictures"
+
+
+def test_captures_of_one_second_get_a_name_each_also_from_several_windows(
+    viewer: Viewer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(time, "strftime", lambda form: "now")
+    viewer.captures.mkdir()
+    path = viewer._new_file(".gif")
+    films = [Film(path, 15, replace=False) for _ in range(2)]  # both have seen an empty folder
+    for film in films:
+        film.add(np.zeros((16, 16, 3), np.uint8))
+        film.close()
+    assert [film.path for film in films] == [path, path.with_stem(f"{path.stem}-2")]
+    assert {path.name for path in viewer.captures.iterdir()} == {film.path.name for film in films}
+    viewer.press("p")
+    viewer.press("p")
+    assert len(list(viewer.captures.iterdir())) == 4

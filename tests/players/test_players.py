@@ -5,7 +5,7 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.player import (
     PLAYER_NAMES,
-    RandomPolicy,
+    RandomPlayer,
     ScriptedBreakout,
     ScriptedPong,
     player,
@@ -24,7 +24,7 @@ def play(policy, seed, max_steps=4000, game="Breakout"):
     obs, _ = env.reset(seed=seed)
     actions, total = [], 0.0
     for _ in range(max_steps):
-        actions.append(policy(obs))
+        actions.append(policy.act(obs))
         obs, reward, terminated, truncated, _ = env.step(actions[-1])
         total += reward
         if terminated or truncated:
@@ -33,20 +33,20 @@ def play(policy, seed, max_steps=4000, game="Breakout"):
 
 
 def test_random_is_uniform_and_seeded():
-    policy = RandomPolicy(6, seed=1)
-    actions = [policy(BLACK) for _ in range(6000)]
+    policy = RandomPlayer(6, seed=1)
+    actions = [policy.act(BLACK) for _ in range(6000)]
     counts = np.bincount(actions, minlength=6)
     assert counts.min() > 850
     assert counts.max() < 1150
     policy.reset(1)
-    assert [policy(BLACK) for _ in range(50)] == actions[:50]
+    assert [policy.act(BLACK) for _ in range(50)] == actions[:50]
     policy.reset(2)
-    assert [policy(BLACK) for _ in range(50)] != actions[:50]
+    assert [policy.act(BLACK) for _ in range(50)] != actions[:50]
 
 
 def test_random_holds_actions_when_asked():
-    policy = RandomPolicy(1000, seed=0, repeat=4)
-    actions = np.array([policy(BLACK) for _ in range(4000)])
+    policy = RandomPlayer(1000, seed=0, repeat=4)
+    actions = np.array([policy.act(BLACK) for _ in range(4000)])
     edges = np.flatnonzero(np.diff(actions)) + 1
     holds = np.diff(edges)
     assert set(holds.tolist()) == {1, 2, 3, 4}
@@ -86,7 +86,7 @@ def test_plans_that_cost_the_same_but_for_rounding_are_told_apart_by_their_order
 
 def test_scripted_serves_when_it_sees_no_ball():
     policy = ScriptedBreakout(seed=0, noise=0)
-    assert 1 in [policy(BLACK) for _ in range(10)]
+    assert 1 in [policy.act(BLACK) for _ in range(10)]
 
 
 def test_scripted_pong_plays_worse_with_more_noise():
@@ -100,7 +100,7 @@ def test_scripted_pong_plays_worse_with_more_noise():
 
 def test_scripted_pong_by_default_beats_random_play():
     actions, total = play(ScriptedPong(seed=0), seed=0, max_steps=300, game="Pong")
-    _, by_chance = play(RandomPolicy(6, seed=0, repeat=4), seed=0, max_steps=300, game="Pong")
+    _, by_chance = play(RandomPlayer(6, seed=0, repeat=4), seed=0, max_steps=300, game="Pong")
     assert total >= by_chance + 4
     assert set(actions) <= set(range(6))
     assert {0, 2, 3} < set(actions)
@@ -118,14 +118,14 @@ def test_scripted_pong_repeats_itself_with_the_same_seed():
 
 def test_scripted_pong_serves_when_it_sees_no_ball():
     policy = ScriptedPong(seed=0, noise=0)
-    assert 1 in [policy(BLACK) for _ in range(10)]
+    assert 1 in [policy.act(BLACK) for _ in range(10)]
 
 
 @pytest.mark.parametrize("name", PLAYER_NAMES)
 @pytest.mark.parametrize(("game", "num_actions"), [("Breakout", 4), ("Pong", 6)])
 def test_players_by_name(name, game, num_actions):
     policy = player(name, game, num_actions, seed=3)
-    assert all(policy(BLACK) in range(num_actions) for _ in range(20))
+    assert all(policy.act(BLACK) in range(num_actions) for _ in range(20))
 
 
 @pytest.mark.parametrize(("game", "kind"), [("Breakout", ScriptedBreakout), ("Pong", ScriptedPong)])
@@ -143,8 +143,8 @@ def test_scripted_player_of_a_game(game, kind):
         (lambda: player("expert", "Breakout", 4), "unknown player 'expert'; known: random, scripted"),
         (lambda: ScriptedBreakout(noise=1.5), r"noise must be in \[0, 1\], got 1.5"),
         (lambda: ScriptedPong(noise=-0.1), r"noise must be in \[0, 1\], got -0.1"),
-        (lambda: RandomPolicy(0), "num_actions must be at least 1, got 0"),
-        (lambda: RandomPolicy(4, repeat=0), "repeat must be at least 1, got 0"),
+        (lambda: RandomPlayer(0), "num_actions must be at least 1, got 0"),
+        (lambda: RandomPlayer(4, repeat=0), "repeat must be at least 1, got 0"),
     ],
 )
 def test_bad_input(call, message):

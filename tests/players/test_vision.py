@@ -4,7 +4,7 @@ import pytest
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
-from diamond_gym.players.player import RandomPolicy, ScriptedBreakout
+from diamond_gym.players.player import RandomPlayer, ScriptedBreakout
 from diamond_gym.players.vision import (
     breakout_ball,
     breakout_paddle,
@@ -99,7 +99,7 @@ def test_against_the_memory_of_the_real_game():
     obs, _ = env.reset(seed=3)
     frames, ram = [], []
     for _ in range(900):
-        obs, *_, terminated, _, _ = env.step(player(obs))
+        obs, *_, terminated, _, _ = env.step(player.act(obs))
         if terminated:
             break
         frames.append(obs)
@@ -130,11 +130,11 @@ def test_an_even_picture_shows_no_paddle():
 def test_pong_against_the_memory_of_the_real_game():
     """RAM holds the ball (49, 54) and the paddles' heights (50, 51)."""
     env = AtariEnv("Pong", training=False)
-    player = RandomPolicy(6, seed=1, repeat=4)
+    player = RandomPlayer(6, seed=1, repeat=4)
     obs, _ = env.reset(seed=1)
     frames, ram = [], []
     for _ in range(500):
-        obs, *_ = env.step(player(obs))
+        obs, *_ = env.step(player.act(obs))
         frames.append(obs)
         ram.append(env.ale.getRAM()[[49, 54, 50, 51]].astype(int))
     ball_x, ball_y, left_y, right_y = np.array(ram).T

@@ -33,7 +33,8 @@ def call(denoiser, size):
     noisy, obs = torch.randn(2, 3, *size), torch.rand(2, 12, *size) * 2 - 1
     act = torch.randint(4, (2, 4))
     with torch.no_grad():
-        return denoiser.denoise(noisy, torch.tensor([0.5, 5.0]), obs, act)
+        c = denoiser.conditioners(torch.tensor([0.5, 5.0]))
+        return denoiser.denoise(noisy, c, denoiser.fold_past(obs), act)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (13, 18), (7, 5)])

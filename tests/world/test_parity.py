@@ -51,10 +51,9 @@ def test_denoiser_call(agent, d):
     for name in ("c_in", "c_out", "c_skip", "c_noise"):
         assert_close(getattr(c, name).flatten(), d[name], **TOLERANCE)
     obs, act = conditioning(d)
-    assert_close(
-        agent.denoiser.model_output(d["noisy_next_obs"], c, obs, act), d["inner_model_output"], **TOLERANCE
-    )
-    assert_quantised_close(agent.denoiser.denoise(d["noisy_next_obs"], d["sigma"], obs, act), d["denoised"])
+    inputs = d["noisy_next_obs"], c, agent.denoiser.fold_past(obs), act
+    assert_close(agent.denoiser.model_output(*inputs), d["inner_model_output"], **TOLERANCE)
+    assert_quantised_close(agent.denoiser.denoise(*inputs), d["denoised"])
 
 
 @torch.no_grad()
@@ -67,8 +66,9 @@ def test_sampler(agent, d, order, steps):
     sigmas = sampler.build_sigmas(config)
     assert_close(sigmas, d[f"sigmas_{steps}"], **TOLERANCE)
     obs, act = conditioning(d)
+    denoiser, past = agent.denoiser, agent.denoiser.fold_past(obs)
     trajectory = sampler.sample(
-        lambda x, sigma: agent.denoiser.denoise(x, torch.full((len(x),), sigma), obs, act),
+        lambda x, sigma: denoiser.denoise(x, denoiser.conditioners(torch.full((len(x),), sigma)), past, act),
         d[f"{prefix}_init_noise"],
         sigmas.tolist(),
         config,

@@ -17,6 +17,7 @@ from diamond_gym.cli import Command, Commands, Subcommand, option
 from trainers.diamond.errors import FirstProcessFailed
 
 PROG = "python -m trainers.diamond"
+_INTERRUPTED = 130
 TRAIN = """\
 usage: python -m trainers.diamond train [key=value ...]
 
@@ -59,18 +60,12 @@ class ResumeSettings:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Does what the arguments say and returns the exit code."""
-    return cli.main(_program, arguments, process=f"process {_rank()}: " if _rank() else "")
-
-
-def _program(arguments: Sequence[str]) -> int | None:
+    rank = _rank()
     try:
-        return COMMANDS(arguments)
+        code = cli.main(COMMANDS, arguments, process=f"process {rank}: " if rank else "")
     except FirstProcessFailed:
         return 0
-    except KeyboardInterrupt:
-        if _rank():
-            return 0
-        raise
+    return 0 if rank and code == _INTERRUPTED else code
 
 
 def _rank() -> int:

@@ -10,18 +10,21 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from diamond_gym import cli
+from diamond_gym import cli, untrusted
+from diamond_gym.backends.names import BACKENDS, warn_deprecated
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
+from diamond_gym.games.atari import SCREEN_SIZE
 from diamond_gym.registration import game_name
 from diamond_gym.world.models import AgentConfig
 from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import noise_levels
 from trainers.diamond.losses import ActorCriticLossConfig, SigmaDistributionConfig
 
 try:
@@ -40,6 +43,8 @@ except ImportError as error:
 
 WORLD_MODEL_PARTS = ("denoiser", "rew_end_model")
 PARTS = (*WORLD_MODEL_PARTS, "actor_critic")
+BACKENDS_OF_TRAINING = tuple(name for name in BACKENDS if name != "openvino")
+"""OpenVINO computes no gradients."""
 
 
 def require(ok: bool, message: str) -> None:
@@ -301,10 +306,10 @@ class TrainingConfig:
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
             the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32, which is faster there.
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
-        compile: Whether the denoiser's network is compiled by torch, which takes minutes at the start
-            and shortens every step.
-        cuda_graphs: Whether, on CUDA, games are imagined as CUDA graphs, and the losses and gradients of
-            denoiser and reward/end model computed so (by one process, uncompiled, with `grad_acc_steps` 1).
+        backend: What runs the networks. "inductor" compiles the denoiser, which takes minutes at the start
+            and shortens every step; on CUDA, games are imagined as CUDA graphs. "cuda_graph", on CUDA,
+            imagines games and computes losses and gradients of denoiser and reward/end model as graphs (these
+            by one process, with `grad_acc_steps` 1). "auto" is "cuda_graph" on CUDA, else "eager".
         num_threads: CPU threads; null leaves torch's choice.
     """
 
@@ -315,14 +320,17 @@ class TrainingConfig:
     num_final_epochs: int = 50
     autocast: str | None = None
     tf32: bool = True
-    compile: bool = False
-    cuda_graphs: bool = True
+    backend: str = "auto"
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
         require(
             bool(self.parts) and set(self.parts) <= set(PARTS) and len(set(self.parts)) == len(self.parts),
             f"training.parts={list(self.parts)}: accepted are {', '.join(PARTS)}",
+        )
+        require(
+            self.backend in BACKENDS_OF_TRAINING,
+            f"training.backend={self.backend!r}: accepted are {', '.join(BACKENDS_OF_TRAINING)}",
         )
         require(
             not self.model_free or "actor_critic" in self.parts,
@@ -714,6 +722,17 @@ class TrainerConfig:
         return self.learns_to_play and needed
 
     @property
+    def num_collected(self) -> int:
+        """Steps the training dataset will have where the actor-critic fills it, else 0."""
+        return self.collection.train.num_steps_total if self.collects else 0
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of the frames that the networks take."""
+        rew_end = self.agent.rew_end_model
+        return rew_end.img_channels, rew_end.img_size, rew_end.img_size
+
+    @property
     def players(self) -> dict[str, list[PlayerConfig]]:
         """Who plays before epoch 1, for the "train" and the "test" dataset; nobody with a static dataset."""
         if self.static_dataset.path is not None or self.training.model_free:
@@ -728,6 +747,102 @@ class TrainerConfig:
             split: [] if players is None and self.learns_to_play else players or [nobody_else[split]]
             for split, players in given.items()
         }
+
+
+# --- checks
+# What must hold between the parts of a configuration.
+
+
+def check_parts(config: TrainerConfig) -> None:
+    """Makes sure that the parts of a configuration go together.
+
+    Raises:
+        InvalidInputError: They do not, or the sampler does not go with the denoiser's objective.
+    """
+    _check_frames(config)
+    noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
+    _check_playing(config)
+    _check_segments(config)
+    _check_crops(config)
+    _check_export(config)
+
+
+def _check_frames(config: TrainerConfig) -> None:
+    """The networks must take the same frames, and those of the real game where it is played."""
+    denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
+    if denoiser.img_channels != rew_end.img_channels:
+        raise InvalidInputError(
+            f"agent.denoiser.inner_model.img_channels={denoiser.img_channels} and "
+            f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
+        )
+    given = (rew_end.img_channels, rew_end.img_size)
+    is_played = config.static_dataset.path is None or (config.learns_to_play and config.game is not None)
+    if is_played and given != (3, SCREEN_SIZE):
+        raise InvalidInputError(
+            f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
+            f"{SCREEN_SIZE}x{SCREEN_SIZE} pixels"
+        )
+    actor_critic = config.agent.actor_critic
+    seen = (actor_critic.img_channels, actor_critic.img_size)
+    if config.learns_to_play and seen != (rew_end.img_channels, rew_end.img_size):
+        raise InvalidInputError(
+            f"agent.actor_critic has img_channels={seen[0]}, img_size={seen[1]}, agent.rew_end_model "
+            f"{rew_end.img_channels}, {rew_end.img_size}: they must be equal"
+        )
+
+
+def _check_playing(config: TrainerConfig) -> None:
+    """Who learns to play needs a game, or a world that has learned one."""
+    training, initialization = config.training, config.initialization
+    if not config.learns_to_play:
+        return
+    if config.game is None and (config.collects or training.model_free):
+        raise InvalidInputError("what to play? give game=Breakout")
+    given = [
+        part
+        for part in WORLD_MODEL_PARTS
+        if initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
+    ]
+    missing = [part for part in WORLD_MODEL_PARTS if part not in (*training.trained_parts, *given)]
+    if missing and not training.model_free:
+        raise InvalidInputError(
+            f"training.parts={training.parts} learns to play in imagination, and its {' and '.join(missing)} "
+            "would stay untrained: give initialization.path_to_ckpt=FOLDER, or train all parts"
+        )
+
+
+def _check_segments(config: TrainerConfig) -> None:
+    """Segments of the reward/end model that go on in imagination need frames to start from."""
+    n, training = config.agent.denoiser.inner_model.num_steps_conditioning, config.rew_end_model.training
+    if training.imagined_fraction > 0 and training.seq_length <= n:
+        raise InvalidInputError(
+            f"rew_end_model.training.imagined_fraction={training.imagined_fraction} needs segments longer "
+            f"than the {n} frames that imagination starts from: rew_end_model.training.seq_length is "
+            f"{training.seq_length}"
+        )
+
+
+def _check_crops(config: TrainerConfig) -> None:
+    """Crops must lie within the frame, and be divided by the network as it is."""
+    size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
+    divides = config.agent.denoiser.inner_model.divides
+    if size is not None and (size > side or size % divides):
+        accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
+        raise InvalidInputError(
+            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, {divides}x{divides} of "
+            f"which become one at the bottom of the network; accepted are {accepted}"
+        )
+
+
+def _check_export(config: TrainerConfig) -> None:
+    """A world model that was not trained cannot be exported, and one of no game not be evaluated."""
+    export, training = config.export, config.training
+    if not export.should:
+        return
+    if training.model_free:
+        raise InvalidInputError("export.should=true exports a world model, training.model_free=true has none")
+    if export.evaluate and config.game is None:
+        raise InvalidInputError("export.evaluate=true plays the real game: give game=Breakout")
 
 
 # --- settings
@@ -752,11 +867,19 @@ _ALIASES = {
     "env.test.max_episode_steps": "collection.test.max_episode_steps",
     "common.devices": "common.device",
     "denoiser.objective": "agent.denoiser.objective",
-    "training.compile_wm": "training.compile",
 }
 """Published or short names of keys, and ours."""
-_REMOVED = {"rew_end_model.training.event_weight": 1.0}
+_REMOVED = {
+    "rew_end_model.training.event_weight": 1.0,
+    "world_model_env.diffusion_sampler.timestep_spacing": "leading",
+}
 """Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
+_FORMER_BACKEND = {
+    "training.compile_wm": {True: "inductor", False: "auto"},
+    "training.compile": {True: "inductor", False: "auto"},
+    "training.cuda_graphs": {True: "auto", False: "eager"},
+}
+"""Keys that `training.backend` replaces (the first is a published one), with what their values mean there."""
 _WITHOUT_MEANING = {
     "env.train.done_on_life_loss": "training games end with a life",
     "env.train.size": "real games have frames of 64x64 pixels",
@@ -835,12 +958,14 @@ def from_yaml(path: Path) -> TrainerConfig:
     Raises:
         CheckpointError: The file is damaged, or no configuration of this trainer.
     """
+    what = "a configuration of this trainer"
+    content = untrusted.read_yaml(path, CheckpointError, what)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         _drop_removed_keys(content)
+        _replace_former_backend(content)
         return cli.build(TrainerConfig, content)
-    except Exception as error:  # besides OmegaConf's and our own, whatever the YAML parser raises
-        raise CheckpointError(f"{path} is no configuration of this trainer: {_reason(error)}") from error
+    except Exception as error:  # besides OmegaConf's and our own, what comes of keys that are no text
+        raise CheckpointError(f"{path} cannot be read as {what}: {_reason(error)}") from error
 
 
 def _drop_removed_keys(content: Any) -> None:
@@ -852,6 +977,46 @@ def _drop_removed_keys(content: Any) -> None:
             section = section.get(part) if isinstance(section, dict) else None
         if isinstance(section, dict) and section.get(name) == neutral:
             del section[name]
+
+
+def _replace_former_backend(content: Any) -> None:
+    """Writes an older run's keys of how its networks ran as `training.backend`."""
+    section = content.get("training") if isinstance(content, dict) else None
+    if not isinstance(section, dict):
+        return
+    names = {key: key.removeprefix("training.") for key in _FORMER_BACKEND}
+    former = {key: section.pop(name) for key, name in names.items() if name in section}
+    if former:
+        section.setdefault("backend", _backend_of(former))
+
+
+def _backend_of(former: Mapping[str, bool]) -> str:
+    """What former keys mean together: compiling counts before what the others leave out."""
+    meant = {_FORMER_BACKEND[key][value] for key, value in former.items()}
+    return next(backend for backend in ("inductor", "eager", "auto") if backend in meant)
+
+
+def _with_backend(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `training.backend` in the place of its former keys.
+
+    Raises:
+        InvalidInputError: One of them is neither true nor false, or given beside `training.backend`.
+    """
+    pairs = [(argument, *argument.partition("=")[::2]) for argument in arguments]
+    former = {key: value for _, key, value in pairs if key in _FORMER_BACKEND}
+    if not former:
+        return list(arguments)
+    for key, value in former.items():
+        if value.lower() not in ("true", "false"):
+            raise InvalidInputError(
+                f"{key}={value}: accepted are true and false; training.backend replaces it"
+            )
+    backend = _backend_of({key: value.lower() == "true" for key, value in former.items()})
+    if any(key == "training.backend" for _, key, _ in pairs):
+        raise InvalidInputError(f"training.backend replaces {' and '.join(former)}: give it alone")
+    if set(former) != {"training.compile_wm"}:
+        warn_deprecated(f"{' and '.join(former)}: deprecated, give training.backend={backend}")
+    return [*(argument for argument, key, _ in pairs if key not in former), f"training.backend={backend}"]
 
 
 def flat(config: TrainerConfig) -> dict[str, Any]:
@@ -933,7 +1098,7 @@ def _read(arguments: Sequence[str]) -> _Request:
     preset, given, overrides, literals = DEFAULT_PRESET, None, [], cli.Literals()
     lists = [name for name, key in cli.keys(TrainerConfig).items() if key.is_list]
     known = ["preset", CONFIG, *RUN_FOLDER_KEYS, *_ALIASES, *flat(_with_players())]
-    for argument in arguments:
+    for argument in _with_backend(arguments):
         key, value = split(argument)
         _check_key(key, known)
         value = _device(value) if key == "common.devices" else value

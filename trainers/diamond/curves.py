@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diamond_gym import untrusted
 from diamond_gym.cli import option
-from diamond_gym.errors import InvalidInputError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import pictures
 from trainers.diamond.run_folder import RunFolder
 
@@ -35,6 +35,9 @@ PANELS: dict[str, dict[str, str]] = {
     },
 }
 """What is drawn: the metrics of a panel, `[i]` of a list, and their labels. Empty panels are left out."""
+
+_MAX_BYTES = 2**28
+"""Of a log; an epoch writes some kilobytes."""
 
 
 @dataclass
@@ -65,8 +68,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a metrics.jsonl, which may be growing; none if there is no such file yet."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    what = "the metrics of a run"
+    lines = untrusted.read_text(path, CheckpointError, what, _MAX_BYTES).splitlines(keepends=True)
+    with untrusted.reading(path, CheckpointError, what):
+        return [dict(untrusted.parse_json(line)) for line in lines if line.endswith("\n")]
 
 
 def figure(lines: list[dict[str, Any]]) -> Figure:
@@ -75,7 +80,7 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     Raises:
         InvalidInputError: Nothing was.
     """
-    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     panels = {
         title: shown
@@ -84,15 +89,20 @@ def figure(lines: list[dict[str, Any]]) -> Figure:
     }
     if not panels:
         raise InvalidInputError("this run has logged nothing to draw yet: wait for its first epoch")
-    picture = Figure(figsize=(4 * len(panels), 3), layout="constrained")
-    for axes, (title, shown) in zip(
-        picture.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    picture = pictures.new_figure((2.8 * columns, 2.6 * rows))
+    for i, (title, shown) in enumerate(panels.items()):
+        axes = picture.add_subplot(rows, columns, i + 1)
         for name, label in shown.items():
             _plot(axes, lines, name, label)
-        axes.set(title=title, xlabel="epoch")
+        axes.set_title(title, fontsize="medium")
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top + 0.15 * (1 + len(shown)) * (top - bottom))  # room for the legend
+        axes.legend(loc="upper right", fontsize="small")
     return picture
 
 
@@ -106,7 +116,7 @@ def _plot(axes: Axes, lines: list[dict[str, Any]], name: str, label: str) -> Non
         return
     epochs, values, spreads = zip(*points, strict=True)
     errors = None if None in spreads else spreads
-    axes.errorbar(epochs, values, errors, label=label, marker="o" if len(points) < 50 else None, capsize=3)
+    axes.errorbar(epochs, values, errors, label=label, marker="." if len(points) < 50 else None, capsize=3)
 
 
 def _value(line: dict[str, Any], name: str) -> float | None:

@@ -5,9 +5,11 @@ Knows nothing of networks or of how they are trained.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,12 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, DatasetError, MissingDependencyError
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
-from trainers.diamond.config import PlayerConfig, TrainerConfig
+from trainers.diamond.config import PlayerConfig, StaticDatasetConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
+
+Players = Mapping[str, Sequence[PlayerConfig]]
+"""Who plays for the "train" and for the "test" dataset."""
 
 _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
@@ -71,19 +76,18 @@ def player_name(config: PlayerConfig, game: str) -> str:
     return usual_player(game) if config.name == "auto" else config.name
 
 
-def check_players(config: TrainerConfig, game: str) -> None:
+def check_players(players: Players, game: str) -> None:
     """Makes sure that every player can play the game.
 
     Raises:
         InvalidInputError: One cannot.
         MissingDependencyError: PPO is to play, and Stable-Baselines3 is not installed.
     """
-    for players in config.players.values():
-        for p in players:
-            if p.name == "ppo":
-                require_stable_baselines3()
-                continue
-            player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
+    for p in chain(*players.values()):
+        if p.name == "ppo":
+            require_stable_baselines3()
+            continue
+        player(player_name(p, game), game, num_actions_of(game), noise=p.noise, repeat=p.repeat)
 
 
 def require_stable_baselines3() -> None:
@@ -100,30 +104,25 @@ def require_stable_baselines3() -> None:
         ) from None
 
 
-def check_space(config: TrainerConfig, run: Path) -> None:
+def check_space(run: Path, players: Players, num_collected: int, frame_shape: tuple[int, ...]) -> None:
     """Makes sure that what the players and the actor-critic collect fits on the disk.
 
     Args:
-        config: The run's configuration.
-        run: Its folder, which may not be there yet; splits that are complete need no more room.
+        run: The run's folder, which may not be there yet; splits that are complete need no more room.
+        players: Who plays for each split.
+        num_collected: Steps that the actor-critic collects.
+        frame_shape: Of a frame, one byte a number.
 
     Raises:
         CacheError: It does not.
     """
-    folders = {split: RunFolder(run).dataset(split) for split in ("train", "test")}
-    steps = sum(
-        player.num_steps
-        for split, players in config.players.items()
-        if not folders[split].is_dir()
-        for player in players
-    )
-    steps += config.collection.train.num_steps_total if config.collects else 0
-    inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
-    num_bytes = steps * (inner.img_channels * size * size + _BYTES_BESIDE_FRAME)
+    missing = [split for split in players if not RunFolder(run).dataset(split).is_dir()]
+    steps = num_collected + sum(player.num_steps for split in missing for player in players[split])
+    num_bytes = steps * (math.prod(frame_shape) + _BYTES_BESIDE_FRAME)
     disk.check_space(run, num_bytes, f"{steps} steps of play")
 
 
-def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -> None:
+def collect_datasets(run: RunFolder, game: str, players: Players, *, seed: int, progress: bool) -> None:
     """Lets the players fill the run's datasets; a split that is complete is left alone.
 
     A split appears as a whole once all of its players are done. The same seed gives the same episodes.
@@ -131,14 +130,15 @@ def collect_datasets(config: TrainerConfig, run: RunFolder, *, progress: bool) -
     Raises:
         CacheError: The run folder cannot be written.
     """
-    assert config.game is not None
-    base = _SEEDS_PER_RUN * config.common.seed
-    splits = {"train": (base + _FIRST_TRAIN_SEED, 1), "test": (base + _FIRST_TEST_SEED, -1)}
-    for split, (first_seed, step) in splits.items():
-        folder, players = run.dataset(split), config.players[split]
-        if players and not folder.is_dir():
-            seeds = range(first_seed, first_seed + step * len(players), step)
-            _collect_split(folder, config.game, list(zip(players, seeds, strict=True)), progress)
+    base = _SEEDS_PER_RUN * seed
+    for split, first_seed, step in (
+        ("train", base + _FIRST_TRAIN_SEED, 1),
+        ("test", base + _FIRST_TEST_SEED, -1),
+    ):
+        folder, count = run.dataset(split), len(players[split])
+        if count and not folder.is_dir():
+            seeds = range(first_seed, first_seed + step * count, step)
+            _collect_split(folder, game, list(zip(players[split], seeds, strict=True)), progress)
 
 
 def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, int]], progress: bool) -> None:
@@ -167,35 +167,43 @@ def _collect_ppo(game: str, num_steps: int, seed: int, dataset: EpisodeDataset, 
         collect_while_learning(game, num_steps, seed, dataset, on_steps=bar.update)
 
 
-def dataset_folders(config: TrainerConfig, run: RunFolder) -> tuple[Path, Path]:
+def dataset_folders(run: RunFolder, static: StaticDatasetConfig) -> tuple[Path, Path]:
     """Folders of the train and test episodes; the latter may not exist."""
-    if config.static_dataset.path is None:
+    if static.path is None:
         return run.dataset("train"), run.dataset("test")
-    return static_folders(Path(config.static_dataset.path))
+    return static_folders(Path(static.path))
 
 
 def load_replays(
-    config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
+    folders: tuple[Path, Path],
+    frame_shape: tuple[int, ...],
+    num_actions: int,
+    *,
+    num_collected: int = 0,
+    progress: bool,
 ) -> tuple[Replay, Replay]:
     """Train and test episodes in memory.
 
     Where there are no test episodes, every tenth training episode (at least one) is held out, unless the
     run's own policy collects: its test episodes come later, and both replays may be empty.
 
+    Args:
+        folders: Of train and test episodes.
+        frame_shape: The frames (c, h, w) that the networks take.
+        num_actions: How many actions they know.
+        num_collected: Steps the training dataset will have where the run's own policy collects, else 0.
+        progress: Show what happens.
+
     Raises:
         DatasetError: Episodes are missing, corrupt, too few, or do not fit the networks.
     """
-    train_folder, test_folder = dataset_folders(config, run)
-    if config.training.model_free:
-        return Replay(), Replay()
-    train = EpisodeDataset(train_folder, create=config.collects)
-    inner, size = config.agent.denoiser.inner_model, config.agent.rew_end_model.img_size
-    fits = _Fits((inner.img_channels, size, size), num_actions)
-    room = config.collection.train.num_steps_total if config.collects else 0
-    if config.collects or (test_folder / "info.pt").is_file():
+    train_folder, test_folder = folders
+    train = EpisodeDataset(train_folder, create=num_collected > 0)
+    fits = _Fits(frame_shape, num_actions)
+    if num_collected or (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder, create=True)
         return (
-            _replay(train, range(len(train)), fits, progress, room),
+            _replay(train, range(len(train)), fits, progress, num_collected),
             _replay(test, range(len(test)), fits, False),
         )
     if len(train) < 2:
@@ -327,29 +335,34 @@ def _replay(
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    return Replay(episodes(), max(room, int(dataset.lengths[ids].sum())))
+    # the index may claim more steps than there can be in its files
+    files = filter(Path.is_file, map(dataset.episode_path, ids))
+    num_frames = sum(file.stat().st_size for file in files) // math.prod(fits.frame_shape)
+    return Replay(episodes(), max(room, min(num_frames, int(dataset.lengths[ids].sum()))))
 
 
-def choose_contexts(config: TrainerConfig, run: RunFolder, *, num_contexts: int | None = None) -> ContextBank:
-    """Start contexts out of the run's data: of the test episodes if they are enough, else of the others.
+def choose_contexts(
+    folders: tuple[Path, Path], num_steps_conditioning: int, *, seed: int, num_contexts: int | None = None
+) -> ContextBank:
+    """Start contexts out of a run's data: of the test episodes if they are enough, else of the others.
 
     Args:
-        config: The run's configuration.
-        run: The run.
+        folders: Of train and test episodes; the latter may not exist.
+        num_steps_conditioning: Frames of a context.
+        seed: Fixes the choice.
         num_contexts: How many, at least 1; None takes the usual number, or as many as there are.
 
     Raises:
         DatasetError: There are not so many.
     """
-    n = config.agent.denoiser.inner_model.num_steps_conditioning
-    train_folder, test_folder = dataset_folders(config, run)
+    train_folder, test_folder = folders
     wanted = NUM_CONTEXTS if num_contexts is None else num_contexts
     dataset = EpisodeDataset(train_folder)
     if (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder)
-        dataset = test if num_windows(test, n).sum() >= wanted else dataset
+        dataset = test if num_windows(test, num_steps_conditioning).sum() >= wanted else dataset
     if num_contexts is None:
-        wanted = int(np.clip(num_windows(dataset, n).sum(), 1, NUM_CONTEXTS))
+        wanted = int(np.clip(num_windows(dataset, num_steps_conditioning).sum(), 1, NUM_CONTEXTS))
     return contexts_from_episodes(
-        dataset, num_contexts=wanted, num_steps_conditioning=n, seed=config.common.seed
+        dataset, num_contexts=wanted, num_steps_conditioning=num_steps_conditioning, seed=seed
     )

@@ -9,10 +9,6 @@ class DivergedError(DiamondGymError, FloatingPointError):
     """A loss or gradient is no longer a finite number."""
 
 
-class RunInUseError(DiamondGymError, RuntimeError):
-    """Another process is working on the run folder."""
-
-
 class LoggingError(DiamondGymError, RuntimeError):
     """A log that was asked for cannot be opened."""
 

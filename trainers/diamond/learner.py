@@ -9,14 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from diamond_gym.backends.choose import trains_fast_in_channels_last
+from diamond_gym.backends.choose import has_fast_bfloat16, trains_fast_in_channels_last
 from diamond_gym.world.models import ActorCritic, Denoiser
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.config import (
@@ -41,7 +42,7 @@ from trainers.diamond.losses import (
     rew_end_loss,
 )
 from trainers.diamond.optim import ExponentialMovingAverage, make_optimizer
-from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch
+from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch, StepErrors
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_imagined_frames
 
 # --- graphed loss
@@ -55,13 +56,6 @@ from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_
 
 Loss = Callable[..., tuple[Tensor, ...]]
 """Tensors on one device in, tensors out, the loss first; without random numbers and without waiting."""
-Run = Callable[..., tuple[Tensor, ...]]
-"""Computes a loss, given the network it trains, the function and its inputs."""
-
-
-def eager(network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Computes a loss as it is, operation by operation."""
-    return loss(*inputs)
 
 
 class _WithParameters(nn.Module):
@@ -136,6 +130,13 @@ Autocast = Callable[[], AbstractContextManager]
 """Makes the context in which networks run."""
 
 
+def autocast_of(name: str | None, device: torch.device) -> Autocast:
+    """Makes contexts in which networks run in the precision of `training.autocast`."""
+    if name == "auto":
+        name = "bfloat16" if has_fast_bfloat16(device) else None
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=name is not None)
+
+
 @dataclass(frozen=True)
 class Example:
     """One batch, or one process's share of it: its loss, what is worth measuring, and the batch itself.
@@ -193,12 +194,11 @@ class Draw:
         *,
         batch_size: int | None = None,
         pad_after: bool = False,
-        plain: bool = False,
         num_learned: int | None = None,
         hard: Hard | None = None,
         crop: Crop | None = None,
     ) -> SegmentBatch:
-        """Segments of `length` steps; `plain` ones favour neither events nor hard steps."""
+        """This process's share of a batch of segments of `length` steps; see `Replay.draw`."""
         batch_size = self.training.batch_size if batch_size is None else batch_size
         batch = replay.draw(
             rng,
@@ -207,23 +207,12 @@ class Draw:
             sample_weights=self.training.sample_weights if self.by_age else None,
             pad_after=pad_after,
             num_learned=num_learned,
-            event_fraction=0.0 if plain else self.training.event_fraction,
-            hard=None if plain else hard,
+            event_fraction=self.training.event_fraction,
+            hard=hard,
             crop=crop,
             share=self.group.shard(batch_size),
         )
         return batch.to(self.device)
-
-
-class _Forgetful:
-    """An objective without a memory."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing to do."""
 
 
 @dataclass(frozen=True)
@@ -238,32 +227,44 @@ class DenoiserObjective:
     draw: Draw
     autocast: Autocast
     hard_steps: HardSteps = field(default_factory=HardSteps)
-    run: Run = eager
+    graph: GraphedLoss | None = None
 
-    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
-        """See `Objective`; a `plain` batch is of whole frames, favours nothing, and is not remembered."""
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
+        """See `Objective`."""
         training = self.config.training
-        crop = self._crop() if training.is_on_crops(step) and not plain else None
-        size = training.batch_size if crop is None else training.crop_batch_size
+        crop = self._crop() if training.is_on_crops(step) else None
         num_predictions = training.num_predictions(step, on_crops=crop is not None)
-        n = self.denoiser.config.inner_model.num_steps_conditioning
-        hard = self._hard(replay) if training.hard_fraction > 0 and not plain else None
+        hard = self._hard(replay) if training.hard_fraction > 0 else None
         batch = self.draw(
             replay,
             rng,
-            n + num_predictions,
-            batch_size=size,
-            plain=plain,
+            self.denoiser.config.inner_model.num_steps_conditioning + num_predictions,
+            batch_size=training.batch_size if crop is None else training.crop_batch_size,
             num_learned=num_predictions,
             hard=hard,
             crop=crop,
         )
         random = self._noise(rng, len(batch.obs), tuple(batch.obs.shape[2:]), num_predictions)
+        compute = self._loss if self.graph is None else partial(self.graph, self.denoiser, self._loss)
         with self.autocast():
-            loss, *errors = self.run(self.denoiser, self._loss, *vars(batch).values(), *random)
+            loss, *errors = compute(*vars(batch).values(), *random)
         if hard is not None:
             self._remember(batch, DenoiserErrors(*errors), on_crops=crop is not None)
         return Example(loss, {"loss": loss.detach()}, vars(batch))
+
+    def test_batches(self, replay: Replay) -> Iterator[SegmentBatch]:
+        """All of a replay, in segments for `measure`."""
+        training, n = self.config.training, self.denoiser.config.inner_model.num_steps_conditioning
+        return batches_in_order(replay, n + 1 + training.num_autoregressive_steps, training.batch_size)
+
+    def measure(self, batch: SegmentBatch, rng: np.random.Generator, step: int) -> Metrics:
+        """Metrics of a batch that this process has to itself, as after `step` optimiser steps."""
+        alone = replace(self, draw=replace(self.draw, group=SINGLE_PROCESS))
+        batch = batch.to(self.draw.device)
+        num_predictions = self.config.training.num_predictions(step, on_crops=False)
+        random = alone._noise(rng, len(batch.obs), tuple(batch.obs.shape[2:]), num_predictions)
+        with self.autocast():
+            return {"loss": alone._loss(*vars(batch).values(), *random)[0]}
 
     def _crop(self) -> Crop:
         size = self.config.training.crop_size
@@ -303,26 +304,25 @@ class DenoiserObjective:
         n = batch.act.shape[1] - p
         has_past = batch.mask_padding[:, :p]  # without it nobody could have known
         order = torch.arange(p, device=errors.error.device)
-        place = errors.worst + batch.corner[:, None]
-        told = [
-            batch.episode[:, None].expand(count, p),
-            batch.start[:, None] + n + order,
-            errors.error,
-            errors.c_noise,
-            (2 * order + on_crops).expand(count, p),
-            *place.unbind(2),
-            ~batch.is_hard[:, None].expand(count, p),
-            errors.counts & has_past,
-        ]
-        group = self.draw.group
-        seen = torch.zeros(len(told), count * group.world_size, p, dtype=torch.float64)
-        seen[:, group.shard(count * group.world_size)] = torch.stack([x.cpu().double() for x in told])
-        *numbers, kept = group.all_reduce(seen)
-        episode, time, error, c_noise, kind, row, column, usual = (x[kept.bool()] for x in numbers)
-        place = torch.stack([row, column], dim=1).long()
-        self.hard_steps.note(
-            episode.long(), time.long(), error.float(), c_noise, kind.long(), place, usual.bool()
+        row, column = (errors.worst + batch.corner[:, None]).unbind(2)
+        told = StepErrors(
+            episode=batch.episode[:, None].expand(count, p),
+            time=batch.start[:, None] + n + order,
+            error=errors.error,
+            c_noise=errors.c_noise,
+            kind=(2 * order + on_crops).expand(count, p),
+            row=row,
+            column=column,
+            is_usual=~batch.is_hard[:, None].expand(count, p),
         )
+        counts = errors.counts & has_past
+        group = self.draw.group
+        seen = torch.zeros(len(told) + 1, count * group.world_size, p, dtype=torch.float64)
+        seen[:, group.shard(count * group.world_size)] = torch.stack(
+            [x.cpu().double() for x in (*told, counts)]
+        )
+        *numbers, kept = group.all_reduce(seen)
+        self.hard_steps.note(StepErrors(*(x[kept.bool()] for x in numbers)))
 
     def state_dict(self) -> dict[str, Any]:
         """Which steps are hard."""
@@ -335,35 +335,49 @@ class DenoiserObjective:
 
 
 @dataclass(frozen=True)
-class RewEndObjective(_Forgetful):
+class RewEndObjective:
     """The reward/end model's loss on segments of the replay, some of which `world_model` continues."""
 
     world_model: WorldModel
     config: RewEndPartConfig
     draw: Draw
     autocast: Autocast
-    run: Run = eager
+    graph: GraphedLoss | None = None
 
-    def example(self, replay: Replay, rng: np.random.Generator, step: int, *, plain: bool = False) -> Example:
+    def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
         """See `Objective`."""
-        training = self.config.training
-        batch = self.draw(replay, rng, training.seq_length, pad_after=True, plain=plain)
-        if training.imagined_fraction > 0 and not plain:
+        training, model = self.config.training, self.world_model.rew_end_model
+        batch = self.draw(replay, rng, training.seq_length, pad_after=True)
+        if training.imagined_fraction > 0:
             with self.autocast():  # apart: its copies of the weights have no gradients
                 batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
-        model = self.world_model.rew_end_model
+        compute = self._loss if self.graph is None else partial(self.graph, model, self._loss)
         with self.autocast():
-            loss, *values = self.run(model, self._loss, *vars(batch).values())
+            loss, *values = compute(*vars(batch).values())
         return Example(loss, dict(zip(REW_END_METRICS, values, strict=True)), vars(batch))
+
+    def test_batches(self, replay: Replay) -> Iterator[SegmentBatch]:
+        """All of a replay, in segments for `measure`."""
+        return batches_in_order(replay, self.config.training.seq_length, self.config.training.batch_size)
+
+    def measure(self, batch: SegmentBatch, rng: np.random.Generator, step: int) -> Metrics:
+        """Metrics of a batch that this process has to itself; they depend on neither `rng` nor `step`."""
+        with self.autocast():
+            loss, metrics = rew_end_loss(self.world_model.rew_end_model, batch.to(self.draw.device))
+        return metrics | {"loss": loss}
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The loss and its metrics, of a batch."""
-        loss, metrics = rew_end_loss(
-            self.world_model.rew_end_model,
-            SegmentBatch(*tensors),
-            total=self.draw.group.all_reduce,
-        )
+        batch, total = SegmentBatch(*tensors), self.draw.group.all_reduce
+        loss, metrics = rew_end_loss(self.world_model.rew_end_model, batch, total=total)
         return loss, *(metrics[name] for name in REW_END_METRICS)
+
+    def state_dict(self) -> dict[str, Any]:
+        """It remembers nothing."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """There is nothing to do."""
 
 
 class ActorCriticObjective:
@@ -448,22 +462,6 @@ def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[S
         yield replay.segments(episode[batch], start[batch], length)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Given(Draw):
-    """A batch that is there already, in the place of a drawn one."""
-
-    batch: SegmentBatch
-
-    @property
-    def share(self) -> slice:
-        """All of it."""
-        return slice(0, len(self.batch.obs))
-
-    def __call__(self, replay: Replay, rng: np.random.Generator, length: int, **options: Any) -> SegmentBatch:
-        """The batch, whatever is asked for."""
-        return self.batch.to(self.device)
-
-
 # --- learner
 # A network being trained: its optimiser, moving average and objective, and what one step does to them.
 #
@@ -537,13 +535,17 @@ class Learner:
             group["lr"] = self.base_lr * lr_factor
         rng = np.random.default_rng([seed, PARTS.index(self.name), self.num_steps])
         self.optimizer.zero_grad()
-        count = self.training.grad_acc_steps
-        examples = [self._accumulate(replay, rng) for _ in range(count)]
-        metrics = _mean([x.metrics | {"loss": x.loss} for x in examples])
+        rows, batch = [], {}
+        for _ in range(self.training.grad_acc_steps):
+            example = self.objective.example(replay, rng, self.num_steps)
+            example.loss.backward()
+            rows.append(example.metrics | {"loss": example.loss.detach()})
+            batch |= example.batch
+        metrics = _mean(rows)
         gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
         self.group.all_reduce_([*gradients, metrics["loss"]])
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.training.max_grad_norm).detach()
-        self._watch(metrics["loss"], norm, {k: v for x in examples for k, v in x.batch.items()})
+        self._watch(metrics["loss"], norm, batch)
         self.optimizer.step()
         self.num_steps += 1
         if self.ema is not None:
@@ -573,11 +575,6 @@ class Learner:
         """Sums of metrics of steps, over all processes."""
         known = ("loss", "grad_norm")  # by every process, of the whole batch
         return {name: x if name in known else self.group.all_reduce(x) for name, x in sums.items()}
-
-    def _accumulate(self, replay: Replay, rng: np.random.Generator) -> Example:
-        example = self.objective.example(replay, rng, self.num_steps)
-        example.loss.backward()
-        return Example(example.loss.detach(), example.metrics, example.batch)
 
     def _watch(self, loss: Tensor, norm: Tensor, batch: dict[str, Tensor]) -> None:
         self._unchecked.append((self.num_steps, loss, norm, batch))

@@ -17,7 +17,7 @@ from diamond_gym.errors import CacheError, MissingDependencyError
 from diamond_gym.files import write_file
 from diamond_gym.world.pixels import mean_squared_error, psnr
 from diamond_gym.world.world_model import WorldModel
-from trainers.diamond.config import TrainerConfig, WandbConfig, flat
+from trainers.diamond.config import LoggingConfig, TensorBoardConfig, WandbConfig
 from trainers.diamond.errors import LoggingError
 from trainers.diamond.losses import Metrics
 from trainers.diamond.replay import Replay, SegmentBatch
@@ -159,11 +159,22 @@ class RunLog:
 
     Args:
         run: The run's folder.
-        config: Says which logs are wanted.
+        logging: How often single steps and episodes are logged.
+        tensorboard: Whether TensorBoard is wanted.
+        wandb: Whether and how Weights & Biases is.
+        settings: The run's configuration by key, for Weights & Biases to show.
     """
 
-    def __init__(self, run: RunFolder, config: TrainerConfig) -> None:
-        self.run, self.config = run, config
+    def __init__(
+        self,
+        run: RunFolder,
+        logging: LoggingConfig,
+        tensorboard: TensorBoardConfig,
+        wandb: WandbConfig,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.run, self.logging, self.tensorboard, self.wandb = run, logging, tensorboard, wandb
+        self.settings = settings
         self._sinks: list[Sink] = []
 
     def open(self, epoch: int, next_of: Mapping[str, int] | None = None) -> None:
@@ -180,11 +191,11 @@ class RunLog:
             CacheError: The run folder cannot be written.
             LoggingError: Weights & Biases cannot be reached.
         """
-        if self.config.tensorboard.enabled:
+        if self.tensorboard.enabled:
             sink = _tensorboard(self.run.path / "tensorboard", epoch, dict(next_of or {}))
             self._sinks += [] if sink is None else [sink]
-        if self.config.wandb.mode != "disabled":
-            self._sinks.append(_Wandb(self.run.path, self.config))
+        if self.wandb.mode != "disabled":
+            self._sinks.append(_Wandb(self.run.path, self.wandb, self.settings))
 
     def log(self, metrics: dict[str, Any]) -> None:
         """Takes the numbers of `metrics["epoch"]`.
@@ -199,8 +210,8 @@ class RunLog:
 
     def wants_step(self, step: int) -> bool:
         """Whether the numbers of a network's optimiser step are to be logged; the same in every process."""
-        has_logs = self.config.tensorboard.enabled or self.config.wandb.mode != "disabled"
-        return has_logs and _is_due(step, self.config.logging.every_steps)
+        has_logs = self.tensorboard.enabled or self.wandb.mode != "disabled"
+        return has_logs and _is_due(step, self.logging.every_steps)
 
     def step(self, part: str, step: int, scalars: dict[str, float]) -> None:
         """Takes the numbers of optimiser step `step` of a network, one of those that are wanted.
@@ -217,7 +228,7 @@ class RunLog:
         Raises:
             CacheError: It cannot be written.
         """
-        if _is_due(number, self.config.logging.every_episodes):
+        if _is_due(number, self.logging.every_episodes):
             for sink in self._sinks:
                 sink.point(episode_series(split), number, {"return": episode_return, "length": length})
 
@@ -352,12 +363,11 @@ class _TensorBoard:
 class _Wandb:
     """Rows in the order in which they come; every curve says what it is over: epochs, steps or episodes."""
 
-    def __init__(self, folder: Path, config: TrainerConfig) -> None:
+    def __init__(self, folder: Path, wanted: WandbConfig, settings: Mapping[str, Any]) -> None:
         import wandb  # pyright: ignore
 
         self._wandb = wandb
         self._axes: dict[str, str] = {}
-        wanted = config.wandb
         try:
             self._run = wandb.init(
                 mode=wanted.mode,  # pyright: ignore[reportArgumentType]
@@ -370,7 +380,7 @@ class _Wandb:
                 id=_wandb_id(folder),
                 resume="allow",
                 dir=str(folder),
-                config=flat(config),
+                config=dict(settings),
                 settings=wandb.Settings(silent=True),
             )
         except Exception as error:  # wandb's own, and whatever its network and files raise

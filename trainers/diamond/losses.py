@@ -131,24 +131,6 @@ class DenoiserErrors(NamedTuple):
     worst: Int64[Tensor, "b p 2"]
 
 
-def denoiser_loss(
-    denoiser: Denoiser,
-    batch: SegmentBatch,
-    noises: list[DenoiserNoise],
-    *,
-    moving_pixels_weight: float = 0.0,
-    total: Total = no_all_reduce,
-) -> tuple[Tensor, Metrics]:
-    """Mean of `denoiser_errors` over the predictions.
-
-    Returns:
-        The loss and {"loss": ...}.
-    """
-    errors = denoiser_errors(denoiser, batch, noises, moving_pixels_weight=moving_pixels_weight)
-    loss = mean_of_predictions(errors.error, errors.counts, total)
-    return loss, {"loss": loss.detach()}
-
-
 def denoiser_errors(
     denoiser: Denoiser,
     batch: SegmentBatch,
@@ -173,11 +155,11 @@ def denoiser_errors(
     history = list(frames[:, :n].unbind(1))
     rows = []
     for i, noise in enumerate(noises):
-        obs = torch.cat(history[i : i + n], dim=1)
+        past = denoiser.fold_past(torch.cat(history[i : i + n], dim=1))
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
-        output = denoiser.model_output(noisy, c, obs, batch.act[:, i : i + n]).float()
+        output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
         target = (next_obs - c.c_skip * noisy) / c.c_out
         error = (output - target).square()
         predicted = denoiser.wrap_model_output(noisy, output.detach(), c)

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants, get_token
 from torch import Tensor
 
 from diamond_gym import cli
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
+from diamond_gym.checkpoints.weights import read_state_dict
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
@@ -28,7 +28,7 @@ from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
-from diamond_gym.files import new_folder, write_file
+from diamond_gym.files import new_folder, visible, write_file
 from diamond_gym.world import pixels
 from diamond_gym.world.models import Agent, AgentConfig
 from diamond_gym.world.world_model import WorldModel
@@ -113,7 +113,7 @@ def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]
     sums: dict[str, Tensor] = {}
     wanted = _window_sizes(len(files))
     for count, file in enumerate(reversed(files), start=1):
-        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = read_state_dict(file)
         for name, x in weights.items():
             if name.startswith(prefix):
                 key = name.removeprefix(prefix)
@@ -224,9 +224,14 @@ class _Trained:
             told |= {"steps": training.num_steps(self.epoch), "batch_size": training.batch_size}
         return told | {"epochs": self.epoch, "data": self.data()}
 
+    @property
+    def dataset_folders(self) -> tuple[Path, Path]:
+        """Folders of its train and test episodes; the latter may not exist."""
+        return data.dataset_folders(self.run, self.config.static_dataset)
+
     def data(self) -> dict[str, Any]:
         """What the run learned from."""
-        folder, _ = data.dataset_folders(self.config, self.run)
+        folder, _ = self.dataset_folders
         dataset = EpisodeDataset(folder)
         counts = {"episodes": dataset.num_episodes, "steps": dataset.num_steps}
         if self.config.static_dataset.path is not None:
@@ -257,7 +262,12 @@ def export(options: ExportOptions) -> dict[str, int]:
     agent = _combined(sources["denoiser"].agent, sources["rew_end_model"].agent)
     if options.average:
         told["denoiser"]["averaged_snapshots"] = _average(source, agent)
-    contexts = data.choose_contexts(source.config, source.run, num_contexts=options.num_contexts)
+    contexts = data.choose_contexts(
+        source.dataset_folders,
+        agent.denoiser.config.inner_model.num_steps_conditioning,
+        seed=source.config.common.seed,
+        num_contexts=options.num_contexts,
+    )
     out = Path(options.out).expanduser()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -289,8 +299,8 @@ def export(options: ExportOptions) -> dict[str, int]:
 
 def _average(source: _Trained, agent: Agent) -> int:
     """Puts the best average of the run's snapshots into the agent's denoiser; of how many it is."""
-    _, test = data.dataset_folders(source.config, source.run)
-    folder = test if (test / "info.pt").is_file() else data.dataset_folders(source.config, source.run)[0]
+    train, test = source.dataset_folders
+    folder = test if (test / "info.pt").is_file() else train
     n = agent.denoiser.config.inner_model.num_steps_conditioning
     validation = Validation.of(source.description.game, list(EpisodeDataset(folder)), n)
     world_model = WorldModel(agent.denoiser, agent.rew_end_model, source.description.sampler)
@@ -410,7 +420,7 @@ def push_to_hub(options: PublishOptions) -> str:
         with new_folder(out) as folder:
             write_world(options, folder)
         if options.dry_run:
-            names = ", ".join(sorted(path.name for path in out.iterdir()))
+            names = ", ".join(path.name for path in visible(out))
             return f"{out}: {names}; nothing was uploaded"
         url = _upload(options, out)
     return f'published: {url}\nto play in it: checkpoint="hub:{options.repo_id}"'
@@ -478,7 +488,7 @@ def _upload(options: PublishOptions, folder: Path) -> str:
         if not is_public:
             api.create_commit(
                 options.repo_id,
-                [CommitOperationAdd(file.name, file) for file in sorted(folder.iterdir())],
+                [CommitOperationAdd(file.name, file) for file in visible(folder)],
                 commit_message="Publish a world model",
             )
     except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub

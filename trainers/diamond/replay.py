@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -108,6 +108,30 @@ _MEAN_DECAY = 0.99
 """Of the usual error of a kind of prediction, by every error noted."""
 
 
+class StepErrors(NamedTuple):
+    """How badly k steps were predicted; their numbers may be of any type.
+
+    Attributes:
+        episode: Number of the episode.
+        time: Number of the step in it.
+        error: At least 0.
+        c_noise: Noise level, as the network sees it.
+        kind: Number, at least 0, of what is compared with its like only.
+        row: Row in the frame of the worst of it.
+        column: Its column.
+        is_usual: Whether the step was drawn as any other; the hard steps must not decide what is usual.
+    """
+
+    episode: Shaped[Tensor, " k"]
+    time: Shaped[Tensor, " k"]
+    error: Shaped[Tensor, " k"]
+    c_noise: Shaped[Tensor, " k"]
+    kind: Shaped[Tensor, " k"]
+    row: Shaped[Tensor, " k"]
+    column: Shaped[Tensor, " k"]
+    is_usual: Shaped[Tensor, " k"]
+
+
 class HardSteps:
     """How badly each step was predicted when it was last seen, and where in the frame.
 
@@ -139,40 +163,16 @@ class HardSteps:
         """Row and column, in pixels, where each step was predicted worst; in the order of `weights`."""
         return self._places
 
-    def note(
-        self,
-        episode: Int64[Tensor, " k"],
-        time: Int64[Tensor, " k"],
-        error: Float[Tensor, " k"],
-        c_noise: Float[Tensor, " k"] | None = None,
-        kind: Int64[Tensor, " k"] | None = None,
-        place: Int64[Tensor, "k 2"] | None = None,
-        is_usual: Bool[Tensor, " k"] | None = None,
-    ) -> None:
-        """Remembers errors of steps that `weights` has heard of; what is not finite is left out.
-
-        Args:
-            episode: Number of the episode.
-            time: Number of the step in it.
-            error: At least 0.
-            c_noise: Noise level, as the network sees it; None where all are alike.
-            kind: Number, at least 0, of what is compared with its like only; None where all are alike.
-            place: Row and column in the frame of the worst of it; None for the corner.
-            is_usual: Whether the step was drawn as any other; the hard steps must not decide what is usual.
-                None: all were.
-        """
-        zeros = torch.zeros_like(time)
-        level = zeros if c_noise is None else _bins(c_noise)
-        kind = level + _NUM_LEVELS * (zeros if kind is None else kind)
-        place = torch.stack([zeros, zeros], dim=1) if place is None else place
-        kept = error.isfinite()
-        firsts = self._lengths.cumsum() - self._lengths
-        index = firsts[episode[kept].numpy()] + time[kept].numpy()
-        usual = torch.ones_like(kept) if is_usual is None else is_usual.bool()
-        kinds, errors = kind[kept].numpy(), error[kept].double().numpy()
-        self._update_means(errors, kinds, usual[kept].numpy())
-        self._errors[index] = errors / np.exp([self._means[k] for k in kinds.tolist()])
-        self._places[index] = place[kept].clamp(0, 255).numpy()
+    def note(self, seen: StepErrors) -> None:
+        """Remembers errors of steps that `weights` has heard of; what is not finite is left out."""
+        seen = StepErrors(*(x[seen.error.isfinite()] for x in seen))
+        episode, time = seen.episode.long().numpy(), seen.time.long().numpy()
+        index = (self._lengths.cumsum() - self._lengths)[episode] + time
+        kind = (_bins(seen.c_noise) + _NUM_LEVELS * seen.kind.long()).numpy()
+        error = seen.error.double().numpy()
+        self._update_means(error, kind, seen.is_usual.bool().numpy())
+        self._errors[index] = error / np.exp([self._means[k] for k in kind.tolist()])
+        self._places[index] = torch.stack([seen.row, seen.column], dim=1).clamp(0, 255).numpy()
 
     def _update_means(
         self, error: NDArray[np.float64], kind: NDArray[np.int64], is_usual: NDArray[np.bool_]
@@ -462,6 +462,30 @@ class Replay:
             share: Which of the segments to cut out; all are drawn.
         """
         num_learned = length if num_learned is None else num_learned
+        episode, start = self._starts(
+            rng, batch_size, length, num_learned, sample_weights, pad_after, event_fraction
+        )
+        place = np.full((batch_size, 2), -1)
+        if hard is not None and hard.weights.any():
+            episode, start, place = self._hard_starts(rng, hard, episode, start, length, num_learned)
+        batch = self.segments(episode[share], start[share], length)
+        batch = replace(batch, is_hard=torch.from_numpy(place[share, 0] >= 0))
+        if crop is None:
+            return batch
+        corner = self._corners(rng, crop, episode, start + length - num_learned, num_learned, place)
+        return _cropped(batch, corner[share], crop.size)
+
+    def _starts(
+        self,
+        rng: np.random.Generator,
+        batch_size: int,
+        length: int,
+        num_learned: int,
+        sample_weights: list[float] | None,
+        pad_after: bool,
+        event_fraction: float,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Draws episodes and first times of segments, by age and around events; see `draw`."""
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
         time = rng.integers(self.lengths[episode])
@@ -474,22 +498,27 @@ class Replay:
             learned = length - 1 - rng.integers(num_learned, size=batch_size)
             jitter = np.where(around_event, learned if pad_after else length - 1 - learned, jitter)
         start = time - jitter if pad_after else np.minimum(self.lengths[episode], time + 1 + jitter) - length
-        around_hard, place = np.zeros(batch_size, bool), None
-        if hard is not None and hard.weights.any():
-            around_hard = rng.random(batch_size) < hard.fraction
-            step = self._draw_weighted(rng, batch_size, hard.weights)
-            hard_episode, hard_time = self._located(step)
-            hard_start = hard_time - (length - num_learned) - rng.integers(num_learned, size=batch_size)
-            hard_start = np.minimum(hard_start, self.lengths[hard_episode] - length)
-            episode = np.where(around_hard, hard_episode, episode)
-            start = np.where(around_hard, hard_start, start)
-            place = np.where(around_hard[:, None], hard.places[step].astype(np.int64), -1)
-        batch = self.segments(episode[share], start[share], length)
-        batch = replace(batch, is_hard=torch.from_numpy(around_hard[share]))
-        if crop is None:
-            return batch
-        corner = self._corners(rng, crop, episode, start + length - num_learned, num_learned, place)
-        return _cropped(batch, corner[share], crop.size)
+        return episode, start
+
+    def _hard_starts(
+        self,
+        rng: np.random.Generator,
+        hard: Hard,
+        episode: NDArray[np.int64],
+        start: NDArray[np.int64],
+        length: int,
+        num_learned: int,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        """Moves a share of the segments to hard steps; returns also where those are (b, 2), else -1."""
+        batch_size = len(episode)
+        around_hard = rng.random(batch_size) < hard.fraction
+        total = hard.weights.cumsum(dtype=np.float64)
+        step = np.searchsorted(total, rng.random(batch_size) * total[-1], side="right")
+        hard_episode, hard_time = self._located(step)
+        hard_start = hard_time - (length - num_learned) - rng.integers(num_learned, size=batch_size)
+        hard_start = np.minimum(hard_start, self.lengths[hard_episode] - length)
+        place = np.where(around_hard[:, None], hard.places[step].astype(np.int64), -1)
+        return np.where(around_hard, hard_episode, episode), np.where(around_hard, hard_start, start), place
 
     def _corners(
         self,
@@ -498,7 +527,7 @@ class Replay:
         episode: NDArray[np.int64],
         first: NDArray[np.int64],
         num_steps: int,
-        place: NDArray[np.int64] | None,
+        place: NDArray[np.int64],
     ) -> NDArray[np.int64]:
         """Draws corners of crops around given places, or, where these are negative, around what moves.
 
@@ -508,13 +537,12 @@ class Replay:
             episode: Episode of each segment.
             first: Time of its first learned step.
             num_steps: How many steps are learned.
-            place: Row and column (b, 2), if any.
+            place: Row and column (b, 2).
         """
         rows = self._rows_at(episode, first[:, None] + np.arange(-1, num_steps))
         frames = self._obs.take(rows, axis=0)
         moves = [is_moving(frames[:, i], frames[:, i + 1]) for i in range(num_steps)]
-        moving = moving_places(rng, np.logical_or.reduce(moves))
-        place = moving if place is None else np.where(place < 0, moving, place)
+        place = np.where(place < 0, moving_places(rng, np.logical_or.reduce(moves)), place)
         return crop.corners(rng, place, self._obs.shape[2:])
 
     def _draw_events(
@@ -524,14 +552,6 @@ class Replay:
         rows = self._index
         events = np.flatnonzero((self._rew[rows] != 0) | self._end[rows])
         return self._located(rng.choice(events if len(events) else len(rows), count))
-
-    @staticmethod
-    def _draw_weighted(
-        rng: np.random.Generator, count: int, weights: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        """Numbers of steps, drawn by their weights."""
-        total = weights.cumsum(dtype=np.float64)
-        return np.searchsorted(total, rng.random(count) * total[-1], side="right")
 
     def _located(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Episodes and times of steps, numbered episode after episode."""

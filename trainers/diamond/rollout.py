@@ -15,11 +15,13 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.builder import EpisodeBuilder
+from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
+from diamond_gym.evaluate.score import bootstrap_interval
 from diamond_gym.games.atari import AtariEnv, AtariState
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
-from diamond_gym.world.world_model import WorldModel, WorldModelState, blank
+from diamond_gym.world.world_model import WorldModel, WorldModelState, blank, draw_class
 from trainers.diamond.config import SamplingConfig
 from trainers.diamond.losses import PlayedSteps
 from trainers.diamond.replay import Replay, SegmentBatch, concatenated
@@ -121,7 +123,7 @@ def play(
     steps: list[tuple[Tensor, ...]] = []
     for t in range(len(u)):
         hx_cx = _float(next_hx_cx)
-        act = sample(logits.detach(), u[t])
+        act = draw_class(logits.detach().double(), u[t])
         outcome = games.step(act)
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
@@ -146,22 +148,6 @@ def _values(
     if not len(obs):
         return torch.zeros(0, device=obs.device)
     return actor_critic.predict_act_value(to_float(obs), hx_cx)[1].float()
-
-
-def sample(
-    logits: Float[Tensor, "b a"], u: Float[Tensor, " b"], temperature: float = 1.0
-) -> Int64[Tensor, " b"]:
-    """Draws an action from each categorical, by inversion of its cumulative distribution.
-
-    Args:
-        logits: Of the actions.
-        u: Uniform in [0, 1).
-        temperature: Divides the logits, >= 0; 0 takes the likeliest action.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    cumulative = (logits.double() / temperature).softmax(dim=-1).cumsum(dim=-1)
-    return (u[:, None] >= cumulative[:, :-1]).sum(dim=-1)
 
 
 def _float(hx_cx: LSTMState) -> LSTMState:
@@ -194,7 +180,7 @@ class RealGames:
         self.envs = [AtariEnv(game, training=training) for _ in range(num_envs)]
         seeds = np.random.SeedSequence(seed).generate_state(first + num_envs)[first:].tolist()
         frames = [env.reset(seed=s)[0] for env, s in zip(self.envs, seeds, strict=True)]
-        self.obs = torch.stack([_channels_first(frame) for frame in frames])
+        self.obs = torch.stack([channels_first(frame) for frame in frames])
 
     def __len__(self) -> int:
         return len(self.envs)
@@ -206,7 +192,7 @@ class RealGames:
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
         """Takes one action in each game; those that are over wait for `restart`."""
         steps = [env.step(a) for env, a in zip(self.envs, act.tolist(), strict=True)]
-        self.obs = torch.stack([_channels_first(frame) for frame, *_ in steps])
+        self.obs = torch.stack([channels_first(frame) for frame, *_ in steps])
         return Outcome(
             obs=self.obs,
             rew=torch.tensor([rew for _, rew, *_ in steps], dtype=torch.float32),
@@ -218,7 +204,7 @@ class RealGames:
         """Starts the next episode of some games; returns their first frames, in [-1, 1]."""
         self.obs = self.obs.clone()
         for i in index.tolist():
-            self.obs[i] = _channels_first(self.envs[i].reset()[0])
+            self.obs[i] = channels_first(self.envs[i].reset()[0])
         return to_float(self.obs[index][:, None])
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,7 +220,7 @@ class RealGames:
         if len(state["envs"]) != len(self.envs):
             raise ValueError(f"it holds {len(state['envs'])} games, {len(self.envs)} are played")
         frames = [env.restore_state(_from_plain(s)) for env, s in zip(self.envs, state["envs"], strict=True)]
-        self.obs = torch.stack([_channels_first(frame) for frame in frames])
+        self.obs = torch.stack([channels_first(frame) for frame in frames])
 
 
 class GamesOnDevice:
@@ -264,10 +250,6 @@ class GamesOnDevice:
         self.games.load_state_dict(state)
 
 
-def _channels_first(frame: np.ndarray) -> UInt8[Tensor, "c h w"]:
-    return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
-
-
 def _to_plain(state: AtariState) -> dict[str, Any]:
     plain = {name: getattr(state, name) for name in state.__dataclass_fields__}
     emulator = bytearray(state.emulator.serialize())
@@ -290,54 +272,26 @@ def _from_plain(plain: dict[str, Any]) -> AtariState:
 
 
 @dataclass
-class _Recording:
+class _Recording(EpisodeBuilder):
     """The steps of an episode so far; its number and how much of it is stored, once it is in the dataset."""
 
-    keeps_frames: bool
     number: int | None = None
     num_stored: int = 0
-    obs: list[Tensor] = field(default_factory=list)
-    act: list[int] = field(default_factory=list)
-    rew: list[float] = field(default_factory=list)
-
-    def add(self, obs: Tensor, act: int, rew: float) -> None:
-        if self.keeps_frames:
-            self.obs.append(obs)
-        self.act.append(act)
-        self.rew.append(rew)
-
-    def __len__(self) -> int:
-        return len(self.act)
-
-    @property
-    def total_reward(self) -> float:
-        return sum(self.rew)
-
-    def episode(self, end: bool = False, trunc: bool = False, final_obs: Tensor | None = None) -> Episode:
-        flags = torch.zeros(2, len(self.act), dtype=torch.uint8)
-        flags[0, -1], flags[1, -1] = end, trunc
-        return Episode(
-            obs=torch.stack(self.obs),
-            act=torch.tensor(self.act, dtype=torch.int64),
-            rew=torch.tensor(self.rew, dtype=torch.float32),
-            end=flags[0],
-            trunc=flags[1],
-            info={} if final_obs is None else {"final_observation": final_obs},
-        )
 
     def state_dict(self) -> dict[str, Any]:
         """Where its stored steps are, and the others."""
         first = self.num_stored
-        frames = torch.stack(self.obs[first:]) if self.obs[first:] else None
+        frames = torch.stack([channels_first(x) for x in self.obs[first:]]) if self.obs[first:] else None
         return {"number": self.number, "obs": frames, "act": self.act[first:], "rew": self.rew[first:]}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], dataset: EpisodeDataset) -> _Recording:
         """What `state_dict` returned, with the stored steps out of the dataset."""
-        recording = cls(True, state["number"])
+        recording = cls(number=state["number"])
         if recording.number is not None:
             stored = dataset.load(recording.number)
-            recording.obs, recording.num_stored = list(stored.obs), len(stored)
+            recording.num_stored = len(stored)
+            recording.obs += stored.obs.unbind()
             recording.act, recording.rew = stored.act.tolist(), stored.rew.tolist()
         recording.obs += [] if state["obs"] is None else list(state["obs"])
         recording.act += state["act"]
@@ -363,13 +317,16 @@ class PlayReport:
         )
 
     def metrics(self) -> dict[str, Any]:
-        """Means, spread and extremes of the returns, and steps a second."""
+        """Mean with its 95 % interval, spread and extremes of the returns, and steps a second."""
         result: dict[str, Any] = {"num_episodes": len(self.returns)}
         if self.returns:
             returns = torch.tensor(self.returns, dtype=torch.float64)
+            low, high = bootstrap_interval(self.returns)
             result |= {
                 "return": returns.mean().item(),
                 "return_std": returns.std(correction=0).item(),
+                "return_low": low,
+                "return_high": high,
                 "return_min": returns.min().item(),
                 "return_max": returns.max().item(),
                 "length": sum(self.lengths) / len(self.lengths),
@@ -407,7 +364,7 @@ class Collector:
         self._device = actor_critic.lstm.weight_hh.device
         with torch.no_grad():
             self._state = begin(actor_critic, games.start().to(self._device))
-        self._recordings = [_Recording(keeps_frames) for _ in range(len(games))]
+        self._recordings = [_Recording() for _ in range(len(games))]
 
     def collect(
         self,
@@ -468,7 +425,7 @@ class Collector:
         act = self._choose()
         outcome = self.games.step(act)
         for i, recording in enumerate(self._recordings):
-            recording.add(obs[i], int(act[i]), float(outcome.rew[i]))
+            recording.add(obs[i] if self.keeps_frames else None, int(act[i]), float(outcome.rew[i]))
         limit = self.max_episode_steps
         too_long = torch.tensor([limit is not None and len(x) >= limit for x in self._recordings])
         trunc = outcome.trunc | (too_long & ~outcome.end)
@@ -476,9 +433,12 @@ class Collector:
         finished = []
         for i in over.tolist():
             recording = self._recordings[i]
-            last = bool(outcome.end[i]), bool(trunc[i]), outcome.obs[i]
-            finished.append((i, recording, recording.episode(*last) if self.keeps_frames else None))
-            self._recordings[i] = _Recording(self.keeps_frames)
+            episode = None
+            if self.keeps_frames:
+                end = bool(outcome.end[i])
+                episode = recording.episode(end=end, trunc=bool(trunc[i]), final_obs=outcome.obs[i])
+            finished.append((i, recording, episode))
+            self._recordings[i] = _Recording()
         if finished:
             self._forget(over)
         self._state.obs = self.games.obs.to(self._device)
@@ -490,7 +450,7 @@ class Collector:
             to_float(state.obs), (state.hx, state.cx)
         )
         u = torch.rand(len(logits), generator=self._generator)
-        act = sample(logits.float().cpu(), u, sampling.temperature)
+        act = draw_class(logits.cpu().double(), u, sampling.temperature)
         explores, anything = torch.rand(2, len(act), generator=self._generator)
         return torch.where(explores < sampling.epsilon, (anything * logits.shape[1]).long(), act)
 

@@ -1,8 +1,8 @@
 """From a configuration to a trained run, and from an unfinished run to its end.
 
-Builds the parts (networks, data) and hands them to the trainer. Every step can be repeated: what an earlier,
-killed process has finished is found in the run folder and left alone. Of several processes, the first does
-whatever writes, and the others read the episodes from the run folder.
+`build` puts the parts of a run together. Every step can be repeated: what an earlier, killed process has
+finished is found in the run folder and left alone. Of several processes, the first does whatever writes, and
+the others read the episodes from the run folder.
 """
 
 from __future__ import annotations
@@ -14,55 +14,186 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
+import numpy as np
 import torch
-from torch import nn
 
-from diamond_gym.backends.choose import can_compile, choose_upsampling
-from diamond_gym.backends.memory import keep_freed_memory
-from diamond_gym.checkpoints import WorldDescription, load_agent, published_run
+from diamond_gym.backends.build import world_model_kind
+from diamond_gym.backends.choose import pick_backend
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.checkpoints import WorldDescription, published_run
 from diamond_gym.cli import Terminated
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.files import write_file
 from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
-from diamond_gym.world.models import Agent, RewEndModel
-from diamond_gym.world.world_model import noise_levels
+from diamond_gym.world.models import Agent
+from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
-from trainers.diamond import trainer as schedule
-from trainers.diamond.config import PARTS, WORLD_MODEL_PARTS, TrainerConfig, from_yaml, to_yaml
+from trainers.diamond.config import PartTrainingConfig, TrainerConfig, check_parts, flat, from_yaml, to_yaml
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
+from trainers.diamond.learner import (
+    ActorCriticObjective,
+    DenoiserObjective,
+    Draw,
+    GraphedLoss,
+    Learner,
+    Objective,
+    RewEndObjective,
+    autocast_of,
+)
 from trainers.diamond.logging import RunLog, check_dependencies
+from trainers.diamond.networks import find_device, initialize, new_agent, place
 from trainers.diamond.publish import ExportOptions, export
+from trainers.diamond.replay import Replay, SegmentBatch
+from trainers.diamond.rollout import Collector, GamesOnDevice, ImaginedGames, RealGames, SavedGames
 from trainers.diamond.run_folder import RunFolder, find_source
-from trainers.diamond.trainer import Progress, Trainer
+from trainers.diamond.trainer import (
+    COLLECTION,
+    RL_GAMES,
+    Progress,
+    Schedule,
+    Trainer,
+    WholeGames,
+    derived_seed,
+)
 
-# --- initial weights
-# Where training starts, where that is not each layer's own initialisation.
-
-
-_DIFFERENCE_GAIN = 15.0
-"""Changes between frames are sparse and small."""
-_RECURRENT_GAIN = 3.0
-"""Without it too little of a rare event reaches the loss; one batch ends at 0.33 instead of 0.002."""
-
-
-@torch.no_grad()
-def start_with_differences(model: RewEndModel) -> None:
-    """Lets the first convolution see only what changes between the frames, and LSTM and head hear it."""
-    weight = model.encoder.conv_in.weight  # (out, 2 c p^2, 3, 3): the frame before, then the frame after
-    half = weight.shape[1] // 2
-    weight[:, half:] *= _DIFFERENCE_GAIN
-    weight[:, :half] = -weight[:, half:]
-    torch.nn.init.zeros_(model.encoder.conv_in.bias)  # pyright: ignore[reportArgumentType]
-    model.lstm.get_parameter("weight_ih_l0").mul_(_RECURRENT_GAIN)
-    model.head[-1].get_parameter("weight").mul_(_RECURRENT_GAIN)
+# --- the parts of a run, each given its own part of the configuration, here and nowhere else
 
 
-# --- launch
+def build(
+    config: TrainerConfig,
+    run: RunFolder,
+    agent: Agent,
+    train: Replay,
+    test: Replay,
+    group: Group = SINGLE_PROCESS,
+) -> Trainer:
+    """Puts a run together: world model, learners, data, test games and logs.
+
+    Args:
+        config: The run.
+        run: Where it is saved.
+        agent: The networks, on their device.
+        train: Episodes to learn from.
+        test: Episodes to measure the losses on.
+        group: The processes that train the run together; each builds its own.
+    """
+    seed, horizon = config.common.seed, config.world_model_env.horizon
+    device = next(agent.parameters()).device
+    autocast = autocast_of(config.training.autocast, device)
+    backend = pick_backend(config.training.backend, device)
+    kind = world_model_kind(backend, device)
+    world_model = kind(agent.denoiser, agent.rew_end_model, config.world_model_env.diffusion_sampler)
+
+    # learners: a network, its objective on what is drawn from the replay or played, its optimiser
+    by_age = config.static_dataset.path is None or not config.static_dataset.ignore_sample_weights
+
+    def objective(name: str, training: PartTrainingConfig) -> Objective:
+        draw = Draw(training, by_age, device, group)
+        is_simple = training.grad_acc_steps == group.world_size == 1
+        graph = GraphedLoss() if backend == "cuda_graph" and is_simple else None
+        if name == "denoiser":
+            return DenoiserObjective(agent.denoiser, config.denoiser, draw, autocast, graph=graph)
+        if name == "rew_end_model":
+            return RewEndObjective(world_model, config.rew_end_model, draw, autocast, graph=graph)
+        assert agent.actor_critic is not None
+        if config.training.model_free:
+            games = _real_games(config.game, draw, derived_seed(seed, RL_GAMES))
+        else:
+            games = _imagined_games(world_model, train, draw, horizon, (seed, RL_GAMES))
+        loss = config.actor_critic.actor_critic_loss
+        num_steps = loss.backup_every or horizon
+        return ActorCriticObjective(agent.actor_critic, games, num_steps, loss, autocast, group)
+
+    learners = []
+    for name in config.training.trained_parts:
+        part = getattr(config, name)
+        made = objective(name, part.training)
+        learners.append(Learner.of(name, getattr(agent, name), part.training, part.optimizer, made, group))
+
+    # data: what the policy collects, and the whole games that score it
+    folders = data.dataset_folders(run, config.static_dataset)
+    dataset = collector = whole_games = None
+    if config.collects:
+        dataset = EpisodeDataset(run.dataset("train"), create=True)
+        if group.is_rank_zero:
+            assert agent.actor_critic is not None and config.game is not None
+            sampling, games_seed = config.collection.train, derived_seed(seed, COLLECTION)
+            games = RealGames(config.game, sampling.num_envs, training=True, seed=games_seed)
+            collector = Collector(agent.actor_critic, games, sampling, seed=games_seed)
+    if config.evaluation.should and agent.actor_critic is not None and config.game is not None:
+        fill = config.collects and config.collection.test.players is None
+        whole_games = WholeGames(agent.actor_critic, config.game, config.collection.test, seed, fill)
+
+    return Trainer(
+        run=run,
+        agent=agent.eval(),
+        learners=learners,
+        train=train,
+        test=test,
+        world_model=world_model,
+        horizon=horizon,
+        autocast=autocast,
+        schedule=schedule(config),
+        evaluation=config.evaluation,
+        checkpointing=config.checkpointing,
+        log=RunLog(run, config.logging, config.tensorboard, config.wandb, flat(config)),
+        seed=seed,
+        dataset=dataset,
+        collector=collector,
+        whole_games=whole_games,
+        choose_contexts=partial(data.choose_contexts, folders, world_model.num_steps_conditioning, seed=seed),
+        group=group,
+    )
+
+
+def schedule(config: TrainerConfig) -> Schedule:
+    """How long the run lasts; where players have collected, as long as if the policy had."""
+    collection = config.collection.train
+    if config.static_dataset.path is not None or config.training.model_free:
+        return Schedule(config.training, None)
+    return Schedule(config.training, collection, None if config.collects else collection.first_epoch.min)
+
+
+def _real_games(game: str | None, draw: Draw, seed: int) -> SavedGames:
+    """This process's share of the real games that the actor-critic learns in."""
+    assert game is not None
+    first, num_games = draw.share.start, draw.share.stop - draw.share.start
+    games = RealGames(game, num_games, training=True, seed=seed, first=first)
+    return games if draw.device.type == "cpu" else GamesOnDevice(games, draw.device)
+
+
+def _imagined_games(
+    world_model: WorldModel, train: Replay, draw: Draw, horizon: int, seed: tuple[int, int]
+) -> ImaginedGames:
+    """This process's share of the imagined games that the actor-critic learns in."""
+    n, first = world_model.num_steps_conditioning, draw.share.start
+    weights = draw.training.sample_weights if draw.by_age else None
+
+    def start(rng: np.random.Generator) -> SegmentBatch:
+        return train.draw(rng, 1, n, sample_weights=weights, pad_after=False)
+
+    return ImaginedGames(world_model, start, draw.share.stop - first, horizon, seed=seed, first=first)
+
+
+def load_replays(
+    config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
+) -> tuple[Replay, Replay]:
+    """Train and test episodes in memory, none for a run without a world model; see `data.load_replays`."""
+    if config.training.model_free:
+        return Replay(), Replay()
+    folders = data.dataset_folders(run, config.static_dataset)
+    return data.load_replays(
+        folders, config.frame_shape, num_actions, num_collected=config.num_collected, progress=progress
+    )
+
+
+# --- commands
 
 
 def train(
@@ -93,7 +224,8 @@ def train(
         InvalidInputError: No game and no data are given, a player cannot play the game, or the processes
             cannot share a batch.
         DatasetError: The static dataset has no episodes, or they do not fit.
-        DeviceError: The device is not available.
+        DeviceError: The device is not available, or the backend needs another one.
+        MissingDependencyError: What the backend, or a logger, needs is not installed.
         CheckpointError: The initial weights cannot be read or do not fit.
         CacheError: The run folder cannot be written.
         DivergedError: A loss is no longer finite; the last good epoch is kept.
@@ -101,6 +233,7 @@ def train(
         ProcessLostError: Another of the processes is gone.
     """
     device = find_device(config.common.device, group)
+    pick_backend(config.training.backend, device)
     with ExitStack() as stack:
         run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, folder, command, group, stack))
         _fit(config, run, agent, device, progress, group)
@@ -117,7 +250,8 @@ def _new_run(
 ) -> tuple[RunFolder, Agent]:
     """A run folder, locked until the stack ends, and networks."""
     description, agent = prepare(config, command, group)
-    data.check_space(config, outputs.absolute() / "run" if folder is None else folder.absolute())
+    place = outputs.absolute() / "run" if folder is None else folder.absolute()
+    data.check_space(place, config.players, config.num_collected, config.frame_shape)
     run = RunFolder.new(outputs.absolute()) if folder is None else RunFolder.at(folder.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
@@ -140,9 +274,21 @@ def prepare(
     check_shares(config, group)
     check_dependencies(config.wandb)
     description = describe(config, command)
-    agent = new_agent(config, description)
-    initialize(agent, config)
+    agent = _new_agent(config, description)
+    initialize(agent, config.initialization)
     return description, agent
+
+
+def _new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
+    """Networks with fresh weights, as large as the run's description says."""
+    if description.agent is None:
+        raise CheckpointError("config/world.json does not say how large the networks are")
+    return new_agent(
+        description.agent,
+        seed=config.common.seed,
+        with_actor_critic=config.learns_to_play,
+        difference_init=config.rew_end_model.training.difference_init,
+    )
 
 
 def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) -> Path:
@@ -156,7 +302,7 @@ def resume(path: Path, *, progress: bool = True, group: Group = SINGLE_PROCESS) 
     Raises:
         CheckpointNotFoundError: The folder is not that of a run.
         CheckpointError: It is a run of the published trainer, or damaged.
-        RunInUseError: Another process is training it.
+        FolderInUseError: Another process is training it.
     """
     with ExitStack() as stack:
         run, unfinished = group.on_rank_zero(lambda: _existing_run(path, group, stack))
@@ -175,13 +321,14 @@ def _existing_run(
     stack.enter_context(run.locked())
     config = from_yaml(run.config_file)
     progress_so_far = Progress.of(run.load_state()) if run.state_file.is_file() else Progress()
-    if _is_finished(config, progress_so_far):
+    num_epochs = schedule(config).num_epochs(progress_so_far.first_epoch_steps)
+    if progress_so_far.is_finished and num_epochs is not None and progress_so_far.epoch >= num_epochs:
         print(f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained")
         return run, None
     check_shares(config, group)
-    agent = new_agent(config, WorldDescription.load(run.world_file))
+    agent = _new_agent(config, WorldDescription.load(run.world_file))
     if not run.state_file.is_file():
-        initialize(agent, config)
+        initialize(agent, config.initialization)
     return run, (config, agent)
 
 
@@ -202,11 +349,6 @@ def _refuse_published(run: RunFolder) -> None:
         f"starts from its weights: python -m trainers.diamond train {known} "
         f"initialization.path_to_ckpt={shlex.quote(str(run.path))}{from_data if data.is_dir() else ''}"
     )
-
-
-def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
-    num_epochs = schedule.num_epochs(config, progress.first_epoch_steps)
-    return progress.is_finished and num_epochs is not None and progress.epoch >= num_epochs
 
 
 def check_shares(config: TrainerConfig, group: Group) -> None:
@@ -230,28 +372,6 @@ def check_shares(config: TrainerConfig, group: Group) -> None:
             )
 
 
-def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
-    """The device of a name; "auto" is CUDA where available, and each process of several has its own GPU.
-
-    Raises:
-        DeviceError: There is no such device here.
-    """
-    name = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
-    if group.world_size > 1 and name == "cuda":
-        name = f"cuda:{group.local_rank}"
-    elif group.world_size > 1 and name != "cpu":
-        raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).partition("\n")[0]
-        raise DeviceError(f"common.device={name} is not available: {reason}") from error
-    if device.type == "cuda" and group.world_size > 1:
-        torch.cuda.set_device(device)
-    return device
-
-
 def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """What the run's world model will be.
 
@@ -262,19 +382,14 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
         DatasetError: The static dataset has no episodes.
     """
     path = config.static_dataset.path
-    _check_frames(config)
-    noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
-    _check_playing(config)
-    _check_segments(config)
-    _check_crops(config)
-    _check_export(config)
+    check_parts(config)
     if path is not None:
         data.check_static_dataset(Path(path))
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
         num_actions = len(meanings)
         if path is None:
-            data.check_players(config, config.game)
+            data.check_players(config.players, config.game)
     elif path is not None:
         meanings = None
         num_actions = config.agent.num_actions or data.count_actions(Path(path))
@@ -289,159 +404,13 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     )
 
 
-def new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
-    """Networks with fresh weights, fixed by the seed, on the CPU.
-
-    Raises:
-        InvalidInputError: Networks of these sizes cannot be built, or cannot run.
-        CheckpointError: The description lacks the sizes.
-    """
-    if description.agent is None:
-        raise CheckpointError("config/world.json does not say how large the networks are")
-    torch.manual_seed(config.common.seed)
-    try:
-        agent = Agent(description.agent, with_actor_critic=config.learns_to_play)
-        if config.rew_end_model.training.difference_init:
-            start_with_differences(agent.rew_end_model)
-        _try_out(agent)
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InvalidInputError(f"networks of the sizes in agent.* do not work: {reason}") from error
-    return agent
-
-
-def initialize(agent: Agent, config: TrainerConfig) -> None:
-    """Takes the weights of the parts that `initialization` names from its checkpoint.
-
-    Raises:
-        CheckpointNotFoundError: There is no checkpoint.
-        CheckpointError: It is damaged, or its networks are of other sizes.
-    """
-    initialization, num_actions = config.initialization, agent.config.num_actions
-    if initialization.path_to_ckpt is None:
-        return
-    assert num_actions is not None
-    given = load_agent(initialization.path_to_ckpt)
-    sizes = given.config.with_num_actions(num_actions) if initialization.new_actions else given.config
-    for name in PARTS:
-        is_wanted = getattr(initialization, f"load_{name}")
-        if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
-            continue
-        ours, theirs = getattr(agent.config, name), getattr(sizes, name)
-        if ours != theirs:
-            other = given.config.num_actions != num_actions and not initialization.new_actions
-            hint = ", or initialization.new_actions=true to start from another game's" if other else ""
-            raise CheckpointError(
-                f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, the run's is "
-                f"{ours}. Set agent.{name} accordingly, or initialization.load_{name}=false{hint}"
-            )
-        _take_weights(name, getattr(agent, name), getattr(given, name))
-
-
-def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
-    """All that have our shapes; what depends on another number of actions stays as it is."""
-    weights = ours.state_dict()
-    taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
-    ours.load_state_dict(weights | taken)
-    if len(taken) < len(weights):
-        print(f"{name}: other actions, {', '.join(sorted(weights.keys() - taken.keys()))} start anew")
-
-
-def _check_playing(config: TrainerConfig) -> None:
-    """Who learns to play needs a game, or a world that has learned one."""
-    training, initialization = config.training, config.initialization
-    if not config.learns_to_play:
-        return
-    if config.game is None and (config.collects or training.model_free):
-        raise InvalidInputError("what to play? give game=Breakout")
-    given = [
-        part
-        for part in WORLD_MODEL_PARTS
-        if initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
-    ]
-    missing = [part for part in WORLD_MODEL_PARTS if part not in (*training.trained_parts, *given)]
-    if missing and not training.model_free:
-        raise InvalidInputError(
-            f"training.parts={training.parts} learns to play in imagination, and its {' and '.join(missing)} "
-            "would stay untrained: give initialization.path_to_ckpt=FOLDER, or train all parts"
-        )
-
-
-def _check_segments(config: TrainerConfig) -> None:
-    """Segments of the reward/end model that go on in imagination need frames to start from."""
-    n, training = config.agent.denoiser.inner_model.num_steps_conditioning, config.rew_end_model.training
-    if training.imagined_fraction > 0 and training.seq_length <= n:
-        raise InvalidInputError(
-            f"rew_end_model.training.imagined_fraction={training.imagined_fraction} needs segments longer "
-            f"than the {n} frames that imagination starts from: rew_end_model.training.seq_length is "
-            f"{training.seq_length}"
-        )
-
-
-def _check_export(config: TrainerConfig) -> None:
-    """A world model that was not trained cannot be exported, and one of no game not be evaluated."""
-    export, training = config.export, config.training
-    if not export.should:
-        return
-    if training.model_free:
-        raise InvalidInputError("export.should=true exports a world model, training.model_free=true has none")
-    if export.evaluate and config.game is None:
-        raise InvalidInputError("export.evaluate=true plays the real game: give game=Breakout")
-
-
-def _check_crops(config: TrainerConfig) -> None:
-    """Crops must lie within the frame, and be divided by the network as it is."""
-    size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
-    divides = config.agent.denoiser.inner_model.divides
-    if size is not None and (size > side or size % divides):
-        accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
-        raise InvalidInputError(
-            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, {divides}x{divides} of "
-            f"which become one at the bottom of the network; accepted are {accepted}"
-        )
-
-
-def _check_frames(config: TrainerConfig) -> None:
-    """The networks must take the same frames, and those of the real game where it is played."""
-    denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
-    if denoiser.img_channels != rew_end.img_channels:
-        raise InvalidInputError(
-            f"agent.denoiser.inner_model.img_channels={denoiser.img_channels} and "
-            f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
-        )
-    given = (rew_end.img_channels, rew_end.img_size)
-    is_played = config.static_dataset.path is None or (config.learns_to_play and config.game is not None)
-    if is_played and given != (3, atari.SCREEN_SIZE):
-        raise InvalidInputError(
-            f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
-            f"{atari.SCREEN_SIZE}x{atari.SCREEN_SIZE} pixels"
-        )
-    actor_critic = config.agent.actor_critic
-    seen = (actor_critic.img_channels, actor_critic.img_size)
-    if config.learns_to_play and seen != (rew_end.img_channels, rew_end.img_size):
-        raise InvalidInputError(
-            f"agent.actor_critic has img_channels={seen[0]}, img_size={seen[1]}, agent.rew_end_model "
-            f"{rew_end.img_channels}, {rew_end.img_size}: they must be equal"
-        )
-
-
-@torch.no_grad()
-def _try_out(agent: Agent) -> None:
-    """Runs the networks once, so that sizes that do not go together are found before any work is done."""
-    inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
-    n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
-    act = torch.zeros(1, n, dtype=torch.int64)
-    agent.denoiser.denoise(frame[:, 0], torch.ones(1), frame.expand(1, n, -1, -1, -1).flatten(1, 2), act)
-    agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
-    if agent.actor_critic is not None:
-        agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))
-
-
 def _fit(
     config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool, group: Group
 ) -> None:
     """Everything that a resumed run repeats."""
     progress = progress and group.is_rank_zero
+    if keep_freed_memory() and progress:
+        print(MEMORY_IS_KEPT, flush=True)
     if config.training.num_threads is not None:
         torch.set_num_threads(config.training.num_threads)
     if device.type == "cuda":  # by default, torch uses TF32 in convolutions only
@@ -450,17 +419,15 @@ def _fit(
     try:
         is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
         assert agent.config.num_actions is not None
-        train, test = data.load_replays(config, run, agent.config.num_actions, progress=progress)
+        train, test = load_replays(config, run, agent.config.num_actions, progress=progress)
+        place(agent, device, config.training.backend)
+        trainer = build(config, run, agent, train, test, group)
         if not (config.collects or config.training.model_free):
-            group.on_rank_zero(lambda: data.choose_contexts(config, run).save(run.contexts_file))
-        place(agent, device, config)
-        dataset = EpisodeDataset(run.dataset("train"), create=True) if config.collects else None
-        log = RunLog(run, config)
-        trainer = Trainer(config, run, agent, train, test, dataset, log, group)
+            group.on_rank_zero(lambda: trainer.choose_contexts().save(run.contexts_file))
         if is_resumed:
             trainer.resume()
-        with closing(log), _stopped_by_interrupt(trainer):
-            group.on_rank_zero(lambda: log.open(trainer.epoch + 1, trainer.next_of()))
+        with closing(trainer.log), _stopped_by_interrupt(trainer):
+            group.on_rank_zero(lambda: trainer.log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
             group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
@@ -479,24 +446,12 @@ def _export(config: TrainerConfig, run: RunFolder) -> None:
         export(ExportOptions(run=str(run.path), out=str(run.world_folder), **options))
 
 
-def place(agent: Agent, device: torch.device, config: TrainerConfig) -> None:
-    """Puts networks on their device so that they train fast: memory, its layout, upsampling, compilation.
-
-    Affects the whole process, see `keep_freed_memory`.
-    """
-    keep_freed_memory()
-    agent.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    choose_upsampling(agent, device)
-    if config.training.compile and can_compile(device):
-        # in place: the names of the weights stay; a graph for each shape, of crops and of whole frames
-        agent.denoiser.inner_model.compile(dynamic=False)
-
-
 def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> bool:
     """Puts the episodes on disk with which training goes on; whether it has begun before."""
     if config.static_dataset.path is None:
-        data.check_space(config, run.path)
-        data.collect_datasets(config, run, progress=progress)
+        data.check_space(run.path, config.players, config.num_collected, config.frame_shape)
+        assert config.game is not None
+        data.collect_datasets(run, config.game, config.players, seed=config.common.seed, progress=progress)
     is_resumed = run.state_file.is_file()
     if config.collects and is_resumed:
         data.cut_back_to(run, run.load_state())

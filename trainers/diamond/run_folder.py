@@ -5,8 +5,8 @@ Knows nothing of what is trained.
 
 from __future__ import annotations
 
-import itertools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -18,19 +18,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from diamond_gym import files as disk
+from diamond_gym import untrusted
 from diamond_gym.checkpoints.locate import WORLD_FOLDER
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError
 from diamond_gym.files import write_file, write_torch
-from trainers.diamond.errors import RunInUseError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two processes apart there
-    fcntl = None
-
+from diamond_gym.ranges import check_integer
 
 # --- source
 # Which source trains a run: its commit, and what differs from it.
@@ -114,9 +109,7 @@ class RunFolder:
         Raises:
             CacheError: It cannot be made.
         """
-        usual = outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")
-        for i in itertools.count(1):
-            path = usual if i == 1 else usual.with_name(f"{usual.name}-{i}")
+        for path in disk.numbered(outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")):
             try:
                 path.mkdir(parents=True)
                 return cls(path)
@@ -134,7 +127,7 @@ class RunFolder:
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            is_empty = not any(path.iterdir())
+            is_empty = disk.is_empty(path)
         except OSError as error:
             raise CacheError(f"cannot make the run folder {path}: {error}") from error
         if not is_empty:
@@ -161,21 +154,10 @@ class RunFolder:
         """Keeps other processes from working on the run; the system releases a killed process's lock.
 
         Raises:
-            RunInUseError: Another process works on it.
+            FolderInUseError: Another process works on it.
             CacheError: The folder cannot be written.
         """
-        try:
-            file = (self.path / ".lock").open("w")
-        except OSError as error:
-            raise CacheError(f"cannot write {self.path}: {error}") from error
-        with file:
-            if fcntl is not None:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RunInUseError(
-                        f"another process is working on the run {self.path}: let it finish, or stop it"
-                    ) from error
+        with disk.locked(self.path):
             for leftover in self.path.glob("checkpoints/**/.*.tmp"):  # of a killed process
                 leftover.unlink(missing_ok=True)
             yield
@@ -219,8 +201,9 @@ class RunFolder:
         Raises:
             CacheError: It cannot be written.
         """
-        write_file(self.resume_script, _RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
-        self.resume_script.chmod(0o755)
+        with disk.replacing(self.resume_script) as file:
+            file.write(_RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
+            os.chmod(file.name, 0o755)  # before anybody can put a link at its path
 
     def write_source(self, source: Source) -> None:
         """Notes the source that trains the run in config/: its version and commit, and changes since.
@@ -268,10 +251,13 @@ class RunFolder:
         """
         if not self.state_file.is_file():
             raise CheckpointNotFoundError(f"{self.path} has no checkpoints/state.pt: no epoch was finished")
-        try:
-            return torch.load(self.state_file, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many kinds for a damaged file
-            raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
+        what = "the state of a run"
+        state = untrusted.read_torch(self.state_file, CheckpointError, what)
+        with untrusted.reading(self.state_file, CheckpointError, what):
+            check_integer("its epoch", state.get("epoch", 0), 0, 2**31)
+            for part in state.get("parts", {}).values():
+                untrusted.check_finite(part["module"])
+        return state
 
     def save_agent(self, epoch: int, weights: dict[str, Tensor], every: int, num_to_keep: int | None) -> None:
         """Writes the weights of an epoch and deletes earlier ones.
@@ -315,11 +301,7 @@ class RunFolder:
         Raises:
             CacheError: It cannot be written.
         """
-        try:
-            with self.metrics_file.open("a") as file:
-                file.write(json.dumps(metrics) + "\n")
-        except OSError as error:
-            raise CacheError(f"cannot write {self.metrics_file}: {error}") from error
+        disk.append_line(self.metrics_file, json.dumps(metrics))
 
     def forget_metrics_after(self, num_epochs: int) -> None:
         """Drops what a killed process logged of later epochs, which will be trained again.

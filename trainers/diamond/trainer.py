@@ -1,8 +1,8 @@
-"""Trains the networks of a configuration, epoch by epoch, and saves after each one.
+"""Trains the networks of a run, epoch by epoch, and saves after each one.
 
 Batches and noise are functions of (seed, part, step); what else a resumed run needs to go on exactly
 (weights, optimisers, games under way, counts) is in the saved state. Of several processes, all train and the
-first does everything else. Knows nothing of the command line.
+first does everything else. `run.build` puts a trainer together.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NoReturn
 
@@ -20,35 +20,31 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diamond_gym.backends.choose import has_fast_bfloat16, world_model_kind
+from diamond_gym import untrusted
+from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError
-from diamond_gym.world.models import Agent
+from diamond_gym.world.models import ActorCritic, Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
 from trainers.diamond.config import (
     PARTS,
     WORLD_MODEL_PARTS,
-    PartTrainingConfig,
-    SamplingConfig,
+    CheckpointingConfig,
+    EvaluationConfig,
+    TestCollectionConfig,
     TrainCollectionConfig,
-    TrainerConfig,
+    TrainingConfig,
 )
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
-from trainers.diamond.errors import StopRequested
+from trainers.diamond.errors import DivergedError, StopRequested
 from trainers.diamond.learner import (
-    ActorCriticObjective,
+    Autocast,
     DenoiserObjective,
-    Draw,
-    Given,
-    GraphedLoss,
     Learner,
     NotFiniteError,
     RewEndObjective,
-    Run,
-    batches_in_order,
     diverged,
-    eager,
 )
 from trainers.diamond.logging import (
     VIDEO_FPS,
@@ -65,16 +61,8 @@ from trainers.diamond.logging import (
     to_gif,
 )
 from trainers.diamond.losses import Metrics
-from trainers.diamond.replay import Replay, SegmentBatch
-from trainers.diamond.rollout import (
-    Collector,
-    GamesOnDevice,
-    ImaginedGames,
-    PlayReport,
-    RealGames,
-    SavedGames,
-    play_whole_games,
-)
+from trainers.diamond.replay import Replay
+from trainers.diamond.rollout import Collector, PlayReport, RealGames, play_whole_games
 from trainers.diamond.run_folder import RunFolder
 
 # --- schedule
@@ -83,24 +71,36 @@ from trainers.diamond.run_folder import RunFolder
 # Every answer follows from the run's saved state, so that a resumed run asks and goes on.
 
 
-def num_epochs(config: TrainerConfig, first_epoch_steps: int | None) -> int | None:
-    """Epochs of the run in all; None while that is not known yet.
+@dataclass(frozen=True)
+class Schedule:
+    """How long a run lasts.
 
-    Args:
-        config: The run.
-        first_epoch_steps: Steps of the initial collection, once known.
+    Attributes:
+        training: What is trained, for how long.
+        collection: How the training dataset grows; None where it does not, with a static dataset, say.
+        first_epoch_steps: Steps of the initial collection where that is not the policy's, which decides
+            itself when it has seen enough.
     """
-    training, collection = config.training, config.collection.train
-    if training.num_epochs is not None:
-        return training.num_epochs
-    if config.static_dataset.path is not None or training.model_free:
-        return max(1, training.num_final_epochs)
-    if not config.collects:  # players have: as long as if the policy had
-        first_epoch_steps = collection.first_epoch.min
-    if first_epoch_steps is None:
-        return None
-    left = max(0, collection.num_steps_total - first_epoch_steps)
-    return max(1, math.ceil(left / collection.steps_per_epoch) + training.num_final_epochs)
+
+    training: TrainingConfig
+    collection: TrainCollectionConfig | None
+    first_epoch_steps: int | None = None
+
+    def num_epochs(self, first_epoch_steps: int | None) -> int | None:
+        """Epochs of the run in all; None while that is not known yet.
+
+        Args:
+            first_epoch_steps: Steps of the initial collection, once known.
+        """
+        first_epoch_steps = self.first_epoch_steps or first_epoch_steps
+        if self.training.num_epochs is not None:
+            return self.training.num_epochs
+        if self.collection is None:
+            return max(1, self.training.num_final_epochs)
+        if first_epoch_steps is None:
+            return None
+        left = max(0, self.collection.num_steps_total - first_epoch_steps)
+        return max(1, math.ceil(left / self.collection.steps_per_epoch) + self.training.num_final_epochs)
 
 
 def collection_goal(
@@ -141,7 +141,7 @@ def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: 
 
 
 _VIDEO_GAMES = 4
-_COLLECTION, _TEST_GAMES, _RL_GAMES = range(3)
+COLLECTION, TEST_GAMES, RL_GAMES = range(3)
 """What real or imagined games are played for: their seeds differ."""
 
 
@@ -171,50 +171,86 @@ class Progress:
         return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
 
 
-class Trainer:
-    """Runs the epochs of a configuration.
-
-    Args:
-        config: The run.
-        run: Where it is saved.
-        agent: The networks, on their device.
-        train: Episodes to learn from; grows where the run collects.
-        test: Episodes to measure the losses on.
-        dataset: The training episodes on disk where the run collects.
-        log: Where its numbers go; None for metrics.jsonl alone.
-        group: The processes that train the run together, each with a trainer of its own.
+@dataclass(frozen=True)
+class WholeGames:
+    """Whole real games that score the actor-critic.
 
     Attributes:
+        actor_critic: The network that plays.
+        game: The game.
+        sampling: How many games, and how it plays.
+        seed: Fixes the games, together with the epoch.
+        fill_test_dataset: Whether the newest evaluation's games are the test episodes.
+    """
+
+    actor_critic: ActorCritic
+    game: str
+    sampling: TestCollectionConfig
+    seed: int
+    fill_test_dataset: bool
+
+    def collector(self, epoch: int, num_episodes: int, *, keeps_frames: bool) -> Collector:
+        """Plays games that only the epoch's number decides."""
+        seed = derived_seed(self.seed, TEST_GAMES, epoch)
+        return Collector(
+            self.actor_critic,
+            RealGames(self.game, min(self.sampling.num_envs, num_episodes), training=False, seed=seed),
+            self.sampling,
+            seed=seed,
+            keeps_frames=keeps_frames,
+            max_episode_steps=self.sampling.max_episode_steps,
+        )
+
+
+@dataclass(kw_only=True)
+class Trainer:
+    """Runs the epochs of a run.
+
+    Attributes:
+        run: Where it is saved.
+        agent: The networks, on their device.
+        learners: Those that are trained, in the order in which an epoch trains them.
+        train: Episodes to learn from; grows where the run collects.
+        test: Episodes to measure the losses on.
+        world_model: Imagines games for a video,
+        horizon: of so many steps,
+        autocast: in this precision.
+        schedule: How long the run lasts.
+        evaluation: Whether and when it is evaluated.
+        checkpointing: Which weights are kept.
+        log: Where its numbers go.
+        seed: Fixes the run.
+        dataset: The training episodes on disk where the run collects.
+        collector: Collects them, in the first process.
+        whole_games: What the actor-critic is scored in, if it is.
+        choose_contexts: Chooses start contexts out of the run's episodes.
+        group: The processes that train the run together, each with a trainer of its own.
         progress: Where the run stands.
         stop_requested: Set it (in a signal handler, say) to have `fit` finish its step, save and raise
             `KeyboardInterrupt`.
     """
 
-    def __init__(
-        self,
-        config: TrainerConfig,
-        run: RunFolder,
-        agent: Agent,
-        train: Replay,
-        test: Replay,
-        dataset: EpisodeDataset | None = None,
-        log: RunLog | None = None,
-        group: Group = SINGLE_PROCESS,
-    ) -> None:
-        self.log = log or RunLog(run, config)
-        self.config, self.run, self.agent, self.group = config, run, agent, group
-        self.train, self.test, self.dataset = train, test, dataset
-        self.progress = Progress()
-        self.stop_requested = False
-        self.device = next(agent.parameters()).device
-        sampler = config.world_model_env.diffusion_sampler
-        kind = world_model_kind(self.device) if config.training.cuda_graphs else WorldModel
-        self.world_model = kind(agent.denoiser, agent.rew_end_model, sampler)
-        self._autocast = autocast_of(config.training.autocast, self.device)
-        self._measured: dict[str, DenoiserObjective | RewEndObjective] = {}
-        self.learners = [self._learner(name) for name in config.training.trained_parts]
-        self._collector = self._new_collector() if config.collects and group.is_rank_zero else None
-        agent.eval()
+    run: RunFolder
+    agent: Agent
+    learners: list[Learner]
+    train: Replay
+    test: Replay
+    world_model: WorldModel
+    horizon: int
+    autocast: Autocast
+    schedule: Schedule
+    evaluation: EvaluationConfig
+    checkpointing: CheckpointingConfig
+    log: RunLog
+    seed: int
+    dataset: EpisodeDataset | None
+    collector: Collector | None
+    whole_games: WholeGames | None
+    choose_contexts: Callable[[], ContextBank]
+    group: Group = SINGLE_PROCESS
+    progress: Progress = field(default_factory=Progress)
+    stop_requested: bool = False
+    _shows_progress: bool = False
 
     @property
     def epoch(self) -> int:
@@ -224,7 +260,7 @@ class Trainer:
     @property
     def num_epochs(self) -> int | None:
         """Epochs of the run; None while that depends on what is still to be collected."""
-        return num_epochs(self.config, self.progress.first_epoch_steps)
+        return self.schedule.num_epochs(self.progress.first_epoch_steps)
 
     def fit(self, *, progress: bool = True) -> None:
         """Trains to the last epoch, saving state and weights after each, and evaluates.
@@ -272,9 +308,10 @@ class Trainer:
         self.save_state()
 
     def _play_final_games(self) -> None:
-        num_episodes = self.config.collection.test.num_final_episodes
-        if self._plays_test_games and num_episodes > 0:
-            report = self._play_test_games(self.epoch + 1, num_episodes, desc="final test")
+        games = self.whole_games
+        if games is not None and games.sampling.num_final_episodes > 0:
+            collector = partial(games.collector, self.epoch + 1, keeps_frames=False)
+            report = self._play_test_games(collector, games.sampling.num_final_episodes, desc="final test")
             self._log({"epoch": self.epoch, **_prefixed("final", report.metrics())})
 
     def _log(self, metrics: dict[str, Any]) -> None:
@@ -289,16 +326,15 @@ class Trainer:
         metrics, self.progress.first_epoch_steps = self.group.on_rank_zero(
             lambda: (self._collect(), self.progress.first_epoch_steps)
         )
-        if self.config.collects and not self.group.is_rank_zero:
-            data.catch_up(self.train, EpisodeDataset(self.run.dataset("train")))
+        if self.dataset is not None and not self.group.is_rank_zero:
+            data.catch_up(self.train, EpisodeDataset(self.dataset.path))
         return metrics
 
     def _collect(self) -> dict[str, Any]:
         """Plays the real game until the training dataset is as large as it should be now."""
-        collector = self._collector
-        if collector is None:
+        collector = self.collector
+        if collector is None or self.dataset is None:
             return {}
-        assert self.dataset is not None
         report = PlayReport()
         with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
             while (goal := self._collection_goal(collector)) is not None:
@@ -331,8 +367,9 @@ class Trainer:
         return progress.collection_goal
 
     def _scheduled_goal(self, num_steps: int) -> int:
+        assert self.schedule.collection is not None, "somebody collects"
         return collection_goal(
-            self.config.collection.train,
+            self.schedule.collection,
             self.epoch + 1,
             num_steps,
             self.train.reward_sign_counts(),
@@ -344,15 +381,16 @@ class Trainer:
         training = learner.training
         total = training.num_steps(self.num_epochs or self.epoch + 1)
         steps = training.num_steps(self.epoch + 1) - learner.num_steps
-        if steps <= 0 or not self.config.training.should:
+        if steps <= 0 or not self.schedule.training.should:
             return {}
         sums: Metrics = {}
         start, lr_factor = time.perf_counter(), 0.0
         bar = self._bar(learner.name, total=steps)
-        with self._as_played(*PARTS, but=learner.name), learner.as_trained(), bar:
+        others = (name for name in PARTS if name != learner.name)
+        with self._as_played(*others), learner.as_trained(), bar:
             for _ in range(steps):
                 lr_factor = training.lr_factor(learner.num_steps, total)
-                metrics = learner.step(self.train, seed=self.config.common.seed, lr_factor=lr_factor)
+                metrics = learner.step(self.train, seed=self.seed, lr_factor=lr_factor)
                 sums = add(sums, metrics)
                 self._log_step(learner, metrics, lr_factor)
                 bar.update()
@@ -374,7 +412,7 @@ class Trainer:
 
     def next_of(self) -> dict[str, int]:
         """The next step of each network and episode of each dataset, as `RunLog.open` takes them."""
-        under_way = set() if self._collector is None else self._collector.stored_numbers
+        under_way = set() if self.collector is None else self.collector.stored_numbers
         last = len(self.train) - 1
         return {step_series(learner.name): learner.num_steps + 1 for learner in self.learners} | {
             episode_series("train"): last if last in under_way else last + 1,
@@ -383,7 +421,7 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
         """Where it is time to: plays whole games, imagines, and measures the weights to be saved."""
-        config, metrics = self.config.evaluation, {}
+        config, metrics = self.evaluation, {}
         is_time = epoch % config.every == 0
         if config.should and is_time:
             metrics = self._test_games(epoch) | self._imagine(epoch)
@@ -393,12 +431,13 @@ class Trainer:
         return metrics
 
     def _test_games(self, epoch: int) -> dict[str, Any]:
-        if not self._plays_test_games:
+        games = self.whole_games
+        if games is None:
             return {}
-        replaces = self.config.collects and self.config.collection.test.players is None
-        episodes: list[Episode] | None = [] if replaces else None
-        report = self._play_test_games(epoch, self.config.collection.test.num_episodes, episodes=episodes)
-        if episodes is not None:
+        episodes: list[Episode] = []
+        collector = partial(games.collector, epoch, keeps_frames=games.fill_test_dataset)
+        report = self._play_test_games(collector, games.sampling.num_episodes, on_episode=episodes.append)
+        if games.fill_test_dataset:
             data.replace_test_dataset(self.run, episodes)
             self.test = data.load_test_replay(self.run)
         return _prefixed("test", report.metrics())
@@ -406,11 +445,11 @@ class Trainer:
     def _imagine(self, epoch: int) -> dict[str, Any]:
         """Imagines real games under their actions, in a video."""
         replay = self.test if len(self.test) else self.train
-        n, horizon = self.world_model.num_steps_conditioning, self.config.world_model_env.horizon
-        starts = draw_starts(replay, _VIDEO_GAMES, n + horizon, seed=0)
+        n = self.world_model.num_steps_conditioning
+        starts = draw_starts(replay, _VIDEO_GAMES, n + self.horizon, seed=0)
         if starts is None:
             return {}
-        with self._as_played(*WORLD_MODEL_PARTS), self._autocast():
+        with self._as_played(*WORLD_MODEL_PARTS), self.autocast():
             imagined = imagine(self.world_model, starts)
         self._stop_if_requested()
         real = starts.obs[:, n:]
@@ -423,62 +462,36 @@ class Trainer:
     @torch.no_grad()
     def _measure(self, learner: Learner) -> dict[str, Any]:
         """Losses of the weights to be saved on the whole test dataset, under the same noise every time."""
-        objective = self._measured.get(learner.name)
-        if objective is None or learner.num_steps == 0:
+        objective = learner.objective
+        if learner.num_steps == 0 or not isinstance(objective, DenoiserObjective | RewEndObjective):
             return {}
         sums: Metrics = {}
         num_segments = 0
         with learner.as_played():
-            for i, batch in enumerate(self._test_batches(learner)):
+            for i, batch in enumerate(objective.test_batches(self.test)):
                 self._stop_if_requested()
-                given = Given(learner.training, by_age=False, device=self.device, batch=batch)
                 rng = np.random.default_rng([i, PARTS.index(learner.name)])
-                example = replace(objective, draw=given).example(
-                    self.test, rng, learner.num_steps, plain=True
-                )
-                weight = len(batch.obs)
+                metrics, weight = objective.measure(batch, rng, learner.num_steps), len(batch.obs)
                 num_segments += weight
-                metrics = example.metrics | {"loss": example.loss}
                 sums = add(sums, {k: x * weight if x.ndim == 0 else x for k, x in metrics.items()})
         return {f"test_{name}": value for name, value in summary(sums, num_segments).items()}
 
-    def _test_batches(self, learner: Learner) -> Iterator[SegmentBatch]:
-        if learner.name == "denoiser":
-            num_predictions = 1 + self.config.denoiser.training.num_autoregressive_steps
-            length = self.world_model.num_steps_conditioning + num_predictions
-        else:
-            length = self.config.rew_end_model.training.seq_length
-        return batches_in_order(self.test, length, learner.training.batch_size)
-
-    @property
-    def _plays_test_games(self) -> bool:
-        config = self.config
-        return config.evaluation.should and config.learns_to_play and config.game is not None
-
     def _play_test_games(
-        self, epoch: int, num_episodes: int, *, episodes: list[Episode] | None = None, desc: str = "test"
+        self,
+        new_collector: Callable[[int], Collector],
+        num_episodes: int,
+        *,
+        on_episode: Callable[[Episode], object] = lambda episode: None,
+        desc: str = "test",
     ) -> PlayReport:
-        """Plays games that only the epoch's number decides; puts their episodes into `episodes`, if given."""
-        actor_critic, game = self.agent.actor_critic, self.config.game
-        assert actor_critic is not None and game is not None
-        sampling = self.config.collection.test
-        seed = derived_seed(self.config.common.seed, _TEST_GAMES, epoch)
-        games = RealGames(game, min(sampling.num_envs, num_episodes), training=False, seed=seed)
+        """Plays whole games of a collector with the weights that are saved, and logs them."""
         with self._as_played("actor_critic"), self._bar(desc, total=num_episodes, unit="episode") as bar:
-            collector = Collector(
-                actor_critic,
-                games,
-                sampling,
-                seed=seed,
-                keeps_frames=episodes is not None,
-                max_episode_steps=sampling.max_episode_steps,
-            )
             report = play_whole_games(
-                collector,
+                new_collector(num_episodes),
                 num_episodes,
                 bar=bar,
                 should_stop=lambda: self.stop_requested,
-                on_episode=lambda episode: None if episodes is None else episodes.append(episode),
+                on_episode=on_episode,
             )
         self._stop_if_requested()
         for number, played in enumerate(
@@ -492,13 +505,14 @@ class Trainer:
         if self.stop_requested:
             raise StopRequested
 
-    def _as_played(self, *names: str, but: str | None = None) -> ExitStack:
+    @contextmanager
+    def _as_played(self, *names: str) -> Iterator[None]:
         """Some of the trained networks hold the weights that are saved and played, meanwhile."""
         with ExitStack() as stack:
             for learner in self.learners:
-                if learner.name in names and learner.name != but:
+                if learner.name in names:
                     stack.enter_context(learner.as_played())
-            return stack.pop_all()
+            yield
 
     def _bar(self, what: str, *, total: int | None = None, unit: str = "it") -> tqdm:
         desc = what if self.epoch == self.num_epochs else f"epoch {self.epoch + 1} {what}"
@@ -512,11 +526,16 @@ class Trainer:
         self.save_state()
 
     def _save_agent(self) -> None:
-        config = self.config.checkpointing
+        config = self.checkpointing
         is_kept = self.epoch % config.save_agent_every == 0 or self.epoch == self.num_epochs
-        if self.config.collects and (is_kept or not self.run.contexts_file.is_file()):
-            data.choose_contexts(self.config, self.run).save(self.run.contexts_file)
-        self.run.save_agent(self.epoch, self.weights(), config.save_agent_every, config.num_to_keep)
+        if self.dataset is not None and (is_kept or not self.run.contexts_file.is_file()):
+            self.choose_contexts().save(self.run.contexts_file)
+        weights = self.weights()
+        try:
+            untrusted.check_finite(weights)
+        except ValueError as error:
+            raise DivergedError(f"after epoch {self.epoch} {error}; the last good epoch is kept") from error
+        self.run.save_agent(self.epoch, weights, config.save_agent_every, config.num_to_keep)
 
     def save_state(self) -> None:
         """Writes all that `resume` needs, by any number of processes."""
@@ -535,7 +554,7 @@ class Trainer:
                     if name not in trained
                 },
                 "episode_lengths": None if self.dataset is None else self.dataset.lengths.tolist(),
-                "collector": None if self._collector is None else self._collector.state_dict(),
+                "collector": None if self.collector is None else self.collector.state_dict(),
             }
         )
 
@@ -553,98 +572,15 @@ class Trainer:
             CheckpointError: The state does not fit the configuration.
         """
         state = self.run.load_state()
-        try:
+        with untrusted.reading(self.run.state_file, CheckpointError, "the state of a run with this config"):
             for learner in self.learners:
                 learner.load_state_dict(state["parts"][learner.name])
             for name, weights in state.get("untrained", {}).items():
                 getattr(self.agent, name).load_state_dict(weights)
-            if self._collector is not None:
-                assert self.dataset is not None
-                self._collector.load_state_dict(state["collector"], self.dataset)
+            if self.collector is not None and self.dataset is not None:
+                self.collector.load_state_dict(state["collector"], self.dataset)
             self.progress = Progress.of(state)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{self.run.state_file} does not fit the run's config: {error}") from error
         self.group.on_rank_zero(lambda: self.run.forget_metrics_after(self.epoch))
-
-    # -- how it is built
-
-    def _learner(self, name: str) -> Learner:
-        config = {
-            "denoiser": self.config.denoiser,
-            "rew_end_model": self.config.rew_end_model,
-            "actor_critic": self.config.actor_critic,
-        }[name]
-        draw, run = self._draw(config.training), self._run_of(config.training)
-        if name == "actor_critic":
-            objective = self._actor_critic_objective(draw)
-        elif name == "denoiser":
-            denoiser = self.agent.denoiser
-            objective = DenoiserObjective(denoiser, self.config.denoiser, draw, self._autocast, run=run)
-            self._measured[name] = objective
-        else:
-            model = self.world_model
-            objective = RewEndObjective(model, self.config.rew_end_model, draw, self._autocast, run)
-            self._measured[name] = objective
-        module = getattr(self.agent, name)
-        return Learner.of(name, module, config.training, config.optimizer, objective, self.group)
-
-    def _run_of(self, training: PartTrainingConfig) -> Run:
-        """How a network's loss is computed: as a graph where one process makes steps of one batch on CUDA."""
-        config, on_cuda = self.config.training, self.device.type == "cuda"
-        is_simple = training.grad_acc_steps == 1 and self.group.world_size == 1 and not config.compile
-        return GraphedLoss() if on_cuda and is_simple and config.cuda_graphs else eager
-
-    def _draw(self, training: PartTrainingConfig) -> Draw:
-        static = self.config.static_dataset
-        by_age = static.path is None or not static.ignore_sample_weights
-        return Draw(training, by_age, self.device, self.group)
-
-    def _actor_critic_objective(self, draw: Draw) -> ActorCriticObjective:
-        assert self.agent.actor_critic is not None
-        loss = self.config.actor_critic.actor_critic_loss
-        games = self._real_games(draw) if self.config.training.model_free else self._imagined_games(draw)
-        num_steps = loss.backup_every or self.config.world_model_env.horizon
-        return ActorCriticObjective(
-            self.agent.actor_critic, games, num_steps, loss, self._autocast, self.group
-        )
-
-    def _real_games(self, draw: Draw) -> SavedGames:
-        assert self.config.game is not None
-        seed = derived_seed(self.config.common.seed, _RL_GAMES)
-        share = draw.share
-        num_games = share.stop - share.start
-        games = RealGames(self.config.game, num_games, training=True, seed=seed, first=share.start)
-        return games if self.device.type == "cpu" else GamesOnDevice(games, self.device)
-
-    def _imagined_games(self, draw: Draw) -> ImaginedGames:
-        n, share = self.world_model.num_steps_conditioning, draw.share
-        weights = draw.training.sample_weights if draw.by_age else None
-
-        def start(rng: np.random.Generator) -> SegmentBatch:
-            return self.train.draw(rng, 1, n, sample_weights=weights, pad_after=False)
-
-        return ImaginedGames(
-            self.world_model,
-            start,
-            share.stop - share.start,
-            self.config.world_model_env.horizon,
-            seed=(self.config.common.seed, _RL_GAMES),
-            first=share.start,
-        )
-
-    def _new_collector(self) -> Collector:
-        assert self.agent.actor_critic is not None and self.config.game is not None
-        sampling: SamplingConfig = self.config.collection.train
-        seed = derived_seed(self.config.common.seed, _COLLECTION)
-        games = RealGames(self.config.game, sampling.num_envs, training=True, seed=seed)
-        return Collector(self.agent.actor_critic, games, sampling, seed=seed)
-
-
-def autocast_of(name: str | None, device: torch.device) -> Callable[[], AbstractContextManager]:
-    """Makes contexts in which networks run in the precision of `training.autocast`."""
-    if name == "auto":
-        name = "bfloat16" if has_fast_bfloat16(device) else None
-    return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=name is not None)
 
 
 def derived_seed(*numbers: int) -> int:

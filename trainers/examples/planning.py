@@ -12,20 +12,20 @@ from __future__ import annotations
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 import diamond_gym
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.games.atari import AtariEnv
+from diamond_gym.evaluate.score import Score, real_scores
 from diamond_gym.registration import env_id, game_name
 
 gym.register_envs(diamond_gym)
@@ -79,6 +79,7 @@ class Settings(PlannerConfig):
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     seed: int = option(0, "fixes the games and the plans", least=0)
 
     def __post_init__(self) -> None:
@@ -130,31 +131,37 @@ class Planner:
         return returns
 
 
-def play_game(policy: Policy, game: str, seed: int, max_steps: int, num_conditioning: int) -> float:
-    """The score of one real game.
+class ContextPlayer:
+    """A player that asks a policy for the next actions whenever the last ones are taken.
 
     Until there are enough frames for a context, nothing is pressed.
+
+    Args:
+        policy: Sees the latest frames and actions of the game.
+        num_conditioning: Frames of a context.
     """
-    env = AtariEnv(game, training=False)
-    obs, _ = env.reset(seed=seed)
-    frames, acts = deque([obs], maxlen=num_conditioning), deque[int](maxlen=num_conditioning - 1)
-    planned: deque[int] = deque()
-    score, over = 0.0, False
-    with tqdm(total=max_steps, unit="step", desc=f"game {seed}") as bar:
-        while not over and bar.n < max_steps:
-            if len(frames) < num_conditioning:
-                planned = deque([0])
-            elif not planned:
-                planned.extend(policy({"obs": np.stack(frames), "act": np.array(acts, np.int64)}))
-            act = planned.popleft()
-            obs, reward, terminated, truncated, _ = env.step(act)
-            frames.append(obs)
-            acts.append(act)
-            score, over = score + reward, terminated or truncated
-            bar.update()
-            bar.set_postfix_str(f"score {score:.0f}")
-    env.close()
-    return score
+
+    def __init__(self, policy: Policy, num_conditioning: int) -> None:
+        self.policy, self.num_conditioning = policy, num_conditioning
+        self.reset()
+
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the last game; the policy's random numbers continue."""
+        self._frames = deque[NDArray[np.uint8]](maxlen=self.num_conditioning)
+        self._acts = deque[int](maxlen=self.num_conditioning - 1)
+        self._planned = deque[int]()
+
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return the next action."""
+        self._frames.append(obs)
+        if len(self._frames) < self.num_conditioning:
+            self._planned = deque([0])
+        elif not self._planned:
+            context = {"obs": np.stack(self._frames), "act": np.array(self._acts, np.int64)}
+            self._planned.extend(self.policy(context))
+        act = self._planned.popleft()
+        self._acts.append(act)
+        return act
 
 
 def play(settings: Settings) -> dict[str, list[float]]:
@@ -167,18 +174,16 @@ def play(settings: Settings) -> dict[str, list[float]]:
         checkpoint=settings.checkpoint,
         num_denoising_steps=settings.num_denoising_steps,
         device=settings.device,
+        backend=settings.backend,
     )
     n, num_actions = envs.world.world_model.num_steps_conditioning, int(envs.single_action_space.n)
     rng = np.random.default_rng(settings.seed)
-    players: dict[str, Policy] = {
+    policies: dict[str, Policy] = {
         "planner": Planner(envs, settings, settings.seed),
         "random": lambda context: [int(rng.integers(num_actions))],
     }
-    seeds = range(settings.seed, settings.seed + settings.episodes)
-    scores = {
-        name: [play_game(policy, game, seed, settings.max_steps, n) for seed in seeds]
-        for name, policy in players.items()
-    }
+    games = {"num_games": settings.episodes, "seed": settings.seed, "max_steps": settings.max_steps}
+    scores = {name: real_scores(ContextPlayer(policy, n), game, **games) for name, policy in policies.items()}
     envs.close()
     return scores
 
@@ -186,7 +191,7 @@ def play(settings: Settings) -> dict[str, list[float]]:
 def run(settings: Settings) -> None:
     """Plays and prints scores."""
     for name, values in play(settings).items():
-        print(f"{name}: mean score {np.mean(values):.2f} of {len(values)} real games {values}")
+        print(f"{name}: {Score.of(name, values).in_words()}, each: {values}")
 
 
 COMMAND = cli.Command("python -m trainers.examples.planning", __doc__ or "", Settings, run)

@@ -26,11 +26,14 @@ from tqdm import tqdm
 
 import diamond_gym
 from diamond_gym import cli
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.score import Score, real_game, real_scores
 from diamond_gym.files import prepare_folder, write_torch
+from diamond_gym.players.player import FrameStackPlayer
 from diamond_gym.world.pixels import to_float
-from trainers.real_score import in_words, real_game, real_scores
 
 gym.register_envs(diamond_gym)
 
@@ -52,6 +55,7 @@ class Settings:
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     seed: int = option(0, "fixes the games and the agent", least=0)
     total_timesteps: int = option(500_000, "steps of all games together", least=1)
     num_envs: int = option(32, "games at once", least=1)
@@ -76,7 +80,7 @@ class Settings:
 
     def world(self) -> dict[str, Any]:
         """Keyword arguments that say which world is imagined, and where."""
-        names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+        names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
 
     def real_games(self) -> dict[str, Any]:
@@ -218,7 +222,7 @@ def score(agent: Agent, game: str, args: Settings) -> list[float]:
     def policy(stack: NDArray[np.uint8]) -> int:
         return int(agent(torch.from_numpy(stack)[None].to(device))[0].sample())  # pyright: ignore
 
-    return real_scores(policy, game, num_frames=args.num_frames, **args.real_games())
+    return real_scores(FrameStackPlayer(policy, args.num_frames), game, **args.real_games())
 
 
 def save(agent: nn.Module, folder: Path) -> None:
@@ -257,12 +261,14 @@ def train(args: Settings) -> Agent:
 
 def run(settings: Settings) -> None:
     """Trains and scores an agent."""
+    if keep_freed_memory():
+        print(MEMORY_IS_KEPT)
     prepare_folder(settings.out)
     game = real_game(settings.env_id)
     agent = train(settings)
     scores = score(agent, game, settings) if game else []
     if scores:
-        print(in_words(scores))
+        print(Score.of("agent", scores).in_words())
 
 
 COMMAND = cli.Command("python -m trainers.examples.ppo", __doc__ or "", Settings, run)

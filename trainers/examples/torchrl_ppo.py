@@ -21,9 +21,13 @@ from torch import nn
 from tqdm import tqdm
 
 from diamond_gym import cli
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import MissingDependencyError
+from diamond_gym.evaluate.score import Score, real_game, real_scores
 from diamond_gym.files import prepare_folder, write_torch
+from diamond_gym.players.player import FrameStackPlayer
 
 try:
     from tensordict import TensorDict
@@ -42,7 +46,6 @@ except ImportError:
     raise MissingDependencyError(missing) from None
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
-from trainers.real_score import in_words, real_game, real_scores
 
 NUM_FRAMES = 4
 
@@ -64,6 +67,7 @@ class Settings:
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     seed: int = option(0, "fixes the games and the agent", least=0)
     total_frames: int = option(500_000, "steps of all games together", least=1)
     num_envs: int = option(32, "games at once", least=1)
@@ -85,7 +89,7 @@ class Settings:
 
     def world(self) -> dict[str, Any]:
         """Keyword arguments that say which world is imagined, and where."""
-        names = ("checkpoint", "num_denoising_steps", "device", "contexts")
+        names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
 
     def real_games(self) -> dict[str, Any]:
@@ -207,11 +211,13 @@ def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
         with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
-    return real_scores(policy, game, num_frames=NUM_FRAMES, **args.real_games())
+    return real_scores(FrameStackPlayer(policy, NUM_FRAMES), game, **args.real_games())
 
 
 def run(settings: Settings) -> None:
     """Trains and scores an agent."""
+    if keep_freed_memory():
+        print(MEMORY_IS_KEPT)
     prepare_folder(settings.out)
     game = real_game(settings.env_id)
     agent, returns = train(settings)
@@ -219,7 +225,7 @@ def run(settings: Settings) -> None:
     if returns:
         print(f"imagined return: {returns[0]:.2f} at first, {returns[-1]:.2f} at last")
     if scores:
-        print(in_words(scores))
+        print(Score.of("agent", scores).in_words())
 
 
 COMMAND = cli.Command("python -m trainers.examples.torchrl_ppo", __doc__ or "", Settings, run)

@@ -16,7 +16,8 @@ _MODULES = ("stable_baselines3", "tensorboard", "matplotlib", "rich")
 TRAIN = """\
 The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
 the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
-learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on.
+learning_curve.png, film.mp4, and logs for TensorBoard. Ctrl-C saves; the same command goes on. Zips of
+agents, in out= and of beside=, are loaded without what is pickled in them, unless trust=true says so.
 
 What is behind the agents that come with the package:
   train game=Breakout horizon=64 num_denoising_steps=2 total_timesteps=375000
@@ -36,24 +37,28 @@ collected; the same command goes on.
 The world keeps the sizes of its networks: world="preset=finetune" is for small ones, as the embedded worlds
 are, world="preset=paper ..." for released models, on a GPU. Needs the extra "train", too."""
 EVALUATE = """\
-Scores an agent's zip. A zip holds pickled Python: load only those of people you trust."""
+Scores an agent's zip. Such zips hold pickled Python, which is not loaded: the agent is built anew and gets
+its weights. One with a policy of its own needs trust=true, for zips of people you trust only."""
 DEMO = """\
-An agent plays the real game; beside it the world model imagines the same steps, anew every 50 steps."""
+An agent plays the real game; beside it the world model imagines the same steps, anew every 50 steps. What is
+pickled in its zip is not loaded; one with a policy of its own needs trust=true, if you trust who made it."""
 
 
 def _train(settings: TrainSettings) -> None:
     _require_sb3()
-    from trainers.sb3 import scoring, training
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import training
 
-    print(scoring.table(training.train(settings)))
+    print(table(training.train(settings)))
     print(f"wrote {settings.folder}/")
 
 
 def _evaluate(settings: EvaluateSettings) -> None:
     _require_sb3()
-    from trainers.sb3 import evaluation, scoring
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import evaluation
 
-    print(scoring.table([evaluation.evaluate(settings)]))
+    print(table([evaluation.evaluate(settings)]))
 
 
 def _demo(settings: DemoSettings) -> None:
@@ -66,10 +71,11 @@ def _demo(settings: DemoSettings) -> None:
 def _loop() -> Command:
     """The command, whose settings need what it needs."""
     _require_sb3()
-    from trainers.sb3 import loop, scoring
+    from diamond_gym.evaluate.score import table
+    from trainers.sb3 import loop
 
     def run(settings: loop.LoopSettings) -> None:
-        print(scoring.table(loop.loop(settings)))
+        print(table(loop.loop(settings)))
         print(f"wrote {settings.folder}/")
 
     return Command(f"{PROG} loop", LOOP, loop.LoopSettings, run)
@@ -80,6 +86,9 @@ def _require_sb3() -> None:
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
+    from diamond_gym.evaluate.pictures import require_matplotlib
+
+    require_matplotlib()  # it may be there and broken
 
 
 COMMANDS = Commands(

@@ -2,44 +2,41 @@
 
 from __future__ import annotations
 
-import json
-import pickle
+import io
+import re
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from gymnasium.spaces import Box, Discrete
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
+from diamond_gym import untrusted
 from diamond_gym.backends.choose import pick_device
 from diamond_gym.errors import (
     CheckpointError,
     CheckpointNotFoundError,
     InvalidInputError,
     MissingDependencyError,
-    first_line,
 )
 from diamond_gym.files import replacing
-from trainers.sb3.settings import PRESETS, RECURRENT
+from trainers.sb3.settings import OFF_POLICY, PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"
 EMBEDDED = Path(__file__).parent / "embedded"
 """GAME.zip: agents that learned in imagination and nowhere else; the README.md beside them tells how."""
-_UNREADABLE = (
-    AttributeError,
-    EOFError,
-    ImportError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    json.JSONDecodeError,
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-)
-"""What comes out of files that are damaged, of other programs or of other versions."""
+_WHAT = "an agent that this Stable-Baselines3 loads"
+_MAX_BYTES, _MAX_DATA_BYTES = 2**29, 2**24
+_MAX_ACTIONS, _MAX_FRAMES, _MAX_NUMBER = 1024, 64, 10**7
+_COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls")
+"""What an agent that goes on has counted."""
 
 
 def algorithm(name: str) -> type[BaseAlgorithm]:
@@ -59,8 +56,11 @@ def algorithm(name: str) -> type[BaseAlgorithm]:
 
 def new_agent(name: str, env: VecEnv, *, seed: int, device: str, **kwargs: Any) -> BaseAlgorithm:
     """An agent that has learned nothing."""
-    policy = "CnnLstmPolicy" if name in RECURRENT else "CnnPolicy"
-    return algorithm(name)(policy, env, seed=seed, device=pick_device(device), **kwargs)
+    return algorithm(name)(_policy(name), env, seed=seed, device=pick_device(device), **kwargs)
+
+
+def _policy(name: str) -> str:
+    return "CnnLstmPolicy" if name in RECURRENT else "CnnPolicy"
 
 
 def save_agent(agent: BaseAlgorithm, path: Path) -> None:
@@ -95,9 +95,12 @@ def find_agent(name: str, game: str) -> Path:
 
 def _agent_in(folder: Path) -> Path:
     """Of a run, or of the last round of a loop."""
-    rounds = folder.glob(f"round-[0-9]*/agent/{AGENT_FILE}")
-    latest = max(rounds, key=lambda path: int(path.parents[1].name.removeprefix("round-")), default=None)
-    return latest or folder / AGENT_FILE
+    rounds = {
+        int(match[1]): path
+        for path in folder.glob(f"round-*/agent/{AGENT_FILE}")
+        if (match := re.fullmatch(r"round-(\d+)", path.parents[1].name))
+    }
+    return rounds[max(rounds)] if rounds else folder / AGENT_FILE
 
 
 def _embedded_agent(game: str) -> Path:
@@ -109,32 +112,130 @@ def _embedded_agent(game: str) -> Path:
 
 
 def load_agent(
-    path: Path, *, device: str, algo: str | None = None, env: VecEnv | None = None
+    path: Path,
+    *,
+    device: str,
+    algo: str | None = None,
+    env: VecEnv | None = None,
+    keywords: Mapping[str, Any] | None = None,
+    trust: bool = False,
 ) -> BaseAlgorithm:
     """An agent out of its zip.
+
+    Such a zip holds pickled Python, which can run anything when it is loaded. Here it is never unpickled: the
+    agent is built anew, of its algorithm and for its frames and actions, which the zip also tells in plain
+    text, and gets its weights.
 
     Args:
         path: the zip.
         device: where its policy runs.
         algo: its algorithm; None finds out.
         env: games to go on learning from; their spaces must be the agent's.
+        keywords: of the algorithm, for an agent that goes on; numbers that the zip tells count before them.
+        trust: load the zip as Stable-Baselines3 does, whatever is pickled in it.
 
     Raises:
-        CheckpointError: the file is damaged, or no agent of a known algorithm.
+        CheckpointError: the file is damaged, no agent of a known algorithm, or one whose policy is described
+            by pickled Python only.
         InvalidInputError: the agent is for other observations or actions.
         MissingDependencyError: its algorithm is one of sb3-contrib, which is not installed.
     """
-    kind, place = algorithm(algo or _algorithm_of(path)), pick_device(device)
+    with untrusted.reading(path, CheckpointError, _WHAT):
+        data, weights = _plain(path)
+    name = algo or _algorithm_of(path, data)
+    kind, place = algorithm(name), pick_device(device)
+    if trust:
+        with untrusted.reading(path, CheckpointError, _WHAT):
+            return kind.load(path, env=env, device=place)
+    frames, actions = _spaces(path, data)
+    with untrusted.reading(path, CheckpointError, _WHAT):
+        if env is None:
+            agent = _untrained(name, frames, actions, place)
+        else:
+            known = {key: data[key] for key in keywords or {} if _is_number(data.get(key))}
+            agent = new_agent(name, env, seed=0, device=device, **{**(keywords or {}), **known})
+    if (agent.observation_space.shape, agent.action_space) != (frames.shape, actions):
+        raise InvalidInputError(
+            f"{path} was not trained for these games: it sees {frames.shape} and has {actions}, these show "
+            f"{agent.observation_space.shape} and have {agent.action_space}"
+        )
+    _take_weights(agent, weights, path, name)
+    for count in _COUNTS:
+        if hasattr(agent, count) and _is_number(data.get(count)):
+            setattr(agent, count, int(data[count]))
+    return agent
+
+
+def _plain(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a zip tells in plain text, and its weights and those of its optimiser.
+
+    Raises:
+        Exception: it is damaged, or no such zip.
+    """
+    with untrusted.opened(path) as file, zipfile.ZipFile(file) as archive:
+        untrusted.check_unpacked(archive, _MAX_BYTES)
+        if archive.getinfo("data").file_size > _MAX_DATA_BYTES:
+            raise ValueError("its settings are far too long")
+        data = untrusted.parse_json(archive.read("data").decode("utf-8"))
+        if not isinstance(data, dict):
+            raise ValueError("its settings are none")
+        weights = {
+            name.removesuffix(".pth"): untrusted.load_torch(io.BytesIO(archive.read(name)))
+            for name in archive.namelist()
+            if name in ("policy.pth", "policy.optimizer.pth")
+        }
+        untrusted.check_finite(weights["policy"])
+    return data, weights
+
+
+def _spaces(path: Path, data: dict[str, Any]) -> tuple[Box, Discrete]:
+    """Frames that an agent sees, channels first, and its actions, by what its zip tells in plain text.
+
+    Raises:
+        CheckpointError: it does not tell.
+        InvalidInputError: it sees anything but stacks of 64x64 RGB frames, or has no list of actions.
+    """
+    with untrusted.reading(path, CheckpointError, _WHAT):
+        frames, actions = data["observation_space"], data["action_space"]
+        shape = [int(side) for side in frames["_shape"]]
+        num_actions = int(actions["n"]) if "n" in actions else 0
+    if len(shape) != 3 or shape[1:] != [64, 64] or shape[0] not in range(3, 3 * _MAX_FRAMES + 1, 3):
+        raise InvalidInputError(
+            f"{path} sees observations of shape {tuple(shape)}; accepted are stacks of 64x64 RGB frames"
+        )
+    if not 1 <= num_actions <= _MAX_ACTIONS or frames.get("dtype") != "uint8":
+        raise InvalidInputError(f"{path} has {num_actions} actions and frames of {frames.get('dtype')}")
+    return Box(0, 255, tuple(shape), np.uint8), Discrete(num_actions)
+
+
+def _untrained(name: str, frames: Box, actions: Discrete, device: torch.device) -> BaseAlgorithm:
+    """An agent for these frames and actions, to play: it has room for nothing that it could learn from."""
+    small: dict[str, Any] = {"buffer_size": 1} if name in OFF_POLICY else {"n_steps": 2}
+    agent = algorithm(name)(_policy(name), None, device=device, _init_setup_model=False, **small)  # pyright: ignore
+    agent.observation_space, agent.action_space, agent.n_envs = frames, actions, 1
+    agent._setup_model()
+    return agent
+
+
+def _take_weights(agent: BaseAlgorithm, weights: dict[str, Any], path: Path, name: str) -> None:
+    """Puts weights into a new agent.
+
+    Raises:
+        CheckpointError: they are not those of the usual policy.
+    """
     try:
-        return kind.load(path, env=env, device=place)
-    except _UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    except ValueError as error:
-        raise InvalidInputError(f"{path} was not trained for these games: {first_line(error)}") from error
+        agent.set_parameters(weights, exact_match=True, device=agent.device)
+    except Exception as error:  # besides torch's own, whatever comes of states of an optimiser that are none
+        raise CheckpointError(
+            f"{path} has another policy than {name} usually has, or is damaged ({untrusted.reason(error)}). "
+            "What it has, only pickled Python in the file tells, which can run anything: give trust=true if "
+            "you trust who made it"
+        ) from error
 
 
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    return CheckpointError(f"{path} is not an agent that this Stable-Baselines3 loads: {first_line(error)}")
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that an algorithm could have been given."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER
 
 
 def set_learning_rate(agent: BaseAlgorithm, rate: float) -> None:
@@ -162,14 +263,10 @@ def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
         raise InvalidInputError(f"{path} was trained for observations of shape {seen}, these are of {shown}")
 
 
-def _algorithm_of(path: Path) -> str:
+def _algorithm_of(path: Path, saved: dict[str, Any]) -> str:
     """By the module of the policy, and by what only one algorithm saves."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            saved = json.loads(archive.read("data"))
+    with untrusted.reading(path, CheckpointError, _WHAT):
         module = str(saved["policy_class"]["__module__"])
-    except (*_UNREADABLE, TypeError) as error:
-        raise _unreadable(path, error) from error
     known = {
         "sb3_contrib.qrdqn.policies": "qrdqn",
         "sb3_contrib.common.recurrent.policies": "recurrent_ppo",

@@ -12,7 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from diamond_gym.adapters.sb3 import ContextFrameStack
-from diamond_gym.data.collect import EpisodeBuilder
+from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.games.atari import AtariEnv
 from trainers.sb3.agents import new_agent
@@ -88,17 +88,17 @@ class EpisodeRecorder(VecEnvWrapper):
                 break
             self.num_left -= 1
             is_cut = bool(infos[i].get("TimeLimit.truncated", False))
-            end, trunc = bool(dones[i]) and not is_cut, bool(dones[i]) and is_cut
-            builder.add(self._obs[i], int(self._actions[i]), float(rewards[i]), end, trunc)
+            builder.add(self._obs[i], int(self._actions[i]), float(rewards[i]))
             if dones[i]:
-                self.dataset.append(builder.episode(final_obs=infos[i]["terminal_observation"]))
+                final_obs = infos[i]["terminal_observation"]
+                self.dataset.append(builder.episode(end=not is_cut, trunc=is_cut, final_obs=final_obs))
                 self._builders[i] = EpisodeBuilder()
         self._obs = np.array(obs)
         return self._obs.copy(), rewards, dones, infos
 
     def finish(self) -> None:
         """Keeps the episodes under way, as unfinished."""
-        self.dataset.extend([x.episode(final_obs=None) for x in self._builders if x.obs])
+        self.dataset.extend([builder.episode() for builder in self._builders if len(builder)])
         self._builders = [EpisodeBuilder() for _ in self._builders]
 
 

@@ -8,10 +8,11 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
 from trainers.sb3 import games, scoring
 from trainers.sb3.agents import check_fits, find_agent, load_agent
-from trainers.sb3.scoring import Score
+from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import EvaluateSettings
 
 _NUM_ENVS = 8
@@ -27,11 +28,11 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
         DiamondGymError: the world model is not usable; the subclass says how.
     """
     path = find_agent(settings.agent, game_name(settings.game))
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     env = _games(settings, frame_stack(agent, path))
     try:
         check_fits(agent, env, path)
-        policy = scoring.policy_of(agent, deterministic=settings.deterministic)
+        policy = AgentPolicy(agent, deterministic=settings.deterministic)
         returns = scoring.play_games(
             policy, env, settings.episodes, settings.where, seed=settings.seed, progress=progress
         )

@@ -30,14 +30,21 @@ def demo(settings: DemoSettings) -> None:
     """
     game, out = game_name(settings.game), Path(settings.out)
     path = find_agent(settings.agent, game)
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     expected = Discrete(num_actions(game))
     if agent.action_space != expected:
         raise InvalidInputError(f"{path} was trained for {agent.action_space}, {game} has {expected}")
     player = AgentPlayer(agent, frame_stack(agent, path))
     disk.prepare_folder(out)
-    passes = settings.num_denoising_steps
-    moments = both_worlds.play(game, settings.checkpoint, player, settings.steps, settings.seed, passes)
+    moments = both_worlds.play(
+        game,
+        settings.checkpoint,
+        player,
+        settings.steps,
+        settings.seed,
+        num_denoising_steps=settings.num_denoising_steps,
+        backend=settings.backend,
+    )
     both_worlds.write_video(out / FILM_FILE, moments)
     real, imagined = (sum(moment.reward[i] for moment in moments) for i in (0, 1))
     print(f"{path.name} ({agent.num_timesteps} steps of learning) plays {len(moments)} steps of {game}")

@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 import gymnasium
-import numpy as np
 from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.atari_wrappers import ClipRewardEnv
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
 from diamond_gym.games.atari import AtariEnv
@@ -31,6 +29,7 @@ def imagined(
         contexts=settings.contexts,
         num_denoising_steps=settings.num_denoising_steps,
         device=settings.device,
+        backend=settings.backend,
     )
     return ContextFrameStack(env, frame_stack)
 
@@ -49,35 +48,6 @@ def real(game: str, num_envs: int, *, frame_stack: int, training: bool, max_step
     env = DummyVecEnv([partial(_real_game, game, training, max_steps) for _ in range(num_envs)])
     env.seed(seed)
     return ContextFrameStack(env, frame_stack)
-
-
-class EndPenalty(VecEnvWrapper):
-    """Takes something off the reward of a step that ends an episode, not of one that only cuts it short.
-
-    In games that pay for what is won and take nothing for what is lost, such as Breakout, an agent that
-    loses soon anyway has little reason to avoid it. Returns that are logged or scored leave the penalty out.
-
-    Args:
-        venv: Games.
-        penalty: In rewards.
-    """
-
-    def __init__(self, venv: VecEnv, penalty: float) -> None:
-        super().__init__(venv)
-        self.penalty = penalty
-
-    def reset(self) -> VecEnvObs:
-        """Starts all games."""
-        return self.venv.reset()
-
-    def step_wait(self) -> VecEnvStepReturn:
-        """A step of the games, with ends that cost."""
-        obs, rewards, dones, infos = self.venv.step_wait()
-        ends = [
-            done and not info.get("TimeLimit.truncated", False)
-            for done, info in zip(dones, infos, strict=True)
-        ]
-        return obs, rewards - self.penalty * np.array(ends, rewards.dtype), dones, infos
 
 
 def _real_game(game: str, training: bool, max_steps: int) -> gymnasium.Env:

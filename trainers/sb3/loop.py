@@ -7,7 +7,6 @@ there already is not made again: the same command goes on with a loop that was s
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import shutil
@@ -16,20 +15,23 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from diamond_gym import files as disk
+from diamond_gym import untrusted
+from diamond_gym.backends.choose import pick_backend
 from diamond_gym.checkpoints import load_world
 from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CacheError, InvalidInputError
+from diamond_gym.errors import CacheError, CheckpointError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import config as world_settings
 from trainers.diamond import run as launch
+from trainers.diamond.networks import find_device
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
-from trainers.sb3.scoring import Score
 from trainers.sb3.settings import TrainSettings
 
 SETTINGS_FILE = "loop.json"
@@ -112,14 +114,21 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
 
     Raises:
         InvalidInputError: The folder holds a loop of other settings.
+        FolderInUseError: Another process works in the folder.
         DiamondGymError: A world model, the data or the folder is not usable; the subclass says how.
         KeyboardInterrupt: Ctrl-C; what was begun has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
+    with disk.locked(folder):
+        return _rounds(settings, folder, progress)
+
+
+def _rounds(settings: LoopSettings, folder: Path, progress: bool) -> list[Score]:
     if (folder / "round-1" / "agent" / AGENT_FILE).is_file():
-        training.check_unchanged(folder / SETTINGS_FILE, settings, asdict(settings), "a loop")
+        names = [name for name in asdict(settings) if name != "trust"]
+        training.check_unchanged(folder / SETTINGS_FILE, settings, names, "a loop")
     else:
         _check_beginning(settings)
     write_json(asdict(settings), folder / SETTINGS_FILE)
@@ -152,7 +161,7 @@ def _check_beginning(settings: LoopSettings) -> None:
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
-    launch.find_device(config.common.device)
+    pick_backend(config.training.backend, find_device(config.common.device))
     launch.prepare(config)
 
 
@@ -173,7 +182,11 @@ def _learned(settings: TrainSettings, progress: bool) -> list[Score]:
     file = Path(settings.folder) / training.SCORE_FILE
     if not file.is_file():
         return training.train(settings, progress=progress)
-    return [Score(**score) for score in json.loads(file.read_text(encoding="utf-8"))["scores"]]
+    found = untrusted.read_json(file, CheckpointError, "the scores of a run")
+    with untrusted.reading(file, CheckpointError, "the scores of a run"):
+        return [
+            Score.of(str(score["player"]), [float(x) for x in score["returns"]]) for score in found["scores"]
+        ]
 
 
 def _take_along(before: Path, place: Path) -> None:
@@ -198,7 +211,9 @@ def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, 
     """The data, and what the round's agent plays."""
 
     def own(folder: Path) -> None:
-        agent = load_agent(place / "agent" / AGENT_FILE, device=settings.device, algo=settings.algo)
+        agent = load_agent(
+            place / "agent" / AGENT_FILE, device=settings.device, algo=settings.algo, trust=settings.trust
+        )
         player = AgentPlayer(agent, settings.stacked)
         seed = _COLLECT_SEED + settings.total_timesteps + settings.seed
         dataset = EpisodeDataset(folder / "train", create=True)

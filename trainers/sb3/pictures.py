@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 from stable_baselines3.common.vec_env import VecEnv
 
+from diamond_gym import untrusted
 from diamond_gym.data.video import write_mp4
 from diamond_gym.envs import rendering
-from diamond_gym.evaluate.pictures import write_figure
-from trainers.sb3.scoring import Policy
+from diamond_gym.errors import CheckpointError
+from diamond_gym.evaluate.pictures import new_figure, write_figure
+from trainers.sb3.player import Policy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _SCALE = 4
 _GAP = 2
+_MAX_LOG_BYTES = 2**28
 
 
 def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Path], where: str) -> None:
@@ -37,17 +41,20 @@ def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Pat
 
 def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
     """Steps, and mean returns of the latest 100 episodes."""
-    rows = []
-    for path in paths:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += [row for row in csv.DictReader(file) if row.get("rollout/ep_rew_mean")]
     steps, returns = "time/total_timesteps", "rollout/ep_rew_mean"
-    return [float(row[steps]) for row in rows], [float(row[returns]) for row in rows]
+    points: list[tuple[float, float]] = []
+    for path in paths:
+        what = "the log of a run"
+        text = untrusted.read_text(path, CheckpointError, what, _MAX_LOG_BYTES)
+        with untrusted.reading(path, CheckpointError, what):
+            rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if row.get(returns)]
+            points += [(float(row[steps]), float(row[returns])) for row in rows]
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
     """Steps (k,), and lowest, mean and highest return (k, 3) of the games played then."""
-    saved = [np.load(path) for path in paths]
+    saved = [untrusted.read_arrays(path, CheckpointError, "the scores of an evaluation") for path in paths]
     if not saved:
         return np.zeros(0), np.zeros((0, 3))
     played = [games for part in saved for games in part["results"]]
@@ -56,10 +63,9 @@ def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
 
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import EngFormatter
+    figure = new_figure((9, 3.4))
+    from matplotlib.ticker import EngFormatter  # after the figure, which has imported matplotlib safely
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot(*learned)
     left.set(title=f"episodes learned from ({where})", ylabel="mean return of 100 episodes")

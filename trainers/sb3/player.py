@@ -1,10 +1,8 @@
-"""A saved or trained agent as a player of single games, for collecting episodes and for films.
-
-It sees one frame at a time and remembers what it needs: the frames it stacks, its recurrent state.
-"""
+"""A saved or trained agent as a policy of batches of games, and as a player of single ones."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -14,12 +12,35 @@ from stable_baselines3.common.utils import set_random_seed
 
 from trainers.sb3.agents import is_off_policy
 
+Policy = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[Any]]
+"""Actions at observations; the flags say which games have just begun."""
+
+
+class AgentPolicy:
+    """An agent as a policy of a batch of games, with the memory of each.
+
+    Args:
+        agent: One that learns values takes the best action, without exploring; others draw theirs.
+        deterministic: Whether others take their likeliest action, too.
+    """
+
+    def __init__(self, agent: BaseAlgorithm, *, deterministic: bool = False) -> None:
+        self.agent, self.deterministic = agent, deterministic or is_off_policy(agent)
+        self._memory: Any = None
+
+    def __call__(self, obs: NDArray[np.uint8], begins: NDArray[np.bool_]) -> NDArray[Any]:
+        """Return the actions; games that have just begun are not remembered."""
+        act, self._memory = self.agent.predict(
+            obs, state=self._memory, episode_start=begins, deterministic=self.deterministic
+        )
+        return act
+
 
 class AgentPlayer:
-    """An agent of Stable-Baselines3 as `diamond_gym.data.collect.SeededPolicy`.
+    """An agent of Stable-Baselines3 as `diamond_gym.players.player.Player`.
 
-    At the start of an episode the stack is filled up with black frames, as `ContextFrameStack` does in real
-    games. An agent that learns values takes the best action, others draw theirs.
+    It sees one frame at a time and stacks them itself. At the start of an episode the stack is filled up with
+    black frames, as `ContextFrameStack` does in real games.
 
     Args:
         agent: Sees stacks of uint8 frames (64, 64, 3).
@@ -27,26 +48,21 @@ class AgentPlayer:
     """
 
     def __init__(self, agent: BaseAlgorithm, frame_stack: int) -> None:
-        self.agent, self.deterministic = agent, is_off_policy(agent)
+        self._policy = AgentPolicy(agent)
         self._stack = np.zeros((64, 64, 3 * frame_stack), np.uint8)
-        self._memory: Any = None
         self._begins = True
 
-    def reset(self, seed: int) -> None:
-        """A new episode begins."""
-        set_random_seed(seed)
+    def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
+        """Forget the last episode; the stack is black, whatever was before."""
+        if seed is not None:
+            set_random_seed(seed)
         self._stack[:] = 0
-        self._memory, self._begins = None, True
+        self._begins = True
 
-    def __call__(self, obs: NDArray[np.uint8], /) -> int:
-        """The action at a frame."""
+    def act(self, obs: NDArray[np.uint8]) -> int:
+        """Return the action at a frame."""
         self._stack[..., :-3] = self._stack[..., 3:].copy()
         self._stack[..., -3:] = obs
-        act, self._memory = self.agent.predict(
-            self._stack[None],
-            state=self._memory,
-            episode_start=np.array([self._begins]),
-            deterministic=self.deterministic,
-        )
+        act = self._policy(self._stack[None], np.array([self._begins]))
         self._begins = False
         return int(act[0])

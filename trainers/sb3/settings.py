@@ -7,6 +7,7 @@ from dataclasses import MISSING, dataclass
 from typing import Any
 
 from diamond_gym import cli
+from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 
@@ -35,6 +36,7 @@ OFF_POLICY = ("dqn", "qrdqn")
 RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy remembers by itself: they see single frames."""
 WHERE = ("imagination", "real")
+TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
 
 @dataclass
@@ -61,13 +63,13 @@ class TrainSettings:
     num_denoising_steps: int | None = option(
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
-    end_penalty: float = option(0.0, "what an end costs while it learns, in rewards; scores leave it out")
     learning_rate: float | None = option(
         None, "instead of the preset's; a run that is continued takes it, too", above=0
     )
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's")
     seed: int = option(0, "fixes the games and the agent")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     eval_every: int = option(50_000, "steps between evaluations in the real game", least=1)
     eval_episodes: int = option(5, "real games of each evaluation", least=1)
     final_episodes: int = option(30, "real games that the trained agent is scored by", least=1)
@@ -76,6 +78,7 @@ class TrainSettings:
     beside: str | None = option(
         None, "another agent's zip or run folder, or embedded, for the table", is_path=True
     )
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -84,8 +87,6 @@ class TrainSettings:
             raise InvalidInputError(f"ent_coef must be finite, got {self.ent_coef}")
         if self.ent_coef is not None and self.algo in OFF_POLICY:
             raise InvalidInputError(f"{self.algo} has no entropy bonus: leave out ent_coef")
-        if not 0 <= self.end_penalty < math.inf:
-            raise InvalidInputError(f"end_penalty must be finite and at least 0, got {self.end_penalty}")
 
     @property
     def stacked(self) -> int:
@@ -134,6 +135,8 @@ class EvaluateSettings:
     )
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the networks run: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -159,7 +162,9 @@ class DemoSettings:
     steps: int = option(200, "steps to show", least=1)
     seed: int = option(0, "fixes the games and the drawn actions")
     device: str = option("auto", "where the agent runs: auto, cpu, cuda, ...")
+    backend: str = option("auto", "what runs the world model's networks", choices=BACKENDS)
     out: str = option(".", "folder for agent.mp4", is_path=True)
+    trust: bool = option(False, TRUST)
 
     def __post_init__(self) -> None:
         cli.check(self)

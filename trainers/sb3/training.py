@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import math
+import re
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -16,8 +17,11 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
-from diamond_gym.errors import InvalidInputError
+from diamond_gym import untrusted
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
 from trainers.sb3 import games, pictures, scoring
 from trainers.sb3.agents import (
@@ -30,14 +34,16 @@ from trainers.sb3.agents import (
     save_agent,
     set_learning_rate,
 )
-from trainers.sb3.scoring import Score
+from trainers.sb3.player import AgentPolicy, Policy
 from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
     *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "ent_coef"),
-    *("checkpoint", "contexts", "num_denoising_steps", "end_penalty"),
+    *("checkpoint", "contexts", "num_denoising_steps"),
 )
 """Settings that a run keeps: what it learns from, and how."""
+_REMOVED = {"end_penalty": 0.0}
+"""Settings that there once were, with the values at which they did nothing."""
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
@@ -57,13 +63,22 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
     Raises:
         InvalidInputError: The folder holds a run of other settings.
+        FolderInUseError: Another process works in the folder.
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
         KeyboardInterrupt: Ctrl-C; the agent has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
     disk.prepare_folder(folder)
+    with disk.locked(folder):
+        return _trained(settings, folder, progress)
+
+
+def _trained(settings: TrainSettings, folder: Path, progress: bool) -> list[Score]:
     _check_settings(folder, settings)
+    if keep_freed_memory() and progress:
+        print(MEMORY_IS_KEPT, flush=True)
+    _seconds(folder)  # what is read when it has learned, before that begins
     env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)
@@ -79,10 +94,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
 def _games_to_learn_from(settings: TrainSettings) -> VecEnv:
     if settings.where == "imagination":
-        env = games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
-    else:
-        env = _real(settings, settings.num_envs, training=True, seed=settings.seed)
-    return games.EndPenalty(env, settings.end_penalty) if settings.end_penalty else env
+        return games.imagined(settings, settings.num_envs, frame_stack=settings.stacked, seed=settings.seed)
+    return _real(settings, settings.num_envs, training=True, seed=settings.seed)
 
 
 def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) -> VecEnv:
@@ -116,10 +129,12 @@ def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], w
     """
     if not file.is_file():
         return
-    before = asdict(type(settings)()) | json.loads(file.read_text(encoding="utf-8"))
-    now = asdict(settings)
-    for name in names:
-        if before[name] != now[name]:
+    found = untrusted.read_json(file, CheckpointError, "the settings of a run")
+    if not isinstance(found, dict):
+        raise CheckpointError(f"{file} cannot be read as the settings of a run: it holds no mapping")
+    before, now = asdict(type(settings)()) | found, _REMOVED | asdict(settings)
+    for name in (*names, *_REMOVED):
+        if before.get(name, now[name]) != now[name]:
             kept = f"{name}={before[name]}, not {now[name]}"
             raise InvalidInputError(f"{file.parent} holds {what} with {kept}: choose another out=")
 
@@ -128,7 +143,7 @@ def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
     if settings.beside is None:
         return None
     path = find_agent(settings.beside, settings.game)
-    agent = load_agent(path, device=settings.device)
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
     check_fits(agent, env, path)
     return agent
 
@@ -136,7 +151,14 @@ def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
 def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
     saved = folder / AGENT_FILE
     if saved.is_file():
-        agent = load_agent(saved, device=settings.device, algo=settings.algo, env=env)
+        agent = load_agent(
+            saved,
+            device=settings.device,
+            algo=settings.algo,
+            env=env,
+            keywords=settings.keywords(),
+            trust=settings.trust,
+        )
         print(f"going on from {saved} at step {agent.num_timesteps}", flush=True)
         # loading has seeded everything as at the start of the run: other games, other actions now
         agent.set_random_seed(settings.seed + agent.num_timesteps)
@@ -207,7 +229,8 @@ class SaveAgent(BaseCallback):
 
 def _new_log(folder: Path) -> Path:
     """A folder for the logs of this part of the run; those of earlier parts stay."""
-    numbers = [int(path.name.removeprefix("log-")) for path in folder.glob("log-[0-9]*")]
+    matches = [re.fullmatch(r"log-(\d+)", path.name) for path in folder.glob("log-*")]
+    numbers = [int(match[1]) for match in matches if match]
     return folder / f"log-{1 + max(numbers, default=0):03}"
 
 
@@ -218,7 +241,12 @@ def _note_time(folder: Path, seconds: float) -> None:
 def _seconds(folder: Path) -> float:
     """Time spent so far on learning, and on the real games in between."""
     path = folder / SECONDS_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else 0.0
+    if not path.is_file():
+        return 0.0
+    seconds = untrusted.read_json(path, CheckpointError, "a number of seconds")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 <= seconds < math.inf:
+        raise CheckpointError(f"{path} cannot be read as a number of seconds: remove it")
+    return seconds
 
 
 def _score(
@@ -236,7 +264,7 @@ def _score(
         players[f"beside: {settings.beside}"] = beside
     num_envs = min(_NUM_REAL_ENVS, settings.final_episodes)
     with closing(_real(settings, num_envs, training=False, seed=_SCORING_SEED)) as real:
-        policies = {name: scoring.policy_of(player) for name, player in players.items()}
+        policies: dict[str, Policy] = {name: AgentPolicy(player) for name, player in players.items()}
         policies["random"] = scoring.random_policy(real)
         return [
             Score.of(
@@ -264,7 +292,7 @@ def _write(scores: list[Score], agent: BaseAlgorithm, settings: TrainSettings, f
     )
     with ExitStack() as stack:
         worlds = [stack.enter_context(closing(world)) for world in _worlds_to_film(settings)]
-        films = [(scoring.policy_of(agent), world) for world in worlds]
+        films = [(AgentPolicy(agent), world) for world in worlds]
         pictures.write_film(folder / "film.mp4", films, FILM_STEPS)
 
 

@@ -9,7 +9,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.ranges import check_integer, check_integers
 from diamond_gym.world.models.blocks import SmallResBlock, conv3x3, init_lstm
+from diamond_gym.world.models.denoiser import MAX_WIDTH
 from diamond_gym.world.models.rew_end_model import LSTMState
 
 
@@ -34,6 +36,11 @@ class ActorCriticConfig:
     num_actions: int | None = None
 
     def __post_init__(self) -> None:
+        for name in ("lstm_dim", "img_channels", "img_size", "num_actions"):
+            if name != "num_actions" or self.num_actions is not None:
+                check_integer(f"actor_critic: {name}", getattr(self, name), 1, MAX_WIDTH)
+        check_integers("actor_critic: channels", self.channels, 1, MAX_WIDTH)
+        check_integers("actor_critic: down", self.down, 0, 1)
         if not self.channels or len(self.channels) != len(self.down):
             raise InvalidInputError(
                 f"actor_critic: channels and down need one entry per stage, got {self.channels} and "

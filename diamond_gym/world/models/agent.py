@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
 from torch import nn
@@ -62,10 +62,6 @@ class AgentConfig:
             actor_critic=replace(self.actor_critic, num_actions=num_actions),
             num_actions=num_actions,
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain nested dicts, ready for JSON."""
-        return asdict(self)
 
 
 class Agent(nn.Module):

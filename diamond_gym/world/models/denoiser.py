@@ -14,6 +14,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.ranges import check_integer, check_integers, check_number
 from diamond_gym.world import ddpm
 from diamond_gym.world.models.blocks import (
     FourierFeatures,
@@ -26,9 +27,16 @@ from diamond_gym.world.models.blocks import (
 )
 from diamond_gym.world.pixels import quantize, to_float
 
+MAX_WIDTH = 2**14
+MAX_DEPTH = 64
+MAX_SIGMA = 1e4
+
 
 def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
-    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level."""
+    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
+    check_integers(f"{owner}.depths", depths, 1, MAX_DEPTH)
+    check_integers(f"{owner}.channels", channels, 1, MAX_WIDTH)
+    check_integers(f"{owner}.attn_depths", attn_depths, 0, 1)
     if not channels or not len(depths) == len(channels) == len(attn_depths):
         raise InvalidInputError(
             f"{owner}: depths, channels and attn_depths need one entry per level, "
@@ -80,15 +88,9 @@ class InnerModelConfig:
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
         check_group_norms(self.channels)
-        positive = {
-            "num_steps_conditioning": self.num_steps_conditioning,
-            "cond_channels": self.cond_channels,
-            "cond_out_channels": 1 if self.cond_out_channels is None else self.cond_out_channels,
-            "patch_size": self.patch_size,
-        }
-        for name, value in positive.items():
-            if value < 1:
-                raise InvalidInputError(f"denoiser.inner_model: {name} must be at least 1, got {value}")
+        for name in _WIDTHS:
+            if getattr(self, name) is not None:
+                check_integer(f"denoiser.inner_model: {name}", getattr(self, name), 1, MAX_WIDTH)
         if self.cond_channels % self.num_steps_conditioning or self.cond_channels % 2:
             raise InvalidInputError(
                 f"denoiser.inner_model: cond_channels={self.cond_channels} must be even and divisible by "
@@ -101,6 +103,10 @@ class InnerModelConfig:
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
+_WIDTHS = (
+    *("img_channels", "num_steps_conditioning", "cond_channels", "cond_out_channels"),
+    *("patch_size", "num_actions"),
+)
 OBJECTIVES = ("edm", "ddpm")
 
 
@@ -123,6 +129,8 @@ class DenoiserConfig:
     objective: str = "edm"
 
     def __post_init__(self) -> None:
+        check_number("denoiser.sigma_data", self.sigma_data, 0, MAX_SIGMA, above=True)
+        check_number("denoiser.sigma_offset_noise", self.sigma_offset_noise, 0, MAX_SIGMA)
         if self.objective not in OBJECTIVES:
             raise InvalidInputError(
                 f"denoiser.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
@@ -260,16 +268,6 @@ class Denoiser(nn.Module):
         c_noise = (timestep + 1) / ddpm.NUM_TIMESTEPS
         return Conditioners(torch.ones_like(abar), -((1 - abar) / abar).sqrt(), abar.rsqrt(), c_noise)
 
-    def model_output(
-        self,
-        noisy_next_obs: Float[Tensor, "b c h w"],
-        c: Conditioners,
-        obs: Float[Tensor, "b nc h w"],
-        act: Int64[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """Output of the inner network on inputs scaled to unit variance."""
-        return self.model_output_given(noisy_next_obs, c, self.fold_past(obs), act)
-
     def fold_past(self, obs: Float[Tensor, "b nc h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
         """What the inner network sees of the past frames; the same at every noise level."""
         return self.inner_model.fold((obs / self._past_scale).to(self.dtype))
@@ -279,14 +277,14 @@ class Denoiser(nn.Module):
         folded = to_float(self.inner_model.fold(frames.flatten(1, 2)))
         return (folded / self._past_scale).to(self.dtype)
 
-    def model_output_given(
+    def model_output(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
         c: Conditioners,
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """As `model_output`, given `fold_past` of the past frames."""
+        """Output of the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
         return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
@@ -302,30 +300,19 @@ class Denoiser(nn.Module):
     def denoise(
         self,
         noisy_next_obs: Float[Tensor, "b c h w"],
-        level: Float[Tensor, " b"],
-        obs: Float[Tensor, "b nc h w"],
+        c: Conditioners,
+        past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
         """Estimate of the clean next frame in [-1, 1]: of EDM on 256 levels, of DDPM not yet quantised.
 
         Args:
-            noisy_next_obs: The frame at noise level `level`, float32.
-            level: Noise level per image.
-            obs: The n past frames in [-1, 1], stacked in channels, oldest first.
+            noisy_next_obs: The frame at a noise level, float32.
+            c: From `conditioners` of that level.
+            past: From `fold_past` or `fold_frames` of the n past frames, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
-        c = self.conditioners(level)
-        return self.denoise_given(noisy_next_obs, c, self.fold_past(obs), act)
-
-    def denoise_given(
-        self,
-        noisy_next_obs: Float[Tensor, "b c h w"],
-        c: Conditioners,
-        past: Float[Tensor, "b nc2 h2 w2"],
-        act: Int64[Tensor, "b n"],
-    ) -> Float[Tensor, "b c h w"]:
-        """As `denoise`, given `conditioners` of the noise level and `fold_past` of the past frames."""
-        output = self.model_output_given(noisy_next_obs, c, past, act)
+        output = self.model_output(noisy_next_obs, c, past, act)
         if self.config.objective == "ddpm":  # whose sampled frame is quantised once, after the last step
             return (c.c_skip * noisy_next_obs + c.c_out * output).float().clamp(-1, 1)
         return self.wrap_model_output(noisy_next_obs, output, c)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.ranges import check_integer
 from diamond_gym.world.models.blocks import (
     Downsample,
     Modulator,
@@ -18,7 +19,7 @@ from diamond_gym.world.models.blocks import (
     init_lstm,
     level_channels,
 )
-from diamond_gym.world.models.denoiser import check_levels
+from diamond_gym.world.models.denoiser import MAX_WIDTH, check_levels
 
 NUM_REWARD_CLASSES = 3
 NUM_END_CLASSES = 2
@@ -53,8 +54,11 @@ class RewEndModelConfig:
     patch_size: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("lstm_dim", "img_channels", "img_size", "cond_channels", "num_actions", "patch_size"):
+            if name != "num_actions" or self.num_actions is not None:
+                check_integer(f"rew_end_model: {name}", getattr(self, name), 1, MAX_WIDTH)
         check_levels("rew_end_model", self.depths, self.channels, self.attn_depths)
-        if self.patch_size < 1 or self.img_size % self.patch_size:
+        if self.img_size % self.patch_size:
             raise InvalidInputError(
                 f"rew_end_model: patch_size must divide img_size={self.img_size}, got {self.patch_size}"
             )

@@ -15,7 +15,7 @@ from diamond_gym.checkpoints import WorldDescription, load_world
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.files import read_tensors
+from diamond_gym.untrusted import read_tensors
 from trainers.diamond import publish as average
 from trainers.diamond.cli import main
 from trainers.diamond.config import TrainerConfig, from_yaml, parse, to_yaml
@@ -397,7 +397,11 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "game=Breakout", "static_dataset.path=nowhere"], 1, "there is no folder"),
         (["train", "game=Breakout", "initialization.path_to_ckpt=nowhere"], 1, "there is no file or folder"),
         (["train", "game=Pong", "out=a", "hydra.run.dir=b"], 2, "choose the run folder: give one"),
-        (["train", "config=nowhere.yaml"], 1, "nowhere.yaml is no configuration of this trainer"),
+        (
+            ["train", "config=nowhere.yaml"],
+            1,
+            "nowhere.yaml cannot be read as a configuration",
+        ),
         (["resume"], 2, "missing: run=..."),
         (["resume", "rnu=x"], 2, "unknown key rnu: did you mean run?"),
         (["resume", "run=nowhere"], 1, "nowhere is not a run folder"),

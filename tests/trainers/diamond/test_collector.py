@@ -111,6 +111,7 @@ def test_whole_games_are_shared_out(actor_critic, keeps_frames):
     assert min(report.lengths) > 100, "five lives, not one"
     metrics = report.metrics()
     assert metrics["num_episodes"] == 3 and metrics["return"] == sum(report.returns) / 3
+    assert metrics["return_low"] <= metrics["return"] <= metrics["return_high"]
     assert [episode.total_reward for episode in episodes] == report.returns[: len(episodes)]
 
 

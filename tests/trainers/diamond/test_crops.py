@@ -8,10 +8,9 @@ from diamond_gym.errors import InvalidInputError
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond.config import DenoiserTrainingConfig, parse
-from trainers.diamond.learner import DenoiserObjective, Draw
+from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
 from trainers.diamond.replay import MOTION_CELL, Crop, Hard, Replay, cut, is_moving, moving_places
 from trainers.diamond.run import prepare
-from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
 CROP = Crop(32, 8)
@@ -118,8 +117,7 @@ def test_the_objective_learns_from_crops_and_remembers_where():
     example.loss.backward()
     noted = objective.hard_steps.weights(replay.lengths) > 0
     assert noted.any() and objective.hard_steps.places[noted].max() < 64
-    plain = objective.example(replay, np.random.default_rng(0), 0, plain=True)
-    assert plain.batch["obs"].shape[-1] == 64
+    assert all(batch.obs.shape[-1] == 64 for batch in objective.test_batches(replay))
 
 
 @pytest.mark.parametrize("size", [72, 30, 4])

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import InvalidInputError
 from tests.paths import ROOT
 from tests.recordings import episode, save_dataset
 from trainers.diamond import data
@@ -137,6 +138,15 @@ def test_two_processes_train_as_one_does_and_any_number_goes_on(static, tmp_path
     assert_near(run, straight, 3)
 
 
+def test_a_batch_that_cannot_be_shared():
+    config = parse(["game=Breakout", "preset=smoke", "denoiser.training.batch_size=3"])
+    launch.check_shares(config, SINGLE_PROCESS)
+    message = r"denoiser\.training\.batch_size=3 is shared by 2 processes: accepted are multiples of 2"
+    with pytest.raises(InvalidInputError, match=message):
+        launch.check_shares(config, Group(0, 2))
+
+
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_one_clear_error(static, tmp_path):
     more = ["denoiser.training.batch_size=3"]
     code, _, errors = finish(together(tmp_path, "train", *static, *more))

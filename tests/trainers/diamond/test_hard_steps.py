@@ -8,17 +8,23 @@ from diamond_gym.errors import InvalidInputError
 from tests import worlds
 from tests.recordings import episode
 from trainers.diamond.config import parse
-from trainers.diamond.learner import DenoiserObjective, Draw
-from trainers.diamond.replay import HardSteps, Replay
-from trainers.diamond.trainer import autocast_of
+from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
+from trainers.diamond.replay import HardSteps, Replay, StepErrors
 
 CPU = torch.device("cpu")
+
+
+def seen(episode, time, error, **more):
+    """Errors of steps that are otherwise alike."""
+    zeros = torch.zeros_like(time)
+    others = {"c_noise": zeros, "kind": zeros, "row": zeros, "column": zeros, "is_usual": zeros == 0}
+    return StepErrors(**{"episode": episode, "time": time, "error": error} | others | more)
 
 
 def note(hard, errors):
     """Notes errors by (episode, time)."""
     places = torch.tensor(list(errors), dtype=torch.int64).reshape(-1, 2)
-    hard.note(places[:, 0], places[:, 1], torch.tensor(list(errors.values())))
+    hard.note(seen(places[:, 0], places[:, 1], torch.tensor(list(errors.values()))))
 
 
 def test_the_last_error_of_a_step_counts():
@@ -48,14 +54,15 @@ def test_errors_are_compared_with_those_of_their_kind_and_noise_level():
     error[[40, 41, 42, 43]] *= 20
     time = torch.arange(400)
     for part in time.split(20):
-        hard.note(torch.zeros_like(part), part, error[part], c_noise[part], kind[part])
+        hard.note(seen(torch.zeros_like(part), part, error[part], c_noise=c_noise[part], kind=kind[part]))
     assert sorted(hard.weights(lengths).argsort()[-4:]) == [40, 41, 42, 43]
 
 
 def test_where_a_step_was_predicted_worst_is_remembered():
     hard, lengths = HardSteps(), np.array([2, 3])
     hard.weights(lengths)
-    hard.note(torch.tensor([1]), torch.tensor([2]), torch.tensor([1.0]), place=torch.tensor([[7, 63]]))
+    step = (torch.tensor([x]) for x in (1, 2, 1.0))
+    hard.note(seen(*step, row=torch.tensor([7]), column=torch.tensor([63])))
     np.testing.assert_array_equal(hard.places[4], [7, 63])
     hard.weights(np.array([4, 3]))
     np.testing.assert_array_equal(hard.places[6], [7, 63])
@@ -112,10 +119,11 @@ def test_the_objective_draws_again_what_was_predicted_badly():
     assert predicted.float().mean() > 5 / 30, "by chance it would be one in thirty"
 
 
-def test_a_plain_batch_is_not_remembered():
+def test_a_measured_batch_is_not_remembered():
     replay = Replay([blinking(60, 40)])
     favours = objective(1.0)
-    favours.example(replay, np.random.default_rng(0), 0, plain=True)
+    for batch in favours.test_batches(replay):
+        favours.measure(batch, np.random.default_rng(0), 0)
     assert not favours.hard_steps.weights(replay.lengths).any()
     ignores = objective(0.0)
     ignores.example(replay, np.random.default_rng(0), 0)

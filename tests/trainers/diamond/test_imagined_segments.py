@@ -13,11 +13,10 @@ from tests import worlds
 from tests.recordings import episode
 from trainers.diamond import rollout as imagined_segments
 from trainers.diamond.config import parse
-from trainers.diamond.learner import Draw, RewEndObjective
+from trainers.diamond.learner import Draw, RewEndObjective, autocast_of
 from trainers.diamond.replay import Replay
 from trainers.diamond.rollout import agreement, with_imagined_frames
 from trainers.diamond.run import describe
-from trainers.diamond.trainer import autocast_of
 
 CPU = torch.device("cpu")
 N = worlds.NUM_STEPS_CONDITIONING
@@ -34,12 +33,12 @@ def world_model():
 def brightening(world_model, monkeypatch):
     """A world that is right: the next frame of `recordings.episode` is one level brighter."""
 
-    def denoise_given(self, noisy, conditioners, past, act):
+    def denoise(self, noisy, conditioners, past, act):
         last = past[:, -3:] if past.shape[1] >= 3 * N else past
         return (last + 2 / 255).clamp(-1, 1)
 
     monkeypatch.setattr(Denoiser, "fold_frames", lambda self, obs: obs.flatten(1, 2).div(255).mul(2).sub(1))
-    monkeypatch.setattr(Denoiser, "denoise_given", denoise_given)
+    monkeypatch.setattr(Denoiser, "denoise", denoise)
     return world_model
 
 
@@ -131,7 +130,8 @@ def test_the_model_learns_from_them_and_the_denoiser_does_not(world_model, monke
     )
     replay = Replay([episode(20, number=i) for i in range(3)])
     example = objective.example(replay, np.random.default_rng(0), 0)
-    plain = objective.example(replay, np.random.default_rng(0), 0, plain=True)
+    real = replace(objective, config=replace(config, training=replace(config.training, imagined_fraction=0)))
+    plain = real.example(replay, np.random.default_rng(0), 0)
     assert example.loss != plain.loss and torch.isfinite(example.loss)
     assert torch.equal(plain.batch["act"], example.batch["act"])
     example.loss.backward()

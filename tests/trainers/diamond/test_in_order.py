@@ -10,8 +10,8 @@ from trainers.diamond.config import parse
 from trainers.diamond.learner import batches_in_order
 from trainers.diamond.losses import rew_end_loss
 from trainers.diamond.replay import Replay
+from trainers.diamond.run import build
 from trainers.diamond.run_folder import RunFolder
-from trainers.diamond.trainer import Trainer
 
 
 def test_every_step_lies_in_one_segment_but_single_ones():
@@ -35,7 +35,7 @@ def test_test_losses_are_of_the_whole_dataset_and_the_same_every_time(tmp_path):
     config = parse([*arguments, "static_dataset.path=nowhere", "rew_end_model.training.seq_length=6"])
     test = Replay([episode(length, number=i) for i, length in enumerate([5, 12, 13])])
     agent = tiny_agent()
-    trainer = Trainer(config, RunFolder(tmp_path), agent, Replay([episode(9)]), test)
+    trainer = build(config, RunFolder(tmp_path), agent, Replay([episode(9)]), test)
     (part,) = [part for part in trainer.learners if part.name == "rew_end_model"]
     part.num_steps = 1
     measured = trainer._measure(part)

@@ -3,7 +3,7 @@
 import torch
 
 from diamond_gym.world.models.rew_end_model import RewEndModel, RewEndModelConfig
-from trainers.diamond.run import start_with_differences
+from trainers.diamond.networks import start_with_differences
 
 
 def test_the_first_convolution_sees_only_changes():

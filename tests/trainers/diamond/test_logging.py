@@ -14,7 +14,7 @@ from diamond_gym.world.world_model import WorldModel
 from tests.recordings import episode
 from tests.waiting import wait_until
 from tests.worlds import tiny_agent
-from trainers.diamond.config import parse
+from trainers.diamond.config import flat, parse
 from trainers.diamond.errors import LoggingError
 from trainers.diamond.logging import (
     RunLog,
@@ -44,7 +44,8 @@ def gif():
 
 
 def run_log(folder, *arguments):
-    return RunLog(RunFolder(folder), parse(["preset=smoke", *arguments]))
+    config = parse(["preset=smoke", *arguments])
+    return RunLog(RunFolder(folder), config.logging, config.tensorboard, config.wandb, flat(config))
 
 
 def test_scalars_are_named_after_classes():

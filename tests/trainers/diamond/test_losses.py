@@ -10,8 +10,8 @@ from tests import parity
 from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
-    denoiser_loss,
     masked_cross_entropy,
+    mean_of_predictions,
     neighbourhood_weight,
     rew_end_loss,
     worst_place,
@@ -59,7 +59,8 @@ def test_denoiser_loss(case, num_predictions):
     noises = [
         DenoiserNoise(*x) for x in zip(*(d[f"{prefix}_{k}"] for k in ("sigma", "eps", "offset")), strict=True)
     ]
-    loss, _ = denoiser_loss(denoiser, batch, noises)
+    errors = denoiser_errors(denoiser, batch, noises)
+    loss = mean_of_predictions(errors.error, errors.counts)
     loss.backward()
     assert_close(loss.detach(), d[f"{prefix}_value"], rtol=1e-4, atol=1e-6)
     assert_close(gradient_norm(denoiser), d[f"{prefix}_grad_norm"], rtol=1e-3, atol=1e-6)

@@ -132,7 +132,7 @@ def test_a_dry_run_writes_the_folder_and_asks_nobody(push, server, tmp_path, mon
     assert "nothing was uploaded" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == FILES
     assert not server.requests
-    world = load_world("Breakout", out, device="cpu", compile=False)
+    world = load_world("Breakout", out, device="cpu", backend="eager")
     assert len(world.contexts) == 6 and world.action_meanings == ACTION_MEANINGS
     assert WorldDescription.load(out / "config.json").game == "Breakout"
     config = (out / "trainer.yaml").read_text()
@@ -258,7 +258,11 @@ def test_a_hub_that_is_down(push, server, monkeypatch, tmp_path, capsys):
         (["repo_id=me/a", "license=a: b"], 2, "license must be a name such as mit"),
         (["repo_id=me/a", "out=out", "--dry-run", "num_contexts=0"], 2, "num_contexts must be at least 1"),
         (["repo_id=me/a", "out=out", "--dry-run", "dtype=int8"], 2, "dtype must be one of float16, float32"),
-        (["repo_id=me/a", "out=out", "--dry-run", "fidelity=no.json"], 2, "no.json is not the JSON of an ev"),
+        (
+            ["repo_id=me/a", "out=out", "--dry-run", "fidelity=no.json"],
+            2,
+            "no.json cannot be read as the JSON",
+        ),
         (["repo_id=me/a", "out=full", "--dry-run"], 1, "out="),
         (["repo_id=me/a", "out=out", "--dry-run", "num_contexts=9999"], 1, "9999"),
     ],
@@ -285,7 +289,7 @@ def test_fidelity_of_something_else(run, tmp_path):
     with pytest.raises(InvalidInputError, match="is of Pong, the run is of Breakout"):
         push_to_hub(options)
     other.write_text("[1, 2]")
-    with pytest.raises(InvalidInputError, match="is not the JSON of an evaluation"):
+    with pytest.raises(InvalidInputError, match="cannot be read as the JSON of an evaluation"):
         push_to_hub(options)
     assert not (tmp_path / "out").exists()
 
@@ -309,7 +313,7 @@ def published(push, server, capsys):
 
 
 def load(address):
-    return load_world(None, address, device="cpu", compile=False)
+    return load_world(None, address, device="cpu", backend="eager")
 
 
 def test_revisions(published):
@@ -334,7 +338,7 @@ def test_a_repository_without_contexts(published, tmp_path):
     contexts = tmp_path / "mine.safetensors"
     contexts.write_bytes(published.files("me/breakout")["contexts.safetensors"])
     del published.files("me/breakout")["contexts.safetensors"]
-    world = load_world(None, "hub:me/breakout", device="cpu", compile=False, contexts=contexts)
+    world = load_world(None, "hub:me/breakout", device="cpu", backend="eager", contexts=contexts)
     assert len(world.contexts) == len(ContextBank.load(contexts))
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from numpy.testing import assert_allclose
 
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import DatasetError
 from diamond_gym.world.pixels import to_float
 from tests.recordings import episode
+from trainers.diamond import data
 from trainers.diamond.losses import next_frames
 from trainers.diamond.replay import Hard, Replay
 
@@ -273,3 +275,12 @@ def test_frames_take_one_byte_a_pixel_and_one_copy():
 def test_frames_must_agree():
     with pytest.raises(DatasetError, match=r"\(3, 4, 4\).*\(3, 8, 8\)"):
         Replay([episode(3, size=4), episode(3, size=8)])
+
+
+def test_an_index_that_claims_more_steps_than_its_files_hold_makes_no_room_for_them(tmp_path):
+    EpisodeDataset(tmp_path, create=True).extend([episode(3, size=4), episode(2, size=4)])
+    index = torch.load(tmp_path / "info.pt", weights_only=False)
+    index |= {"lengths": np.array([10**12, 2]), "num_steps": 10**12 + 2}
+    torch.save(index, tmp_path / "info.pt")
+    fits = data._Fits((3, 4, 4), 4)
+    assert data._replay(EpisodeDataset(tmp_path), range(2), fits, progress=False).num_steps == 5

@@ -20,7 +20,7 @@ from trainers.diamond.config import ActorCriticTrainingConfig, OptimizerConfig
 from trainers.diamond.learner import ActorCriticObjective, Learner
 from trainers.diamond.losses import ActorCriticLossConfig, actor_critic_loss
 from trainers.diamond.replay import Replay
-from trainers.diamond.rollout import ImaginedGames, Outcome, begin, play, sample
+from trainers.diamond.rollout import ImaginedGames, Outcome, begin, play
 
 
 @pytest.fixture
@@ -148,12 +148,6 @@ def test_the_first_games_begin_without_memory_and_later_ones_are_burned_in(actor
     burned_in, played = values_along(actor_critic, context), [context[-1], games.frame(1)]
     assert seen[1] == pytest.approx([burned_in, values_along(actor_critic, played)], abs=1e-5)
     assert burned_in != pytest.approx(alone, abs=1e-3)
-
-
-def test_actions_follow_the_policy():
-    logits = torch.tensor([0.2, 0.5, 0.3]).log().expand(20_000, 3)
-    drawn = sample(logits, torch.rand(20_000, generator=torch.Generator().manual_seed(0)))
-    np.testing.assert_allclose(torch.bincount(drawn) / len(drawn), [0.2, 0.5, 0.3], atol=0.015)
 
 
 def imagined_games(world_model, replay, horizon=4):

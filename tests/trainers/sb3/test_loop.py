@@ -17,10 +17,11 @@ from trainers.sb3 import agents, loop, training
 from trainers.sb3.__main__ import main
 from trainers.sb3.loop import LoopSettings
 from trainers.sb3.player import AgentPlayer
+from trainers.sb3.settings import PRESETS
 
 WORLD = "preset=smoke training.num_epochs=1 training.parts=[denoiser,rew_end_model] evaluation.should=false "
 WORLD += "denoiser.training.steps_first_epoch=2 rew_end_model.training.steps_first_epoch=2"
-SHORT = ["total_timesteps=256", "num_envs=2", "horizon=6", "eval_every=500", "eval_episodes=1", "device=cpu"]
+SHORT = ["total_timesteps=64", "num_envs=2", "horizon=6", "eval_every=500", "eval_episodes=1", "device=cpu"]
 SHORT += ["final_episodes=1", "max_game_steps=20", "rounds=2", "collect_steps=60", f"world={WORLD}"]
 
 
@@ -33,8 +34,10 @@ def first_world(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def short_films(monkeypatch):
+def short_films_and_rollouts(monkeypatch):
     monkeypatch.setattr(training, "FILM_STEPS", 2)
+    small = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+    monkeypatch.setitem(PRESETS, "ppo", PRESETS["ppo"] | small)
 
 
 def arguments(first_world, out):
@@ -74,7 +77,7 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     assert any(name.startswith("rew_end_model") for name in changed)
 
     steps = [PPO.load(tmp_path / f"round-{i}" / "agent" / "agent.zip").num_timesteps for i in (1, 2)]
-    assert steps == [128, 256]
+    assert steps == [32, 64]
     table = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table[-5:-1]] == [
         "round 1",
@@ -85,7 +88,7 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
 
     monkeypatch.setattr(loop.training, "train", stop)  # all is there: nothing is done again
     before = json.loads((tmp_path / "loop.json").read_text())
-    del before["end_penalty"]  # as folders were written before there was a penalty
+    before["end_penalty"] = 0.0  # as folders were written when there was a penalty
     (tmp_path / "loop.json").write_text(json.dumps(before))
     assert main(arguments(first_world, tmp_path)) == 0
     assert agents.find_agent(str(tmp_path), "Breakout") == tmp_path / "round-2" / "agent" / "agent.zip"
@@ -112,7 +115,7 @@ def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
     obs = env.reset()
     for _ in range(6):
         assert isinstance(obs, np.ndarray)
-        player(obs[0, ..., -3:])
+        player.act(obs[0, ..., -3:])
         np.testing.assert_array_equal(player._stack, obs[0])
         obs, *_ = env.step(np.array([1]))
     env.close()

@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from dataclasses import asdict
 
 import cv2
 import numpy as np
@@ -14,13 +15,19 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, InvalidInputError
-from trainers.sb3 import agents, evaluation, games, scoring, training
+from diamond_gym.evaluate.score import Score, table
+from tests.test_untrusted import with_canary
+from trainers.sb3 import agents, evaluation, games, loop, scoring, training
 from trainers.sb3.__main__ import main
+from trainers.sb3.player import AgentPolicy
 from trainers.sb3.settings import PRESETS, EvaluateSettings, TrainSettings
 
-SHORT = ["total_timesteps=192", "num_envs=2", "horizon=6", "eval_every=128", "eval_episodes=1", "device=cpu"]
-SHORT += ["final_episodes=2", "max_game_steps=30"]
+SHORT = ["total_timesteps=48", "num_envs=2", "horizon=6", "eval_every=32", "eval_episodes=1", "device=cpu"]
+SHORT += ["final_episodes=1", "max_game_steps=10"]
+SMALL = {"n_steps": 16, "batch_size": 16, "n_epochs": 1}
+"""Keyword arguments of PPO that make a rollout of two games 32 steps."""
 
 
 def arguments(tiny_world, out, *more):
@@ -28,9 +35,11 @@ def arguments(tiny_world, out, *more):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def short_films():
+def short_films_and_rollouts():
     patch = pytest.MonkeyPatch()
-    patch.setattr(training, "FILM_STEPS", 20)
+    patch.setattr(training, "FILM_STEPS", 5)
+    for name in ("ppo", "recurrent_ppo"):
+        patch.setitem(PRESETS, name, PRESETS[name] | SMALL)
     yield
     patch.undo()
 
@@ -44,19 +53,19 @@ def finished(tiny_world, tmp_path_factory):
 
 def test_a_run_leaves_everything_in_its_folder(finished):
     agent = PPO.load(finished / "agent.zip", device="cpu")
-    assert agent.num_timesteps >= 192
+    assert agent.num_timesteps >= 48
     result = json.loads((finished / "score.json").read_text())
     assert result["steps"] == agent.num_timesteps and result["seconds"] > 0
     players = [score["player"] for score in result["scores"]]
     assert players == ["ppo, imagination", "ppo, untrained", "random"]
-    assert all(len(score["returns"]) == 2 for score in result["scores"])
+    assert all(len(score["returns"]) == 1 for score in result["scores"])
     assert cv2.imread(str(finished / "learning_curve.png")).std() > 0
     film = cv2.VideoCapture(str(finished / "film.mp4"))
     assert film.get(cv2.CAP_PROP_FRAME_COUNT) == training.FILM_STEPS
     assert film.get(cv2.CAP_PROP_FRAME_WIDTH) >= 2 * 64 * 4
     logs = {file.name.split(".")[0] for file in (finished / "log-001").iterdir()}
     assert logs == {"events", "progress", "evaluations"}
-    assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [128, 256]
+    assert np.load(finished / "log-001" / "evaluations.npz")["timesteps"].tolist() == [32, 64]
 
 
 def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_world, capsys):
@@ -64,9 +73,9 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
     assert main(["train", *arguments(tiny_world, finished)]) == 0
     assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
     assert "going on from" in capsys.readouterr().out
-    more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=300"]
+    more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=80"]
     assert main(["train", *more]) == 0
-    assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 300
+    assert PPO.load(finished / "agent.zip", device="cpu").num_timesteps >= 80
     assert (finished / "log-002").is_dir()
     assert main(["train", *arguments(tiny_world, finished, "seed=3")]) == 2
     assert "holds a run with seed=0, not 3: choose another out=" in capsys.readouterr().err
@@ -75,7 +84,7 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
 def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     before = PPO.load(folder / "agent.zip", device="cpu")
-    more = [f"total_timesteps={before.num_timesteps + 128}", "learning_rate=3e-5"]
+    more = [f"total_timesteps={before.num_timesteps + 32}", "learning_rate=3e-5"]
     given = [x for x in arguments(tiny_world, folder) if not x.startswith("total")]
     assert main(["train", *given, *more]) == 0
     after = PPO.load(folder / "agent.zip", device="cpu")
@@ -86,24 +95,27 @@ def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
 def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
     class Stop(BaseCallback):
         def _on_step(self):
-            if self.n_calls == 70:  # in the second rollout
+            if self.n_calls == 20:  # in the second rollout
                 raise KeyboardInterrupt
             return True
 
     monkeypatch.setattr(training, "SaveAgent", lambda *_: Stop())
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 130
-    assert 128 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 192
+    assert 32 <= PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps < 48
     monkeypatch.undo()
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 0
 
 
-@pytest.mark.parametrize("algo", [name for name in PRESETS if name != "ppo"])
+@pytest.mark.parametrize(
+    "algo",
+    ["dqn", "recurrent_ppo", *(pytest.param(name, marks=pytest.mark.slow) for name in ("a2c", "qrdqn"))],
+)
 def test_every_algorithm(tiny_world, tmp_path, monkeypatch, algo):
     if "learning_starts" in PRESETS[algo]:
         small = {"learning_starts": 20, "buffer_size": 200}
         monkeypatch.setitem(PRESETS, algo, PRESETS[algo] | small)
     given = [x for x in arguments(tiny_world, tmp_path, f"algo={algo}") if not x.startswith("total")]
-    assert main(["train", *given, "total_timesteps=64", "num_denoising_steps=1"]) == 0
+    assert main(["train", *given, "total_timesteps=32", "num_denoising_steps=1"]) == 0
     again = evaluation.evaluate(
         EvaluateSettings(agent=str(tmp_path), episodes=1, max_game_steps=20, device="cpu"), progress=False
     )
@@ -193,7 +205,7 @@ def test_scores_follow_from_the_seed_whoever_played_before(finished):
 
     for player in (agent, None, agent):
         actions.append([])
-        policy = scoring.random_policy(env) if player is None else scoring.policy_of(agent)
+        policy = scoring.random_policy(env) if player is None else AgentPolicy(agent)
         scoring.play_games(told(policy), env, 2, "", seed=3, progress=False)
     env.close()
     np.testing.assert_array_equal(actions[0], actions[2])
@@ -211,9 +223,9 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
 
 def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):
     given = [x for x in arguments(tiny_world, tmp_path) if not x.startswith(("total", "eval"))]
-    assert main(["train", *given, "total_timesteps=128", "eval_every=64", "eval_episodes=1"]) == 0
+    assert main(["train", *given, "total_timesteps=32", "eval_every=16", "eval_episodes=1"]) == 0
     (tmp_path / "learning_curve.png").unlink()
-    assert main(["train", *given, "total_timesteps=256", "eval_every=64", "eval_episodes=3"]) == 0
+    assert main(["train", *given, "total_timesteps=64", "eval_every=16", "eval_episodes=3"]) == 0
     assert cv2.imread(str(tmp_path / "learning_curve.png")).std() > 0
 
 
@@ -239,9 +251,9 @@ def test_real_games_train_on_lives_and_signs_and_are_scored_whole():
 
 
 def test_a_score_is_summed_up():
-    score = scoring.Score.of("me", [1.0, 2.0, 9.0])
+    score = Score.of("me", [1.0, 2.0, 9.0])
     assert (score.mean, score.median) == (4, 2)
-    assert "me" in scoring.table([score])
+    assert "me" in table([score])
 
 
 @pytest.mark.parametrize(
@@ -254,8 +266,6 @@ def test_a_score_is_summed_up():
         (["train", "seed=-1"], 2, "seed must be at least 0"),
         (["train", "steps=5"], 2, "unknown key steps: did you mean"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
-        (["train", "end_penalty=-1"], 2, "end_penalty must be finite and at least 0, got -1"),
-        (["train", "end_penalty=nan"], 2, "end_penalty must be finite and at least 0, got nan"),
         (["train", "learning_rate=inf"], 2, "learning_rate must be finite and above 0, got inf"),
         (["train", "ent_coef=nan"], 2, "ent_coef must be finite, got nan"),
         (["train", "game=Nogame"], 2, "unknown game 'Nogame'"),
@@ -295,7 +305,7 @@ def test_agents_that_do_not_fit(finished, tmp_path):
     ):
         evaluation.evaluate(EvaluateSettings(agent=str(finished), game="Pong"), progress=False)
     (tmp_path / "agent.zip").write_bytes(b"PK nonsense")
-    with pytest.raises(CheckpointError, match="is not an agent that this Stable-Baselines3 loads"):
+    with pytest.raises(CheckpointError, match="cannot be read as an agent that this Stable-Baselines3 loads"):
         agents.load_agent(tmp_path / "agent.zip", device="cpu")
     with pytest.raises(CheckpointNotFoundError):
         agents.find_agent(str(tmp_path / "none"), "Breakout")
@@ -317,35 +327,19 @@ def test_help(capsys):
     assert cli.parse(TrainSettings, []).folder == "outputs/sb3/Breakout-ppo-imagination-0"
 
 
-@pytest.mark.parametrize("max_steps", [3, 200])
-def test_an_end_costs_and_being_cut_short_does_not(max_steps):
-    env = games.EndPenalty(
-        games.real("Breakout", 1, frame_stack=1, training=True, max_steps=max_steps, seed=0), penalty=2
-    )
-    env.reset()
-    done, rewards = False, []
-    while not done:
-        _, (reward,), (done,), (info,) = env.step([1])
-        rewards.append(reward)
-    env.close()
-    assert info["TimeLimit.truncated"] == (max_steps == 3)
-    assert rewards[-1] == (0 if max_steps == 3 else -2)
-    assert info["episode"]["r"] == sum(rewards) + 2 * (max_steps == 200), "the log leaves it out"
-
-
-def test_a_run_can_be_charged_for_ends_and_older_folders_go_on(tiny_world, tmp_path, monkeypatch):
-    charged = []
-    monkeypatch.setattr(
-        games.EndPenalty, "step_wait", lambda env: charged.append(env.penalty) or env.venv.step_wait()
-    )
-    run = tmp_path / "charged"
-    assert main(["train", *arguments(tiny_world, run, "end_penalty=0.5")]) == 0
-    assert charged and set(charged) == {0.5}
-    assert main(["train", *arguments(tiny_world, run)]) == 2
-    settings = json.loads((run / "settings.json").read_text())
-    assert settings.pop("end_penalty") == 0.5  # as folders were written before there was a penalty: 0
-    (run / "settings.json").write_text(json.dumps(settings))
-    assert main(["train", *arguments(tiny_world, run)]) == 0
+def test_settings_of_earlier_versions_are_read_where_a_removed_one_did_nothing(tmp_path):
+    file, settings = tmp_path / "settings.json", TrainSettings()
+    for penalty in (0.0, 0.5):
+        file.write_text(json.dumps(asdict(settings) | {"end_penalty": penalty}))
+        if penalty == 0:
+            training.check_unchanged(file, settings, ["seed"], "a run")
+        else:
+            with pytest.raises(InvalidInputError, match=r"holds a run with end_penalty=0\.5, not 0\.0"):
+                training.check_unchanged(file, settings, ["seed"], "a run")
+    before = asdict(settings)
+    del before["ent_coef"]  # unknown then: it had its default
+    file.write_text(json.dumps(before))
+    training.check_unchanged(file, settings, ["ent_coef"], "a run")
 
 
 @pytest.mark.parametrize("game", ["Breakout", "Pong"])
@@ -370,4 +364,55 @@ def test_embedded_agents_play_better_than_what_has_learned_nothing(game, max_gam
     env = games.real(game, 8, frame_stack=4, training=False, max_steps=max_game_steps, seed=0)
     returns = scoring.play_games(scoring.random_policy(env), env, 30, "random", seed=0, progress=False)
     env.close()
-    assert learned.low > scoring.Score.of("random", returns).high
+    assert learned.low > Score.of("random", returns).high
+
+
+def test_two_processes_do_not_share_a_run_folder(tiny_world, tmp_path, capsys):
+    with disk.locked(tmp_path):
+        assert main(["train", *arguments(tiny_world, tmp_path)]) == 1
+        assert "another process is working on the run" in capsys.readouterr().err
+        assert main(["loop", f"checkpoint={tiny_world}", f"out={tmp_path}", "num_envs=2"]) == 1
+        assert "another process is working on the run" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("settings.json", b"{"),
+        ("settings.json", b"[]"),
+        ("settings.json", b"\xff"),
+        ("seconds.json", b""),
+        ("seconds.json", b"null"),
+        ("seconds.json", b"NaN"),
+        ("agent.zip", b"PK"),
+    ],
+)
+def test_damaged_files_of_a_run_are_named(name, content, finished, tiny_world, tmp_path, capsys):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    (folder / name).write_bytes(content)
+    more = [x for x in arguments(tiny_world, folder) if not x.startswith("total")] + ["total_timesteps=96"]
+    assert main(["train", *more]) == 1
+    error = capsys.readouterr().err
+    assert name in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"{", b"{}", b"[1]", b'{"scores": [{"player": "x", "returns": "no"}]}'])
+def test_damaged_scores_of_a_round_are_named(content, tmp_path):
+    (tmp_path / "score.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"score\.json cannot be read as the scores of a run: .{5}"):
+        loop._learned(TrainSettings(out=str(tmp_path)), progress=False)
+
+
+def test_a_zip_beside_a_run_is_not_unpickled(finished, tiny_world, tmp_path, capsys):
+    canary = tmp_path / "canary"
+    path = with_canary(finished / "agent.zip", tmp_path / "other.zip", canary, "policy_class")
+    short = ["episodes=1", "max_game_steps=10", "device=cpu"]
+    assert main(["evaluate", f"agent={path}", *short]) == 0
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.copy(path, tmp_path / "run" / "agent.zip")
+    more = [x for x in arguments(tiny_world, tmp_path / "run") if not x.startswith("total")]
+    assert main(["train", *more, "total_timesteps=80", f"beside={path}"]) == 0
+    assert not canary.exists()
+    assert main(["evaluate", f"agent={path}", *short, "trust=true"]) == 1  # a canary is no policy
+    assert canary.exists()

@@ -1,12 +1,13 @@
-"""Real games that score agents of the single-file trainers."""
+"""Scores: real games, and how sure one can be of their mean."""
 
 import numpy as np
 import pytest
 
 import diamond_gym
 from diamond_gym.errors import DiamondGymError
+from diamond_gym.evaluate.score import Score, bootstrap_interval, real_game, real_scores
 from diamond_gym.games.atari import AtariEnv
-from trainers.real_score import bootstrap_interval, in_words, real_game, real_scores
+from diamond_gym.players.player import FrameStackPlayer, PolicyPlayer
 
 
 def test_a_policy_sees_the_latest_frames_of_the_game():
@@ -16,7 +17,7 @@ def test_a_policy_sees_the_latest_frames_of_the_game():
         seen.append(stack)
         return len(seen) % 4
 
-    scores = real_scores(policy, "Breakout", num_games=2, num_frames=3, seed=5, max_steps=6)
+    scores = real_scores(FrameStackPlayer(policy, 3), "Breakout", num_games=2, seed=5, max_steps=6)
     assert len(scores) == 2 and len(seen) == 12
     for game in range(2):
         env = AtariEnv("Breakout", training=False)
@@ -31,9 +32,8 @@ def test_a_policy_sees_the_latest_frames_of_the_game():
 
 def test_games_are_played_to_their_end_and_scored_raw():
     rng = np.random.default_rng(0)
-    scores = real_scores(
-        lambda stack: int(rng.integers(4)), "Breakout", num_games=3, num_frames=1, seed=0, max_steps=5_000
-    )
+    player = PolicyPlayer(lambda frame: int(rng.integers(4)))
+    scores = real_scores(player, "Breakout", num_games=3, seed=0, max_steps=5_000)
     assert all(0 <= score < 20 for score in scores) and sum(scores) > 0
 
 
@@ -57,5 +57,5 @@ def test_the_interval_is_that_of_the_mean():
 
 
 def test_scores_in_words():
-    said = in_words([0.0, 1.0, 5.0])
+    said = Score.of("me", [0.0, 1.0, 5.0]).in_words()
     assert "3 real games: 2.00" in said and said.endswith("median 1.00")

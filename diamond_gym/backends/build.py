@@ -1,0 +1,84 @@
+"""Builds a world model that runs as it was chosen to: moves, converts and lays out its networks.
+
+Knows how each backend is put on a network; what is chosen is `choose`'s matter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diamond_gym.backends.choose import choose, merges_copies_in_upsampling, records_cuda_graphs
+from diamond_gym.backends.cuda_graphs import GraphedWorldModel
+from diamond_gym.backends.inductor import InductorForward
+from diamond_gym.backends.names import Backend
+from diamond_gym.backends.openvino import OpenVinoForward
+from diamond_gym.world.models import Agent
+from diamond_gym.world.models.blocks import Upsample
+from diamond_gym.world.sampler import DiffusionSamplerConfig
+from diamond_gym.world.world_model import WorldModel
+
+
+def build_world_model(
+    agent: Agent,
+    config: DiffusionSamplerConfig,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    backend: str = "auto",
+) -> WorldModel:
+    """The world model of an agent, ready to imagine.
+
+    The agent's denoiser and reward/end model are moved and converted in place; its actor-critic stays as is.
+    Noise, sampler, LSTM and frames are in float32 whatever is chosen.
+
+    Args:
+        agent: The networks.
+        config: How frames are sampled.
+        device: See `choose`, as the next two.
+        dtype: Precision of the networks.
+        backend: What runs them.
+
+    Raises:
+        InvalidInputError: An argument is not one of those accepted; nothing has changed, nor has it below.
+        DeviceError: The device is not available, or the backend needs another one.
+        MissingDependencyError: What the backend needs is not installed.
+    """
+    placement = choose(device, dtype, backend)
+    lay_out(agent.denoiser.eval(), placement.device)
+    lay_out(agent.rew_end_model.eval(), placement.device)
+    networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
+    for network in networks:
+        network.__dict__.pop("forward", None)  # of an earlier placement
+        if placement.backend == "openvino":  # before the conversion: it keeps weights of its own
+            network.forward = OpenVinoForward(network, placement.dtype)
+    for module in (agent.denoiser, agent.rew_end_model.encoder, agent.rew_end_model.act_emb):
+        module.to(placement.dtype)
+    if placement.backend == "inductor":
+        for network in networks:
+            network.forward = InductorForward(network)
+    kind = world_model_kind(placement.backend, placement.device)
+    return kind(agent.denoiser, agent.rew_end_model, config)
+
+
+def lay_out(module: nn.Module, device: torch.device) -> None:
+    """Moves a module to a device, with the memory layout and the way of upsampling that are fast there."""
+    module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    for layer in module.modules():
+        if isinstance(layer, Upsample):
+            layer.merges_copies = merges_copies_in_upsampling(device)
+
+
+def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]:
+    """The class of world model that a backend needs on a device."""
+    return GraphedWorldModel if records_cuda_graphs(backend, device) else WorldModel
+
+
+def backend_of(world_model: WorldModel, num_games: int) -> Backend:
+    """What runs the networks of a world model for so many games; never "auto"."""
+    forward = world_model.denoiser.inner_model.forward
+    if isinstance(forward, InductorForward):
+        return "inductor"
+    if isinstance(forward, OpenVinoForward) and num_games == 1:
+        return "openvino"
+    return "cuda_graph" if isinstance(world_model, GraphedWorldModel) else "eager"

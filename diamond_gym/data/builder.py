@@ -1,0 +1,76 @@
+"""The steps of an episode while it is played; whoever keeps episodes gathers them here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from diamond_gym.data.episodes import Episode
+
+
+@dataclass
+class EpisodeBuilder:
+    """The steps of one episode so far, as lists.
+
+    Attributes:
+        obs: The frame before each step: arrays (h, w, c), or tensors (c, h, w). Empty where none is kept.
+        act: The actions.
+        rew: The raw rewards.
+    """
+
+    obs: list[NDArray[np.uint8] | Tensor] = field(default_factory=list)
+    act: list[int] = field(default_factory=list)
+    rew: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.act)
+
+    @property
+    def total_reward(self) -> float:
+        """Sum of the raw rewards."""
+        return sum(self.rew)
+
+    def add(self, obs: NDArray[np.uint8] | Tensor | None, act: int, rew: float) -> None:
+        """Take one more step: the frame before it, None where it is not kept, the action and its reward."""
+        if obs is not None:
+            self.obs.append(obs)
+        self.act.append(act)
+        self.rew.append(rew)
+
+    def episode(
+        self,
+        *,
+        end: bool = False,
+        trunc: bool = False,
+        final_obs: NDArray[np.uint8] | Tensor | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> Episode:
+        """Build the episode.
+
+        Args:
+            end: Whether the last step terminated it.
+            trunc: Whether the last step truncated it.
+            final_obs: The frame after the last step; None where the episode is unfinished.
+            info: What else the episode keeps.
+        """
+        import torch  # here, for those who only record need none of it
+
+        from diamond_gym.data.episodes import Episode, channels_first
+
+        flags = torch.zeros(2, len(self), dtype=torch.uint8)
+        flags[0, -1], flags[1, -1] = end, trunc
+        final = {} if final_obs is None else {"final_observation": channels_first(final_obs)}
+        return Episode(
+            obs=torch.stack([channels_first(obs) for obs in self.obs]),
+            act=torch.tensor(self.act, dtype=torch.int64),
+            rew=torch.tensor(self.rew, dtype=torch.float32),
+            end=flags[0],
+            trunc=flags[1],
+            info={**final, **(info or {})},
+        )

@@ -1,0 +1,63 @@
+"""The one loop in which a player plays an environment; collecting, scoring and filming go through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from numpy.typing import NDArray
+
+from diamond_gym.players.player import Player
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happened in one step.
+
+    Attributes:
+        obs: The frame that the player saw.
+        act: What it chose.
+        rew: The reward.
+        terminated: Whether the episode ended with the step.
+        truncated: Whether it was cut short there.
+        next_obs: The frame after the step.
+        info: The environment's.
+    """
+
+    obs: NDArray[np.uint8]
+    act: int
+    rew: float
+    terminated: bool
+    truncated: bool
+    next_obs: NDArray[np.uint8]
+    info: dict[str, Any]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the episode is over, either way."""
+        return self.terminated or self.truncated
+
+
+def play(env: gymnasium.Env[Any, Any], player: Player, obs: NDArray[np.uint8]) -> Iterator[Step]:
+    """Let a player play from a frame on until the episode is over.
+
+    A step is made when it is asked for, so whoever iterates may stop at any time. Environment and player are
+    used as they are: reset both before.
+
+    Args:
+        env: Where it plays.
+        player: Who plays.
+        obs: The frame that the environment is at.
+    """
+    while True:
+        act = player.act(obs)
+        next_obs, rew, terminated, truncated, info = env.step(act)
+        frame = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
+        step = Step(obs, act, float(rew), bool(terminated), bool(truncated), frame, info)
+        yield step
+        if step.is_over:
+            return
+        obs = step.next_obs

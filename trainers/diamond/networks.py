@@ -1,0 +1,140 @@
+"""A run's networks: fresh weights, or those of a checkpoint, on the device where they train fast."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from diamond_gym.backends.build import lay_out
+from diamond_gym.backends.choose import pick_backend, pick_device
+from diamond_gym.checkpoints import load_agent
+from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
+from diamond_gym.world.models import Agent, AgentConfig, RewEndModel
+from trainers.diamond.config import PARTS, InitializationConfig
+from trainers.diamond.distributed import SINGLE_PROCESS, Group
+
+_DIFFERENCE_GAIN = 15.0
+"""Changes between frames are sparse and small."""
+_RECURRENT_GAIN = 3.0
+"""Without it too little of a rare event reaches the loss; one batch ends at 0.33 instead of 0.002."""
+
+
+@torch.no_grad()
+def start_with_differences(model: RewEndModel) -> None:
+    """Lets the first convolution see only what changes between the frames, and LSTM and head hear it."""
+    weight = model.encoder.conv_in.weight  # (out, 2 c p^2, 3, 3): the frame before, then the frame after
+    half = weight.shape[1] // 2
+    weight[:, half:] *= _DIFFERENCE_GAIN
+    weight[:, :half] = -weight[:, half:]
+    torch.nn.init.zeros_(model.encoder.conv_in.bias)  # pyright: ignore[reportArgumentType]
+    model.lstm.get_parameter("weight_ih_l0").mul_(_RECURRENT_GAIN)
+    model.head[-1].get_parameter("weight").mul_(_RECURRENT_GAIN)
+
+
+def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
+    """The device of a name; "auto" is CUDA where available, and each process of several has its own GPU.
+
+    Raises:
+        DeviceError: There is no such device here.
+    """
+    if group.world_size > 1 and name not in ("auto", "cpu", "cuda"):
+        raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
+    try:
+        device = pick_device(name)
+        if group.world_size > 1 and device.type == "cuda":
+            device = pick_device(f"cuda:{group.local_rank}")
+    except (DeviceError, InvalidInputError) as error:
+        raise DeviceError(f"common.device={name} is not available: {error}") from error
+    if device.type == "cuda" and group.world_size > 1:
+        torch.cuda.set_device(device)
+    return device
+
+
+def new_agent(
+    sizes: AgentConfig, *, seed: int, with_actor_critic: bool, difference_init: bool = False
+) -> Agent:
+    """Networks with fresh weights, on the CPU.
+
+    Args:
+        sizes: Of the networks; the number of actions is known.
+        seed: Fixes the weights.
+        with_actor_critic: Whether there is an actor-critic.
+        difference_init: Whether the reward/end model starts as a detector of change.
+
+    Raises:
+        InvalidInputError: Networks of these sizes cannot be built, or cannot run.
+    """
+    torch.manual_seed(seed)
+    try:
+        agent = Agent(sizes, with_actor_critic=with_actor_critic)
+        if difference_init:
+            start_with_differences(agent.rew_end_model)
+        _try_out(agent)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InvalidInputError(f"networks of the sizes in agent.* do not work: {reason}") from error
+    return agent
+
+
+@torch.no_grad()
+def _try_out(agent: Agent) -> None:
+    """Runs the networks once, so that sizes that do not go together are found before any work is done."""
+    inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
+    n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
+    act = torch.zeros(1, n, dtype=torch.int64)
+    past = agent.denoiser.fold_past(frame.expand(1, n, -1, -1, -1).flatten(1, 2))
+    agent.denoiser.denoise(frame[:, 0], agent.denoiser.conditioners(torch.ones(1)), past, act)
+    agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
+    if agent.actor_critic is not None:
+        agent.actor_critic.predict_act_value(frame[:, 0], agent.actor_critic.initial_state(1))
+
+
+def initialize(agent: Agent, initialization: InitializationConfig) -> None:
+    """Takes the weights of the parts that `initialization` names from its checkpoint.
+
+    Raises:
+        CheckpointNotFoundError: There is no checkpoint.
+        CheckpointError: It is damaged, or its networks are of other sizes.
+    """
+    num_actions = agent.config.num_actions
+    if initialization.path_to_ckpt is None:
+        return
+    assert num_actions is not None
+    given = load_agent(initialization.path_to_ckpt)
+    sizes = given.config.with_num_actions(num_actions) if initialization.new_actions else given.config
+    for name in PARTS:
+        is_wanted = getattr(initialization, f"load_{name}")
+        if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
+            continue
+        ours, theirs = getattr(agent.config, name), getattr(sizes, name)
+        if ours != theirs:
+            other = given.config.num_actions != num_actions and not initialization.new_actions
+            hint = ", or initialization.new_actions=true to start from another game's" if other else ""
+            raise CheckpointError(
+                f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, the run's is "
+                f"{ours}. Set agent.{name} accordingly, or initialization.load_{name}=false{hint}"
+            )
+        _take_weights(name, getattr(agent, name), getattr(given, name))
+
+
+def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
+    """All that have our shapes; what depends on another number of actions stays as it is."""
+    weights = ours.state_dict()
+    taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
+    ours.load_state_dict(weights | taken)
+    if len(taken) < len(weights):
+        print(f"{name}: other actions, {', '.join(sorted(weights.keys() - taken.keys()))} start anew")
+
+
+def place(agent: Agent, device: torch.device, backend: str) -> None:
+    """Puts networks on their device so that they train fast: layout, upsampling, compilation.
+
+    Args:
+        agent: The networks, changed in place.
+        device: Where they train.
+        backend: As in `TrainingConfig`.
+    """
+    lay_out(agent, device)
+    if pick_backend(backend, device) == "inductor":
+        # in place: the names of the weights stay; a graph for each shape, of crops and of whole frames
+        agent.denoiser.inner_model.compile(dynamic=False)

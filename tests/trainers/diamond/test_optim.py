@@ -66,6 +66,26 @@ def test_orthogonalizing_nothing_is_nothing():
     assert_close(orthogonalized(torch.zeros(3, 4))[0], torch.zeros(3, 4))
 
 
+def test_orthogonalizing_is_five_iterations_of_the_quintic():
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(6, 2, generator=generator) @ torch.randn(2, 40, generator=generator)  # of rank 2
+    x = matrix.double() / matrix.double().norm()
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * square + 2.0315 * square @ square) @ x
+    for ours, theirs in zip(orthogonalized(matrix, 1e-3 * matrix.mT), (x, x.mT), strict=True):
+        assert_close(ours, theirs.float(), atol=1e-4, rtol=0)
+
+
+def test_muon_moves_weights_alike_in_every_memory_layout():
+    (module, muon), (other, others) = learner("muon"), learner("muon")
+    other.to(memory_format=torch.channels_last)
+    steps(module, muon, 3)
+    steps(other, others, 3)
+    assert other[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert_close(dict(other.named_parameters()), dict(module.named_parameters()), atol=1e-4, rtol=1e-4)
+
+
 def learner(name, lr=0.02):
     """A network with every kind of parameter, and its optimiser."""
     torch.manual_seed(0)

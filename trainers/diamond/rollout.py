@@ -656,12 +656,8 @@ def _imagined(
     n = world_model.num_steps_conditioning
     past = slice(first - n, first)
     padding = (n - first - batch.start).clamp(min=0)
-    state = world_model.start(batch.obs[:, past], batch.act[:, past], keys, padding)
-    frames = []
-    for act in batch.act[:, first - 1 :].unbind(1):
-        state, step = world_model.step(state, act)
-        frames.append(step.obs)
-    return torch.stack(frames, dim=1)
+    actions = batch.act[:, first - 1 :]
+    return world_model.imagine(batch.obs[:, past], batch.act[:, past], keys, actions, padding)
 
 
 def _judged(batch: SegmentBatch, frames: UInt8[Tensor, "b k c h w"], first: int) -> SegmentBatch:

@@ -60,7 +60,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
     import ray
 
     if settings.address is not None:
-        _probe(settings.address)
+        probe(settings.address)
     local = {
         "num_cpus": settings.num_cpus or len(os.sched_getaffinity(0)),
         "num_gpus": settings.num_gpus,
@@ -78,7 +78,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
         where = f"at address={settings.address}" if settings.address else "on this machine"
         raise ClusterError(f"Ray cannot be reached {where}: {first_line(error)}") from error
     try:
-        _check_shares(settings, [node for node in ray.nodes() if node["Alive"]])
+        check_shares(settings, [node for node in ray.nodes() if node["Alive"]])
         yield
     finally:
         ray.shutdown()
@@ -90,7 +90,7 @@ def _worker_environment() -> dict[str, str]:
     return {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _probe(address: str) -> None:
+def probe(address: str) -> None:
     """Asks whether anybody listens: Ray itself would wait for minutes, and end the process."""
     if address == "auto":
         return
@@ -109,7 +109,7 @@ def _probe(address: str) -> None:
         ) from error
 
 
-def _check_shares(settings: SweepSettings, nodes: list[dict[str, Any]]) -> None:
+def check_shares(settings: SweepSettings, nodes: list[dict[str, Any]]) -> None:
     """Makes sure that some machine has room for a run."""
     need = {"CPU": settings.cpus, "GPU": settings.gpus}
     if any(all(node["Resources"].get(kind, 0) >= n for kind, n in need.items()) for node in nodes):

@@ -44,6 +44,10 @@ class ReportSettings:
     out: Path = option(Path("report"), "the folder to write")
     games: list[str] = option([], "the games compared; without it all that every sweep has a score of")
     names: list[str] = option([], "what the sweeps are called, instead of their folders' names")
+    page: Path | None = option(
+        None,
+        "a Markdown page that gets the report, too, between <!-- report --> and <!-- /report -->",
+    )
     resamples: int = option(2_000, "bootstrap samples of every interval", least=1)
     mixed_protocols: bool = option(
         False, "compare although frames, sticky actions or games a score differ; the report says how"
@@ -74,6 +78,7 @@ def report(settings: ReportSettings, command: str = PROG) -> comparison.Comparis
     aggregates.require_rliable()
     require_matplotlib()
     sweeps = read_sweeps(settings.results, settings.names)
+    page = None if settings.page is None else _read(settings.page)
     prepare_folder(settings.out)
     compared = comparison.compare(
         sweeps,
@@ -84,9 +89,24 @@ def report(settings: ReportSettings, command: str = PROG) -> comparison.Comparis
     )
     drawn = pictures.write(compared, settings.out)
     write_file(settings.out / "report.txt", f"{tables.text(compared)}\n".encode())
-    write_file(settings.out / "report.md", tables.markdown(compared, drawn, command).encode())
+    body = tables.markdown(compared, drawn, command)
+    write_file(settings.out / "report.md", f"# Results\n\n{body}".encode())
     write_json(tables.as_json(compared, command), settings.out / "report.json")
+    if settings.page is not None and page is not None:
+        beside_it = pictures.write(compared, settings.page.parent, f"{settings.page.stem}_")
+        body = tables.markdown(compared, beside_it, command)
+        write_file(settings.page, tables.replace_between_markers(page, body).encode())
     return compared
+
+
+def _read(page: Path) -> str:
+    """A page that has markers."""
+    try:
+        text = page.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise InvalidInputError(f"page={page} cannot be read: {error}") from error
+    tables.replace_between_markers(text, "")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ _SHARE_WORTH_SHOWING = 0.01
 """Profiles are drawn up to the score that fewer runs than this reach."""
 
 
-def write(comparison: Comparison, out: Path) -> list[str]:
-    """Draws what there is into a folder; returns the names of the files.
+def write(comparison: Comparison, out: Path, prefix: str = "") -> list[str]:
+    """Draws what there is into a folder; returns the names of the files, which begin with the prefix.
 
     Raises:
         CacheError: The folder cannot be written.
@@ -29,8 +29,8 @@ def write(comparison: Comparison, out: Path) -> list[str]:
     if comparison.curves:
         figures["curves.png"] = _curves(comparison)
     for name, figure in figures.items():
-        write_figure(figure, out / name)
-    return list(figures)
+        write_figure(figure, out / f"{prefix}{name}")
+    return [f"{prefix}{name}" for name in figures]
 
 
 def _new_figure(width: float, height: float) -> Figure:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from diamond_gym.errors import InvalidInputError
 from trainers.report import published
 from trainers.report.aggregates import METRICS, THRESHOLDS, Estimate
 from trainers.report.comparison import Comparison
+
+MARKERS = ("<!-- report -->", "<!-- /report -->")
+"""Lines of a page between which a report is written."""
 
 Table = tuple[str, list[str], list[list[str]]]
 """A title, the heads of the columns, and rows."""
@@ -27,7 +32,7 @@ def tables(comparison: Comparison) -> list[Table]:
     if comparison.improvements:
         found.append(
             (
-                "Probability of improvement: that a run of X scores more than one of Y",
+                "Probability of improvement, that a run of X scores more than one of Y",
                 ["X", "Y", "probability"],
                 [
                     [*pair, _shown(value, min(comparison.num_runs[name] for name in pair))]
@@ -37,7 +42,7 @@ def tables(comparison: Comparison) -> list[Table]:
         )
     found.append(
         (
-            "Scores by game: mean over runs, with the 95 % interval and the number of runs of the sweeps",
+            "Scores by game, means over runs; of the sweeps with 95 % interval and number of runs",
             ["game", *comparison.agents],
             [
                 [game, *(_score(*of_game[name], name in comparison.ours) for name in comparison.agents)]
@@ -100,14 +105,30 @@ def markdown(comparison: Comparison, pictures: Sequence[str], command: str) -> s
         pictures: Names of pictures beside the page.
         command: What made it.
     """
-    lines = ["# Results", "", f"Made by `{command}`.", ""]
-    lines += [f"- {note}" for note in notes(comparison)]
+    lines = [f"Made by `{command}`.", "", *(f"- {note}" for note in notes(comparison))]
     for title, head, rows in tables(comparison):
-        lines += ["", f"## {title.partition(':')[0].partition(',')[0]}", "", f"{title}.", ""]
+        lines += ["", f"{title}:", ""]
         lines += [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-    lines += ["", "## Pictures", "", *(f"![{name.removesuffix('.png')}]({name})" for name in pictures)]
-    sources = [f"- {name}: {published.source(name)}" for name in _published(comparison)]
-    return "\n".join([*lines, *(["", "## Sources", "", *sources] if sources else []), ""])
+    for name in pictures:
+        lines += ["", f"![{Path(name).stem.replace('_', ' ')}]({name})"]
+    sources = [f"{name}: {published.source(name)}" for name in _published(comparison)]
+    return "\n".join([*lines, *(["", f"Sources: {'; '.join(sources)}."] if sources else []), ""])
+
+
+def replace_between_markers(page: str, body: str) -> str:
+    """A page with another text between its markers.
+
+    Raises:
+        InvalidInputError: The page has no markers.
+    """
+    begin, end = MARKERS
+    head, has_begin, rest = page.partition(begin)
+    _, has_end, tail = rest.partition(end)
+    if not (has_begin and has_end):
+        raise InvalidInputError(
+            f"page= needs a page with the lines {begin} and {end}, for the report between"
+        )
+    return f"{head}{begin}\n\n{body.strip()}\n\n{end}{tail}"
 
 
 def _published(comparison: Comparison) -> list[str]:

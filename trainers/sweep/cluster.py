@@ -19,12 +19,15 @@ from trainers.sweep.settings import SweepSettings
 from trainers.sweep.trial import ROOT, Job, RunRefusedError, work
 
 _PROBE_S = 5.0
+_STARTS = 3
+"""How often Ray is started on this machine: it gives its processes 30 seconds, too little for a busy one."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Runs pass files to each other, no objects: the least that Ray takes, or nearly."""
 _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the table is ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_register_timeout_seconds": "600",  # a busy machine imports slowly
     "RAY_kill_child_processes_on_worker_exit": "false",  # runs are told to stop, and save
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs log by themselves
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the sweep, and its runs save
@@ -67,16 +70,20 @@ def connected(settings: SweepSettings) -> Iterator[None]:
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
-    try:
-        ray.init(
-            address=settings.address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **({"runtime_env": {"env_vars": _worker_environment()}} if settings.address else local),
-        )
-    except Exception as error:  # Ray's own kinds, and whatever its processes and sockets raise
-        where = f"at address={settings.address}" if settings.address else "on this machine"
-        raise ClusterError(f"Ray cannot be reached {where}: {first_line(error)}") from error
+    for left in reversed(range(1 if settings.address else _STARTS)):
+        try:
+            ray.init(
+                address=settings.address or "local",
+                logging_level=logging.ERROR,
+                log_to_driver=False,
+                **({"runtime_env": {"env_vars": _worker_environment()}} if settings.address else local),
+            )
+            break
+        except Exception as error:  # Ray's own kinds, and whatever its processes and sockets raise
+            ray.shutdown()
+            if not left:
+                where = f"at address={settings.address}" if settings.address else "on this machine"
+                raise ClusterError(f"Ray cannot be reached {where}: {first_line(error)}") from error
     try:
         check_shares(settings, [node for node in ray.nodes() if node["Alive"]])
         yield

@@ -196,3 +196,20 @@ def test_runs_without_a_score(tmp_path):
     write_result(folder, RunResult("Pong", 0, None, OURS))
     with pytest.raises(InvalidInputError, match="train no actor_critic have no score"):
         comparison.compare([read_sweep(folder)], [])
+
+
+def test_a_page_gets_the_report_between_its_markers(two_games, tmp_path, capsys):
+    page = tmp_path / "docs" / "results.md"
+    page.parent.mkdir()
+    page.write_text("# Ours\n\n<!-- report -->\nold\n<!-- /report -->\n\nThe end.\n")
+    given = [f"results={two_games}", f"out={tmp_path / 'out'}", SHORT, f"page={page}"]
+    for _ in range(2):
+        assert main(given) == 0
+    text = page.read_text()
+    assert text.startswith("# Ours\n\n<!-- report -->\n\nMade by `python -m trainers.report")
+    assert text.endswith("(results_curves.png)\n\n<!-- /report -->\n\nThe end.\n") and "old" not in text
+    assert cv2.imread(str(page.parent / "results_profiles.png")).std() > 0
+    capsys.readouterr()
+    page.write_text("# No markers\n")
+    assert "needs a page with the lines <!-- report -->" in refused(capsys, *given)
+    assert "cannot be read" in refused(capsys, *given[:-1], f"page={tmp_path / 'none.md'}")

@@ -20,7 +20,9 @@ from trainers.diamond import config as train
 from trainers.diamond.cli import ResumeSettings
 from trainers.diamond.curves import CurvesOptions
 from trainers.diamond.publish import ExportOptions, PublishOptions
+from trainers.report.__main__ import ReportSettings
 from trainers.sb3 import settings as sb3
+from trainers.sweep.settings import SweepSettings
 
 RUN = "outputs/2026-01-31/12-00-00"
 
@@ -84,10 +86,24 @@ def test_train(command):
         (sb3.TrainSettings, "game=Breakout contexts=starts.safetensors horizon=32 total_timesteps=1e6"),
         (sb3.EvaluateSettings, "agent=outputs/sb3/Breakout-ppo-imagination-0 where=real episodes=30"),
         (sb3.DemoSettings, "game=Breakout"),
+        (ReportSettings, "results=outputs/sweeps/diamond beside=published out=report"),
+        (ReportSettings, "results=[a,b] names=[ours,PPO] beside=[DIAMOND,IRIS] games=[Breakout,Pong]"),
     ],
 )
 def test_others(kind: type[Any], command):
     cli.parse(kind, shlex.split(command))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "game=[Breakout,Pong] seed=[0,1,2] preset=small",
+        "run=sb3 game=[Breakout,Pong] seed=[0,1,2] total_timesteps=100000",
+        "address=auto game=[Breakout,Pong] preset=paper gpus=1 cpus=8 retries=-1 out=/shared/sweeps/paper",
+    ],
+)
+def test_sweep(command):
+    cli.parse(SweepSettings, shlex.split(command), rest="keys")
 
 
 def test_compare():

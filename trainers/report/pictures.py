@@ -69,6 +69,7 @@ def _aggregates(comparison: Comparison) -> Figure:
 
 
 def _intervals(axes: Any, rows: Sequence[Estimate], colours: Sequence[Any]) -> None:
+    axes.use_sticky_edges = False  # room beside the bars
     for y, (row, colour) in enumerate(zip(rows, colours, strict=True)):
         axes.barh(y, max(row.high - row.low, 1e-9), left=row.low, height=0.6, color=colour, alpha=0.8)
         axes.plot([row.value] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1.5)

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from diamond_gym.errors import InvalidInputError, MissingDependencyError, first_line
@@ -134,11 +134,11 @@ def run_trials(settings: SweepSettings, jobs: list[Job], board: Board) -> None:
     from ray import tune
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its warnings are about files that we do not want
-    trainable = tune.with_resources(_trainable, {"cpu": settings.cpus, "gpu": settings.gpus})
+    trainable = tune.with_resources(_trainable(jobs), {"cpu": settings.cpus, "gpu": settings.gpus})
     display = _Display(board)
     tuner = tune.Tuner(
         trainable,
-        param_space={"job": tune.grid_search(jobs)},
+        param_space={"trial": tune.grid_search([job.trial.name for job in jobs])},
         tune_config=tune.TuneConfig(
             reuse_actors=True,
             trial_dirname_creator=lambda trial: _name(trial),
@@ -158,21 +158,24 @@ def run_trials(settings: SweepSettings, jobs: list[Job], board: Board) -> None:
         display.close()
 
 
-def _trainable(config: dict[str, Any]) -> None:
+def _trainable(jobs: list[Job]) -> Callable[[dict[str, Any]], None]:
     """What a Ray worker does. What another try would not change is reported, not raised."""
-    from ray import tune
+    by_name = {job.trial.name: job for job in jobs}
 
-    job: Job = config["job"]
+    def train(config: dict[str, Any]) -> None:
+        from ray import tune
 
-    def report(status: str, state: State | None, message: str = "") -> None:
-        share, score = (None, None) if state is None else (state.share, state.score)
-        tune.report({"status": status, "share": share, "score": score, "message": message})
+        def report(status: str, state: State | None, message: str = "") -> None:
+            share, score = (None, None) if state is None else (state.share, state.score)
+            tune.report({"status": status, "share": share, "score": score, "message": message})
 
-    try:
         report("running", None)
-        report("done", work(job, lambda state: report("running", state)))
-    except (RunRefusedError, SweepInUseError) as error:
-        report("failed", None, str(error))
+        try:
+            report("done", work(by_name[config["trial"]], lambda state: report("running", state)))
+        except (RunRefusedError, SweepInUseError) as error:
+            report("failed", None, str(error))
+
+    return train
 
 
 def _callback(board: Board, display: _Display) -> Any:
@@ -199,8 +202,7 @@ def _callback(board: Board, display: _Display) -> Any:
 
 
 def _name(trial: Any) -> str:
-    job: Job = trial.config["job"]
-    return job.trial.name
+    return trial.config["trial"]
 
 
 def _last_error(trial: Any) -> str:

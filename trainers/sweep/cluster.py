@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
 import sys
 import time
@@ -27,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the table is ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # runs are as nice as the command
     "RAY_worker_register_timeout_seconds": "600",  # a busy machine imports slowly
     "RAY_kill_child_processes_on_worker_exit": "false",  # runs are told to stop, and save
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs log by themselves
@@ -70,6 +72,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for left in reversed(range(1 if settings.address else _STARTS)):
         try:
             ray.init(
@@ -84,6 +87,9 @@ def connected(settings: SweepSettings) -> Iterator[None]:
             if not left:
                 where = f"at address={settings.address}" if settings.address else "on this machine"
                 raise ClusterError(f"Ray cannot be reached {where}: {first_line(error)}") from error
+    with contextlib.suppress(ValueError):  # outside the main thread, where there is nothing to give back
+        for number, handler in handlers.items():  # Ray takes them
+            signal.signal(number, handler)
     try:
         check_shares(settings, [node for node in ray.nodes() if node["Alive"]])
         yield

@@ -71,7 +71,7 @@ class RunResult:
         score: Mean score of whole real games in the end; None for a run that learned no player.
         protocol: How the score came about.
         curve: Scores on the way; None where there are none.
-        seconds: Time that the run took, all its parts together.
+        seconds: Time that the run took, without parts whose worker was killed.
         machine: Where it ended.
     """
 

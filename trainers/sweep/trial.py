@@ -166,7 +166,7 @@ def _wait(process: subprocess.Popen) -> None:
 
 
 def _add_seconds(file: Path, seconds: float) -> float:
-    """Time that the run has taken, this part of it included."""
+    """Adds up the time of the parts of a run, each of which ends here unless its worker is killed."""
     total = seconds + (float(file.read_text()) if file.is_file() else 0.0)
     write_file(file, f"{total:.1f}".encode())
     return total

@@ -20,7 +20,7 @@ from typing import Any
 
 from diamond_gym.errors import DiamondGymError
 from diamond_gym.files import write_file
-from trainers.report.results import Plan, RunResult, write_result
+from trainers.report.results import Plan, RunResult, read_result, write_result
 from trainers.sweep.folder import SweepFolder, Trial
 from trainers.sweep.runs import RUNS, Runs, State
 
@@ -85,7 +85,7 @@ def work(job: Job, report: Callable[[State], None]) -> State:
     with folder.run_locked(job.trial, _LOCK_WAIT_S) as lock:
         if not folder.result(job.trial).is_file():  # of a try whose end nobody was told
             _train(job, folder, runs, lock.fileno(), report)
-        return State(1.0, runs.state(folder.run(job.trial)).score)
+    return State(1.0, read_result(folder.result(job.trial)).score)
 
 
 def _train(job: Job, folder: SweepFolder, runs: Runs, lock: int, report: Callable[[State], None]) -> None:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.paths import ROOT
-from trainers.report.results import read_result
+from trainers.report.results import Plan, read_result
 from trainers.sweep.folder import SweepFolder, Trial
 from trainers.sweep.trial import Job, work
 
@@ -24,9 +24,15 @@ pytestmark = pytest.mark.slow
 KEYS = [
     "preset=smoke",
     "common.device=cpu",
-    "training.num_epochs=4",
+    "training.num_epochs=6",
+    "evaluation.every=6",
     "collection.test.max_episode_steps=30",
-    "evaluation.every=4",
+    "collection.test.players=null",
+    "collection.train.players=null",
+    "collection.train.num_steps_total=300",
+    "collection.train.steps_per_epoch=20",
+    "collection.train.first_epoch.min=150",
+    "collection.train.first_epoch.max=200",
     *(
         f"{part}.training.steps_{which}=4"
         for part in ("denoiser", "rew_end_model", "actor_critic")
@@ -89,7 +95,7 @@ def worker_of(pid):
 
 
 def weights(run):
-    return torch.load(run / "checkpoints" / "agent_versions" / "agent_epoch_00004.pt", weights_only=True)
+    return torch.load(run / "checkpoints" / "agent_versions" / "agent_epoch_00006.pt", weights_only=True)
 
 
 def assert_bit_for_bit(ours, theirs):
@@ -114,8 +120,6 @@ def test_a_killed_worker_is_resumed_bit_for_bit(tmp_path):
     assert read_result(sweep.result(Trial("Pong", 0))).score is not None
     straight = SweepFolder(tmp_path / "straight")
     plan = json.loads(sweep.plan_file.read_text())
-    from trainers.report.results import Plan
-
     straight.path.mkdir()
     straight.write_plan(Plan(**plan))
     work(Job(straight.path, Trial("Pong", 0), Plan(**plan), 1, 1), print)

@@ -76,7 +76,8 @@ def _score(value: Estimate, num_runs: int, is_ours: bool) -> str:
 
 def notes(comparison: Comparison) -> list[str]:
     """Sentences that belong above the tables."""
-    later = ["agents marked * are reported by their authors as an aggregate only"] if comparison.means_only else []
+    marked = "agents marked * are reported by their authors as an aggregate only"
+    later = [marked] if comparison.means_only else []
     single = [name for name, count in comparison.num_runs.items() if count == 1]
     alone = [f"{', '.join(single)}: one run a game, so there is no interval"] if single else []
     return [*comparison.notes, *alone, *later]

@@ -6,6 +6,7 @@ Nothing here knows Ray. `DiamondRuns` and `Sb3Runs` use the trainers' own comman
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import shutil
 from collections.abc import Sequence
@@ -137,29 +138,16 @@ class DiamondRuns:
         if not lines:
             return State()
         scores = [score for line in lines if (score := _diamond_score(line)) is not None]
-        total = self._num_epochs(folder)
+        total = _num_epochs(folder)
         share = lines[-1]["epoch"] / total if total else 0.0
         return State(min(1.0, share), scores[-1] if scores else None)
-
-    def _num_epochs(self, folder: Path) -> int | None:
-        """Epochs of the run, as far as its configuration tells."""
-        from trainers.diamond.trainer import num_epochs
-
-        config = self._config(folder)
-        return num_epochs(config, config.collection.train.first_epoch.min)
-
-    def _config(self, folder: Path) -> Any:
-        from trainers.diamond.config import from_yaml
-        from trainers.diamond.run_folder import RunFolder
-
-        return from_yaml(RunFolder(folder).config_file)
 
     def outcome(self, folder: Path) -> Outcome:
         """See `Runs`. The score is that of the final games, else of the last evaluation."""
         from trainers.diamond.curves import read
         from trainers.diamond.run_folder import RunFolder
 
-        config, lines = self._config(folder), read(RunFolder(folder).metrics_file)
+        config, lines = _config(folder), read(RunFolder(folder).metrics_file)
         test = config.collection.test
         scores = [score for line in lines if (score := _diamond_score(line)) is not None]
         is_from_nothing = config.static_dataset.path is None and config.initialization.path_to_ckpt is None
@@ -172,6 +160,22 @@ class DiamondRuns:
             else min(MAX_RAW_FRAMES, FRAME_SKIP * test.max_episode_steps),
         )
         return Outcome(scores[-1] if scores else None, protocol, _diamond_curve(lines))
+
+
+def _config(folder: Path) -> Any:
+    from trainers.diamond.config import from_yaml
+    from trainers.diamond.run_folder import RunFolder
+
+    return from_yaml(RunFolder(folder).config_file)
+
+
+@functools.cache
+def _num_epochs(folder: Path) -> int | None:
+    """Epochs of a run, as far as its configuration tells."""
+    from trainers.diamond.trainer import num_epochs
+
+    config = _config(folder)
+    return num_epochs(config, config.collection.train.first_epoch.min)
 
 
 def _diamond_score(line: dict[str, Any]) -> float | None:

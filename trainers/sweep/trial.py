@@ -26,7 +26,8 @@ from trainers.sweep.runs import RUNS, Runs, State
 
 ROOT = Path(__file__).resolve().parents[2]
 """Where the package lies, installed or not."""
-_POLL_S = 1.0
+_POLL_S = 5.0
+"""How often is looked where a run stands."""
 _LOCK_WAIT_S = 600.0
 """How long a run that is resumed waits for its former process to save and leave."""
 _STOP_WAIT_S = 600.0

@@ -350,6 +350,7 @@ class Trainer:
         report = PlayReport()
         with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
             while (goal := self._collection_goal(collector)) is not None:
+                self._stop_if_requested()
                 left = goal - self.train.num_steps - collector.num_pending
                 bar.total = (bar.total or 0) + left
                 report += collector.collect(
@@ -360,8 +361,6 @@ class Trainer:
                     should_stop=lambda: self.requests.stop,
                     on_episode=partial(self.log.episode, "train"),
                 )
-                if self.requests.stop and collector.num_pending:
-                    raise StopRequested
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
         return report.metrics() | counts if report.num_steps else {}

@@ -1026,8 +1026,17 @@ def _replace_former_backend(content: Any) -> None:
         section.setdefault("backend", _backend_of(former))
 
 
-def _backend_of(former: Mapping[str, bool]) -> str:
-    """What former keys mean together: compiling counts before what the others leave out."""
+def _backend_of(former: Mapping[str, Any]) -> str:
+    """What former keys mean together: compiling counts before what the others leave out.
+
+    Raises:
+        InvalidInputError: One of them is neither true nor false.
+    """
+    for key, value in former.items():
+        if not isinstance(value, bool):
+            raise InvalidInputError(
+                f"{key}={value}: accepted are true and false; training.backend replaces it"
+            )
     meant = {_FORMER_BACKEND[key][value] for key, value in former.items()}
     return next(backend for backend in ("inductor", "eager", "auto") if backend in meant)
 
@@ -1042,12 +1051,8 @@ def _with_backend(arguments: Sequence[str]) -> list[str]:
     former = {key: value for _, key, value in pairs if key in _FORMER_BACKEND}
     if not former:
         return list(arguments)
-    for key, value in former.items():
-        if value.lower() not in ("true", "false"):
-            raise InvalidInputError(
-                f"{key}={value}: accepted are true and false; training.backend replaces it"
-            )
-    backend = _backend_of({key: value.lower() == "true" for key, value in former.items()})
+    values = {"true": True, "false": False}
+    backend = _backend_of({key: values.get(value.lower(), value) for key, value in former.items()})
     if any(key == "training.backend" for _, key, _ in pairs):
         raise InvalidInputError(f"training.backend replaces {' and '.join(former)}: give it alone")
     if set(former) != {"training.compile_wm"}:

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.score import bootstrap_interval
 from diamond_gym.registration import game_name
-from trainers.real_score import bootstrap_interval
 from trainers.report import aggregates, published
 from trainers.report.aggregates import Estimate, Scores
 from trainers.report.results import RunResult, Sweep, in_words

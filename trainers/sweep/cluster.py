@@ -66,12 +66,13 @@ def connected(settings: SweepSettings) -> Iterator[None]:
 
     if settings.address is not None:
         probe(settings.address)
-    local = {
+    local: dict[str, Any] = {
         "num_cpus": settings.num_cpus or len(os.sched_getaffinity(0)),
         "num_gpus": settings.num_gpus,
         "object_store_memory": _OBJECT_STORE_BYTES,
         "include_dashboard": False,
     }
+    shared: dict[str, Any] = {"runtime_env": {"env_vars": _worker_environment()}}
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for left in reversed(range(1 if settings.address else _STARTS)):
         try:
@@ -79,7 +80,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
                 address=settings.address or "local",
                 logging_level=logging.ERROR,
                 log_to_driver=False,
-                **({"runtime_env": {"env_vars": _worker_environment()}} if settings.address else local),
+                **(shared if settings.address else local),
             )
             break
         except Exception as error:  # Ray's own kinds, and whatever its processes and sockets raise

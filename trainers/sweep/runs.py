@@ -172,10 +172,10 @@ def _config(folder: Path) -> Any:
 @functools.cache
 def _num_epochs(folder: Path) -> int | None:
     """Epochs of a run, as far as its configuration tells."""
-    from trainers.diamond.trainer import num_epochs
+    from trainers.diamond.run import schedule
 
     config = _config(folder)
-    return num_epochs(config, config.collection.train.first_epoch.min)
+    return schedule(config).num_epochs(config.collection.train.first_epoch.min)
 
 
 def _diamond_score(line: dict[str, Any]) -> float | None:

@@ -170,7 +170,7 @@ def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path)
     trainer.requests.stop = True
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(progress=False)
-    assert run.load_state()["epoch"] == 0 and len(EpisodeDataset(run.dataset("train"))) == 0
+    assert run.load_state()["epoch"] == 0 and len(EpisodeDataset(run.dataset("train"), create=True)) == 0
 
 
 @pytest.mark.slow

@@ -87,14 +87,14 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
 def _trained(settings: TrainSettings, folder: Path, progress: bool) -> list[Score]:
     _check_settings(folder, settings)
-    if keep_freed_memory() and progress:
-        _log.info(MEMORY_IS_KEPT)
     _seconds(folder)  # what is read when it has learned, before that begins
     env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)
         agent = _agent(settings, env, folder)
         write_json(asdict(settings), folder / SETTINGS_FILE)
+        if keep_freed_memory() and progress:
+            _log.info(MEMORY_IS_KEPT)
         _learn(agent, settings, folder, progress)
         scores = _score(agent, beside, settings, env, progress)
         _write(scores, agent, settings, folder)

@@ -63,6 +63,7 @@ def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
 
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
+    """Draw returns against steps: of the games learned from on the left, of real games on the right."""
     figure = new_figure((9, 3.4))
     from matplotlib.ticker import EngFormatter  # after the figure, which has imported matplotlib safely
 

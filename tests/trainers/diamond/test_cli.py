@@ -337,7 +337,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
     output = capsys.readouterr().out
     assert "  agent.denoiser.inner_model.channels=[32,64,64]\n" in output
     assert "  training.num_threads=null\n" in output
-    assert "CPU threads; null leaves torch's choice." in output
+    assert "CPU threads; null leaves the choice to PyTorch." in output
 
 
 @pytest.mark.parametrize(

@@ -337,7 +337,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
     output = capsys.readouterr().out
     assert "  agent.denoiser.inner_model.channels=[32,64,64]\n" in output
     assert "  training.num_threads=null\n" in output
-    assert "CPU threads; null leaves torch's choice." in output
+    assert "CPU threads; null leaves the choice to PyTorch." in output
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "wandb.mode=of"], 2, "wandb.mode='of': accepted are disabled, online, offline"),
         (["train", "training.autocast=float16"], 2, "accepted are auto, bfloat16, null"),
         (["train", "game=Pong", "training.parts=[actor_critic]"], 2, "denoiser and rew_end_model would stay"),
-        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "what to play? give game="),
+        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "no game to play is given"),
         (["train", "batch_size=3"], 2, "did you mean denoiser.training.batch_size or rew_end_model."),
         (
             ["train", "collection.train.players.0.steps=3"],

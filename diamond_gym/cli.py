@@ -90,7 +90,7 @@ def option(
 
 
 def check(settings: Any) -> None:
-    """Raises `InvalidInputError` unless the fields of a dataclass are what their options accept."""
+    """Raise `InvalidInputError` unless the fields of a dataclass are what their options accept."""
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         for item in value if isinstance(value, list) else [] if value is None else [value]:
@@ -110,7 +110,7 @@ def _check_item(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    """Raises `InvalidInputError` unless a value is one of the accepted."""
+    """Raise `InvalidInputError` unless a value is one of the accepted."""
     if value not in accepted:
         near = difflib.get_close_matches(str(value), accepted, n=1, cutoff=0.5)
         hint = f": did you mean {near[0]}?" if near else ""
@@ -118,13 +118,13 @@ def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
 
 
 def check_seed(seed: int, bits: int) -> None:
-    """Raises `InvalidInputError` unless a seed is at least 0 and has at most so many bits."""
+    """Raise `InvalidInputError` unless a seed is at least 0 and has at most so many bits."""
     if not 0 <= seed < 2**bits:
         raise InvalidInputError(f"seed must be at least 0 and below 2^{bits}, got {seed}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Ends an error message: the known word that was probably meant, or all of them."""
+    """End an error message: the known word that was probably meant, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
 
@@ -343,7 +343,7 @@ def _flag(flag: str, text: str | None, left: list[str], known: Mapping[str, Key]
 
 
 def _following(left: list[str]) -> list[str]:
-    """Takes the arguments up to the next flag or `key=value`."""
+    """Take the arguments up to the next flag or `key=value`."""
     texts = []
     while left and not left[0].startswith("--") and "=" not in left[0]:
         texts.append(left.pop(0))
@@ -473,7 +473,7 @@ class Command:
     usage_of_arguments: str = "[key=value ...]"
 
     def __call__(self, arguments: Sequence[str]) -> int | None:
-        """Runs with these arguments, or prints the help."""
+        """Run with these arguments, or prints the help."""
         if wants_help(arguments):
             print(self.usage())
             return 0
@@ -512,7 +512,7 @@ class Commands:
     commands: Mapping[str, Subcommand]
 
     def __call__(self, arguments: Sequence[str]) -> int | None:
-        """Runs the subcommand that the first argument names, or prints the help."""
+        """Run the subcommand that the first argument names, or prints the help."""
         if not arguments or arguments[0] in _HELP:
             print(self.usage())
             return 0 if arguments else 2
@@ -540,7 +540,7 @@ def main(
     *,
     process: str = "",
 ) -> int:
-    """Runs a program, says what went wrong in one line, and returns the exit code.
+    """Run a program, say what went wrong in one line, and return the exit code.
 
     Args:
         program: Takes the arguments; returns the exit code, None for 0.

@@ -92,7 +92,7 @@ class RealGame:
         return step.act, float(np.sign(step.rew)), step.is_over
 
     def restart(self) -> None:
-        """Goes on after an episode's end."""
+        """Go on after an episode's end."""
         self._begin(None)
 
     def context(self) -> dict[str, NDArray]:
@@ -102,7 +102,7 @@ class RealGame:
 
 
 def play_both(env: gymnasium.Env, real: RealGame, num_steps: int, seed: int) -> Iterator[Moment]:
-    """Plays the real game and its imagination side by side."""
+    """Play the real game and its imagination side by side."""
     age, over = HORIZON, True
     env.reset(seed=seed)
     for _ in range(num_steps):
@@ -166,7 +166,7 @@ def longest_run(moments: list[Moment]) -> list[Moment]:
 
 
 def write_video(path: Path, moments: list[Moment]) -> None:
-    """Writes the side-by-side video (H.264).
+    """Write the side-by-side video (H.264).
 
     Raises:
         CacheError: The folder cannot be written.
@@ -175,7 +175,7 @@ def write_video(path: Path, moments: list[Moment]) -> None:
 
 
 def write_strip(path: Path, moments: list[Moment]) -> None:
-    """Writes the film strip (PNG).
+    """Write the film strip (PNG).
 
     Raises:
         CacheError: The folder cannot be written.
@@ -208,7 +208,7 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Plays, writes the files and prints what happened.
+    """Play, write the files and print what happened.
 
     Raises:
         UnknownGameError: There is no such game.
@@ -234,7 +234,7 @@ def play(
     num_denoising_steps: int | None = None,
     backend: str = "auto",
 ) -> list[Moment]:
-    """Plays both worlds under a player that sees the real frames."""
+    """Play both worlds under a player that sees the real frames."""
     env = gymnasium.make(
         env_id(game),
         checkpoint=checkpoint,
@@ -250,7 +250,7 @@ def play(
 
 
 def report(moments: list[Moment], out: Path) -> None:
-    """Prints speed, rewards and where the files are."""
+    """Print speed, rewards and where the files are."""
     seconds = np.median([m.seconds for m in moments])
     rewards = np.sum([m.reward for m in moments], axis=0)
     print(f"diamond_gym {diamond_gym.__version__}: {len(moments)} steps imagined")
@@ -264,7 +264,7 @@ COMMAND = cli.Command("python -m diamond_gym.demo", __doc__ or "", Settings, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Do what the arguments say; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

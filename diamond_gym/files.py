@@ -53,7 +53,7 @@ def _is_of_the_system(path: Path) -> bool:
 
 
 def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
-    """Makes a folder and writes so much there, for a moment, before hours go into what is to be written.
+    """Make a folder and write so much there, for a moment, before hours go into what is to be written.
 
     Only writing finds a disk that is full, a quota, or a share that takes no files.
 
@@ -80,7 +80,7 @@ def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
 
 
 def check_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Checks that a disk has room, before what needs it is made.
+    """Check that a disk has room, before what needs it is made.
 
     Args:
         folder: Where it will be written; it may not be there yet.
@@ -202,7 +202,7 @@ def _complete(path: Path, publish: Callable[[Path], None]) -> Iterator[BinaryIO]
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`, see `replacing`.
+    """Put `content` at `path`, see `replacing`.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -212,7 +212,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def add_file(names: Iterable[Path], content: bytes) -> Path:
-    """Puts `content` at the first free name, see `adding`; returns that name.
+    """Put `content` at the first free name, see `adding`; return that name.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -223,7 +223,7 @@ def add_file(names: Iterable[Path], content: bytes) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line of text to the end of a file, which is made if it is not there.
+    """Add a line of text to the end of a file, which is made if it is not there.
 
     Raises:
         CacheError: It cannot be written, or is a link or no file.
@@ -236,7 +236,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def save_torch(content: Any, file: BinaryIO) -> None:
-    """Writes what `torch.load` reads, with the disk's own errors.
+    """Write what `torch.load` reads, with the disk's own errors.
 
     Raises:
         OSError: The disk is full, or fails otherwise.
@@ -248,7 +248,7 @@ def save_torch(content: Any, file: BinaryIO) -> None:
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Writes what `torch.load` reads, see `replacing`.
+    """Write what `torch.load` reads, see `replacing`.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -258,7 +258,7 @@ def write_torch(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file.
+    """Write a safetensors file.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -272,7 +272,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes `out` when the block ends without an error.
+    """Give a folder to fill, which becomes `out` when the block ends without an error.
 
     Raises:
         CacheError: `out` is there and not empty, or cannot be written.
@@ -299,7 +299,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a folder; the system releases a killed process's lock.
+    """Keep other processes from working in a folder; the system releases a killed process's lock.
 
     Raises:
         FolderInUseError: Another process works in it.
@@ -328,7 +328,7 @@ def _take_lock(descriptor: int, folder: Path) -> None:
 
 
 def _open_itself(path: Path, flags: int) -> int:
-    """Opens a file to write to, or makes it; neither follows a link nor empties or waits for what is there.
+    """Open a file to write to, or makes it; neither follows a link nor empties or waits for what is there.
 
     Raises:
         OSError: It is a link, no regular file, or cannot be opened.

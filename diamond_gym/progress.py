@@ -73,7 +73,7 @@ class Bar(tqdm):
             _log.debug("%s begins", keywords["desc"])
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Shows where it stands, see `tqdm.display`."""
+        """Show where it stands, see `tqdm.display`."""
         if not self._is_logged:
             super().display(msg, pos)
             return
@@ -81,7 +81,7 @@ class Bar(tqdm):
             self._tell()
 
     def close(self) -> None:
-        """Ends it; one that has had a line in the log gets another one."""
+        """End it; one that has had a line in the log gets another one."""
         if not self.disable and self._was_told:
             self._tell()
         super().close()
@@ -96,7 +96,7 @@ def line(state: dict[str, Any]) -> str:
     """Where a bar stands, in words.
 
     Args:
-        state: tqdm's `format_dict`.
+        state: The `format_dict` of tqdm.
     """
     done, total, unit, seconds = state["n"], state["total"], state["unit"], state["elapsed"]
     begin = f"{state['prefix'].rstrip(': ')}: " if state["prefix"] else ""

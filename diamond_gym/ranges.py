@@ -9,13 +9,13 @@ from diamond_gym.errors import InvalidInputError
 
 
 def check_integer(name: str, value: Any, least: int, most: int) -> None:
-    """Raises `InvalidInputError` unless a value is an integer from `least` to `most`."""
+    """Raise `InvalidInputError` unless a value is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidInputError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
 
 
 def check_integers(name: str, values: Any, least: int, most: int) -> None:
-    """Raises `InvalidInputError` unless a value is a list of integers from `least` to `most`."""
+    """Raise `InvalidInputError` unless a value is a list of integers from `least` to `most`."""
     if not isinstance(values, list):
         raise InvalidInputError(f"{name} must be a list of integers, got {_shown(values)}")
     for value in values:
@@ -23,7 +23,7 @@ def check_integers(name: str, values: Any, least: int, most: int) -> None:
 
 
 def check_number(name: str, value: Any, least: float, most: float, *, above: bool = False) -> None:
-    """Raises `InvalidInputError` unless a value is a number from `least` (or `above` it) to `most`."""
+    """Raise `InvalidInputError` unless a value is a number from `least` (or `above` it) to `most`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not (least < value if above else least <= value) or not value <= most:
         lowest = f"above {least:g}" if above else f"at least {least:g}"

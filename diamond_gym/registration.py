@@ -59,7 +59,7 @@ _GAME_ID = re.compile(
 
 
 def register_games() -> None:
-    """Registers `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
+    """Register `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
 
     A real game has the spaces of the imagined one, so that any library can score who learned in imagination.
     It is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
@@ -79,22 +79,22 @@ def register_world_model(
     max_episode_steps: int | None = DEFAULT_MAX_EPISODE_STEPS,
     **kwargs: Any,
 ) -> None:
-    """Registers an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
+    """Register an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
 
     Registering the same thing twice does nothing. The checkpoint is opened by `make`, not here, so the model
     may still be in training.
 
     Args:
         id: `Name-v0` or `namespace/Name-v0`.
-        checkpoint: a `.safetensors`, `.pt` or run folder, or any other value the environments accept as
+        checkpoint: A `.safetensors`, `.pt` or run folder, or any other value the environments accept as
             `checkpoint`. A `Path` is made absolute, a string is kept as it is.
-        max_episode_steps: imagination horizon, at least 1, or None for no end but the predicted one.
-        **kwargs: further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
+        max_episode_steps: Imagination horizon, at least 1, or None for no end but the predicted one.
+        **kwargs: Further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
             expressible in JSON, because Gymnasium writes specs as JSON. `game` is optional: the checkpoint
             says which game it imagines.
 
     Raises:
-        InvalidInputError: malformed or taken id, horizon below 1, checkpoint of another type, or a keyword
+        InvalidInputError: Malformed or taken id, horizon below 1, checkpoint of another type, or a keyword
             argument that JSON cannot hold.
         UnknownGameError: `game` was given and is not a game of ale-py.
     """
@@ -116,32 +116,32 @@ def register_world_model(
 
 
 def env_id(game: str) -> str:
-    """Returns the id of a game's environment: "ms_pacman" -> "DiamondMsPacman-v0".
+    """Return the id of a game's environment: "ms_pacman" -> "DiamondMsPacman-v0".
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: Ale-py has no such game.
     """
     return f"Diamond{game_name(game)}-v0"
 
 
 def real_env_id(game: str) -> str:
-    """Returns the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
+    """Return the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: Ale-py has no such game.
     """
     return f"DiamondReal{game_name(game)}-v0"
 
 
 def game_name(text: str) -> str:
-    """Returns a game's name as ale-py spells it.
+    """Return a game's name as ale-py spells it.
 
     Args:
         text: "MsPacman", "ms_pacman", "mspacman", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4" and
             "DiamondMsPacman-v0" all give "MsPacman".
 
     Raises:
-        UnknownGameError: ale-py has no such game; the message names the nearest.
+        UnknownGameError: Ale-py has no such game; the message names the nearest.
     """
     match = _GAME_ID.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -156,7 +156,7 @@ def game_name(text: str) -> str:
 
 
 def check_imagined(id: str) -> None:
-    """Makes sure that an id is that of an imagined game, this library's or `register_world_model`'s.
+    """Make sure that an id is that of an imagined game, this library's or `register_world_model`'s.
 
     Raises:
         InvalidInputError: It is not registered, or another environment's.

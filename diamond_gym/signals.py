@@ -61,7 +61,7 @@ class Requests:
             self.end()
 
     def end(self) -> NoReturn:
-        """Raises what the signal stands for: `KeyboardInterrupt` or `Terminated`."""
+        """Raise what the signal stands for: `KeyboardInterrupt` or `Terminated`."""
         raise KeyboardInterrupt if self._number == signal.SIGINT else Terminated(self._number)
 
     @contextlib.contextmanager
@@ -160,7 +160,7 @@ _PROCESS = os.getpid()
 
 
 def _leave_to_parent(number: int) -> None:
-    """Ends a process that was forked, and is not to do what its parent does at the end."""
+    """End a process that was forked, and is not to do what its parent does at the end."""
     if os.getpid() != _PROCESS:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

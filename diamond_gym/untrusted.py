@@ -49,7 +49,7 @@ _PICKLED = (
 
 @contextlib.contextmanager
 def reading(path: Path | str, kind: type[DiamondGymError], what: str) -> Iterator[None]:
-    """Makes whatever goes wrong with a file, in any way, one kind of error that names it.
+    """Make whatever goes wrong with a file, in any way, one kind of error that names it.
 
     Args:
         path: The file, or another source.
@@ -229,7 +229,7 @@ def read_arrays(path: Path, kind: type[DiamondGymError], what: str) -> dict[str,
 
 
 def check_unpacked(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """Makes sure that an archive holds no more than so many bytes, before any of it is unpacked.
+    """Make sure that an archive holds no more than so many bytes, before any of it is unpacked.
 
     Raises:
         ValueError: It says that it holds more, or is packed in a way that nobody here writes.
@@ -256,7 +256,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Makes sure that weights are numbers.
+    """Make sure that weights are numbers.
 
     Raises:
         ValueError: One holds NaN or an infinity; the message names it.
@@ -284,7 +284,7 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
 
 
 def _check_dense(content: Any, size: int) -> None:
-    """Makes sure that every tensor inside plain data is one of numbers that the file holds.
+    """Make sure that every tensor inside plain data is one of numbers that the file holds.
 
     Raises:
         ValueError: One is not, or all together claim far more than the file has.

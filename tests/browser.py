@@ -44,7 +44,7 @@ class Served:
 def serve(
     open_viewer: Callable[[], Viewer], *, host: str = "127.0.0.1", fps: float = 60, grace: float = 0.2
 ) -> Iterator[Served]:
-    """Serves a page, its game in a thread of this process."""
+    """Serve a page, its game in a thread of this process."""
     viewers: list[Viewer] = []
     told: list[str] = []
 

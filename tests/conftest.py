@@ -31,20 +31,20 @@ torch.set_num_threads(NUM_THREADS)
 
 @pytest.fixture(autouse=True)
 def same_number_of_threads() -> None:
-    """Undoes `training.num_threads` of a test before: the last bits depend on it."""
+    """Undo `training.num_threads` of a test before: the last bits depend on it."""
     torch.set_num_threads(NUM_THREADS)
 
 
 @pytest.fixture(autouse=True)
 def shape_checks(request: pytest.FixtureRequest) -> None:
-    """Turns the checks of shapes on in slow tests and in `CHECKED_TESTS`, off in others."""
+    """Turn the checks of shapes on in slow tests and in `CHECKED_TESTS`, off in others."""
     is_slow = request.node.get_closest_marker("slow") is not None
     config.update("jaxtyping_disable", not (is_slow or request.node.nodeid.startswith(CHECKED_TESTS)))
 
 
 @pytest.fixture
 def without_shape_checks(shape_checks: None) -> None:
-    """Turns the checks off, for tests of `torch.compile`, which cannot trace through them."""
+    """Turn the checks off, for tests of `torch.compile`, which cannot trace through them."""
     config.update("jaxtyping_disable", True)
 
 
@@ -57,7 +57,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what needs a GPU where there is none."""
+    """Skip what needs a GPU where there is none."""
     if torch.cuda.is_available():
         return
     for item in items:

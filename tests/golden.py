@@ -55,7 +55,7 @@ RUNS = {
 
 @contextmanager
 def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
-    """Collects learning rate, loss and gradient norm of every update of every network meanwhile."""
+    """Collect learning rate, loss and gradient norm of every update of every network meanwhile."""
     updates: dict[str, list[list[float]]] = {part: [] for part in PARTS}
     step = Learner.step
 
@@ -73,7 +73,7 @@ def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
 
 
 def run(name: str, outputs: Path, *more: str) -> dict[str, Any]:
-    """Trains a run, with more overrides, and returns what is recorded of it."""
+    """Train a run, with more overrides, and return what is recorded of it."""
     config = parse([*COMMON, *RUNS[name], *more])
     with updates_recorded() as updates:
         folder = RunFolder(train(config, outputs=outputs, command="train", progress=False))

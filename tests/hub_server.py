@@ -58,7 +58,7 @@ def serving() -> Iterator[Hub]:
 
 
 def point_to(address: str, cache: Any, monkeypatch: Any) -> None:
-    """Makes the huggingface_hub of this process talk to an address, with a cache of its own."""
+    """Make the huggingface_hub of this process talk to an address, with a cache of its own."""
     constants = huggingface_hub.constants
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", address)

@@ -39,7 +39,7 @@ class MovingDot(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return np.repeat(frame[..., None], 3, axis=2) if self.grey else frame.copy()
 
     def _draw(self) -> NDArray[np.uint8]:
-        """Draws into one and the same array, as many environments do."""
+        """Draw into one and the same array, as many environments do."""
         self._frame[:] = 40
         self._frame[30:38, max(0, self.x) : max(0, self.x + DOT)] = 255 if self.grey else (250, 200, 30)
         return self._frame

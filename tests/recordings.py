@@ -29,7 +29,7 @@ def episode(length: int, *, number: int = 0, finished: bool = True, size: int = 
 
 
 def save_dataset(folder: Path, num_episodes: int, *, length: int = 12, size: int = 64) -> Path:
-    """Writes episodes of `length` steps and more as a dataset."""
+    """Write episodes of `length` steps and more as a dataset."""
     dataset = EpisodeDataset(folder, create=True)
     dataset.extend(episode(length + i % 3, number=i, size=size) for i in range(num_episodes))
     return folder

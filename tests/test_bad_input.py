@@ -39,7 +39,7 @@ def context(obs: Any = OBS[0], act: Any = ACT[0]) -> dict[str, Any]:
 
 
 def restore(env: Any, **changes: Any) -> None:
-    """Goes to the present moment, some of which has been changed by hand."""
+    """Go to the present moment, some of which has been changed by hand."""
     env.restore_state(replace(env.clone_state(), **changes))
 
 

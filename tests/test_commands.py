@@ -128,12 +128,12 @@ def made_small(command: str) -> list[str]:
 
 
 def parse_training(arguments: list[str]) -> None:
-    """Understands what `trainers.diamond train` is told."""
+    """Understand what `trainers.diamond train` is told."""
     train.parse(train.split_run_folder(arguments)[0])
 
 
 def parser(kind: type[Any]) -> Callable[[list[str]], object]:
-    """Understands arguments of a dataclass."""
+    """Understand arguments of a dataclass."""
     return lambda arguments: cli.parse(kind, arguments)
 
 
@@ -217,13 +217,13 @@ def test_commands_run(program, folder, monkeypatch):
 
 
 def completes(words: list[str], **where: Any) -> None:
-    """Runs a command to its end."""
+    """Run a command to its end."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, **where)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 def serves(words: list[str], **where: Any) -> None:
-    """Runs a command that serves a page, looks at the page, and ends it."""
+    """Run a command that serves a page, look at the page, and end it."""
     process = subprocess.Popen([*words, "port=0"], stdout=subprocess.PIPE, text=True, **where)
     assert process.stdout is not None
     try:

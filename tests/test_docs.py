@@ -64,7 +64,7 @@ def snippets(how: str) -> list:
 
 @pytest.fixture
 def run(tmp_path, tiny_world, monkeypatch):
-    """Runs a snippet where `run-folder` is a world and `MyGame-v0` an environment.
+    """Run a snippet where `run-folder` is a world and `MyGame-v0` an environment.
 
     What it registers is forgotten. Line numbers in errors are those of the page.
     """

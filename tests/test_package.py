@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(code: str) -> str:
-    """Runs code in a fresh interpreter, in the repository's root, and returns what it printed."""
+    """Run code in a fresh interpreter, in the repository's root, and return what it printed."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.strip()
 
@@ -70,7 +70,7 @@ def test_constraints_pin_exactly_what_pyproject_asks_for():
 
 
 def normal_name(requirement: str) -> str:
-    """Turns "huggingface_hub>=1.0" into "huggingface-hub"."""
+    """Turn "huggingface_hub>=1.0" into "huggingface-hub"."""
     name = requirement.split(">")[0].split("[")[0].strip()
     return name.lower().replace("_", "-")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def wait_until(is_so: Callable[[], Any], seconds: float = 30) -> None:
-    """Fails if it is not so by then."""
+    """Fail if it is not so by then."""
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until

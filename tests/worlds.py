@@ -81,7 +81,7 @@ def starts(num_games: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) -> str:
-    """Saves a tiny world model into a folder, for `checkpoint=`."""
+    """Save a tiny world model into a folder, for `checkpoint=`."""
     save_world(
         folder,
         tiny_agent(**agent),  # pyright: ignore[reportArgumentType]
@@ -94,7 +94,7 @@ def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) ->
 
 
 def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
-    """Saves a tiny world model of another game."""
+    """Save a tiny world model of another game."""
     bank = contexts()
     save_world(
         folder,
@@ -108,7 +108,7 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
 
 @contextmanager
 def maker(kind: Callable[..., Any], **defaults: Any) -> Iterator[Callable[..., Any]]:
-    """Makes imagined Breakouts, three at once if not told otherwise, that are closed in the end."""
+    """Make imagined Breakouts, three at once if not told otherwise, that are closed in the end."""
     made = []
 
     def make(num_envs: int = 3, **kwargs: Any) -> Any:

@@ -36,7 +36,7 @@ def make_sb3_vec_env(
     monitor: bool = True,
     **kwargs: Any,
 ) -> VecEnv:
-    """Makes imagined games that Stable-Baselines3's agents learn from.
+    """Make imagined games that Stable-Baselines3's agents learn from.
 
     Args:
         env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.
@@ -82,7 +82,7 @@ class BatchedVecEnv(VecEnv):
         self.metadata = env.metadata
 
     def reset(self) -> NDArray[Any]:
-        """Starts all games, with the seeds and options of `seed` and `set_options`."""
+        """Start all games, with the seeds and options of `seed` and `set_options`."""
         seeds = None if all(seed is None for seed in self._seeds) else self._seeds
         obs, infos = self.env.reset(seed=seeds, options=_merged(self._options))  # pyright: ignore[reportArgumentType]
         self._reset_seeds()
@@ -91,11 +91,11 @@ class BatchedVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keeps the actions; `step_wait` does the work."""
+        """Keep the actions; `step_wait` does the work."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Takes the actions given to `step_async`."""
+        """Take the actions given to `step_async`."""
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = terminated | truncated
         cut_short = truncated & ~terminated
@@ -107,7 +107,7 @@ class BatchedVecEnv(VecEnv):
         return obs, rewards.astype(np.float32), dones, found
 
     def close(self) -> None:
-        """Closes the games."""
+        """Close the games."""
         self.env.close()
 
     def get_images(self) -> Sequence[Any]:
@@ -120,7 +120,7 @@ class BatchedVecEnv(VecEnv):
         return self._each(getattr(self.env, attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of the batched environment.
+        """Set an attribute of the batched environment.
 
         Raises:
             InvalidInputError: Only some games are meant.
@@ -132,7 +132,7 @@ class BatchedVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the batched environment, once, and gives each of some games its answer."""
+        """Call a method of the batched environment, once, and give each of some games its answer."""
         return self._each(getattr(self.env, method_name)(*method_args, **method_kwargs), indices)
 
     def env_is_wrapped(
@@ -178,7 +178,7 @@ class ContextFrameStack(VecEnvWrapper):
         super().__init__(venv, Box(low, high, dtype=low.dtype.type))
 
     def reset(self) -> NDArray[Any]:
-        """Starts all games."""
+        """Start all games."""
         obs = self.venv.reset()
         assert isinstance(obs, np.ndarray)
         for i in range(self.num_envs):

@@ -110,7 +110,7 @@ class DiamondTorchRLEnv(EnvBase):
         self._seed_of_reset = seed
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Closes the games."""
+        """Close the games."""
         if not self.is_closed:
             self.games.close()
         super().close(raise_if_closed=raise_if_closed)

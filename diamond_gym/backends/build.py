@@ -62,7 +62,7 @@ def build_world_model(
 
 
 def lay_out(module: nn.Module, device: torch.device) -> None:
-    """Moves a module to a device, with the memory layout and the way of upsampling that are fast there."""
+    """Move a module to a device, with the memory layout and the way of upsampling that are fast there."""
     module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for layer in module.modules():
         if isinstance(layer, Upsample):

@@ -171,7 +171,7 @@ class GraphedWorldModel(WorldModel):
         return hx, cx
 
     def _place_of_weights(self) -> Hashable:
-        """Changes when networks are moved or converted."""
+        """Change when networks are moved or converted."""
         networks = self.denoiser.inner_model, self.rew_end_model.encoder
         return tuple(
             (network.conv_in.weight.data_ptr(), network.conv_in.weight.dtype) for network in networks

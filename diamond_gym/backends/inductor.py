@@ -35,7 +35,7 @@ class InductorForward:
 
 
 def require_inductor(device: torch.device) -> None:
-    """Makes sure that the compiler can work for a device.
+    """Make sure that the compiler can work for a device.
 
     Raises:
         MissingDependencyError: It generates C++ for the CPU, and there is no C++ compiler.

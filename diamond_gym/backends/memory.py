@@ -17,7 +17,7 @@ MEMORY_IS_KEPT = "the C library keeps freed memory (up to 1 GiB a block): traini
 
 
 def keep_freed_memory() -> bool:
-    """Tells the C library to keep blocks of up to 1 GiB; affects the whole process.
+    """Tell the C library to keep blocks of up to 1 GiB; this affects the whole process.
 
     Returns:
         Whether the C library took the setting (glibc does; others are left as they are).

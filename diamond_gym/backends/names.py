@@ -50,7 +50,7 @@ def backend_of_compile(compile: object) -> Backend:
 
 
 def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Lets a function with the keyword `backend` take the deprecated keyword `compile` in its place."""
+    """Let a function with the keyword `backend` take the deprecated keyword `compile` in its place."""
 
     @functools.wraps(function)
     def accepting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -64,7 +64,7 @@ def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def warn_deprecated(message: str) -> None:
-    """Warns of what was asked for by the nearest caller outside this project and Gymnasium.
+    """Warn of what was asked for by the nearest caller outside this project and Gymnasium.
 
     Python shows deprecations in a program's own code only; `gymnasium.make` is between it and ours.
     """

@@ -101,7 +101,7 @@ class ContextBank:
         return ContextBank(np.concatenate([self.obs, other.obs]), np.concatenate([self.act, other.act]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the bank as a safetensors file, its frames compressed without loss.
+        """Write the bank as a safetensors file, its frames compressed without loss.
 
         Raises:
             CacheError: The file cannot be written.
@@ -116,7 +116,7 @@ class ContextBank:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ContextBank:
-        """Reads a bank.
+        """Read a bank.
 
         Raises:
             CheckpointNotFoundError: There is no such file.
@@ -145,7 +145,7 @@ def contexts_from_episodes(
     seed: int,
     starts: Sequence[Sequence[int]] | None = None,
 ) -> ContextBank:
-    """Cuts contexts out of episodes: all windows inside an episode are equally likely, none is drawn twice.
+    """Cut contexts out of episodes: all windows inside an episode are equally likely, none is drawn twice.
 
     The windows, put in a row episode after episode, are divided into `num_contexts` stretches of equal length
     and one is drawn from each, so that every part of the recording is represented.
@@ -238,7 +238,7 @@ def collect_contexts(
     seed: int = 0,
     progress: bool = True,
 ) -> ContextBank:
-    """Plays the real game, with episodes ending at lost lives, and cuts contexts out of it.
+    """Play the real game, with episodes ending at lost lives, and cut contexts out of it.
 
     Args:
         game: Name of an Atari game.

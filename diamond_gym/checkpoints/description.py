@@ -47,7 +47,7 @@ class WorldDescription:
 
     @classmethod
     def from_json(cls, text: str, source: str) -> WorldDescription:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Args:
             text: JSON.
@@ -72,7 +72,7 @@ class WorldDescription:
             )
 
     def save(self, path: Path) -> None:
-        """Writes the description as a JSON file.
+        """Write the description as a JSON file.
 
         Raises:
             CacheError: The file cannot be written.
@@ -81,7 +81,7 @@ class WorldDescription:
 
     @classmethod
     def load(cls, path: Path) -> WorldDescription:
-        """Reads a JSON file.
+        """Read a JSON file.
 
         Raises:
             CheckpointNotFoundError: There is no such file.

@@ -69,7 +69,7 @@ def load_world(
     s_churn: float | None = None,
     contexts: str | os.PathLike[str] | None = None,
 ) -> World:
-    """Loads a world model.
+    """Load a world model.
 
     Args:
         game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
@@ -87,7 +87,7 @@ def load_world(
             recorded episodes.
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: Ale-py has no such game.
         InvalidInputError: An argument is not one of those accepted.
         DeviceError: The device is not available, or the backend needs another one.
         CheckpointNotFoundError: There is no such checkpoint.

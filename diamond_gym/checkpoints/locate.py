@@ -48,7 +48,7 @@ class Location:
 
 
 def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
-    """Finds a world model; fetches it when it is only on the Hub.
+    """Find a world model; fetch it when it is only on the Hub.
 
     Args:
         game: The game's name, needed unless `checkpoint` is a repository or a path.
@@ -78,7 +78,7 @@ def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
 
 
 def locate_path(path: Path) -> Location:
-    """Finds the parts of a world model: at a file of weights, a folder of `save_world` or a run folder.
+    """Find the parts of a world model: at a file of weights, a folder of `save_world` or a run folder.
 
     Raises:
         CheckpointNotFoundError: There is nothing at the path.

@@ -42,7 +42,7 @@ def save_world(
     dtype: str = "float32",
     training: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes a world model where `load_world` can read it.
+    """Write a world model where `load_world` can read it.
 
     Args:
         path: A folder, or a file name that ends in `.safetensors`. Files there are replaced as a whole.
@@ -59,7 +59,7 @@ def save_world(
 
     Raises:
         InvalidInputError: Arguments contradict each other.
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: Ale-py has no such game.
         CacheError: The folder cannot be written.
     """
     num_actions = agent.config.num_actions

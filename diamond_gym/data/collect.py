@@ -44,10 +44,10 @@ class CollectReport:
     """What `collect` did.
 
     Attributes:
-        lengths: steps of each episode, in the order played; an unfinished last one included.
-        returns: sum of raw rewards of each.
-        seconds: time it took.
-        episodes: the episodes themselves; empty when they went to a dataset.
+        lengths: Steps of each episode, in the order played; an unfinished last one included.
+        returns: Sum of raw rewards of each.
+        seconds: Time it took.
+        episodes: The episodes themselves; empty when they went to a dataset.
     """
 
     lengths: list[int] = field(default_factory=list)
@@ -90,17 +90,17 @@ def collect(
     observation. Calls with the same arguments give the same episodes in the same order.
 
     Args:
-        game: an Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
+        game: An Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
             not closed.
-        player: a `Player`, reset with a seed of its own at the start of every episode, or a policy: any
+        player: A `Player`, reset with a seed of its own at the start of every episode, or a policy: any
             callable from a frame to an action. A policy's `reset(seed)`, if it has one, is called likewise.
-        num_steps: at least 1.
-        seed: non-negative; fixes the game, the random actions and the seeds given to the player.
-        dataset: where to put the episodes; None keeps them in the report.
-        training: for a game's name only: end episodes at lost lives.
-        epsilon: probability in [0, 1] that a uniformly random action replaces the player's.
-        progress: show a bar with steps per second on stderr.
-        num_workers: processes that play at once, each a share of the steps with its own game and copy of the
+        num_steps: At least 1.
+        seed: Non-negative; fixes the game, the random actions and the seeds given to the player.
+        dataset: Where to put the episodes; None keeps them in the report.
+        training: For a game's name only: end episodes at lost lives.
+        epsilon: Probability in [0, 1] that a uniformly random action replaces the player's.
+        progress: Show a bar with steps per second on stderr.
+        num_workers: Processes that play at once, each a share of the steps with its own game and copy of the
             player. More than one needs a game's name, a player that can be pickled and (as processes always
             do) a main module that can be imported.
 
@@ -108,11 +108,11 @@ def collect(
         Lengths, returns, time, and the episodes if there is no dataset.
 
     Raises:
-        InvalidInputError: an argument is out of range, the environment does not fit, or the player gave no
+        InvalidInputError: An argument is out of range, the environment does not fit, or the player gave no
             valid action.
         UnknownGameError: ale_py has no such game.
-        CacheError: the dataset cannot be written.
-        DiamondGymError: a process that played was killed.
+        CacheError: The dataset cannot be written.
+        DiamondGymError: A process that played was killed.
     """
     player = player if isinstance(player, Player) else PolicyPlayer(player)
     _check_arguments(player, num_steps, seed, dataset, epsilon, num_workers)

@@ -56,16 +56,16 @@ class Episode:
     `act[t]` was taken at `obs[t]` and gave `rew[t]`, `end[t]`, `trunc[t]`.
 
     Attributes:
-        obs: frames, 0..255.
-        act: action indices.
-        rew: raw rewards.
+        obs: Frames, 0..255.
+        act: Action indices.
+        rew: Raw rewards.
         end: 1 where the episode terminated (the last step only), else 0.
         trunc: 1 where it was cut short (the last step only), else 0.
         info: `final_observation`, uint8 (c, h, w), is the frame after the last step; absent when the episode
             is unfinished.
 
     Raises:
-        DatasetError: a field has the wrong shape or dtype, or the episode goes on after an end.
+        DatasetError: A field has the wrong shape or dtype, or the episode goes on after an end.
     """
 
     obs: UInt8[Tensor, "t c h w"]
@@ -121,7 +121,7 @@ class Episode:
         """Write the episode; `path` holds either the old file or all of the new one.
 
         Raises:
-            CacheError: the file cannot be written.
+            CacheError: The file cannot be written.
         """
         disk.write_torch(Path(path), self._content())
 
@@ -142,7 +142,7 @@ class Episode:
         `end` and `trunc` may be of any integer or boolean type: the published viewer records int64.
 
         Raises:
-            DatasetError: the file is missing, corrupt, holds anything but plain data, or is no episode.
+            DatasetError: The file is missing, corrupt, holds anything but plain data, or is no episode.
         """
         path = Path(path)
         content = _read(path, "an episode", [])
@@ -176,11 +176,11 @@ class EpisodeDataset:
     `len(dataset)` is the number of episodes, `dataset[i]` reads the i-th from disk.
 
     Args:
-        path: the folder that holds `info.pt`.
-        create: make the folder (when the first episode is written) if it is not there.
+        path: The folder that holds `info.pt`.
+        create: Make the folder (when the first episode is written) if it is not there.
 
     Raises:
-        DatasetError: there is no dataset at `path` and `create` is false, or its index is corrupt.
+        DatasetError: There is no dataset at `path` and `create` is false, or its index is corrupt.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
@@ -243,8 +243,8 @@ class EpisodeDataset:
         """Read one episode from disk.
 
         Raises:
-            IndexError: there is no such episode.
-            DatasetError: its file is missing or corrupt.
+            IndexError: There is no such episode.
+            DatasetError: Its file is missing or corrupt.
         """
         if not 0 <= episode_id < self.num_episodes:
             raise IndexError(f"episode {episode_id} of {self.num_episodes}")
@@ -256,7 +256,7 @@ class EpisodeDataset:
         Episodes that other processes have added since are taken in.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheError: The folder cannot be written.
         """
         self.extend([episode])
         return self.num_episodes - 1
@@ -267,7 +267,7 @@ class EpisodeDataset:
         Episodes that other processes have added since are taken in.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheError: The folder cannot be written.
         """
         for episode in episodes:
             with disk.adding(self._free_paths()) as new:
@@ -279,8 +279,8 @@ class EpisodeDataset:
         """Write another version of an episode, for example one that has gone on since.
 
         Raises:
-            IndexError: there is no such episode.
-            CacheError: the folder cannot be written.
+            IndexError: There is no such episode.
+            CacheError: The folder cannot be written.
         """
         old = self.load(episode_id)
         disk.write_torch(self._stale_mark, {})
@@ -298,7 +298,7 @@ class EpisodeDataset:
         """Read every file and compare it with the index.
 
         Raises:
-            DatasetError: files are missing or corrupt, or the index disagrees with them; names every one.
+            DatasetError: Files are missing or corrupt, or the index disagrees with them; names every one.
         """
         problems: list[str] = []
         rewards: Counter[float] = Counter()
@@ -328,7 +328,7 @@ class EpisodeDataset:
 
     @property
     def _stale_mark(self) -> Path:
-        """Exists while an episode is being replaced: the files are right then, the index may not be."""
+        """Exist while an episode is being replaced: the files are right then, the index may not be."""
         return self.path / "info.stale"
 
     def _clear_index(self) -> None:

@@ -113,7 +113,7 @@ class ImportReport:
 
     @property
     def train_command(self) -> list[str]:
-        """Trains a world model on the dataset."""
+        """Train a world model on the dataset."""
         sizes = [] if self.size == 64 else [f"agent.rew_end_model.img_size={self.size}"]
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
@@ -140,7 +140,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode."""
+        """Read an episode."""
         ...
 
 
@@ -171,16 +171,16 @@ class FolderSource:
         return len(self.files)
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode."""
+        """Read an episode."""
         return RecordedEpisode.load(self.files[number])
 
 
 def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportReport:
-    """Makes the dataset; its folder appears as a whole, once everything is in it.
+    """Make the dataset; its folder appears as a whole, once everything is in it.
 
     Raises:
         DatasetError: There are no episodes, or one is damaged or of another form; the message names it.
-        MissingDependencyError: minari is needed and not installed.
+        MissingDependencyError: Minari is needed and not installed.
         InvalidInputError: The Minari dataset is of another kind.
         CacheError: The folder is not empty, or cannot be written.
     """

@@ -26,7 +26,7 @@ class MinariSource:
         obs_key: Which observation to take where they are dictionaries.
 
     Raises:
-        MissingDependencyError: minari is not installed.
+        MissingDependencyError: Minari is not installed.
         DatasetError: There is no such dataset here.
         InvalidInputError: Its actions are not discrete, or `obs_key` does not fit.
     """
@@ -45,7 +45,7 @@ class MinariSource:
         return len(self._dataset.episode_indices)
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode.
+        """Read an episode.
 
         Raises:
             DatasetError: It is damaged, or no episode of images.

@@ -49,7 +49,7 @@ class RecordOptions:
 
 
 def record(options: RecordOptions, *, progress: bool = True) -> int:
-    """Plays and records.
+    """Play and records.
 
     Returns:
         Episodes recorded, the last, cut one included.

@@ -41,11 +41,11 @@ class RecordedEpisode:
 
     Attributes:
         obs: uint8 (t+1, h, w, c) with c 1 or 3, or (t+1, h, w): frames, the one after the last step too.
-        act: integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
-        rew: numbers (t,), raw rewards.
-        terminated: booleans (t,), True at most at the last step.
-        truncated: likewise.
-        num_actions: n; None when unknown.
+        act: Integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
+        rew: Numbers (t,), raw rewards.
+        terminated: Booleans (t,), True at most at the last step.
+        truncated: Likewise.
+        num_actions: Number of actions (n); None when unknown.
 
     Raises:
         DatasetError: A field has another shape or type, or the episode goes on after its end.
@@ -88,7 +88,7 @@ class RecordedEpisode:
         return bool(self.terminated[-1] | self.truncated[-1])
 
     def save(self, path: Path) -> None:
-        """Writes the file, as a whole.
+        """Write the file, as a whole.
 
         Raises:
             CacheError: It cannot be written.
@@ -106,7 +106,7 @@ class RecordedEpisode:
 
     @classmethod
     def load(cls, path: Path) -> RecordedEpisode:
-        """Reads a file; nothing in it is ever executed.
+        """Read a file; nothing in it is ever executed.
 
         Raises:
             DatasetError: It is missing, damaged, or no episode; the message names it.
@@ -146,14 +146,14 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; one that was going on is written first."""
+        """Start an episode; one that was going on is written first."""
         self._write()
         obs, info = self.env.reset(seed=seed, options=options)
         self._latest = np.array(obs)  # a copy: an environment may draw every frame into the same array
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Takes a step; writes the episode if it ends."""
+        """Take a step; write the episode if it ends."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if self._latest is None:
             return obs, reward, terminated, truncated, info  # a step after the end: the environment's affair
@@ -164,7 +164,7 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         return obs, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Writes the episode that was going on and closes the environment."""
+        """Write the episode that was going on and close the environment."""
         self._write()
         super().close()
 

@@ -54,7 +54,7 @@ class Film:
         self._stack.callback(self._writer.close)
 
     def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Takes a frame, of the same size as those before.
+        """Take a frame, of the same size as those before.
 
         An MP4's height and width are multiples of 8; others are enlarged a little.
         """
@@ -62,7 +62,7 @@ class Film:
         self.num_frames += 1
 
     def close(self) -> None:
-        """Completes the file. Closing twice is harmless.
+        """Complete the file. Closing twice is harmless.
 
         Raises:
             CacheError: The file cannot be written; whatever was at its path is still there.
@@ -109,7 +109,7 @@ class _Gif:
 
 
 def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
-    """Writes an H.264 film.
+    """Write an H.264 film.
 
     Args:
         path: The file; a film that was there is replaced once the new one is complete.
@@ -131,7 +131,7 @@ def _mp4_writer(file: Any, fps: float) -> Any:
 
 
 def require_ffmpeg() -> None:
-    """Fails early where no MP4 can be written.
+    """Fail early where no MP4 can be written.
 
     Raises:
         MissingDependencyError: There is no ffmpeg.

@@ -113,7 +113,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Starts a game.
+        """Start a game.
 
         Args:
             seed: An integer >= 0 fixes all that follows; None goes on with the present random numbers.
@@ -143,7 +143,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(
         self, action: int | np.integer | NDArray[np.integer] | Tensor
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Imagines one step (four raw frames of the console).
+        """Imagine one step (four raw frames of the console).
 
         Args:
             action: An integer, or a 0-d integer array or tensor.
@@ -185,7 +185,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return None
 
     def close(self) -> None:
-        """Closes the window and forbids further use. Closing twice is harmless."""
+        """Close the window and forbids further use. Closing twice is harmless."""
         self._closed = True
         self._state = None
         if self._window is not None:
@@ -203,7 +203,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return imagination.clone_state(self.world, state, torch.tensor([self._over]), [self.np_random])
 
     def restore_state(self, state: ImaginedState) -> NDArray[np.uint8]:
-        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+        """Go to a cloned moment, any number of times, here or in another environment of the same world.
 
         The same actions then give the same future. No `reset` is needed before.
 
@@ -227,7 +227,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         order: int | None = None,
         s_churn: float | None = None,
     ) -> None:
-        """Samples the frames to come otherwise; the game goes on. None leaves a number as it is.
+        """Sample the frames to come otherwise; the game goes on. None leaves a number as it is.
 
         Raises:
             InvalidInputError: A number is out of range, or this world cannot be sampled like this; nothing

@@ -96,7 +96,7 @@ class ImaginedState:
 
 
 def survive_fork() -> None:
-    """Keeps a forked process, as AsyncVectorEnv's workers are, to one thread.
+    """Keep a forked process, as AsyncVectorEnv's workers are, to one thread.
 
     It inherits the state of OpenMP's threads but not the threads, and would wait for them forever. To be
     called before any computation.
@@ -110,7 +110,7 @@ def survive_fork() -> None:
 def start_games(
     world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
 ) -> tuple[WorldModelState, Contexts]:
-    """Starts one game per generator, from the contexts given or from ones drawn out of the world's bank.
+    """Start one game per generator, from the contexts given or from ones drawn out of the world's bank.
 
     Each generator gives an index into the bank and the key of the game's noise, whether or not the index is
     used, so the noise that follows a seed does not depend on where a game starts.
@@ -132,7 +132,7 @@ def start_games(
 def advance_games(
     world: World, state: WorldModelState, act: Int64[Tensor, " b"]
 ) -> tuple[WorldModelState, WorldModelStep]:
-    """Takes one action in each game; the given state is not modified."""
+    """Take one action in each game; the given state is not modified."""
     survive_fork()
     return world.world_model.step(state, act)
 
@@ -227,7 +227,7 @@ def _checked_state(
 
 
 def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
-    """Raises `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
+    """Raise `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
     is_dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
     if not is_dense or tuple(x.shape) != shape or (x.dtype != dtype if dtype else not x.is_floating_point()):
         got = f"{x.dtype} {tuple(x.shape)}, {x.layout}, on {x.device}" if isinstance(x, Tensor) else repr(x)
@@ -237,7 +237,7 @@ def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int
 
 
 def _check_rngs(states: Any, num_games: int) -> None:
-    """Raises an error unless there is a state of a random generator for each game."""
+    """Raise an error unless there is a state of a random generator for each game."""
     if not isinstance(states, tuple | list) or len(states) != num_games:
         raise InvalidInputError(f"the state's rng must be {num_games} states of random generators")
     for state in states:
@@ -245,13 +245,13 @@ def _check_rngs(states: Any, num_games: int) -> None:
 
 
 def restore_rngs(rngs: Iterable[np.random.Generator], state: ImaginedState) -> None:
-    """Puts each game's generator where it was."""
+    """Put each game's generator where it was."""
     for rng, rng_state in zip(rngs, state.rng, strict=True):
         rng.bit_generator.state = rng_state
 
 
 def require_open(closed: bool) -> None:
-    """Raises `ClosedEnvironmentError` when the environment has been closed."""
+    """Raise `ClosedEnvironmentError` when the environment has been closed."""
     if closed:
         raise ClosedEnvironmentError("this environment has been closed: make another one")
 
@@ -336,7 +336,7 @@ def check_seed(seed: Any) -> int | None:
 
 
 def check_seeds(seed: Any, num_games: int) -> list[int | None]:
-    """Seeds of a batch: `seed + i` for game i, or the sequence given (None entries allowed).
+    """Seed of a batch: `seed + i` for game i, or the sequence given (None entries allowed).
 
     Raises:
         InvalidInputError: A seed is not valid, or there are not as many as games.
@@ -424,7 +424,7 @@ def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> 
 
 
 def check_choice(name: str, value: Any, accepted: Sequence[str | None]) -> None:
-    """Raises `InvalidInputError` unless a keyword argument has one of the accepted values."""
+    """Raise `InvalidInputError` unless a keyword argument has one of the accepted values."""
     if not (value is None or isinstance(value, str)) or value not in accepted:
         raise InvalidInputError(f"{name} is one of {list(accepted)}, got {value!r}")
 
@@ -434,7 +434,7 @@ _MEANT = {"horizon": "max_episode_steps", "num_steps_denoising": "num_denoising_
 
 
 def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
-    """Raises `InvalidTypeError` if there are keyword arguments of unknown names, and says what was meant.
+    """Raise `InvalidTypeError` if there are keyword arguments of unknown names, and say what was meant.
 
     Args:
         unknown: What a constructor was given besides the keywords that it names.

@@ -64,7 +64,7 @@ class Window:
         advice: What to do where there is no display, for the error's message.
 
     Raises:
-        MissingDependencyError: pygame is not installed.
+        MissingDependencyError: Pygame is not installed.
         DisplayError: There is no display to open a window on.
     """
 
@@ -80,7 +80,7 @@ class Window:
         self._init_display()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows a picture, keeps the window responsive, and waits for the frame's turn."""
+        """Show a picture, keep the window responsive, and wait for the frame's turn."""
         height, width = picture.shape[:2]
         surface = self._surface_for(width, height)
         image = self._pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
@@ -95,7 +95,7 @@ class Window:
         self._is_stale = True
 
     def close(self) -> None:
-        """Closes the window if it is this one's. Closing twice is harmless."""
+        """Close the window if it is this one's. Closing twice is harmless."""
         if Window._on_screen is self:
             self._pygame.display.quit()
             Window._on_screen = None
@@ -117,7 +117,7 @@ class Window:
         return surface
 
     def _put(self, image: pygame.Surface, surface: pygame.Surface) -> None:
-        """Copies a picture to the screen; where it is smaller or larger, scaled to its middle."""
+        """Copy a picture to the screen; where it is smaller or larger, scaled to its middle."""
         (width, height), (screen_width, screen_height) = image.get_size(), surface.get_size()
         if (width, height) != (screen_width, screen_height):
             scale = min(screen_width / width, screen_height / height)
@@ -127,7 +127,7 @@ class Window:
         surface.blit(image, ((screen_width - width) // 2, (screen_height - height) // 2))
 
     def _init_display(self) -> None:
-        """Starts pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""
+        """Start pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""
         try:
             self._pygame.display.init()
         except self._pygame.error as error:

@@ -148,7 +148,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games, or those of `options["reset_mask"]`.
+        """Start all games, or those of `options["reset_mask"]`.
 
         Args:
             seed: None, an integer >= 0 (game i gets `seed + i`), or one integer or None per game.
@@ -176,7 +176,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._observe(), infos
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Imagines one step of every game.
+        """Imagine one step of every game.
 
         Args:
             actions: Integers (num_envs,) of any integer dtype: array, sequence, or tensor on any device. The
@@ -232,7 +232,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return None
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Closes the window; called by `close`."""
+        """Close the window; called by `close`."""
         self._state = None
         window: rendering.Window | None = getattr(self, "_window", None)
         if window is not None:
@@ -252,7 +252,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         )
 
     def restore_state(self, state: ImaginedState) -> Array:
-        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+        """Go to a cloned moment, any number of times, here or in another environment of the same world.
 
         The same actions then give the same future. No `reset` is needed before.
 
@@ -272,7 +272,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return list(self.world.action_meanings)
 
     def _start(self, games: NDArray[np.intp], contexts: Contexts | None) -> dict[str, Any]:
-        """Starts some games; the first time, all. Returns infos with their contexts."""
+        """Start some games; the first time, all. Returns infos with their contexts."""
         started, contexts = imagination.start_games(self.world, [self._rng(i) for i in games], contexts)
         if self._state is None:
             self._state, self._over = started, torch.zeros_like(self._over)
@@ -283,7 +283,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._context_infos(games, contexts, started)
 
     def _reset_finished(self) -> dict[str, Any]:
-        """Resets the games that are over at once. Returns infos with their last frames and new contexts."""
+        """Reset the games that are over at once. Returns infos with their last frames and new contexts."""
         games = np.flatnonzero(self._over.cpu().numpy())
         if not len(games):
             return {}

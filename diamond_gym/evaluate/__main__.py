@@ -26,7 +26,7 @@ how far imagination is from them.""",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates as the arguments say; returns the exit code."""
+    """Evaluate as the arguments say; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -37,9 +37,9 @@ class Branches:
     """The same k starts under different actions, each held for `NUM_STEPS` steps.
 
     Attributes:
-        start: numbers of the starts.
-        act: the actions held.
-        obs: the real frame at the end of each.
+        start: Numbers of the starts.
+        act: The actions held.
+        obs: The real frame at the end of each.
     """
 
     start: Int64[Tensor, " k"]
@@ -52,9 +52,9 @@ class Play:
     """What a player comes across from k starts on; after a real end nothing more happens.
 
     Attributes:
-        start: numbers of the starts.
-        rew: the sign of the reward of each step.
-        end: whether the episode ended with it.
+        start: Numbers of the starts.
+        rew: The sign of the reward of each step.
+        end: Whether the episode ended with it.
     """
 
     start: Int64[Tensor, " k"]
@@ -67,21 +67,21 @@ class RandomPlay(Play):
     """What random actions lead to.
 
     Attributes:
-        act: the actions, each held for 1 to `MAX_HOLD` steps.
+        act: The actions, each held for 1 to `MAX_HOLD` steps.
     """
 
     act: Int64[Tensor, "k t"]
 
 
 def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: int) -> Branches | None:
-    """Goes back to some of the starts in the real game and takes other actions there.
+    """Go back to some of the starts in the real game and take other actions there.
 
     Args:
-        game: the game's name.
-        held_out: the episodes.
-        starts: moments in them; those with less than `NUM_STEPS` steps to go are passed over.
-        num_starts: how many, spread evenly.
-        seed: fixes which actions are taken, at least 0.
+        game: The game's name.
+        held_out: The episodes.
+        starts: Moments in them; those with less than `NUM_STEPS` steps to go are passed over.
+        num_starts: How many, spread evenly.
+        seed: Fixes which actions are taken, at least 0.
 
     Returns:
         The branches, without starts where one of the actions ended the episode; None if none is left.
@@ -105,15 +105,15 @@ def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: 
 def play_randomly(
     game: str, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int, seed: int
 ) -> RandomPlay:
-    """Goes back to some of the starts in the real game and presses random buttons from there on.
+    """Go back to some of the starts in the real game and press random buttons from there on.
 
     Args:
-        game: the game's name.
-        held_out: the episodes.
-        starts: moments in them.
-        num_starts: how many, spread evenly.
-        num_steps: actions from each on.
-        seed: fixes the actions, at least 0.
+        game: The game's name.
+        held_out: The episodes.
+        starts: Moments in them.
+        num_starts: How many, spread evenly.
+        num_steps: Actions from each on.
+        seed: Fixes the actions, at least 0.
     """
     rng = np.random.default_rng(seed)
     chosen = _spread_evenly(starts, num_starts, 1)
@@ -127,15 +127,15 @@ def play_randomly(
 def play_on(
     game: str, player: Player, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int
 ) -> Play:
-    """Goes back to some of the starts in the real game and lets a player go on from there.
+    """Go back to some of the starts in the real game and let a player go on from there.
 
     Args:
-        game: the game's name.
-        player: who plays, with no memory of what was before; its seed at a start is the start's number.
-        held_out: the episodes.
-        starts: moments in them.
-        num_starts: how many, spread evenly.
-        num_steps: steps from each on.
+        game: The game's name.
+        player: Who plays, with no memory of what was before; its seed at a start is the start's number.
+        held_out: The episodes.
+        starts: Moments in them.
+        num_starts: How many, spread evenly.
+        num_steps: Steps from each on.
     """
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
@@ -164,7 +164,7 @@ def _random_actions(rng: np.random.Generator, num_actions: int, num_steps: int) 
 def _replay(
     env: AtariEnv, held_out: HeldOut, starts: Starts, chosen: list[int], look: Callable[[int], T]
 ) -> dict[int, T]:
-    """Plays the episodes again, looks at every chosen start what would have happened, and closes `env`."""
+    """Play the episodes again, look at every chosen start what would have happened, and close `env`."""
     rows = {(int(starts.episode[row]), int(starts.time[row])): row for row in chosen}
     last = max((episode for episode, _ in rows), default=-1)
     seen: dict[int, T] = {}

@@ -209,7 +209,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_card(fidelity: Path, folder: Path) -> None:
-    """Writes the model card and the numbers on it beside a saved world.
+    """Write the model card and the numbers on it beside a saved world.
 
     Args:
         fidelity: What an evaluation wrote to fidelity.json.
@@ -293,7 +293,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes README.md and fidelity.json into the folder of a saved world; returns the exit code."""
+    """Write README.md and fidelity.json into the folder of a saved world; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -107,7 +107,7 @@ class CompareSettings:
 
 
 def _compare(settings: CompareSettings) -> int:
-    """Prints what differs; returns 1 if anything does."""
+    """Print what differs; return 1 if anything does."""
     measured, folder = settings.fidelity, settings.folder
     found = differences(kept(read_result(measured)), read_kept(folder / "fidelity.json"))
     large = [x for x in found if x.is_large]
@@ -130,7 +130,7 @@ where a number differs by more, 2 where the two cannot be compared.""",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what differs; returns the exit code."""
+    """Print what differs; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

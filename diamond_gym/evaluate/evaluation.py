@@ -34,11 +34,11 @@ _FRAME = (3, 64, 64)
 
 
 def run(settings: Settings) -> None:
-    """Evaluates; writes into `settings.out` and prints a table.
+    """Evaluate; write into `settings.out` and print a table.
 
     Raises:
         InvalidInputError: A setting names nothing, or the policy plays another game.
-        MissingDependencyError: matplotlib or torchmetrics is not installed.
+        MissingDependencyError: Matplotlib or torchmetrics is not installed.
         CacheError: The folder cannot be written.
         CheckpointError: The world model is damaged, or of another game.
     """

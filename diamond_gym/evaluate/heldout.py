@@ -32,8 +32,8 @@ class HeldOut:
     """Real episodes, and how to play them again.
 
     Attributes:
-        episodes: finished, each with its final observation.
-        seeds: with which the game began that each episode is the first of; None where it went on with
+        episodes: Finished, each with its final observation.
+        seeds: With which the game began that each episode is the first of; None where it went on with
             the game after a lost life.
     """
 
@@ -46,15 +46,15 @@ class Starts:
     """Moments of real episodes and what followed, one row each.
 
     Attributes:
-        episode: number of the episode.
-        time: step of the episode.
-        obs: the last n real frames, oldest first.
-        act: the actions taken at them; the last one is the first of `future_act`.
-        future_act: the actions taken from the start on; 0 after the episode's end.
-        future_obs: the frame after each of these actions; black after the end.
-        future_rew: the sign of the reward of each; 0 after the end.
-        future_end: whether the episode ended with it.
-        valid: whether the episode still went on when the action was taken.
+        episode: Number of the episode.
+        time: Step of the episode.
+        obs: The last n real frames, oldest first.
+        act: The actions taken at them; the last one is the first of `future_act`.
+        future_act: The actions taken from the start on; 0 after the episode's end.
+        future_obs: The frame after each of these actions; black after the end.
+        future_rew: The sign of the reward of each; 0 after the end.
+        future_end: Whether the episode ended with it.
+        valid: Whether the episode still went on when the action was taken.
     """
 
     episode: Int64[Tensor, " b"]
@@ -77,11 +77,11 @@ def play(game: str, player: Player, num_episodes: int, seed: int, max_steps: int
     A game is played until it is over, then the next one starts from its own seed.
 
     Args:
-        game: the game's name.
-        player: who plays; reset with a seed of its own at every episode.
-        num_episodes: how many.
-        seed: counts from 0; different seeds share no game.
-        max_steps: after so many an episode is cut short, and the next game begins.
+        game: The game's name.
+        player: Who plays; reset with a seed of its own at every episode.
+        num_episodes: How many.
+        seed: Counts from 0; different seeds share no game.
+        max_steps: After so many an episode is cut short, and the next game begins.
     """
     env = AtariEnv(game, training=True)
     held_out = HeldOut([], [])
@@ -121,19 +121,19 @@ def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:
 def choose_starts(
     episodes: Sequence[Episode], num_starts: int, num_conditioning: int, horizon: int
 ) -> Starts:
-    """Starts spread evenly over every episode.
+    """Start spread evenly over every episode.
 
     Every episode gives equally many, fewer if it is too short; the earliest has a full context, the latest
     one step to go. What lies behind an episode's end is marked in `valid`.
 
     Args:
-        episodes: finished episodes.
-        num_starts: how many at least, if the episodes are long enough.
-        num_conditioning: frames of context (n).
-        horizon: steps that follow.
+        episodes: Finished episodes.
+        num_starts: How many at least, if the episodes are long enough.
+        num_conditioning: Frames of context (n).
+        horizon: Steps that follow.
 
     Raises:
-        InvalidInputError: every episode is shorter than the context.
+        InvalidInputError: Every episode is shorter than the context.
     """
     per_episode = math.ceil(num_starts / len(episodes))
     rows = []

@@ -28,9 +28,9 @@ class Imagined:
     """What the world model made of the starts' actions; it goes on past its own ends.
 
     Attributes:
-        obs: frames.
-        rew: sampled rewards in {-1, 0, 1}.
-        end: sampled ends.
+        obs: Frames.
+        rew: Sampled rewards in {-1, 0, 1}.
+        end: Sampled ends.
     """
 
     obs: UInt8[Tensor, "b t c h w"]
@@ -58,10 +58,10 @@ class Imaginer:
     A start's random numbers depend on the seed and its number, not on what is imagined beside it.
 
     Attributes:
-        world_model: in eval mode.
-        seed: at least 0.
-        batch_size: starts imagined at once.
-        progress: show a bar on stderr.
+        world_model: In eval mode.
+        seed: At least 0.
+        batch_size: Starts imagined at once.
+        progress: Show a bar on stderr.
     """
 
     world_model: WorldModel
@@ -70,7 +70,7 @@ class Imaginer:
     progress: bool = True
 
     def future(self, starts: Starts) -> Imagined:
-        """Imagines from every start under the real actions."""
+        """Imagine from every start under the real actions."""
         everything = torch.arange(len(starts))
         return self.under(starts, everything, starts.future_act, "imagine")
 
@@ -82,14 +82,14 @@ class Imaginer:
         what: str,
         sample: int = 0,
     ) -> Imagined:
-        """Imagines from some of the starts under any actions.
+        """Imagine from some of the starts under any actions.
 
         Args:
-            starts: contexts.
-            rows: numbers of starts; one may occur several times.
-            act: actions taken from each on.
-            what: stands beside the bar.
-            sample: another number, other random numbers; at least 0 and below 2^8.
+            starts: Contexts.
+            rows: Numbers of starts; one may occur several times.
+            act: Actions taken from each on.
+            what: Stands beside the bar.
+            sample: Another number, other random numbers; at least 0 and below 2^8.
 
         Returns:
             As many steps as `act` has, on the CPU.
@@ -104,13 +104,13 @@ class Imaginer:
         new_player: Callable[[], Player],
         num_steps: int,
     ) -> Imagined:
-        """Imagines from some of the starts what players come across that act on the imagined frames.
+        """Imagine from some of the starts what players come across that act on the imagined frames.
 
         Args:
-            starts: contexts.
-            rows: numbers of starts.
-            new_player: makes one for each start; its seed is the start's number.
-            num_steps: steps from each on.
+            starts: Contexts.
+            rows: Numbers of starts.
+            new_player: Makes one for each start; its seed is the start's number.
+            num_steps: Steps from each on.
 
         Returns:
             Frames, rewards and ends (k, num_steps), on the CPU.
@@ -133,7 +133,7 @@ class Imaginer:
         what: str,
         sample: int = 0,
     ) -> Imagined:
-        """Imagines part after part of the rows under what is chosen in each."""
+        """Imagine part after part of the rows under what is chosen in each."""
         keys = rows + (self.seed << 32) + (sample << 24)
         parts = []
         with Bar(total=len(rows) * num_steps, unit="step", desc=what, disable=not self.progress) as bar:

@@ -72,7 +72,7 @@ def require_torchmetrics() -> None:
     """Fail early.
 
     Raises:
-        MissingDependencyError: torchmetrics is not installed.
+        MissingDependencyError: Torchmetrics is not installed.
     """
     try:
         import torchmetrics  # noqa: F401
@@ -125,8 +125,8 @@ def measure_actions(branches: Branches | None, imagined: Imagined | None) -> dic
     """Whether actions change the imagined frame as they change the real one.
 
     Args:
-        branches: the real ones; None where there are none.
-        imagined: the same ones, start by start, imagined up to the frame that is compared.
+        branches: The real ones; None where there are none.
+        imagined: The same ones, start by start, imagined up to the frame that is compared.
     """
     if branches is None or imagined is None:
         nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
@@ -161,8 +161,8 @@ def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> lis
     """How much imaginations of the same starts and actions differ by their noise alone, step by step.
 
     Args:
-        samples: two or more imaginations.
-        valid: which of their frames (b, t) count.
+        samples: Two or more imaginations.
+        valid: Which of their frames (b, t) count.
 
     Returns:
         Standard deviations over samples, in levels of 0..255, averaged over pixels and starts; NaN where no

@@ -42,8 +42,8 @@ def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
     """Precision, recall and F1 of events: of all classes but `nothing`, and right only with the right class.
 
     Args:
-        matrix: counts (real class, predicted class).
-        nothing: the class that is no event.
+        matrix: Counts (real class, predicted class).
+        nothing: The class that is no event.
     """
     events = [i for i in range(len(matrix)) if i != nothing]
     right = int(sum(matrix[i, i] for i in events))
@@ -94,9 +94,9 @@ def drift(a: NDArray[np.uint8], b: NDArray[np.uint8], mask: Mask) -> Array:
     """How far the mean frames of two sets of films are apart, at each step.
 
     Args:
-        a: frames (b, t, c, h, w).
-        b: the others.
-        mask: which frames (b, t) count, in both.
+        a: Frames (b, t, c, h, w).
+        b: The others.
+        mask: Which frames (b, t) count, in both.
 
     Returns:
         Mean over pixels and channels of the absolute difference of the mean frames, (t,), in levels of
@@ -115,13 +115,13 @@ class ActionEffects:
     """What difference actions make, in imagination against the real game.
 
     Attributes:
-        correlation: cosine between the real and the imagined effect, mean over starts; an effect is how
+        correlation: Cosine between the real and the imagined effect, mean over starts; an effect is how
             the frames of a start's branches differ from their mean. 1 is perfect, 0 unrelated.
-        gain: size of the imagined effects relative to the real ones; 1 is perfect, 0 means that actions do
+        gain: Size of the imagined effects relative to the real ones; 1 is perfect, 0 means that actions do
             nothing.
-        told_apart: share of pairs of branches of one start, with different real frames, whose imagined
+        told_apart: Share of pairs of branches of one start, with different real frames, whose imagined
             frame is nearer to its own real frame than to the other's; 0.5 is chance.
-        starts: how many starts were compared: those where real actions make a difference.
+        starts: How many starts were compared: those where real actions make a difference.
     """
 
     correlation: float
@@ -131,7 +131,7 @@ class ActionEffects:
 
 
 def action_effects(real: NDArray[np.uint8], imagined: NDArray[np.uint8]) -> ActionEffects:
-    """Compares frames (starts, actions, c, h, w) at the ends of branches that differ in their action."""
+    """Compare frames (starts, actions, c, h, w) at the ends of branches that differ in their action."""
     rows = [_effects(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(real, imagined, strict=True)]
     rows = [row for row in rows if row[0] > 0]
     if not rows:

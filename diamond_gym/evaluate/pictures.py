@@ -34,7 +34,7 @@ def require_matplotlib() -> None:
     """Fail early.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed, or cannot be imported.
+        MissingDependencyError: Matplotlib is not installed, or cannot be imported.
     """
     new_figure((1, 1))
 
@@ -46,7 +46,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
     process, such as a notebook's, would fail the import.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed, or cannot be imported.
+        MissingDependencyError: Matplotlib is not installed, or cannot be imported.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:

@@ -14,7 +14,7 @@ class Settings:
     """What to evaluate, and where to put the answer.
 
     Raises:
-        InvalidInputError: a number is out of range.
+        InvalidInputError: A number is out of range.
     """
 
     game: str = option("Breakout", "the game")

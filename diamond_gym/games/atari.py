@@ -109,12 +109,12 @@ class AtariState:
     It can be pickled, and restored in any `AtariEnv` of the same game.
 
     Attributes:
-        game: canonical name.
+        game: Canonical name.
         emulator: ALE's own state, its random numbers included.
         screens: uint8 (2, height, width, 3), the raw screens that the next frame may still be pooled from.
-        lives: lives left.
-        phase: what the environment was waiting for.
-        rng: state of the generator that draws the no-ops.
+        lives: Lives left.
+        phase: What the environment was waiting for.
+        rng: State of the generator that draws the no-ops.
     """
 
     game: str
@@ -126,7 +126,7 @@ class AtariState:
 
 
 def _check_state(state: AtariState, screens: tuple[int, ...]) -> None:
-    """Raises an error unless the fields of a state are what `clone_state` gives."""
+    """Raise an error unless the fields of a state are what `clone_state` gives."""
     import ale_py
 
     if not isinstance(state.emulator, ale_py.ALEState):
@@ -154,13 +154,13 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     cases. The loss of a bonus life ends an episode like any other; the published code overlooks it.
 
     Args:
-        game: any single-player game of ale_py, in any spelling that `game_name` understands.
-        training: whether a lost life ends the episode.
+        game: Any single-player game of ale_py, in any spelling that `game_name` understands.
+        training: Whether a lost life ends the episode.
         render_mode: None, or "rgb_array": `render()` returns the raw screen, 210x160 pixels for most games.
 
     Raises:
         UnknownGameError: ale_py has no such game.
-        InvalidInputError: another render mode.
+        InvalidInputError: Another render mode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAME_SKIP}
@@ -195,15 +195,15 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Start an episode: a new game, or what is left of this one after a lost life in training.
 
         Args:
-            seed: a non-negative integer starts a new game and fixes everything that follows, as the same
+            seed: A non-negative integer starts a new game and fixes everything that follows, as the same
                 seed does in ale_py's own environment. None goes on with the current random numbers.
-            options: accepted for Gymnasium's sake; nothing in it is used.
+            options: Accepted for Gymnasium's sake; nothing in it is used.
 
         Returns:
             uint8 (64, 64, 3) frame and info.
 
         Raises:
-            InvalidInputError: the seed is not a non-negative integer; the game has not changed.
+            InvalidInputError: The seed is not a non-negative integer; the game has not changed.
         """
         self._require_open()
         if seed is not None and not (_is_integer(seed) and seed >= 0):
@@ -227,8 +227,8 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             Frame, raw reward, terminated, truncated, info.
 
         Raises:
-            InvalidInputError: the action is not one of the game's; the game has not moved.
-            ResetNeededError: the episode has not begun, or is over.
+            InvalidInputError: The action is not one of the game's; the game has not moved.
+            ResetNeededError: The episode has not begun, or is over.
         """
         self._require_open()
         if self._phase != _PLAYING:
@@ -258,7 +258,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """This moment of the game. Restoring it replays the same future under the same actions.
 
         Raises:
-            ResetNeededError: no game has been started.
+            ResetNeededError: No game has been started.
         """
         self._require_open()
         if self._phase == _NEW:
@@ -274,7 +274,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             uint8 (64, 64, 3), the observation of that moment.
 
         Raises:
-            InvalidInputError: not an `AtariState`, or one of another game; the game has not changed.
+            InvalidInputError: Not an `AtariState`, or one of another game; the game has not changed.
         """
         self._require_open()
         if not isinstance(state, AtariState):

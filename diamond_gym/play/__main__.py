@@ -40,12 +40,12 @@ def _program(arguments: Sequence[str]) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plays as the arguments say; returns the exit code."""
+    """Play as the arguments say; return the exit code."""
     return cli.main(_program, arguments)
 
 
 def _show(settings: Settings) -> None:
-    """Plays in a window, or serves the page; what was played or filmed is kept, whatever ends it."""
+    """Play in a window, or serves the page; what was played or filmed is kept, whatever ends it."""
     # Threads that spin while they wait stall each other when anything else runs: seconds a picture were seen.
     # It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -104,7 +104,7 @@ def _serve(settings: Settings, web: WebOptions) -> None:
 
 
 def _opener(settings: Settings) -> Callable[[], Viewer]:
-    """Opens viewers, one after the other. Each visit has a film of its own."""
+    """Open viewers, one after the other. Each visit has a film of its own."""
     visits = itertools.count(1)
 
     def open_viewer() -> Viewer:

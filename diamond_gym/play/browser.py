@@ -129,7 +129,7 @@ class DatasetBrowser:
         self._go_to(Position(self.position.dataset, episode))
 
     def _go_to(self, position: Position) -> None:
-        """Shows another episode; where it cannot be read, the one that is shown stays."""
+        """Show another episode; where it cannot be read, the one that is shown stays."""
         before, self.position = self.position, position
         try:
             self.episode = self._load()

@@ -39,14 +39,14 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> str:
-    """Makes the Minari dataset.
+    """Make the Minari dataset.
 
     Returns:
         What was exported, in a line.
 
     Raises:
         InvalidInputError: An option is wrong, or Minari has a dataset of that id.
-        MissingDependencyError: minari is not installed.
+        MissingDependencyError: Minari is not installed.
         DatasetError: There are no finished episodes, or they are of different sizes.
         CacheError: Minari's folder cannot be written.
     """
@@ -103,7 +103,7 @@ def _check_id(id: str, minari: Any) -> None:
 def _write(
     minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
 ) -> None:
-    """Makes the dataset, or leaves nothing of it."""
+    """Make the dataset, or leaves nothing of it."""
     from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]
 
     try:

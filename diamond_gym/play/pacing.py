@@ -53,7 +53,7 @@ class Clock:
         self._turn = time.perf_counter()
 
     def wait(self) -> None:
-        """Sleeps until a period after the last turn, or not at all where that is over."""
+        """Sleep until a period after the last turn, or not at all where that is over."""
         self._turn += self._period
         now = time.perf_counter()
         if self._turn > now:

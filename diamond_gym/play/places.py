@@ -72,7 +72,7 @@ class Trail:
         return self._obs[-1]
 
     def add(self, action: int, frame: Frame) -> None:
-        """Takes a step."""
+        """Take a step."""
         self._obs.append(frame)
         self._act.append(action)
 
@@ -102,11 +102,11 @@ class Place(Protocol):
     time: int
 
     def reset(self) -> None:
-        """Starts an episode."""
+        """Start an episode."""
         ...
 
     def step(self, action: int) -> Outcome:
-        """Takes an action; the new frame is `trail.frame`."""
+        """Take an action; the new frame is `trail.frame`."""
         ...
 
     def original(self) -> Frame | None:
@@ -118,7 +118,7 @@ class Place(Protocol):
         ...
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment of this place."""
+        """Go back to a moment of this place."""
         ...
 
 
@@ -143,7 +143,7 @@ class ImaginedPlace:
         self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
 
     def reset(self) -> None:
-        """Starts at one of the start contexts."""
+        """Start at one of the start contexts."""
         if self._bank is None:
             self.imagine_from(None)
         else:
@@ -151,13 +151,13 @@ class ImaginedPlace:
             self.imagine_from({"obs": self._bank.obs[i], "act": self._bank.act[i]})
 
     def imagine_from(self, context: Context | None) -> None:
-        """Starts from given frames and actions; None draws one of the environment's contexts."""
+        """Start from given frames and actions; None draws one of the environment's contexts."""
         _, info = self.env.reset(options=None if context is None else {"context": context})
         self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
         self.time = 0
 
     def step(self, action: int) -> Outcome:
-        """Imagines a step."""
+        """Imagine a step."""
         frame, reward, terminated, _, _ = self.env.step(action)
         self.trail.add(action, frame)
         self.time += 1
@@ -175,7 +175,7 @@ class ImaginedPlace:
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment."""
+        """Go back to a moment."""
         assert isinstance(state.env, ImaginedState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time
@@ -203,7 +203,7 @@ class RealPlace:
         return AtariEnv(self._game, training=self._training, render_mode="rgb_array")
 
     def reset(self) -> None:
-        """Starts a game; in training, goes on with the one in which a life was lost."""
+        """Start a game; in training, goes on with the one in which a life was lost."""
         frame, _ = self.env.reset(seed=self._seed)
         self._seed = None
         # Before the first frame the console stood still, as far as a world model is concerned.
@@ -213,7 +213,7 @@ class RealPlace:
         self.time = 0
 
     def step(self, action: int) -> Outcome:
-        """Plays a step, four raw frames."""
+        """Play a step, four raw frames."""
         frame, reward, terminated, truncated, _ = self.env.step(action)
         self.trail.add(action, frame)
         self.time += 1
@@ -228,7 +228,7 @@ class RealPlace:
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment."""
+        """Go back to a moment."""
         assert isinstance(state.env, AtariState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time
@@ -256,7 +256,7 @@ class Comparison:
         self.imagined_return = 0.0
 
     def step(self, action: int) -> Outcome:
-        """Takes an action in both; what the real step brought."""
+        """Take an action in both; what the real step brought."""
         if self.outcome is not None and self.outcome.is_over:
             self.fork()
         self.outcome = self.imagined.step(action)

@@ -75,7 +75,7 @@ class Recorder:
         self.steps = ()
 
     def add(self, step: RecordedStep) -> None:
-        """Takes a step."""
+        """Take a step."""
         self.steps = (*self.steps, step)
 
     def finish(
@@ -103,7 +103,7 @@ class Recorder:
         return folder
 
     def flush(self) -> None:
-        """Writes the episodes that wait.
+        """Write the episodes that wait.
 
         Raises:
             CacheError: One cannot be written.

@@ -38,7 +38,7 @@ def choose(choice: str) -> str:
 
 
 def ask(read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> str:
-    """Shows the menu and asks until a game is chosen.
+    """Show the menu and ask until a game is chosen.
 
     Raises:
         InvalidInputError: There is nobody to answer.

@@ -152,7 +152,7 @@ class PlaySession:
         return self.game_keys.alone()
 
     def close(self) -> str:
-        """Writes episodes that wait.
+        """Write episodes that wait.
 
         Raises:
             CacheError: They cannot be written.

@@ -225,7 +225,7 @@ def _web_options(options: Options) -> WebOptions | None:
 
 
 def _resolve(world: WorldOptions, pretrained: str | None) -> None:
-    """Makes a game's name and a checkpoint of what was given."""
+    """Make a game's name and a checkpoint of what was given."""
     if pretrained is not None:
         if world.checkpoint is not None or (world.game is not None and pretrained != _ASK):
             raise InvalidInputError("pretrained chooses game and checkpoint: give neither besides")

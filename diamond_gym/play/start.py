@@ -149,7 +149,7 @@ def _policy_begins(settings: Settings, world: World) -> bool:
 
 
 def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]) -> None:
-    """Says which world this is, who its policy is, and the game's keys."""
+    """Say which world this is, who its policy is, and the game's keys."""
     tell(f"{session.title}, imagined by {world.source}")
     tell(f"policy: {_who(session.player)}")
     for keys, meaning in session.game_keys.explain():

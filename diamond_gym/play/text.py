@@ -65,7 +65,7 @@ def fitted(text: str, size: int, room: int) -> tuple[str, int]:
 def write(
     canvas: UInt8[np.ndarray, "h w 3"], x: int, y: int, text: str, size: int, colour: Colour = WHITE
 ) -> int:
-    """Puts a text on a picture, its upper left corner at (x, y); gives the x after it.
+    """Put a text on a picture, its upper left corner at (x, y); give the x after it.
 
     What lies outside of the picture is left out.
     """

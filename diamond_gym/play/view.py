@@ -44,7 +44,7 @@ class Session(Protocol):
     message: str
 
     def command(self, command: Command, value: float | None = None) -> None:
-        """Does what was asked for.
+        """Do what was asked for.
 
         Args:
             command: What; one that is not the session's own is ignored.
@@ -72,5 +72,5 @@ class Session(Protocol):
         ...
 
     def close(self) -> str:
-        """Ends it, keeping what can be kept; a line on what was kept, or nothing."""
+        """End it, keeping what can be kept; a line on what was kept, or nothing."""
         ...

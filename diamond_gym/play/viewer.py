@@ -65,7 +65,7 @@ class Viewer:
             self.command(shortcut.command, shortcut.value)
 
     def command(self, command: Command, value: float | None = None) -> None:
-        """Does what was asked for; what cannot be done is told by a message on the screen."""
+        """Do what was asked for; what cannot be done is told by a message on the screen."""
         try:
             if command is Command.LEAVE:
                 self.has_left = True
@@ -116,7 +116,7 @@ class Viewer:
         return [(title, rows) for title, rows in sections if rows]
 
     def close(self) -> str:
-        """Completes what was going on; what was kept, in a line.
+        """Complete what was going on; what was kept, in a line.
 
         Raises:
             CacheError: Something cannot be written.
@@ -128,7 +128,7 @@ class Viewer:
         return kept
 
     def start_film(self, path: Path, *, replace: bool = True) -> None:
-        """Takes a film from here on, of everything that is shown; see `Film`.
+        """Take a film from here on, of everything that is shown; see `Film`.
 
         Raises:
             DiamondGymError: The file cannot be written, or its name is no film's.
@@ -165,7 +165,7 @@ class Viewer:
         return self.captures / f"{stem}{suffix}"
 
     def _age_message(self) -> None:
-        """Takes a message away when it has been there for a while."""
+        """Take a message away when it has been there for a while."""
         if self.session.message != self._message:
             self._message, self._message_age = self.session.message, 0
         self._message_age += 1

@@ -23,14 +23,14 @@ def open_window(title: str, fps: float) -> Window:
     """A window that opens with its first picture.
 
     Raises:
-        MissingDependencyError: pygame is not installed.
+        MissingDependencyError: Pygame is not installed.
         DisplayError: There is no display.
     """
     return Window(title, fps, advice=NO_DISPLAY)
 
 
 def run(viewer: Viewer, window: Window, pacing: Pacing, num_frames: int | None = None) -> None:
-    """Shows the viewer until it is left, the window is closed, or so many pictures were shown.
+    """Show the viewer until it is left, the window is closed, or so many pictures were shown.
 
     Args:
         viewer: What to show.
@@ -79,7 +79,7 @@ class Keyboard:
         return self._keys.now()
 
     def read(self, on_key: OnKey) -> None:
-        """Takes what has happened since the last picture."""
+        """Take what has happened since the last picture."""
         self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window forgets it
         self._keys.start_picture()
         for event in self._pygame.event.get():

@@ -103,9 +103,9 @@ class RandomPlayer:
     """Uniformly random actions, each held for a random number of steps.
 
     Args:
-        num_actions: size of the game's action set, at least 1.
-        seed: fixes every action that follows.
-        repeat: longest hold in steps; an action is held for 1 to `repeat` steps, all equally likely. 1 draws
+        num_actions: Size of the game's action set, at least 1.
+        seed: Fixes every action that follows.
+        repeat: Longest hold in steps; an action is held for 1 to `repeat` steps, all equally likely. 1 draws
             a new action each step.
 
     Raises:
@@ -147,12 +147,12 @@ def scripted_player(game: str, seed: int = 0, noise: float = DEFAULT_NOISE) -> P
     """The scripted player of a game.
 
     Args:
-        game: a name of `SCRIPTED_GAMES`.
-        seed: fixes every action that follows.
-        noise: in [0, 1]; 0 is the best play.
+        game: A name of `SCRIPTED_GAMES`.
+        seed: Fixes every action that follows.
+        noise: In [0, 1]; 0 is the best play.
 
     Raises:
-        InvalidInputError: the game has no scripted player, or `noise` is out of range.
+        InvalidInputError: The game has no scripted player, or `noise` is out of range.
     """
     if game not in SCRIPTED_GAMES:
         raise InvalidInputError(
@@ -168,15 +168,15 @@ def player(
     """A player by name.
 
     Args:
-        name: one of `PLAYER_NAMES`.
-        game: the game it will play.
-        num_actions: size of the game's action set.
-        seed: fixes every action that follows.
-        noise: of the scripted player, in [0, 1].
-        repeat: longest hold of the random player's actions, in steps.
+        name: One of `PLAYER_NAMES`.
+        game: The game it will play.
+        num_actions: Size of the game's action set.
+        seed: Fixes every action that follows.
+        noise: Of the scripted player, in [0, 1].
+        repeat: Longest hold of the random player's actions, in steps.
 
     Raises:
-        InvalidInputError: an unknown name, or what the player itself refuses.
+        InvalidInputError: An unknown name, or what the player itself refuses.
     """
     if name == "random":
         return RandomPlayer(num_actions, seed, repeat)

@@ -24,9 +24,9 @@ class Blunders:
     """Bursts of 2 to 10 steps in which a player does not do what it should.
 
     Args:
-        rng: drawn from at every step.
-        rate: probability that a burst begins at a step outside of one.
-        num_actions: size of the game's action set.
+        rng: Drawn from at every step.
+        rate: Probability that a burst begins at a step outside of one.
+        num_actions: Size of the game's action set.
     """
 
     def __init__(self, rng: np.random.Generator, rate: float, num_actions: int) -> None:
@@ -54,7 +54,7 @@ class BallTrack:
     Attributes:
         position: (2,), x and y in pixels; None when the ball is lost.
         velocity: (2,), pixels a step; None until the ball has been seen twice.
-        hidden: steps since it was last seen.
+        hidden: Steps since it was last seen.
     """
 
     def __init__(self) -> None:
@@ -78,12 +78,12 @@ class ScriptedPlayer(ABC):
     """A player that looks, blunders now and then, and otherwise plays.
 
     Args:
-        seed: fixes every random choice that follows.
-        noise: in [0, 1]; 0 plays as well as it can, 1 very badly.
+        seed: Fixes every random choice that follows.
+        noise: In [0, 1]; 0 plays as well as it can, 1 very badly.
 
     Attributes:
-        blunder_rate: probability per step, at noise 1, that a burst of blunders begins.
-        num_actions: size of the game's action set.
+        blunder_rate: Probability per step, at noise 1, that a burst of blunders begins.
+        num_actions: Size of the game's action set.
 
     Raises:
         InvalidInputError: `noise` outside [0, 1].

@@ -37,7 +37,7 @@ class ScriptedBreakout(ScriptedPlayer):
     meets the ball with a part of the paddle drawn anew for each bounce, so that all angles occur.
 
     Args:
-        seed: fixes every random choice that follows.
+        seed: Fixes every random choice that follows.
         noise: 0 plays as well as it can, 1 very badly. Sets how often it falls into a burst of random or held
             actions and how often it misses a ball on purpose. Mean return over whole games (5 lives): about
             200 at 0, 50 at 0.15, 10 at 0.5; a random player gets 1 to 2.

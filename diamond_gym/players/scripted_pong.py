@@ -70,7 +70,7 @@ class ScriptedPong(ScriptedPlayer):
     strolls.
 
     Args:
-        seed: fixes every random choice that follows.
+        seed: Fixes every random choice that follows.
         noise: 0 plays as well as it can, 1 very badly. Sets how often it falls into a burst of random or held
             actions, how often it misses a ball on purpose and how seldom a return is meant to be won. Mean
             return over 5 whole games (up to 21 points, 2600 to 6700 steps): 16 at 0, 3 at 0.15, -8 at 0.5; a

@@ -172,7 +172,7 @@ def breakout_ball(frames: Frames) -> Points:
         visible. A ball smeared over two positions counts as one, half way.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_breakout_ball, _checked(frames))
 
@@ -199,7 +199,7 @@ def breakout_paddle(frames: Frames) -> Points:
         float64 (b,): x in pixels, NaN where there is no paddle. Behind a wall, the centre of what is visible.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_breakout_paddle, _checked(frames))
 
@@ -235,7 +235,7 @@ def pong_ball(frames: Frames) -> Points:
         float64 (b, 2): x and y in pixels, NaN where no ball is visible; as for Breakout, a faint one is not.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_pong_ball, _checked(frames))
 
@@ -259,7 +259,7 @@ def pong_left_paddle(frames: Frames) -> Points:
         float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(lambda part: _pong_paddle(part, 1), _checked(frames))
 
@@ -274,6 +274,6 @@ def pong_right_paddle(frames: Frames) -> Points:
         float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(lambda part: _pong_paddle(part, 2), _checked(frames))

@@ -55,17 +55,17 @@ class Draw(IntEnum):
 def normal(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Draws standard normal numbers by Box-Muller; every value is finite, |z| < 6.8.
+    """Draw standard normal numbers by Box-Muller; every value is finite, |z| < 6.8.
 
     The transform is computed in float64 where the device has it and rounded once, so that devices agree
     although their logarithms and cosines differ in the last bit. Devices without float64 (Apple's MPS) agree
     to float32 rounding.
 
     Args:
-        key: one stream per game, 0 <= key < 2**63; all bits count.
-        step: steps since the game's start, 0 <= step < 2**63; same device as `key`.
-        draw: purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
-        shape: shape of one game's numbers, at most 2**34 of them.
+        key: One stream per game, 0 <= key < 2**63; all bits count.
+        step: Steps since the game's start, 0 <= step < 2**63; same device as `key`.
+        draw: Purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
+        shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
         float32 of shape (b, *shape), on the device of `key`.
@@ -77,13 +77,13 @@ def normal(
 def uniform(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Draws numbers uniform in [0, 1): multiples of 2**-24, bit for bit the same on every device.
+    """Draw numbers uniform in [0, 1): multiples of 2**-24, bit for bit the same on every device.
 
     Args:
-        key: one stream per game, 0 <= key < 2**63; all bits count.
-        step: steps since the game's start, 0 <= step < 2**63; same device as `key`.
-        draw: purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
-        shape: shape of one game's numbers, at most 2**34 of them.
+        key: One stream per game, 0 <= key < 2**63; all bits count.
+        step: Steps since the game's start, 0 <= step < 2**63; same device as `key`.
+        draw: Purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
+        shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
         float32 of shape (b, *shape), on the device of `key`.
@@ -122,7 +122,7 @@ def _uniform(words: _Words, shape: tuple[int, ...]) -> Float32[Tensor, "b *shape
 def _philox_words(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draws: list[tuple[int, int]]
 ) -> list[_Words]:
-    """Runs the blocks that hold `count` elements of every game for each (draw, count).
+    """Run the blocks that hold `count` elements of every game for each (draw, count).
 
     Returns:
         Words (0, 2) and words (1, 3) of each draw's blocks.
@@ -153,9 +153,9 @@ def philox4x32(
     and a masked shift give its halves. Words keep stray high bits until the mask that ends a round.
 
     Args:
-        even: counter words (0, 2), each in [0, 2**32).
-        odd: counter words (1, 3), each in [0, 2**32).
-        key: key words as low + 2**32 * high, one per row.
+        even: Counter words (0, 2), each in [0, 2**32).
+        odd: Counter words (1, 3), each in [0, 2**32).
+        key: Key words as low + 2**32 * high, one per row.
 
     Returns:
         Output words (0, 2) and (1, 3), each in [0, 2**32).
@@ -185,7 +185,7 @@ def _philox_rounds(even: Any, odd: Any, round_keys: Sequence[Any], library: Any)
 
 
 def _round_keys(key: Int64[Tensor, " b"]) -> tuple[Int64[Tensor, "2 b 1"], ...]:
-    """Returns each round's two key words (Weyl sequences), with stray bits above the 32nd."""
+    """Return each round's two key words (Weyl sequences), with stray bits above the 32nd."""
     words = torch.stack([key & _LOW_32_BITS, key >> 32]).unsqueeze(-1)
     rounds = torch.arange(_NUM_ROUNDS, device=key.device).view(-1, 1, 1)
     increments = torch.stack([rounds * increment for increment in _KEY_INCREMENTS], dim=1)
@@ -195,7 +195,7 @@ def _round_keys(key: Int64[Tensor, " b"]) -> tuple[Int64[Tensor, "2 b 1"], ...]:
 def _arrange(
     even: Float[Tensor, "2 b blocks"], odd: Float[Tensor, "2 b blocks"], shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Puts values that stand at words (0, 2) and (1, 3) in order of elements; drops those not asked for."""
+    """Put values that stand at words (0, 2) and (1, 3) in order of elements; drop those not asked for."""
     _, batch, blocks = even.shape
     values = torch.empty(batch, blocks, 2, 2, dtype=torch.float32, device=even.device)
     by_word = values.permute(2, 0, 1, 3)

@@ -104,7 +104,7 @@ def sample(
     config: DiffusionSamplerConfig,
     churn_noise: ChurnNoise | None = None,
 ) -> list[Float[Tensor, "b c h w"]]:
-    """Samples by Euler (order 1) or Heun (order 2) steps with churn (Karras et al. 2022, Algorithm 2).
+    """Sample by Euler (order 1) or Heun (order 2) steps with churn (Karras et al. 2022, Algorithm 2).
 
     Args:
         denoise: The denoiser.

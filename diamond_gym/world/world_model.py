@@ -104,7 +104,7 @@ def draw_class(
 
 
 def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
-    """Sets the oldest `padding` frames of each game to 0, in place."""
+    """Set the oldest `padding` frames of each game to 0, in place."""
     if padding is None:
         return frames
     is_padding = torch.arange(frames.shape[1], device=frames.device) < padding[:, None]
@@ -178,10 +178,10 @@ class WorldModel:
         key: Int64[Tensor, " b"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> WorldModelState:
-        """Starts b games from real frames; the reward/end LSTM is burned in on them.
+        """Start b games from real frames; the reward/end LSTM is burned in on them.
 
         Args:
-            obs: n frames, oldest first.
+            obs: N frames, oldest first.
             act: The actions taken at them; the last one is ignored (the first `step` replaces it).
             key: Key of each game's random numbers, >= 0.
             padding: How many of the oldest frames, at most n - 1, stand for what was before the episode.
@@ -216,7 +216,7 @@ class WorldModel:
     def step(
         self, state: WorldModelState, act: Int64[Tensor, " b"]
     ) -> tuple[WorldModelState, WorldModelStep]:
-        """Takes one action in each game.
+        """Take one action in each game.
 
         Args:
             state: From `start` or an earlier `step`; it is not modified.

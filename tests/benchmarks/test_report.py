@@ -75,7 +75,7 @@ TRAINING = [
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Writes rows to files, reports on them; returns the status, the page, standard output and error."""
+    """Write rows to files, report on them; return the status, the page, standard output and error."""
     page = tmp_path / "performance.md"
 
     def run(*groups, text=TEXT, more=()):

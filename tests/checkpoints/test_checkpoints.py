@@ -492,7 +492,7 @@ world_model_env:
 
 
 def publish(folder, text=PUBLISHED):
-    """Makes a run look as one of the published trainer."""
+    """Make a run look as one of the published trainer."""
     (folder / "config" / "world.json").unlink()
     (folder / "config" / "trainer.yaml").write_text(text)
 
@@ -735,7 +735,7 @@ def test_unusable_pt_files(agent, tmp_path, make, message):
 
 
 def rewrite(file, *, weights=None, description=None):
-    """Changes parts of a saved world."""
+    """Change parts of a saved world."""
     tensors, metadata = untrusted.read_tensors(file)
     fields = json.loads(metadata["diamond_gym.world"])
     fields = fields if description is None else description(fields)

@@ -181,7 +181,7 @@ def test_a_published_dataset_needs_no_import(tmp_path, capsys):
 
 
 def write_as_published(path, episodes):
-    """Writes a dataset as the published code does, without this package."""
+    """Write a dataset as the published code does, without this package."""
     names = ("obs", "act", "rew", "end", "trunc")
     for i, episode in enumerate(episodes):
         file = path / "000" / "00" / str(i) / f"{i}.pt"
@@ -221,7 +221,7 @@ def minari(tmp_path, monkeypatch):
 
 
 def make_minari_dataset(minari, env, name, *, key=None, num_episodes=4, **kwargs):
-    """Plays at random; returns each episode's observations and actions."""
+    """Play at random; return each episode's observations and actions."""
     from minari.data_collector import EpisodeBuffer
 
     played, buffers = [], []

@@ -69,7 +69,7 @@ def make(checkpoint: str, **kwargs) -> DiamondEnv:
 
 
 def play(env: gym.Env, num_steps: int) -> list[tuple]:
-    """Takes actions 0, 1, 2, 3, 0, ...; resets when the game is over. Returns every result."""
+    """Take actions 0, 1, 2, 3, 0, ...; reset when the game is over. Returns every result."""
     results = []
     for t in range(num_steps):
         obs, reward, terminated, truncated, _ = env.step(t % 4)

@@ -64,7 +64,7 @@ def to_numpy(x: Any) -> Any:
 
 
 def assert_same(given: Any, expected: Any, *, exact: bool) -> None:
-    """Compares results of `reset` or `step`; frames may be rounded otherwise in batches of another size."""
+    """Compare results of `reset` or `step`; frames may be rounded otherwise in batches of another size."""
     assert type(given) is type(expected)
     if isinstance(expected, dict):
         assert given.keys() == expected.keys()

@@ -570,7 +570,7 @@ def test_the_whole_command(tmp_path, capsys):
 
 
 def card_and_comparison(out, world, capsys):
-    """Writes the card, compares, then with a number that has changed and with other settings."""
+    """Write the card, compares, then with a number that has changed and with other settings."""
     assert card.main([str(out / "fidelity.json"), str(world)]) == 0
     text = (world / "README.md").read_text()
     assert "1 denoising step at play" in text and "told apart" in text and "Random buttons" in text

@@ -48,7 +48,7 @@ def make_session(
 
 
 def play(session: PlaySession, count: int, *held: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Takes steps; the frame before and after each."""
+    """Take steps; the frame before and after each."""
     frames = []
     for _ in range(count):
         before = session.place.trail.frame

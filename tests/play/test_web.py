@@ -262,7 +262,7 @@ class Answer:
 
 
 def get(url: str, **headers: str) -> Answer:
-    """Asks for a path exactly as it is written."""
+    """Ask for a path exactly as it is written."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=10)
     connection.request("GET", url.removeprefix(f"http://{parts.netloc}"), headers=headers)

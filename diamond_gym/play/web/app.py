@@ -63,7 +63,7 @@ def make_app(room: Room, access: Access) -> ASGIApp:
 
 
 async def _serve(websocket: WebSocket, room: Room) -> None:
-    """Looks after a person until they have gone."""
+    """Look after a person until they have gone."""
     try:
         person = room.join()
     except InvalidInputError as error:
@@ -85,7 +85,7 @@ async def _serve(websocket: WebSocket, room: Room) -> None:
 
 
 async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
-    """Hands on what a page sends; one that sends too much is read from more slowly."""
+    """Hand on what a page sends; one that sends too much is read from more slowly."""
     loop = asyncio.get_running_loop()
     second, count = loop.time(), 0
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
@@ -98,7 +98,7 @@ async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
 
 
 async def _send(websocket: WebSocket, person: Person) -> None:
-    """Sends what there is to send; ends where the page is closed or has gone."""
+    """Send what there is to send; end where the page is closed or has gone."""
     is_open = True
     while is_open:
         try:
@@ -110,7 +110,7 @@ async def _send(websocket: WebSocket, person: Person) -> None:
 
 
 async def _send_all(websocket: WebSocket, messages: list[str | bytes | Close]) -> bool:
-    """Sends messages; gives whether the socket is still open then."""
+    """Send messages; give whether the socket is still open then."""
     for message in messages:
         if isinstance(message, Close):
             await websocket.close(message.code, message.reason)

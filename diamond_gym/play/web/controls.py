@@ -90,7 +90,7 @@ class Controls:
             self._changed.notify_all()
 
     def wait_for_people(self, seconds: float | None = None) -> bool:
-        """Waits until somebody is there; gives whether somebody is.
+        """Wait until somebody is there; give whether somebody is.
 
         Args:
             seconds: At most so long; None for as long as it takes.

@@ -8,7 +8,7 @@ from diamond_gym.errors import MissingDependencyError
 
 
 def check_installed() -> None:
-    """Imports the web server's packages.
+    """Import the web server's packages.
 
     Raises:
         MissingDependencyError: One is not installed.

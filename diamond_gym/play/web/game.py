@@ -115,7 +115,7 @@ class Game:
         return self._viewer is not None
 
     def run(self) -> None:
-        """Plays whenever somebody is there, until so many pictures were shown or the controls are ended."""
+        """Play whenever somebody is there, until so many pictures were shown or the controls are ended."""
         while self._num_frames != 0 and self._controls.wait_for_people():
             viewer = self._viewer or self._try_to_open()
             if viewer is not None:
@@ -124,7 +124,7 @@ class Game:
                 self._try_to_close()
 
     def close(self) -> None:
-        """Ends it, and says what was kept and how evenly pictures came. Closing twice is harmless.
+        """End it, and say what was kept and how evenly pictures came. Closing twice is harmless.
 
         Raises:
             CacheError: Something cannot be written.
@@ -150,7 +150,7 @@ class Game:
             return None
 
     def _try_to_close(self) -> None:
-        """Frees the memory. What could not be written stays, and is tried again after the next visit."""
+        """Free the memory. What could not be written stays, and is tried again after the next visit."""
         try:
             self.close()
         except DiamondGymError as error:
@@ -162,7 +162,7 @@ class Game:
             torch.cuda.empty_cache()
 
     def _visit(self, viewer: Viewer) -> None:
-        """Plays until the last person has left."""
+        """Play until the last person has left."""
         clock = Clock(self._fps)
         while self._num_frames != 0 and self._is_wanted():
             self._picture(viewer)
@@ -188,7 +188,7 @@ class Game:
             self._audience.send_player_away()
 
     def _show(self, view: View, shows_help: bool) -> None:
-        """Sends a picture unless it looks like the one before."""
+        """Send a picture unless it looks like the one before."""
         if not self._shown.is_like(view, shows_help):
             self._shown = Shown(self._shown.number + 1, view, shows_help)
             self._audience.show(protocol.frame(self._shown.number, view, shows_help=shows_help))

@@ -106,7 +106,7 @@ class _Deadline:
         self.is_over = False
 
     def set(self, is_unfinished: bool) -> None:
-        """Starts to wait, or waits no longer."""
+        """Start to wait, or waits no longer."""
         if self._timer is not None and not is_unfinished:
             self._timer.cancel()
             self._timer = None

@@ -63,12 +63,12 @@ class Outbox:
             self._changed.set()
 
     def close(self, code: int, reason: str) -> None:
-        """Closes the connection once the messages that wait are sent."""
+        """Close the connection once the messages that wait are sent."""
         self._close = Close(code, reason)
         self._changed.set()
 
     async def take(self) -> list[str | bytes | Close]:
-        """Waits until there is something to send; gives it in order.
+        """Wait until there is something to send; give it in order.
 
         Raises:
             TimeoutError: The page has drawn none of its pictures for too long.

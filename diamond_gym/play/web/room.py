@@ -66,7 +66,7 @@ class Room:
         self._people_changed()
 
     def receive(self, person: Person, text: str | None) -> None:
-        """Takes what somebody sent; None for what is no text. What cannot be understood is answered so."""
+        """Take what somebody sent; None for what is no text. What cannot be understood is answered so."""
         try:
             if text is None:
                 raise InvalidInputError("a message must be text, got bytes")

@@ -87,7 +87,7 @@ class Server:
 
 @contextlib.contextmanager
 def serving(listener: socket.socket, host: str) -> Iterator[Server]:
-    """Serves the page while the block runs.
+    """Serve the page while the block runs.
 
     Args:
         listener: From `listen`; closed in the end.

@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Builds a (nested) config dataclass from plain dicts, as `dataclasses.asdict` makes them.
+    """Build a (nested) config dataclass from plain dicts, as `dataclasses.asdict` makes them.
 
     Raises:
         InvalidInputError: A key is not a field of the config.

@@ -33,7 +33,7 @@ MAX_SIGMA = 1e4
 
 
 def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
-    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
+    """Raise `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
     check_integers(f"{owner}.depths", depths, 1, MAX_DEPTH)
     check_integers(f"{owner}.channels", channels, 1, MAX_WIDTH)
     check_integers(f"{owner}.attn_depths", attn_depths, 0, 1)
@@ -45,7 +45,7 @@ def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths
 
 
 def check_group_norms(channels: list[int]) -> None:
-    """Raises `InvalidInputError` where a group norm of the U-Net would not divide its channels evenly."""
+    """Raise `InvalidInputError` where a group norm of the U-Net would not divide its channels evenly."""
     for c1, c2 in level_channels(channels):
         for width in (c1, c2, 2 * c2, c1 + c2):
             if width % num_groups(width):
@@ -199,7 +199,7 @@ class InnerModel(nn.Module):
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c2 h2 w2"]:
-        """Runs the network on images from `fold`.
+        """Run the network on images from `fold`.
 
         `obs` holds the n past frames in its channels, oldest first, already scaled; the steps that denoise a
         frame share its fold. `c_noise` may have one entry for all images.

@@ -133,7 +133,7 @@ class RewEndModel(nn.Module):
         next_obs: Float[Tensor, "b t c h w"],
         hx_cx: LSTMState | None = None,
     ) -> tuple[Float[Tensor, "b t 3"], Float[Tensor, "b t 2"], LSTMState]:
-        """Runs over t steps.
+        """Run over t steps.
 
         Args:
             obs: Frames in [-1, 1] before each action.

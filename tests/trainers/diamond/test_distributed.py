@@ -47,7 +47,7 @@ def static(tmp_path_factory):
 
 
 def together(folder, *arguments, **kwargs):
-    """Starts two processes in a folder."""
+    """Start two processes in a folder."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, *TORCHRUN, "-m", "trainers.diamond", *arguments],

@@ -56,7 +56,7 @@ def drawn_first(seed):
 
 
 def early():
-    """Draws the first possible step."""
+    """Draw the first possible step."""
     return np.random.default_rng(next(seed for seed in range(100) if drawn_first(seed) == N))
 
 

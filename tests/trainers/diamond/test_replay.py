@@ -184,7 +184,7 @@ def test_without_events_segments_are_drawn_as_ever():
 
 
 def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
-    """Draws segments of 6 steps; `steps` maps (episode, time) to weights."""
+    """Draw segments of 6 steps; `steps` maps (episode, time) to weights."""
     firsts = source.lengths.cumsum() - source.lengths
     weights = np.zeros(source.num_steps, np.float32)
     for (e, time), weight in steps.items():

@@ -95,7 +95,7 @@ def test_without_a_compiler_it_says_so_before_a_folder_is_made(recordings, tmp_p
 
 
 def edit_config(run, *more):
-    """Changes a run's configuration, as a user with an editor might."""
+    """Change a run's configuration, as a user with an editor might."""
     config = from_yaml(run.config_file)
     for key, value in more:
         owner = config
@@ -236,7 +236,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def stop(command, epochs, signal_number):
-        """Starts the trainer, waits until so many epochs are logged and the next has begun, signals it."""
+        """Start the trainer, wait until so many epochs are logged and the next has begun, and signal it."""
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.diamond", *command],
             cwd=tmp_path,

@@ -539,7 +539,9 @@ def test_contexts_are_of_types_that_numpy_knows(name, tmp_path):
     path = write_contexts(tmp_path)
     tensors, metadata = untrusted.read_tensors(path)
     safetensors.torch.save_file(tensors | {name: tensors[name].bfloat16()}, path, metadata)
-    with pytest.raises(CheckpointError, match=r"contexts\.safetensors cannot be read as a bank"):
+    with pytest.raises(
+        CheckpointError, match=r"contexts\.safetensors cannot be read as a file of start contexts"
+    ):
         ContextBank.load(path)
 
 

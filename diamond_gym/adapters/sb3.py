@@ -60,13 +60,13 @@ class BatchedVecEnv(VecEnv):
     """A batched Gymnasium environment as a `VecEnv`.
 
     As in SB3's own ones, the observation that ends an episode is `infos[i]["terminal_observation"]`,
-    `infos[i]["TimeLimit.truncated"]` tells a horizon from an end, and a finished game starts anew at once;
-    what that reset said is in `reset_infos[i]`: the context, frames and actions to burn in a memory with.
-    Rewards are float32. There are no single environments: `get_attr` and `env_method` ask all games at once
-    and give each its entry of a tuple, or all the same answer.
+    `infos[i]["TimeLimit.truncated"]` tells a horizon from an end, and a finished game is reset at once. The
+    info of that reset is in `reset_infos[i]`: the context, frames and actions to burn in a memory with.
+    Rewards are float32. There are no single environments: `get_attr` and `env_method` ask the whole batch;
+    a tuple has one entry for each game, any other result is the same for all games.
 
     Args:
-        env: With autoreset mode SAME_STEP and NumPy output.
+        env: A batched environment with autoreset mode SAME_STEP and NumPy output.
 
     Raises:
         InvalidInputError: It has another autoreset mode.
@@ -91,11 +91,11 @@ class BatchedVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keep the actions; `step_wait` does the work."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Take the actions given to `step_async`."""
+        """Take the stored actions, one in each game."""
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = terminated | truncated
         cut_short = truncated & ~terminated
@@ -132,7 +132,7 @@ class BatchedVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Call a method of the batched environment, once, and give each of some games its answer."""
+        """Call a method of the batched environment once; return the result for each of some games."""
         return self._each(getattr(self.env, method_name)(*method_args, **method_kwargs), indices)
 
     def env_is_wrapped(
@@ -152,11 +152,11 @@ class BatchedVecEnv(VecEnv):
 
 
 class ContextFrameStack(VecEnvWrapper):
-    """Stacks the last frames along the channels, as `VecFrameStack`; a new game begins with its context.
+    """`VecFrameStack` (the last frames, along the channels) whose games begin with their contexts.
 
-    `VecFrameStack` fills up with black frames. Imagined games last for tens of steps, and the real one never
-    looks like that but at its very start, so here the frames before the first one are the real ones that the
-    game started from. A game without a context is filled up with black.
+    `VecFrameStack` puts black frames before the first one. Imagined games last for tens of steps, and the
+    real one looks like that only at its very start, so here the frames before the first one are the real
+    frames that the game started from. A game without a context gets black frames.
 
     Args:
         venv: Games with frames (h, w, c); the innermost `VecEnv` holds contexts in `reset_infos`, or not.
@@ -212,8 +212,8 @@ def burn_in(agent: Any, env: VecEnv) -> Any:
     obs = env.reset()
     act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
 
-    Imagined games start in the middle of real ones. When single games have started anew, call it again and
-    take over the entries of those.
+    Imagined games start in the middle of real ones. After some games have been reset, call this again and
+    copy the entries of those games.
 
     Args:
         agent: A `RecurrentPPO`, or another whose `predict` takes and returns a state; it sees single frames.

@@ -28,8 +28,8 @@ class DiamondTorchRLEnv(EnvBase):
 
     "pixels" is uint8 (num_envs, 64, 64, 3), as `GymEnv(from_pixels=True)` has it: `ToTensorImage` makes it
     what convolutions take. "action" is categorical, "reward" a sign (float32), "terminated" the predicted
-    end, "truncated" the imagination horizon. Resets may be partial ("_reset"), so collectors start each game
-    anew when it is over.
+    end, "truncated" the imagination horizon. Resets may be partial ("_reset"), so collectors reset each game
+    when it is over.
 
     Args:
         env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.

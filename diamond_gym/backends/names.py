@@ -1,4 +1,4 @@
-"""The names of the backends, and what replaces the argument `compile` that came before them."""
+"""The names of the backends, and the mapping of the deprecated argument `compile` to them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def backend_of_compile(compile: object) -> Backend:
-    """The backend that a value of the former argument `compile` stands for; warns that it is deprecated.
+    """Return the backend that a value of the deprecated argument `compile` means, with a warning.
 
     Args:
         compile: True, False, "auto" or "openvino"; on command lines also "true" and "false".
@@ -64,9 +64,9 @@ def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def warn_deprecated(message: str) -> None:
-    """Warn of what was asked for by the nearest caller outside this project and Gymnasium.
+    """Warn of a deprecation, at the line of the nearest caller outside this project and Gymnasium.
 
-    Python shows deprecations in a program's own code only; `gymnasium.make` is between it and ours.
+    Python shows deprecations only where they are the program's own; `gymnasium.make` lies in between.
     """
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in _NOT_THE_CALLER:

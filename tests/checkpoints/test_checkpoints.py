@@ -562,7 +562,7 @@ def test_contexts_can_be_given(saved, run, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n": 3}, "3 frames each, this world model looks back on 4"),
+        ({"n": 3}, "3 frames each, this world model needs 4"),
         ({"size": 32}, r"\(32, 32, 3\), this world model expects \(64, 64, 3\)"),
         ({"num_actions": 9}, "has 4 actions"),
     ],

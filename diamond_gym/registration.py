@@ -119,7 +119,7 @@ def env_id(game: str) -> str:
     """Return the id of a game's environment: "ms_pacman" -> "DiamondMsPacman-v0".
 
     Raises:
-        UnknownGameError: Ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
     """
     return f"Diamond{game_name(game)}-v0"
 
@@ -128,7 +128,7 @@ def real_env_id(game: str) -> str:
     """Return the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
 
     Raises:
-        UnknownGameError: Ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
     """
     return f"DiamondReal{game_name(game)}-v0"
 
@@ -141,7 +141,7 @@ def game_name(text: str) -> str:
             "DiamondMsPacman-v0" all give "MsPacman".
 
     Raises:
-        UnknownGameError: Ale-py has no such game; the message names the nearest.
+        UnknownGameError: ale_py has no such game; the message names the nearest.
     """
     match = _GAME_ID.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import os
 import re
@@ -15,6 +16,10 @@ import cv2
 import gymnasium
 import pytest
 import yaml
+
+from diamond_gym import DiamondEnv, DiamondVectorEnv, WorldModel
+from diamond_gym.data.recorder import RecordEpisodes
+from diamond_gym.games.atari import AtariEnv
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -91,6 +96,14 @@ def test_snippets_run(snippet, run):
 @pytest.mark.parametrize("snippet", snippets("slow"))
 def test_slow_snippets_run(snippet, run):
     run(snippet)
+
+
+@pytest.mark.parametrize("kind", [DiamondEnv, DiamondVectorEnv, WorldModel, AtariEnv, RecordEpisodes])
+def test_examples_in_docstrings_run(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(kind, kind.__name__)
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted > 0 and result.failed == 0
 
 
 def test_readme_and_quick_start_have_snippets_that_run():

@@ -220,8 +220,8 @@ def burn_in(agent: Any, env: VecEnv) -> Any:
         env: Games that have been reset; the innermost `VecEnv` holds contexts in `reset_infos`.
 
     Returns:
-        The state: for `RecurrentPPO` a pair of float32 arrays (layers, num_envs, hidden). None for games
-        whose contexts have a single frame.
+        The agent's state, which for `RecurrentPPO` is a pair of float32 arrays (layers, num_envs, hidden).
+        None for games whose contexts have a single frame.
 
     Raises:
         InvalidInputError: The games have no contexts.

@@ -73,7 +73,7 @@ def with_our_names(
     """Rename the weights of the paper's DDPM (section 5.1) as those of EDM's network; keep all others.
 
     Returns:
-        The weights, and what their names tell: that the objective is "ddpm", or nothing.
+        The weights, and a dict of what their names tell, namely that the objective is "ddpm", or nothing.
     """
     if not any(key.startswith(_DDPM_NETWORK) for key in state_dict):
         return state_dict, known

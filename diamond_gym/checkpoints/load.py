@@ -87,7 +87,7 @@ def load_world(
             checkpoint's own contexts.
 
     Raises:
-        UnknownGameError: Ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
         InvalidInputError: An argument is not one of those accepted.
         DeviceError: The device is not available, or the backend needs another one.
         CheckpointNotFoundError: There is no such checkpoint.

@@ -59,7 +59,7 @@ def save_world(
 
     Raises:
         InvalidInputError: Arguments contradict each other.
-        UnknownGameError: Ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
         CacheError: The folder cannot be written.
     """
     num_actions = agent.config.num_actions

@@ -23,7 +23,7 @@ def open_window(title: str, fps: float) -> Window:
     """A window that opens with its first picture.
 
     Raises:
-        MissingDependencyError: Pygame is not installed.
+        MissingDependencyError: pygame is not installed.
         DisplayError: There is no display.
     """
     return Window(title, fps, advice=NO_DISPLAY)

@@ -75,7 +75,7 @@ def sample(
         step_noise: Step -> unit normal noise; asked for after every step but the last.
 
     Returns:
-        The whole trajectory, from `init_noise` to the sample: one image batch per step, and the start.
+        The trajectory from `init_noise` to the sample, with `init_noise` and one image batch per step.
     """
     x = init_noise
     trajectory = [x]

@@ -114,7 +114,7 @@ def sample(
         churn_noise: Noise to add back at a step; needed only when `config.s_churn > 0`.
 
     Returns:
-        The whole trajectory, from `init_noise` to the sample: one image batch per noise level.
+        The trajectory from `init_noise` to the sample, with one image batch per noise level.
     """
     x = init_noise
     trajectory = [x]

@@ -86,7 +86,7 @@ def read_text(path: Path, kind: type[DiamondGymError], what: str, max_bytes: int
     """A file of UTF-8.
 
     Raises:
-        kind: It is missing, no regular file, too large, or not UTF-8.
+        kind: It is missing, not a regular file, too large, or not UTF-8.
     """
     with reading(path, kind, what), opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -247,11 +247,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
     """A regular file to read; a pipe or a device, which could be without end, is refused.
 
     Raises:
-        OSError: It is missing, cannot be opened, or is no regular file.
+        OSError: It is missing, cannot be opened, or is not a regular file.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         yield file
 
 

@@ -105,7 +105,7 @@ def test_a_lock_neither_follows_nor_empties_what_somebody_put_in_its_place(tmp_p
     assert victim.read_text() == "precious"
     (folder / ".lock").unlink()
     os.mkfifo(folder / ".lock")  # opening it would wait for a reader
-    with pytest.raises(CacheError, match="no regular file"), disk.locked(folder):
+    with pytest.raises(CacheError, match="not a regular file"), disk.locked(folder):
         pass
 
 

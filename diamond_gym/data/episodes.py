@@ -1,4 +1,4 @@
-"""Episodes on disk in the published DIAMOND dataset layout: write, read, index, check.
+"""Episodes on disk in the published DIAMOND dataset layout: written, read, indexed and checked.
 
 A dataset is a folder:
 
@@ -7,9 +7,9 @@ A dataset is a folder:
     000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
     200/30/4/1234.pt
 
-Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
-whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. Any
-number of processes may append and read; one at a time may replace. The module knows nothing of games,
+Episodes written here can be read by the published code, and vice versa. Every file is replaced atomically,
+episodes before the index, so a process killed at any time leaves a dataset that can be opened. Any number of
+processes may append and read; one at a time may replace. The module knows nothing of games,
 policies or training segments.
 """
 
@@ -51,9 +51,9 @@ _ARRAY_GLOBALS: list[Any] = [
 
 @dataclass
 class Episode:
-    """What happened from a reset to an end, on the CPU.
+    """An episode, from a reset to its end, on the CPU.
 
-    `act[t]` was taken at `obs[t]` and gave `rew[t]`, `end[t]`, `trunc[t]`.
+    `act[t]` was taken at `obs[t]` and resulted in `rew[t]`, `end[t]`, `trunc[t]`.
 
     Attributes:
         obs: Frames, 0..255.
@@ -65,7 +65,7 @@ class Episode:
             is unfinished.
 
     Raises:
-        DatasetError: A field has the wrong shape or dtype, or the episode goes on after an end.
+        DatasetError: A field has the wrong shape or dtype, or the episode continues after an end.
     """
 
     obs: UInt8[Tensor, "t c h w"]
@@ -109,7 +109,7 @@ class Episode:
 
     @property
     def final_observation(self) -> UInt8[Tensor, "c h w"] | None:
-        """The frame after the last step, None when unknown."""
+        """The frame after the last step; None when unknown."""
         return self.info.get(_FINAL)
 
     @property
@@ -126,10 +126,10 @@ class Episode:
         disk.write_torch(Path(path), self._content())
 
     def _content(self) -> dict[str, Any]:
-        """What a file holds."""
+        """Return the content of the file."""
         info = dict(self.info)
         if _FINAL in info:
-            info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout keeps this one frame in [-1, 1]
+            info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout stores this one frame in [-1, 1]
         fields = {
             name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
         }
@@ -226,16 +226,16 @@ class EpisodeDataset:
 
     @property
     def reward_counts(self) -> dict[int, int]:
-        """How many steps carry a reward of each sign: keys -1, 0, 1."""
+        """Number of steps with a reward of each sign: keys -1, 0, 1."""
         return {sign: self._counter_rew[sign] for sign in (-1, 0, 1)}
 
     @property
     def end_counts(self) -> dict[int, int]:
-        """How many steps end their episode (1) and how many do not (0)."""
+        """Number of steps that end their episode (1) and that do not (0)."""
         return {end: self._counter_end[end] for end in (0, 1)}
 
     def episode_path(self, episode_id: int) -> Path:
-        """Where an episode is kept, written or not."""
+        """Return the path of an episode, which may not be written yet."""
         hundreds, tens, units = (episode_id // 100 % 10 * 100, episode_id // 10 % 10 * 10, episode_id % 10)
         return self.path / f"{hundreds:03d}" / f"{tens:02d}" / f"{units}" / f"{episode_id}.pt"
 
@@ -251,7 +251,7 @@ class EpisodeDataset:
         return Episode.load(self.episode_path(episode_id))
 
     def append(self, episode: Episode) -> int:
-        """Write one more episode and the index; returns the episode's number.
+        """Write another episode and the index; return the episode's number.
 
         Episodes that other processes have added since are taken in.
 
@@ -276,7 +276,7 @@ class EpisodeDataset:
         self._write_index()
 
     def replace(self, episode_id: int, episode: Episode) -> None:
-        """Write another version of an episode, for example one that has gone on since.
+        """Write another version of an episode, for example one that has more steps now.
 
         Raises:
             IndexError: There is no such episode.
@@ -328,7 +328,7 @@ class EpisodeDataset:
 
     @property
     def _stale_mark(self) -> Path:
-        """Exist while an episode is being replaced: the files are right then, the index may not be."""
+        """Path of a file that exists while an episode is replaced and the index may be wrong."""
         return self.path / "info.stale"
 
     def _clear_index(self) -> None:
@@ -344,16 +344,16 @@ class EpisodeDataset:
         self._counter_end.update(episode.end.tolist())
 
     def _free_paths(self) -> Iterator[Path]:
-        """Where the next episode goes; when a name is taken, the episode that took it is counted."""
+        """Yield paths for the next episode; when one is taken, count the episode that took it."""
         while True:
             path, before = self.episode_path(self.num_episodes), self.num_episodes
             yield path
             self._index_new_files()
             if self.num_episodes == before:
-                raise CacheError(f"{path} is in the way of an episode, and is none: remove it")
+                raise CacheError(f"{path} is in the way of an episode but is not one: remove it")
 
     def _index_new_files(self) -> None:
-        """Take in episodes that were written after the index was."""
+        """Add episodes that were written after the index was."""
         for episode_id in itertools.count(self.num_episodes):
             path = self.episode_path(episode_id)
             if not path.is_file():
@@ -417,20 +417,20 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
 
 
 def _flags(name: str, value: Any) -> Any:
-    """Zeros and ones of any integer or boolean type as uint8; what is no tensor of such a type as it is."""
+    """Turn zeros and ones of any integer or boolean type into uint8; return anything else unchanged."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         return value
-    numbers = value.long()  # not every integer type can be compared
+    numbers = value.long()  # some integer types cannot be compared
     if numbers.numel() and not bool(((numbers == 0) | (numbers == 1)).all()):
         raise DatasetError(f"{name} must be 0 or 1, got values from {numbers.min()} to {numbers.max()}")
     return numbers.to(torch.uint8)
 
 
 def _counts(found: Any) -> Counter[Any]:
-    """How many steps carry each number."""
+    """Count the steps with each number."""
     counts = Counter({float(number): int(count) for number, count in found.items()})
     if any(count < 0 for count in counts.values()):
-        raise ValueError("it counts fewer than no steps")
+        raise ValueError("it counts negative numbers of steps")
     return counts
 
 
@@ -442,7 +442,7 @@ def _read(path: Path, what: str, safe_globals: list[Any]) -> Any:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Compare the file's contents with the checksums stored beside them, which torch does not do."""
+    """Compare the file's contents with their stored checksums, which torch does not do."""
     if not zipfile.is_zipfile(path):
         return  # torch's older format has no checksums
     with untrusted.reading(path, DatasetError, "an episode"), zipfile.ZipFile(path) as archive:

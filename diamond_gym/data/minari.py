@@ -1,4 +1,4 @@
-"""Episodes of a Minari dataset. The only module that knows the library, which is optional."""
+"""Episodes of a Minari dataset. Only this module imports the library, which is optional."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _JPEG = (
 
 
 class MinariSource:
-    """The episodes of a dataset that lies on this machine, read one at a time.
+    """The episodes of a dataset on this machine, read one at a time.
 
     Args:
         name: Id of the dataset, such as "my-game/random-v0", or its folder.
@@ -52,7 +52,7 @@ class MinariSource:
         """
         try:
             episode = self._dataset[number]
-        except Exception as error:  # whatever the storage raises for damaged files
+        except Exception as error:  # any error of the storage for damaged files
             raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
         with untrusted.reading(f"minari={self.name}, episode {number}", DatasetError, "an episode of images"):
             obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
@@ -78,9 +78,9 @@ def _load(name: str) -> Any:
         if (folder / "data").is_dir():
             return minari.MinariDataset(folder / "data")
         return minari.load_dataset(name)
-    except ImportError as error:  # of what a storage format needs
+    except ImportError as error:  # raised for a missing package of a storage format
         raise MissingDependencyError(f"minari={name}: {error}") from error
-    except Exception as error:  # whatever the library and its storage raise for ids and files
+    except Exception as error:  # any error of the library and its storage for ids and files
         is_missing = isinstance(error, FileNotFoundError)
         reason = "it is not on this machine" if is_missing else " ".join(str(error).split())
         raise DatasetError(

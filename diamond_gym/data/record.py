@@ -29,7 +29,7 @@ diamond_gym.data.recorder.RecordEpisodes(env, FOLDER)."""
 
 @dataclass
 class RecordOptions:
-    """What to play, for how long, and where to put it.
+    """The settings of a recording.
 
     Raises:
         InvalidInputError: A number is out of range.
@@ -49,10 +49,10 @@ class RecordOptions:
 
 
 def record(options: RecordOptions, *, progress: bool = True) -> int:
-    """Play and records.
+    """Play and record.
 
     Returns:
-        Episodes recorded, the last, cut one included.
+        Number of recorded episodes, including the last one, which is cut.
 
     Raises:
         InvalidInputError: There is no such environment, or it cannot be recorded.

@@ -204,7 +204,7 @@ def test_a_killed_process_is_told(tmp_path):
         text=True,
         check=False,
     )
-    assert result.stdout.startswith("DiamondGymError a process that played was killed"), result.stderr
+    assert result.stdout.startswith("DiamondGymError a worker process was killed"), result.stderr
 
 
 def test_the_bar_shows_steps(capsys, monkeypatch):

@@ -10,7 +10,7 @@ from diamond_gym.evaluate.settings import Settings
 
 
 def _evaluate(settings: Settings) -> None:
-    from diamond_gym.evaluate.evaluation import run  # seconds, which a typing error need not wait for
+    from diamond_gym.evaluate.evaluation import run  # takes seconds, so arguments are checked first
 
     run(settings)
 

@@ -1,4 +1,4 @@
-"""How near the imagined is to the real: pure functions of arrays. Knows nothing of games, models or files."""
+"""Metrics of imagined against real: pure functions of arrays. Knows nothing of games, models or files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scores:
-    """How well one kind of event is predicted; NaN where nothing was predicted, or nothing happened."""
+    """How well one kind of event is predicted; NaN where none was predicted, or none occurred."""
 
     precision: float
     recall: float
@@ -39,7 +39,7 @@ def confusion(real: NDArray[np.int64], predicted: NDArray[np.int64], num_classes
 
 
 def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
-    """Precision, recall and F1 of events: of all classes but `nothing`, and right only with the right class.
+    """Precision, recall and F1 of events: all classes except `nothing`, right only with the right class.
 
     Args:
         matrix: Counts (real class, predicted class).
@@ -57,7 +57,7 @@ def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
 
 
 def returns(rew: Array, end: Mask, valid: Mask) -> Array:
-    """Sums of rewards (b, t) up to and with the first end, over valid steps only; (b,)."""
+    """Sums (b,) of rewards (b, t) up to and including the first end, over valid steps only."""
     return np.where(_until_first(end) & valid, rew, 0).sum(1)
 
 
@@ -74,7 +74,7 @@ def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
 
 
 def _until_first(end: Mask) -> Mask:
-    """Which steps (b, t) come before the first end, or with it."""
+    """Mask of the steps (b, t) up to and including the first end."""
     return np.cumsum(end, axis=1) - end == 0
 
 
@@ -91,11 +91,11 @@ def correlation(a: Array, b: Array) -> float:
 
 
 def drift(a: NDArray[np.uint8], b: NDArray[np.uint8], mask: Mask) -> Array:
-    """How far the mean frames of two sets of films are apart, at each step.
+    """Distance of the mean frames of two sets of films at each step.
 
     Args:
         a: Frames (b, t, c, h, w).
-        b: The others.
+        b: The other frames.
         mask: Which frames (b, t) count, in both.
 
     Returns:
@@ -112,7 +112,7 @@ def _mean_frames_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 @dataclass(frozen=True)
 class ActionEffects:
-    """What difference actions make, in imagination against the real game.
+    """The effect of actions in imagination against the real game.
 
     Attributes:
         correlation: Cosine between the real and the imagined effect, mean over starts; an effect is how
@@ -147,7 +147,7 @@ def action_effects(real: NDArray[np.uint8], imagined: NDArray[np.uint8]) -> Acti
 
 
 def _effects(real: Array, imagined: Array) -> tuple[float, float, float, int, int]:
-    """Of one start: squared sizes of both effects, their product, pairs told apart, pairs that differ."""
+    """For one start: squared sizes of both effects, their product, pairs told apart, pairs that differ."""
     a, b = real - real.mean(0), imagined - imagined.mean(0)
     nearness = np.square(imagined[:, None] - real[None]).sum(axis=(2, 3, 4))
     differs = np.square(real[:, None] - real[None]).sum(axis=(2, 3, 4)) > 0

@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diamond_gym.cli import option
 
 @dataclass
 class Settings:
-    """What to evaluate, and where to put the answer.
+    """What to evaluate, and where to write the results.
 
     Raises:
         InvalidInputError: A number is out of range.

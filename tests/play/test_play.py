@@ -254,7 +254,7 @@ def outcomes(viewer: Viewer, count: int = 4) -> list[Any]:
 @pytest.mark.parametrize("to_place", [[], ["right", "right"], ["c"]])
 def test_a_saved_moment_has_one_future(viewer: Viewer, to_place: list[str]):
     viewer.press("l")
-    assert "no moment has been saved" in viewer.view().message
+    assert "nothing has been saved" in viewer.view().message
     for key in (*to_place, "m"):
         viewer.press(key)
     steps(viewer, 3)

@@ -1,4 +1,4 @@
-"""Checks of numbers that a user, or a file, gives: of the right type, finite and within a range."""
+"""Checks of numbers from users or files: of the right type, finite and within a range."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_number(name: str, value: Any, least: float, most: float, *, above: boo
 
 
 def _shown(value: Any) -> str:
-    """The value as a user would write it; what is long without reason is cut."""
+    """Format the value as a user would write it, cut if it is very long."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)

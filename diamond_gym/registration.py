@@ -1,9 +1,9 @@
 """The games, and the Gymnasium ids of their learned simulators.
 
 `Diamond<Game>-v0` exists for every single-player game of ale-py, and `DiamondReal<Game>-v0` for the game that
-it imagines; `register_world_model` adds an id for a model that somebody trained. Ids carry entry points as
-strings, so registering loads neither torch nor ale-py, and this module knows nothing of how an environment
-works or where weights come from.
+it imagines; `register_world_model` adds an id for a model of your own. Entry points are strings, so
+registering loads neither torch nor ale-py, and this module knows nothing of how an environment works or where
+weights come from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAMES: tuple[str, ...] = tuple(
     VideoCube VideoPinball WizardOfWor WordZapper YarsRevenge Zaxxon
     """.split()
 )
-"""Every game that ale-py can play alone, in its own spelling, sorted."""
+"""Every single-player game of ale-py, in its spelling, sorted."""
 
 ATARI_100K: tuple[str, ...] = tuple(
     """
@@ -59,10 +59,10 @@ _GAME_ID = re.compile(
 
 
 def register_games() -> None:
-    """Register `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
+    """Register `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; existing ids are not changed.
 
-    A real game has the spaces of the imagined one, so that any library can score who learned in imagination.
-    It is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
+    A real game has the spaces of the imagined one, so that any library can score an agent that learned in
+    imagination. It lasts until game over (ALE truncates it after half an hour), with the game's own rewards.
     """
     for game in GAMES:
         imagined = _spec(env_id(game), {"game": game}, DEFAULT_MAX_EPISODE_STEPS)
@@ -88,14 +88,14 @@ def register_world_model(
         id: `Name-v0` or `namespace/Name-v0`.
         checkpoint: A `.safetensors`, `.pt` or run folder, or any other value the environments accept as
             `checkpoint`. A `Path` is made absolute, a string is kept as it is.
-        max_episode_steps: Imagination horizon, at least 1, or None for no end but the predicted one.
+        max_episode_steps: Imagination horizon, at least 1, or None for no end except the predicted one.
         **kwargs: Further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
             expressible in JSON, because Gymnasium writes specs as JSON. `game` is optional: the checkpoint
-            says which game it imagines.
+            names the game that it imagines.
 
     Raises:
-        InvalidInputError: Malformed or taken id, horizon below 1, checkpoint of another type, or a keyword
-            argument that JSON cannot hold.
+        InvalidInputError: The id is malformed or taken, the horizon is below 1, the checkpoint is of another
+            type, or JSON cannot hold a keyword argument.
         UnknownGameError: `game` was given and is not a game of ale-py.
     """
     _check_id(id)
@@ -116,7 +116,7 @@ def register_world_model(
 
 
 def env_id(game: str) -> str:
-    """Return the id of a game's environment: "ms_pacman" -> "DiamondMsPacman-v0".
+    """Return the id of a game's environment, such as "DiamondMsPacman-v0" for "ms_pacman".
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -125,7 +125,7 @@ def env_id(game: str) -> str:
 
 
 def real_env_id(game: str) -> str:
-    """Return the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
+    """Return the id of the real game, such as "DiamondRealMsPacman-v0" for "ms_pacman".
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -141,7 +141,7 @@ def game_name(text: str) -> str:
             "DiamondMsPacman-v0" all give "MsPacman".
 
     Raises:
-        UnknownGameError: ale_py has no such game; the message names the nearest.
+        UnknownGameError: ale_py has no such game; the message suggests similar names.
     """
     match = _GAME_ID.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -156,10 +156,10 @@ def game_name(text: str) -> str:
 
 
 def check_imagined(id: str) -> None:
-    """Make sure that an id is that of an imagined game, this library's or `register_world_model`'s.
+    """Check that an id is that of an imagined game, this library's or `register_world_model`'s.
 
     Raises:
-        InvalidInputError: It is not registered, or another environment's.
+        InvalidInputError: It is not registered, or that of another environment.
     """
     try:
         spec = gymnasium.spec(id)

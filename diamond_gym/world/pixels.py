@@ -1,4 +1,4 @@
-"""Frames: conversion between uint8 [0, 255] and the networks' float32 [-1, 1], and how near two of them are.
+"""Frames: conversion between uint8 [0, 255] and the networks' float32 [-1, 1], and PSNR.
 
 `quantize` rounds *down*: the released DIAMOND weights were trained on frames truncated to 256 levels.
 """
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 PSNR_CAP = 60.0
-"""Frames nearer than this, in dB, count as this near: otherwise one exact frame would make a mean
-infinite."""
+"""Largest PSNR in dB: without a cap, one exact frame would make a mean infinite."""
 
 
 def to_float(frames: UInt8[Tensor, "..."], dtype: torch.dtype = torch.float32) -> Float[Tensor, "..."]:
     """Map uint8 levels 0..255 to [-1, 1].
 
-    To the last bit `frames / 255 * 2 - 1`, since doubling is exact, in one pass over memory less.
+    The result is bit for bit `frames / 255 * 2 - 1`, since doubling is exact, with one pass less over memory.
     """
     return frames.to(dtype).div_(127.5).sub_(1)
 

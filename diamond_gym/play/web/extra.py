@@ -1,4 +1,4 @@
-"""Whether what the extra `web` brings is installed."""
+"""A check that the packages of the extra `web` are installed."""
 
 from __future__ import annotations
 

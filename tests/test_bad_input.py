@@ -1,4 +1,4 @@
-"""What a user can get wrong, one row each: a clear `DiamondGymError`, and an environment that goes on."""
+"""Wrong input, one row each: it gives a clear `DiamondGymError`, and the environment still works."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def context(obs: Any = OBS[0], act: Any = ACT[0]) -> dict[str, Any]:
 
 
 def restore(env: Any, **changes: Any) -> None:
-    """Go to the present moment, some of which has been changed by hand."""
+    """Restore the current state, with some parts changed by hand."""
     env.restore_state(replace(env.clone_state(), **changes))
 
 
@@ -51,7 +51,7 @@ def restore_world(env: Any, **changes: Callable[[Any], Any]) -> None:
 
 
 Row = tuple[Callable[[Any], Any], str]
-"""What the user does to an environment in mid-game; what the message must tell."""
+"""Calls in the middle of a game, and what the error message must contain."""
 
 SINGLE: dict[str, Row] = {
     "action too large": (

@@ -1,4 +1,4 @@
-"""Every command that README and documentation show, or once showed, is understood and runs, made small."""
+"""Every command in README and documentation, now or formerly, is accepted and runs at a small size."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ benchmarks.drift edm=RUN ddpm=DDPM_RUN
 trainers.contexts game=Pong out=FILE max_contexts=8000
 trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6
 """
-"""Commands of earlier READMEs that today's pages do not show."""
+"""Commands of earlier READMEs that the pages no longer show."""
 
 STEPS = [
     f"{part}.training.{steps}=2" for part in train.PARTS for steps in ("steps_first_epoch", "steps_per_epoch")
@@ -75,7 +75,7 @@ SMALL: dict[str, list[str]] = {
     "trainers.contexts": ["num_steps=300", "max_contexts=8"],
     "benchmarks.drift": ["episodes=2", "starts=2", "horizon=3", "num_denoising_steps=1", "device=cpu"],
 }
-"""What replaces arguments of the same keys, by the program and its subcommand."""
+"""Arguments that replace those of the same keys, by the program and its subcommand."""
 
 FAST = [
     "diamond_gym.play game=Breakout",
@@ -86,11 +86,11 @@ FAST = [
     "trainers.diamond record env=my_module:MyGame-v0 out=recordings num_steps=50000",
     "trainers.diamond import-episodes episodes=recordings out=data/MyGame",
 ]
-"""Commands that run in this process, too, in this order."""
+"""Commands that also run in this process, in this order."""
 
 
 def commands_of(text: str) -> Iterator[str]:
-    """What follows `python -m` in the Bash of a page, without comments."""
+    """Return the text after `python -m` in the Bash of a page, without comments."""
     for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -103,13 +103,13 @@ COMMANDS = [*PUBLISHED, *EARLIER.split("\n")[1:-1]]
 
 
 def program_of(words: list[str]) -> str:
-    """A module, with its subcommand if what is small about it depends on that."""
+    """Return the module of a command, with its subcommand if `SMALL` has one."""
     two = " ".join(words[:2])
     return two if two in PARSERS else words[0]
 
 
 def made_small(command: str) -> list[str]:
-    """The words of a command, with smaller numbers."""
+    """Return the words of a command, with smaller numbers."""
     words = shlex.split(command)
     small = SMALL.get(program_of(words), [])
     if words[0] == "diamond_gym.play" and "game=Breakout" in words:
@@ -128,12 +128,12 @@ def made_small(command: str) -> list[str]:
 
 
 def parse_training(arguments: list[str]) -> None:
-    """Understand what `trainers.diamond train` is told."""
+    """Parse the arguments of `trainers.diamond train`."""
     train.parse(train.split_run_folder(arguments)[0])
 
 
 def parser(kind: type[Any]) -> Callable[[list[str]], object]:
-    """Understand arguments of a dataclass."""
+    """Return a function that parses the arguments of a dataclass."""
     return lambda arguments: cli.parse(kind, arguments)
 
 
@@ -157,7 +157,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands find what they name: runs, episodes, a module of one's own, published weights."""
+    """A folder with the files that the commands name: runs, episodes, a module, published weights."""
     folder = tmp_path_factory.mktemp("commands")
     run = folder / "RUN"
     assert trainer(["train", "game=Breakout", *TRAINING, f"out={run}"]) == 0
@@ -205,7 +205,7 @@ def is_package(module: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.parametrize("program", list(dict.fromkeys(shlex.split(x)[0] for x in COMMANDS)))
 def test_commands_run(program, folder, monkeypatch):
-    """In processes of their own, in the order of the pages: some need what those before them made."""
+    """Commands run in processes of their own, in the order of the pages: some need files of earlier ones."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
     environment["DIAMOND_GYM_CACHE"] = str(folder / "cache")
     for made in ("recordings", "data", "my_breakout"):
@@ -223,7 +223,7 @@ def completes(words: list[str], **where: Any) -> None:
 
 
 def serves(words: list[str], **where: Any) -> None:
-    """Run a command that serves a page, look at the page, and end it."""
+    """Run a command that serves a page, request the page, and stop it."""
     process = subprocess.Popen([*words, "port=0"], stdout=subprocess.PIPE, text=True, **where)
     assert process.stdout is not None
     try:

@@ -1,4 +1,4 @@
-"""What importing the package costs and offers, and that the packaging files agree with it."""
+"""The time and names of importing the package, and its agreement with the packaging files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_importing_loads_neither_torch_nor_ale_py():
 
 
 def test_importing_takes_less_than_300_ms():
-    # of the processor: waiting for it while other tests run is none of the package's doing
+    # processor time, because the package is not responsible for waiting while other tests run
     code = "import time; t = time.process_time(); import diamond_gym; print(time.process_time() - t)"
     assert min(float(run_python(code)) for _ in range(5)) < 0.3
 

@@ -18,8 +18,8 @@ def _evaluate(settings: Settings) -> None:
 COMMAND = cli.Command(
     "python -m diamond_gym.evaluate",
     """\
-Plays held-out games of the real game, imagines from moments of them, and says in numbers, curves and a film
-how far imagination is from them.""",
+Plays held-out real games, imagines from contexts in them, and shows in numbers, curves and a film how far
+imagination is from them.""",
     Settings,
     _evaluate,
 )

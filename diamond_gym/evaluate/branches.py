@@ -80,7 +80,7 @@ def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: 
         game: The game's name.
         held_out: The episodes.
         starts: Starts in them; those with fewer than `NUM_STEPS` steps left are skipped.
-        num_starts: How many, spread evenly.
+        num_starts: Number of starts, spread evenly.
         seed: Fixes which actions are taken, at least 0.
 
     Returns:
@@ -110,9 +110,9 @@ def play_randomly(
     Args:
         game: The game's name.
         held_out: The episodes.
-        starts: Moments in them.
-        num_starts: How many, spread evenly.
-        num_steps: Actions from each on.
+        starts: Starts in them.
+        num_starts: Number of starts, spread evenly.
+        num_steps: Number of actions from each.
         seed: Fixes the actions, at least 0.
     """
     rng = np.random.default_rng(seed)
@@ -133,18 +133,18 @@ def play_on(
         game: The game's name.
         player: The player, without memory of earlier frames; its seed at a start is the start's index.
         held_out: The episodes.
-        starts: Moments in them.
-        num_starts: How many, spread evenly.
-        num_steps: Steps from each on.
+        starts: Starts in them.
+        num_starts: Number of starts, spread evenly.
+        num_steps: Number of steps from each.
     """
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
 
-    def anew(row: int) -> Player:
+    def at_start(row: int) -> Player:
         player.reset(row)
         return player
 
-    return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, anew, num_steps))
+    return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, at_start, num_steps))
 
 
 def _spread_evenly(starts: Starts, num_starts: int, num_steps: int) -> list[int]:

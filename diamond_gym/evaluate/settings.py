@@ -32,7 +32,7 @@ class Settings:
     )
     starts: int | None = option(
         None,
-        "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU",
+        "contexts to imagine from, spread evenly; without it 200, 30 for large networks on a CPU",
         least=1,
     )
     horizon: int = option(50, "steps to imagine from each start", least=1)

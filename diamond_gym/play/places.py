@@ -175,7 +175,7 @@ class ImaginedPlace:
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Go back to a moment."""
+        """Restore a state."""
         assert isinstance(state.env, ImaginedState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time
@@ -228,7 +228,7 @@ class RealPlace:
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Go back to a moment."""
+        """Restore a state."""
         assert isinstance(state.env, AtariState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time

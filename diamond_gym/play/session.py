@@ -253,7 +253,7 @@ class PlaySession:
 
     def _pause(self) -> None:
         self.is_paused = not self.is_paused
-        self.message = "paused" if self.is_paused else "goes on"
+        self.message = "paused" if self.is_paused else "resumed"
 
     def _single_step(self) -> None:
         if self.is_paused:

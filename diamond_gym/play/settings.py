@@ -121,7 +121,7 @@ class Options(WorldOptions):
     store_original_obs: bool = option(False, "with record: the real game's screens in full size")
     num_steps_initial_collect: int = option(
         0,
-        "play so many steps of the real game first and imagine from moments of them; 0: from the "
+        "play so many steps of the real game first and imagine from contexts in them; 0: from the "
         "checkpoint's own contexts",
         flag="-n",
         least=0,

@@ -30,7 +30,7 @@ MAX_STEPS = 1000
 MIN_SIGMA, MAX_SIGMA = 1e-5, 1e4
 MAX_RHO = 100.0
 MAX_CHURN = 1e6
-"""Largest `s_churn` with an effect: a step adds at most the noise of `sqrt(2) - 1` of its level."""
+"""Largest accepted `s_churn`; more has no effect, as a step raises its level by at most `sqrt(2) - 1`."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""World models on disk: sizes read off weights, saving, every way of loading, and what is refused."""
+"""World models on disk: sizes inferred from weights, saving, every way of loading, and errors."""
 
 import json
 import math
@@ -64,7 +64,7 @@ CONFIG = AgentConfig(
 
 
 def random_agent(config=CONFIG, **kwargs):
-    """An agent in which every weight matters (none starts at zero)."""
+    """Make an agent in which every weight matters (none starts at zero)."""
     agent = Agent(config, **kwargs).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in agent.parameters():
@@ -85,7 +85,7 @@ def same_weights(a, b):
 
 
 def imagine(world_model, bank, acts=(1, 0, 1)):
-    """Frames and logits of a few steps from the bank's contexts."""
+    """Return frames and logits of a few steps from some contexts."""
     obs, act = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3), torch.from_numpy(bank.act)
     state, seen = world_model.start(obs, act, key=torch.arange(len(bank))), []
     for action in acts:
@@ -114,7 +114,7 @@ def saved(agent, bank, tmp_path):
 
 @pytest.fixture
 def pt(agent, tmp_path):
-    """A published kind of file."""
+    """A file as it is published."""
     path = tmp_path / "Breakout.pt"
     torch.save(agent.state_dict(), path)
     return path
@@ -269,7 +269,7 @@ def test_loading_draws_no_random_numbers(saved, pt):
 
 
 def test_loading_does_not_import_the_compiler(pt):
-    """Which would take seconds."""
+    """The import would take seconds."""
     program = (
         "import sys; from diamond_gym.checkpoints import load_agent; load_agent(sys.argv[1]); "
         "print('torch._dynamo' in sys.modules)"
@@ -492,7 +492,7 @@ world_model_env:
 
 
 def publish(folder, text=PUBLISHED):
-    """Make a run look as one of the published trainer."""
+    """Make a run look like one of the published trainer."""
     (folder / "config" / "world.json").unlink()
     (folder / "config" / "trainer.yaml").write_text(text)
 
@@ -618,7 +618,7 @@ def test_an_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
         assert len(load_world("Breakout", str(world_model_only)).contexts) == 4
 
 
-# What is refused
+# Errors
 
 
 class Trap:

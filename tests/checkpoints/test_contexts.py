@@ -1,4 +1,4 @@
-"""Banks of start contexts: cut from episodes, played, saved small, and refused when damaged."""
+"""Start contexts: cut from episodes, played, saved compressed, and refused when damaged."""
 
 import json
 import zlib
@@ -32,7 +32,7 @@ N = 4
 
 
 def numbered_episode(number, length):
-    """An episode whose frames tell which episode and step they are of."""
+    """Make an episode whose frames contain the indices of episode and step."""
     obs = torch.zeros(length, 3, 8, 8, dtype=torch.uint8)
     obs[:, 0] = number
     obs[:, 1] = torch.arange(length)[:, None, None]

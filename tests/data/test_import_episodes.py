@@ -1,4 +1,4 @@
-"""Other people's episodes become a dataset: recordings, Minari's, and those that need no import."""
+"""The import of episodes: recordings, Minari datasets, and datasets that need no import."""
 
 import sys
 from collections import Counter
@@ -169,7 +169,7 @@ def test_a_single_episode_cannot_be_split(tmp_path):
 
 
 def test_a_published_dataset_needs_no_import(tmp_path, capsys):
-    """`static_dataset.path` reads what the published code writes; the importer says so."""
+    """`static_dataset.path` reads the published code's datasets, and the importer says so."""
     write_as_published(tmp_path / "train", [made_up_episode(8, number=i) for i in range(3)])
     write_as_published(tmp_path / "test", [made_up_episode(5, number=9)])
     data.check_static_dataset(tmp_path)
@@ -213,7 +213,7 @@ def test_without_minari_the_extra_is_named(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def minari(tmp_path, monkeypatch):
-    """The library, with its datasets in a folder of the test's."""
+    """The Minari library, with its datasets in the test's folder."""
     library = pytest.importorskip("minari")
     pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))

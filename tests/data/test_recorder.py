@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")
 
 
 def fields(length=3, **changes):
-    """Of an episode that terminated."""
+    """Return the fields of an episode that terminated."""
     last = np.arange(length) == length - 1
     return {
         "obs": np.zeros((length + 1, 6, 5, 3), np.uint8),

@@ -164,7 +164,7 @@ def check_imagined(id: str) -> None:
     try:
         spec = gymnasium.spec(id)
     except gymnasium.error.Error as error:
-        raise InvalidInputError(f"{id!r} is no environment: {error}") from error
+        raise InvalidInputError(f"{id!r} is not an environment: {error}") from error
     if spec.vector_entry_point != _VECTOR_ENTRY_POINT:
         raise InvalidInputError(f"{id} is not an imagined game such as DiamondBreakout-v0")
 

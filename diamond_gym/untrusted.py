@@ -116,7 +116,7 @@ def parse_json(text: str) -> Any:
 
     def infinity(name: str) -> float:
         if name == "NaN":
-            raise ValueError("NaN is no JSON")
+            raise ValueError("NaN is not JSON")
         return float(name)
 
     return json.loads(text, parse_constant=infinity)

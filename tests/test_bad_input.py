@@ -113,11 +113,11 @@ SINGLE: dict[str, Row] = {
         r"0\.\.3, got 0\.\.9",
     ),
     "state of another type": (lambda env: env.restore_state("state"), "clone_state.*str"),
-    "state of no world": (lambda env: restore(env, world=None), "none that clone_state"),
+    "state of no world": (lambda env: restore(env, world=None), "not one of clone_state"),
     "state of no generator": (lambda env: restore(env, rng=()), "rng must be"),
     "state of empty generators": (
         lambda env: restore(env, rng=({},) * 3),
-        "rng must|none that clone",
+        "rng must|not one of clone",
     ),
     "state of floats for flags": (lambda env: restore(env, over=torch.zeros(3)), "over must be torch.bool"),
     "state of no flags": (lambda env: restore(env, over=None), "over must be torch.bool of shape.*got None"),
@@ -143,7 +143,7 @@ SINGLE: dict[str, Row] = {
         lambda env: restore_world(env, obs=lambda x: x.float()),
         "obs must be torch.uint8",
     ),
-    "state of text": (lambda env: restore_world(env, key=lambda x: "k"), "none that clone_state"),
+    "state of text": (lambda env: restore_world(env, key=lambda x: "k"), "not one of clone_state"),
     "state of a negative key": (
         lambda env: restore_world(env, key=lambda x: -1 - x),
         r"key must be in 0\.\.",

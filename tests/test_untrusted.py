@@ -430,7 +430,7 @@ WRONG = {
     "infinite sigma": (sampler(sigma_max="inf"), "sigma_max must be a number"),
     "text": (sampler(rho="seven"), "could not convert string"),
     "depth": (lambda tensors, description: "[" * 100_000, "nested too deep"),
-    "NaN in JSON": (lambda tensors, description: '{"sampler": {"rho": NaN}}', "NaN is no JSON"),
+    "NaN in JSON": (lambda tensors, description: '{"sampler": {"rho": NaN}}', "NaN is not JSON"),
     "widths": (
         lambda tensors, d: d["agent"]["denoiser"]["inner_model"].update(channels=[10**9, 16]),
         "denoiser.inner_model.channels .* from 1 to 16384, got 1000000000",

@@ -108,7 +108,7 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
 
 @contextmanager
 def maker(kind: Callable[..., Any], **defaults: Any) -> Iterator[Callable[..., Any]]:
-    """Return a function that makes imagined Breakouts, three at once by default, and closes them at the end."""
+    """Return a function that makes imagined Breakouts, three at once by default; close them at the end."""
     made = []
 
     def make(num_envs: int = 3, **kwargs: Any) -> Any:

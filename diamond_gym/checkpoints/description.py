@@ -28,7 +28,7 @@ class WorldDescription:
     Attributes:
         agent: Sizes of its networks; None when unknown (they can be read off the weights).
         sampler: How its frames are sampled.
-        game: Name of its Atari game; None when unknown, or when it is no Atari game.
+        game: Name of its Atari game; None when unknown, or when it is not an Atari game.
         action_meanings: Names of its actions in order; None when unknown.
         training: Anything worth recording about its training.
     """

@@ -173,7 +173,7 @@ def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
     patch_size = math.isqrt(in_channels // (2 * img_channels))
     if 2 * img_channels * patch_size**2 != in_channels:
         raise CheckpointError(
-            f"rew_end_model.encoder.conv_in takes {in_channels} channels, which is no pair of frames of "
+            f"rew_end_model.encoder.conv_in takes {in_channels} channels, which is not a pair of frames of "
             f"{img_channels}"
         )
     num_levels = shapes.count("rew_end_model.encoder.blocks.{}.resblocks.0.conv1.weight") - 1

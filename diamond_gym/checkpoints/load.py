@@ -113,7 +113,7 @@ def load_agent(path: str | os.PathLike[str]) -> Agent:
 
     Raises:
         CheckpointNotFoundError: There is nothing at the path.
-        CheckpointError: It is no checkpoint, or a damaged one.
+        CheckpointError: It is not a checkpoint, or a damaged one.
     """
     agent, _ = _read(locate_path(Path(path)))
     return agent
@@ -168,9 +168,7 @@ def _stored_game(name: str, file: Path) -> str:
     try:
         return game_name(name)
     except ValueError as error:
-        raise CheckpointError(
-            f"{file} says that it is of a game that is none of ale-py's: {error}"
-        ) from error
+        raise CheckpointError(f"{file} names a game that ale-py does not have: {error}") from error
 
 
 def _overridden(

@@ -64,7 +64,7 @@ def game_of(run: Path) -> str | None:
 def _read(file: Path) -> Mapping[str, Any]:
     content = untrusted.read_yaml(file, CheckpointError, "a configuration")
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file} is no configuration: it holds {type(content).__name__}")
+        raise CheckpointError(f"{file} is not a configuration: it holds {type(content).__name__}")
     return content
 
 
@@ -89,5 +89,5 @@ def _number(name: str, value: Any) -> float:
         with contextlib.suppress(ValueError):
             return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name}={value!r} is no number")
+        raise ValueError(f"{name}={value!r} is not a number")
     return value

@@ -104,7 +104,7 @@ def read_saved_world(file: Path) -> tuple[Agent, WorldDescription]:
     weights, metadata = untrusted.read_tensors(file)
     if _DESCRIPTION not in metadata:
         raise CheckpointError(
-            f"{file} is no world model of this program: its metadata has no {_DESCRIPTION} (found: "
+            f"{file} is not a world model of this program: its metadata has no {_DESCRIPTION} (found: "
             f"{', '.join(metadata) or 'no metadata'}). Give a file that save_world wrote, or a published .pt"
         )
     description = WorldDescription.from_json(metadata[_DESCRIPTION], str(file))

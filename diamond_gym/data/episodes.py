@@ -142,13 +142,13 @@ class Episode:
         `end` and `trunc` may be of any integer or boolean type: the published viewer records int64.
 
         Raises:
-            DatasetError: The file is missing, corrupt, holds anything but plain data, or is no episode.
+            DatasetError: The file is missing, corrupt, holds anything but plain data, or is not an episode.
         """
         path = Path(path)
         content = _read(path, "an episode", [])
         names = {"obs", "act", "rew", "end", "trunc", "info"}
         if not isinstance(content, dict) or set(content) != names or not isinstance(content["info"], dict):
-            raise DatasetError(f"{path} is no episode: expected the fields {', '.join(sorted(names))}")
+            raise DatasetError(f"{path} is not an episode: expected the fields {', '.join(sorted(names))}")
         with untrusted.reading(path, DatasetError, "an episode"):
             final = content["info"].get(_FINAL)
             if isinstance(final, Tensor) and final.is_floating_point():
@@ -364,7 +364,7 @@ class EpisodeDataset:
         index = _read(self._index_path, "the index of a dataset", _ARRAY_GLOBALS)
         if not isinstance(index, dict) or not _INDEX_KEYS.issubset(index):
             raise DatasetError(
-                f"{self._index_path} is no dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
+                f"{self._index_path} is not a dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
             )
         with untrusted.reading(self._index_path, DatasetError, "the index of a dataset"):
             self._lengths = [int(length) for length in index["lengths"]]

@@ -99,4 +99,4 @@ def _check_key(name: str, space: Any, obs_key: str | None) -> None:
             f"{', '.join(keys)}; got {given}"
         )
     if not keys and obs_key is not None:
-        raise InvalidInputError(f"minari={name}: its observations are no dictionaries, leave out obs_key")
+        raise InvalidInputError(f"minari={name}: its observations are not dictionaries, leave out obs_key")

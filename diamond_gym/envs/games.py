@@ -178,7 +178,7 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
     except InvalidInputError:
         raise
     except Exception as error:  # any error that states made by hand can cause
-        raise InvalidInputError(f"the state is none that clone_state() gives: {first_line(error)}") from error
+        raise InvalidInputError(f"the state is not one of clone_state(): {first_line(error)}") from error
 
 
 def _checked_state(

@@ -98,7 +98,7 @@ def find_player(name: str, game: str) -> Player:
         return player(name, game, num_actions(game))
     if not Path(name).exists():
         known = ", ".join(("auto", *PLAYER_NAMES))
-        raise InvalidInputError(f"policy {name!r} is none of {known}, and there is no such checkpoint")
+        raise InvalidInputError(f"policy {name!r} is not one of {known}, and there is no such checkpoint")
     agent = load_agent(name)
     if agent.config.num_actions != num_actions(game):
         raise InvalidInputError(

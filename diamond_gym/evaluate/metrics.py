@@ -43,7 +43,7 @@ def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
 
     Args:
         matrix: Counts (real class, predicted class).
-        nothing: The class that is no event.
+        nothing: The class without an event.
     """
     events = [i for i in range(len(matrix)) if i != nothing]
     right = int(sum(matrix[i, i] for i in events))

@@ -292,7 +292,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         try:
             _check_state(state, self._screens.shape)
         except Exception as error:  # any error that states made by hand can cause
-            raise InvalidInputError(f"the state is none of clone_state()'s: {first_line(error)}") from error
+            raise InvalidInputError(f"the state is not one of clone_state(): {first_line(error)}") from error
         self.ale.restoreState(state.emulator)
         self._screens[...] = state.screens
         self._lives, self._phase = state.lives, state.phase

@@ -520,8 +520,8 @@ def test_our_own_description_comes_first(run):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("rho: 7", "rho: ${oc.env:HOME}", r"rho='\$\{oc\.env:HOME\}' is no number"),
-        ("rho: 7", "rho: [7]", r"rho=\[7\] is no number"),
+        ("rho: 7", "rho: ${oc.env:HOME}", r"rho='\$\{oc\.env:HOME\}' is not a number"),
+        ("rho: 7", "rho: [7]", r"rho=\[7\] is not a number"),
         ("order: 2", "order: 3", r"order must be 1 \(Euler\) or 2"),
         ("order: 2", "solver: 2", r"unknown field\(s\) \['solver'\]"),
         (
@@ -801,7 +801,7 @@ def lost_tensor(file):
         (cut, "truncated, damaged"),
         (nothing_in_it, "truncated, damaged"),
         (pt_renamed, "truncated, damaged or of another kind"),
-        (no_metadata, "no world model of this program"),
+        (no_metadata, "not a world model of this program"),
         (other_channels, r"inner_model.channels is \[8, 16\], described as \[8, 32\]"),
         (enormous, "depths .* must be an integer from 1 to 64, got 1000000000"),
         (other_patch, "patch_size is 4, described as 2"),
@@ -810,7 +810,7 @@ def lost_tensor(file):
         (set_field("agent", [1]), "agent must be of type dict"),
         (set_field("format_version", 2), "format version 2"),
         (set_field("game", 3), "game must be"),
-        (set_field("game", "Brickout"), "none of ale-py's"),
+        (set_field("game", "Brickout"), "names a game that ale-py does not have"),
         (set_field("action_meanings", ["NOOP"]), "has 4 actions, its description names 1"),
         (set_field("action_meanings", "NOOP"), "list of names"),
         (set_field("sampler", {"order": 7}), "order must be 1"),

@@ -356,7 +356,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, name):
 @pytest.mark.parametrize(
     ("index", "what"),
     [
-        ({"a": 1}, "no dataset index"),
+        ({"a": 1}, "not a dataset index"),
         (None, "contradicts itself"),
         (b"junk", "cannot be read as"),
         (b"", "cannot be read as"),

@@ -186,7 +186,7 @@ def test_parse():
         (["seed=-1"], "seed must be at least 0"),
         (["seed=1", "seed=2"], "key seed is given twice"),
         (["out="], "key out needs a value"),
-        (["policy=expert", "out=unused"], "policy 'expert' is none of auto, random, scripted"),
+        (["policy=expert", "out=unused"], "policy 'expert' is not one of auto, random, scripted"),
         (["game=Asterix", "policy=scripted", "out=unused"], "no scripted player for 'Asterix'"),
     ],
 )

@@ -331,7 +331,7 @@ def test_states_made_by_hand_are_refused():
         "rng": {"bit_generator": "MT19937"},
     }
     for name, value in wrong.items():
-        with pytest.raises(InvalidInputError, match=r"the state is none of clone_state\(\)'s: .{5}"):
+        with pytest.raises(InvalidInputError, match=r"the state is not one of clone_state\(\): .{5}"):
             env.restore_state(replace(state, **{name: value}))
     np.testing.assert_array_equal(env.step(0)[0], twin_step(state))
 

@@ -54,7 +54,7 @@ class Requests:
         self._is_waiting = True
 
     def ask_to_end(self, number: int) -> None:
-        """Notes that the loop is to end; raises where nothing is to be finished, or if it was told before."""
+        """Ask the loop to end; raise at once if no step has to be finished, or at the second request."""
         is_again, self.stop = self.stop, True
         self._number = self._number if is_again else number
         if not self._is_waiting or (is_again and number == signal.SIGINT):

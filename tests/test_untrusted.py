@@ -186,7 +186,7 @@ def test_an_empty_file_a_folder_and_a_pipe_are_refused(kind, tmp_path):
 
 
 def pickled(folder: Path, canary: Path) -> dict[str, Path]:
-    """Files of each kind that can hold pickled Python, with a canary in them."""
+    """Make files of each kind that can hold pickled Python, with a canary in them."""
     evil = Canary(canary)
     torch.save({"denoiser.x": evil}, folder / "agent.pt")
     torch.save({**an_episode()._content(), "info": {"x": evil}}, folder / "0.pt")

@@ -1,7 +1,9 @@
 """Imagined games as a Stable-Baselines3 `VecEnv`: one batch, one network call a step.
 
-env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
-PPO("CnnPolicy", ContextFrameStack(env, 4)).learn(100_000)
+Example::
+
+    env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+    PPO("CnnPolicy", ContextFrameStack(env, 4)).learn(100_000)
 """
 
 from __future__ import annotations
@@ -138,7 +140,7 @@ class BatchedVecEnv(VecEnv):
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Nothing is wrapped: there are no single environments."""
+        """Return False for each game, because there are no single environments to wrap."""
         return [False for _ in self._get_indices(indices)]
 
     def _each(self, answer: Any, indices: VecEnvIndices) -> list[Any]:
@@ -206,11 +208,13 @@ class ContextFrameStack(VecEnvWrapper):
 
 
 def burn_in(agent: Any, env: VecEnv) -> Any:
-    """What a recurrent agent remembers after the frames before each game's first one.
+    """Compute a recurrent agent's memory of each game's context, up to before the game's first frame.
 
-    env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
-    obs = env.reset()
-    act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
+    Example::
+
+        env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+        obs = env.reset()
+        act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
 
     Imagined games start in the middle of real ones. After some games have been reset, call this again and
     copy the entries of those games.

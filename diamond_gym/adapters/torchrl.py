@@ -1,7 +1,9 @@
 """Imagined games as a TorchRL environment: one batch, and every tensor stays on the world model's device.
 
-env = DiamondTorchRLEnv("DiamondBreakout-v0", num_envs=32)
-rollout = env.rollout(50)
+Example::
+
+    env = DiamondTorchRLEnv("DiamondBreakout-v0", num_envs=32)
+    rollout = env.rollout(50)
 """
 
 from __future__ import annotations

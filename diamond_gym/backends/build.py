@@ -76,7 +76,7 @@ def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]
 
 
 def backend_of(world_model: WorldModel, num_games: int) -> Backend:
-    """What runs the networks of a world model for so many games; never "auto"."""
+    """Return the backend of a world model for a number of games; never "auto"."""
     forward = world_model.denoiser.inner_model.forward
     if isinstance(forward, InductorForward):
         return "inductor"

@@ -83,10 +83,10 @@ def pick_backend(backend: str, device: torch.device) -> Backend:
 
 
 def fastest_backend(device: torch.device) -> Backend:
-    """What "auto" chooses on a device, by rule: CUDA graphs on CUDA, elsewhere eager PyTorch.
+    """Return the choice of "auto" for a device: CUDA graphs on CUDA, elsewhere eager PyTorch.
 
-    The compilers win for a single game on a CPU only, and take seconds to minutes first, so they are for who
-    asks for them.
+    The compilers are faster only for a single game on a CPU, after seconds to minutes of compilation, so they
+    are used only on request.
     """
     return "cuda_graph" if device.type == "cuda" else "eager"
 
@@ -111,7 +111,7 @@ def trains_fast_in_channels_last(device: torch.device) -> bool:
 
 
 def available_devices() -> list[str]:
-    """Names of the devices this machine has, "cpu" first."""
+    """Return the names of this machine's devices, "cpu" first."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return ["cpu"]

@@ -12,7 +12,7 @@ from diamond_gym.errors import InvalidInputError
 
 Backend = Literal["auto", "eager", "inductor", "openvino", "cuda_graph"]
 BACKENDS: tuple[Backend, ...] = ("auto", "eager", "inductor", "openvino", "cuda_graph")
-"""What runs the networks of a world model; see `diamond_gym.backends.choose`."""
+"""The accepted values of `backend`; see `diamond_gym.backends.choose`."""
 
 _BACKEND_OF_COMPILE: dict[object, Backend] = {
     True: "inductor",
@@ -50,7 +50,7 @@ def backend_of_compile(compile: object) -> Backend:
 
 
 def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a function with the keyword `backend` take the deprecated keyword `compile` in its place."""
+    """Let a function with the keyword `backend` accept the deprecated keyword `compile` instead."""
 
     @functools.wraps(function)
     def accepting(*args: _P.args, **kwargs: _P.kwargs) -> _T:

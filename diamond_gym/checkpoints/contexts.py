@@ -1,4 +1,4 @@
-"""Where imagination starts: contexts of real frames and the actions taken at them.
+"""Contexts, from which imagination starts: real frames and the actions taken at them.
 
 Contexts are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
 module knows nothing of networks: a player is anything that chooses actions.
@@ -73,7 +73,7 @@ class ContextBank:
 
     @property
     def num_steps_conditioning(self) -> int:
-        """Frames and actions of each context (n)."""
+        """Number of frames and actions of each context (n)."""
         return self.obs.shape[1]
 
     def latest(self, num_steps_conditioning: int) -> ContextBank:

@@ -216,12 +216,12 @@ class EpisodeDataset:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each episode, (num_episodes,)."""
+        """Number of steps of each episode, (num_episodes,)."""
         return np.array(self._lengths, np.int64)
 
     @property
     def start_indices(self) -> NDArray[np.int64]:
-        """Steps in all episodes before each one, (num_episodes,)."""
+        """Number of steps in all episodes before each one, (num_episodes,)."""
         return self.lengths.cumsum() - self.lengths
 
     @property

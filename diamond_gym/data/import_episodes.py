@@ -59,7 +59,7 @@ class ImportOptions:
     )
     obs_key: str | None = option(None, "which observation to take where a Minari dataset has dictionaries")
     size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
-    test_every: int = option(10, "one episode in so many goes to test/, none with 0")
+    test_every: int = option(10, "every N-th episode goes to test/; 0 for no test episodes")
 
     def __post_init__(self) -> None:
         if (self.episodes is None) == (self.minari is None):

@@ -2,7 +2,7 @@
 
     env = RecordEpisodes(gymnasium.make("MyGame-v0"), "recordings")
 
-`python -m trainers.diamond import-episodes` makes a dataset of such files, whoever wrote them. A file has one
+`python -m trainers.diamond import-episodes` makes a dataset of such files from any source. A file has one
 array for each field of `RecordedEpisode`. The module knows nothing of the dataset's layout or of training.
 """
 

@@ -455,7 +455,8 @@ def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
 def wrappers_in_use(env: Any, kind: type, depth: int = 30) -> list[Any]:
     """Find the wrappers through which a method of an environment is being called.
 
-    Gymnasium gives an environment no reference to its wrappers, but they are on the call stack.
+    Gymnasium gives an environment no reference to its wrappers, and only the outermost wrapper knows them all
+    (`spec.additional_wrappers`), but they are on the call stack.
 
     Args:
         env: The environment.

@@ -27,7 +27,7 @@ DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
 LARGE = 2_000_000
 """A denoiser with more weights counts as large: on a CPU it imagines only 30 starts in reasonable time."""
 BRANCHED, SPREAD, PLAYED = 2, 10, 6
-"""One start in so many is also imagined with other actions and other noise, and played from."""
+"""Every N-th start is also imagined with other actions and other noise, and played from."""
 NUM_SAMPLES = 4
 """Number of imaginations of a start with different noise."""
 _FRAME = (3, 64, 64)

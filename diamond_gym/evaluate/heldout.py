@@ -154,7 +154,7 @@ def choose_starts(
 
 
 def starts_before_ends(episodes: Sequence[Episode], num_steps: int, num_conditioning: int) -> Starts | None:
-    """Choose the starts that are so many steps before an episode's end; NOOP follows for as many steps again.
+    """Choose the starts `num_steps` steps before episodes' ends; after these, NOOP follows for as many steps.
 
     Args:
         episodes: Finished episodes; those cut short do not end.

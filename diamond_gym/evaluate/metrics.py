@@ -33,7 +33,7 @@ def hits(found: Array, real: Array, radius: float) -> Mask:
 
 
 def confusion(real: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Counts (real class, predicted class)."""
+    """Matrix of counts (real class, predicted class)."""
     flat = real * num_classes + predicted
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
@@ -62,7 +62,7 @@ def returns(rew: Array, end: Mask, valid: Mask) -> Array:
 
 
 def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
-    """How often points are won and lost and episodes end, in rewards and ends (b, t) up to the first end.
+    """Rates of points won and lost and of ends, from rewards and ends (b, t) up to the first end.
 
     Returns:
         "frames", the steps that count, and "won", "lost" and "ends" per 1 000 of them.

@@ -100,7 +100,7 @@ def _share(value: float) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """Format a number with so many decimals; None and NaN as a dash."""
+    """Format a number with some decimals; None and NaN as a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 

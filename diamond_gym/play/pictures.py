@@ -13,7 +13,7 @@ Picture = UInt8[np.ndarray, "h w 3"]
 GAIN = 2
 """Factor by which differences are enlarged."""
 _MAX_STRIP_SHARE = 5
-"""A film strip takes at most one in so many rows of the picture."""
+"""A film strip takes at most this fraction of the picture's height: 1 / N."""
 
 
 def scaled(frame: Picture, side: int) -> Picture:

@@ -41,7 +41,7 @@ def ask(read: Callable[[str], str] = input, write: Callable[[str], object] = pri
     """Show the menu and ask until a game is chosen.
 
     Raises:
-        InvalidInputError: There is nobody to answer.
+        InvalidInputError: There is no terminal to ask on.
     """
     write(menu())
     while True:

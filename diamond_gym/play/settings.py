@@ -121,7 +121,7 @@ class Options(WorldOptions):
     store_original_obs: bool = option(False, "with record: the real game's screens in full size")
     num_steps_initial_collect: int = option(
         0,
-        "play so many steps of the real game first and imagine from contexts in them; 0: from the "
+        "steps of the real game to play first, to imagine from contexts in them; 0: from the "
         "checkpoint's own contexts",
         flag="-n",
         least=0,
@@ -136,7 +136,7 @@ class Options(WorldOptions):
     header: bool = option(True, "draw what happens above the picture; --no-header for only the picture")
     captures: Path = option(Path("captures"), "folder of screenshots and films")
     film: Path | None = option(None, "film everything from the start, .mp4 or .gif")
-    frames: int | None = option(None, "leave after so many pictures", least=1)
+    frames: int | None = option(None, "number of pictures after which to leave", least=1)
     web: bool = option(False, "in browsers instead of a window; needs no display")
     port: int | None = option(None, f"with web: {WebOptions.port} without it, 0 takes a free one")
     host: str | None = option(
@@ -228,7 +228,7 @@ def _resolve(world: WorldOptions, pretrained: str | None) -> None:
     """Set the game's name and the checkpoint according to the arguments."""
     if pretrained is not None:
         if world.checkpoint is not None or (world.game is not None and pretrained != _ASK):
-            raise InvalidInputError("pretrained chooses game and checkpoint: give neither besides")
+            raise InvalidInputError("pretrained chooses game and checkpoint: do not give them too")
         choice = world.game or pretrained
         world.game = released.choose(choice) if choice else released.ask()
         world.checkpoint = "hub"

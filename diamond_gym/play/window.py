@@ -30,7 +30,7 @@ def open_window(title: str, fps: float) -> Window:
 
 
 def run(viewer: Viewer, window: Window, pacing: Pacing, num_frames: int | None = None) -> None:
-    """Show the viewer until it is left, the window is closed, or so many pictures were shown.
+    """Show the viewer until it is left, the window is closed, or `num_frames` pictures were shown.
 
     Args:
         viewer: The viewer.

@@ -23,7 +23,7 @@ _FIRST_MOVE, _WHOLE_MOVE = 3.8, 8.8
 """Pixels that a RIGHT or LEFT of one step (4 raw frames) moves the paddle in that step, and by the next."""
 _PLAN_STEPS = 4
 _WANDER_STEPS = 7
-"""With more steps than this before the ball comes down, the paddle strolls."""
+"""Steps before the ball comes down; with more left, the paddle strolls."""
 _LEAST_EAGER, _MOST_EAGER = 0.05, 0.7
 """Range of the probability of a serve at a step without a ball, which is drawn for each life."""
 

@@ -36,7 +36,7 @@ _PLAN_STEPS = 5
 _MOVE_COST = 0.03
 """Pixels by which a move must bring the paddle nearer to its target; otherwise it rests."""
 _WANDER_STEPS = 9
-"""With more steps than this before the ball arrives, the paddle strolls."""
+"""Steps before the ball arrives; with more left, the paddle strolls."""
 _STROLL = 22.0, 47.0
 """Range in which it strolls; from there it reaches the fastest returns (6.4 pixels a step)."""
 _REACH = 2.1
@@ -210,7 +210,7 @@ def _return_speed(speed: float, smash: bool) -> float:
 
 
 def _ends_rising(y: float, velocity: float, steps: float) -> bool:
-    """Whether a ball that leaves height `y` with `velocity` (downwards) flies upwards after so many steps."""
+    """Whether a ball that leaves height `y` with `velocity` (downwards) flies upwards after `steps` steps."""
     turns = math.floor((y + velocity * steps - _TOP) / (_BOTTOM - _TOP))
     return (velocity < 0) == (turns % 2 == 0)
 

@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def imagine(world_model, num_steps=3):
-    """Frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
+    """Imagine frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
     state = world_model.start(*starts(2), torch.tensor([3, 4]))
     steps = []
     for i in range(num_steps):

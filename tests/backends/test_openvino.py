@@ -28,7 +28,7 @@ OPENVINO = {"device": "cpu", "dtype": "float32", "backend": "openvino"}
 
 
 def imagine(world_model, num_games, num_steps=3):
-    """Frames (t b c h w) and logits of rewards and ends (t b 5) under fixed actions."""
+    """Imagine frames (t b c h w) and logits of rewards and ends (t b 5) under fixed actions."""
     state = world_model.start(*starts(num_games), torch.arange(3, 3 + num_games))
     steps = []
     for i in range(num_steps):

@@ -93,7 +93,7 @@ def served(weights):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Points the huggingface_hub of this process at an address and an empty cache."""
+    """Point the huggingface_hub of this process at an address and an empty cache."""
 
     def point(address, cache=tmp_path / "hub"):
         template = address + "/{repo_id}/resolve/{revision}/{filename}"

@@ -102,7 +102,7 @@ def test_other_options():
         (["seed=-1"], "seed must be at least 0"),
         (["--pretrained", "27"], "numbered 1 to 26, got 27"),
         (["--pretrained", "Adventure"], "no model of Adventure has been released"),
-        (["--pretrained", "Pong", "checkpoint=x"], "give neither besides"),
+        (["--pretrained", "Pong", "checkpoint=x"], "do not give them too"),
         (["Pong", "Breakout"], "written key=value, got 'Breakout'"),
     ],
 )

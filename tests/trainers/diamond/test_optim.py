@@ -1,4 +1,4 @@
-"""Which weights decay, the moving average, and Muon."""
+"""Weight decay, the moving average, and Muon."""
 
 import copy
 

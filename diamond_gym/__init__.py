@@ -1,5 +1,7 @@
 """Learned simulators you can `gymnasium.make`.
 
+Example::
+
     import gymnasium as gym, diamond_gym
     env = gym.make("DiamondBreakout-v0")
 

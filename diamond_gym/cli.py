@@ -1,5 +1,7 @@
 """The one command line: a dataclass becomes `key=value` arguments with types, help, and one-line errors.
 
+Example::
+
     @dataclass
     class Settings:
         game: str = option("Breakout", "the game")

@@ -1,6 +1,6 @@
 """Episodes on disk in the published DIAMOND dataset layout: written, read, indexed and checked.
 
-A dataset is a folder:
+A dataset is a folder::
 
     info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
                         and ends

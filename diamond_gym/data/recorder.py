@@ -1,5 +1,7 @@
 """Record any Gymnasium environment with images and discrete actions, one .npz file per episode.
 
+Example::
+
     env = RecordEpisodes(gymnasium.make("MyGame-v0"), "recordings")
 
 `python -m trainers.diamond import-episodes` makes a dataset of such files from any source. A file has one

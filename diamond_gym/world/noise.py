@@ -68,7 +68,7 @@ def normal(
         shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
-        float32 of shape (b, *shape), on the device of `key`.
+        float32 of shape `(b, *shape)`, on the device of `key`.
     """
     (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
     return _normal(words, shape)
@@ -86,7 +86,7 @@ def uniform(
         shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
-        float32 of shape (b, *shape), on the device of `key`.
+        float32 of shape `(b, *shape)`, on the device of `key`.
     """
     (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
     return _uniform(words, shape)

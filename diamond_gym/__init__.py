@@ -1,10 +1,12 @@
 """Learned simulators you can `gymnasium.make`.
 
+Example::
+
     import gymnasium as gym, diamond_gym
     env = gym.make("DiamondBreakout-v0")
 
 Importing this package registers an id for every game and loads neither torch nor ale-py; the environments and
-the world model are imported when first asked for.
+the world model are imported at their first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The one command line: a dataclass becomes `key=value` arguments with types, help, and errors of one line.
+"""The one command line: a dataclass becomes `key=value` arguments with types, help, and one-line errors.
+
+Example::
 
     @dataclass
     class Settings:
@@ -9,10 +11,10 @@
     if __name__ == "__main__":
         sys.exit(main(command))
 
-OmegaConf's structured configs know the types; `--some-key value` is accepted for `some_key=value`. Text is
-taken literally: `${...}` means nothing, so paths may hold any character. The exit code of every program is 0
-when it is done, 1 when it failed, 2 for a wrong argument, 130 when interrupted and 143 when terminated. Every
-program takes -v and -q.
+OmegaConf's structured configs convert the types; `--some-key value` is accepted for `some_key=value`. Text is
+taken literally: `${...}` has no meaning, so paths may hold any character. The exit code of every program is 0
+after success, 1 after a failure, 2 for a wrong argument, 130 when interrupted and 143 when terminated. Every
+program accepts -v and -q.
 """
 
 from __future__ import annotations
@@ -70,17 +72,17 @@ def option(
     flag: str | None = None,
     alone: str | None = None,
 ) -> Any:
-    """A field of a dataclass of settings.
+    """Define a field of a dataclass of settings.
 
     Args:
-        default: What it is without the argument; MISSING where it must be given.
+        default: The default value; MISSING where the argument is required.
         text: A line of help.
-        choices: The accepted values of text, or of the items of a list.
+        choices: The accepted texts, for the value or the items of a list.
         least: The least accepted number.
-        above: The accepted numbers are finite and above this.
-        is_path: Whether the text may be a path, whose `~` is expanded; so are all values of type `Path`.
+        above: Accept only finite numbers above this one.
+        is_path: Whether the text may be a path, in which `~` is expanded, as in all values of type `Path`.
         flag: A short spelling, such as "-r".
-        alone: The value where the key is written as a flag without one.
+        alone: The value when the key is written as a flag without one.
     """
     known = {"help": text, "choices": tuple(choices), "least": least, "above": above}
     metadata = known | {"is_path": is_path, "flag": flag, "alone": alone}
@@ -90,7 +92,7 @@ def option(
 
 
 def check(settings: Any) -> None:
-    """Raises `InvalidInputError` unless the fields of a dataclass are what their options accept."""
+    """Raise `InvalidInputError` unless all fields of a dataclass are accepted by their options."""
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         for item in value if isinstance(value, list) else [] if value is None else [value]:
@@ -110,7 +112,7 @@ def _check_item(name: str, value: Any, metadata: Mapping[str, Any]) -> None:
 
 
 def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
-    """Raises `InvalidInputError` unless a value is one of the accepted."""
+    """Raise `InvalidInputError` unless a value is one of those accepted."""
     if value not in accepted:
         near = difflib.get_close_matches(str(value), accepted, n=1, cutoff=0.5)
         hint = f": did you mean {near[0]}?" if near else ""
@@ -118,13 +120,13 @@ def check_choice(name: str, value: str, accepted: Sequence[str]) -> None:
 
 
 def check_seed(seed: int, bits: int) -> None:
-    """Raises `InvalidInputError` unless a seed is at least 0 and has at most so many bits."""
+    """Raise `InvalidInputError` unless a seed is at least 0 and below 2 ** bits."""
     if not 0 <= seed < 2**bits:
         raise InvalidInputError(f"seed must be at least 0 and below 2^{bits}, got {seed}")
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Ends an error message: the known word that was probably meant, or all of them."""
+    """Return the end of an error message: the known word that was probably meant, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]}?" if near else f"accepted are {', '.join(known)}"
 
@@ -134,13 +136,13 @@ class Key:
     """A key of the command line.
 
     Attributes:
-        name: Dotted.
+        name: The dotted name.
         kind: Type of the value, or of the items of a list.
         is_list: Whether the value is a list.
-        is_optional: Whether it may be nothing, written null.
-        default: The default; MISSING where it must be given.
-        help: What it is for; empty where nobody says so.
-        metadata: What `option` was told.
+        is_optional: Whether it may be None, written null.
+        default: The default; MISSING where the key is required.
+        help: What it is for; may be empty.
+        metadata: The arguments of `option`.
     """
 
     name: str
@@ -153,7 +155,7 @@ class Key:
 
 
 def keys(kind: type, prefix: str = "") -> dict[str, Key]:
-    """The keys of a dataclass and of those inside it, by their dotted names.
+    """Return the keys of a dataclass and of those inside it, by their dotted names.
 
     The help of a field is that of its `option`, else its line in the "Attributes" of the docstring.
     """
@@ -172,7 +174,7 @@ def keys(kind: type, prefix: str = "") -> dict[str, Key]:
 
 
 def attribute_help(kind: type) -> dict[str, str]:
-    """What the "Attributes" sections of a dataclass and of its bases say, by field, each on one line."""
+    """Return each field's text in the "Attributes" sections of a dataclass and its bases, on one line."""
     told: dict[str, str] = {}
     for cls in reversed(kind.__mro__):
         section = re.search(r"^Attributes:\n((?:[ ]+.*\n?|\n)+)", _own_docstring(cls), re.MULTILINE)
@@ -188,7 +190,7 @@ def _own_docstring(cls: type) -> str:
 
 
 def _unwrapped(hint: Any) -> tuple[type, bool, bool]:
-    """The type inside `X | None` and `list[X]`, whether it is a list, and whether it may be None."""
+    """Return the type inside `X | None` and `list[X]`, whether it is a list, and whether it may be None."""
     is_optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
     if is_optional:
         (hint,) = [inner for inner in typing.get_args(hint) if inner is not types.NoneType]
@@ -202,18 +204,18 @@ def _unwrapped(hint: Any) -> tuple[type, bool, bool]:
 def parse(
     kind: type[_T], arguments: Sequence[str], *, positional: Sequence[str] = (), rest: str | None = None
 ) -> _T:
-    """A dataclass from arguments such as `["game=Breakout", "--horizon", "30"]`.
+    """Make a dataclass from arguments such as `["game=Breakout", "--horizon", "30"]`.
 
     Args:
         kind: The dataclass.
         arguments: The command line.
         positional: Keys of arguments that are neither `key=value` nor flags, in their order; the last one
             takes all that follow if it is a list.
-        rest: The key of a list of text that takes every `key=value` of unknown key as it is written.
+        rest: The key of a list of text that takes every `key=value` with an unknown key as it is written.
 
     Raises:
-        InvalidInputError: A key is unknown, missing or given twice, or a value is not of the key's type; or
-            what the dataclass itself refuses.
+        InvalidInputError: A key is unknown, missing or given twice, a value is not of the key's type, or the
+            dataclass itself refuses a value.
     """
     known = keys(kind)
     values: dict[str, Any] = {}
@@ -235,11 +237,11 @@ def parse(
 
 
 def build(kind: type[_T], values: Mapping[str, Any]) -> _T:
-    """A dataclass, with those inside it, from plain values. Text is taken literally.
+    """Make a dataclass, with those inside it, from plain values. Text is taken literally.
 
     Raises:
-        InvalidInputError: A value is of another type, a key is unknown or missing; or what a dataclass
-            refuses.
+        InvalidInputError: A value is of another type, a key is unknown or missing, or a dataclass refuses a
+            value.
     """
     literals = Literals()
     try:
@@ -253,18 +255,18 @@ def build(kind: type[_T], values: Mapping[str, Any]) -> _T:
 
 
 class Literals:
-    """Texts that OmegaConf would take for references to other keys: marks stand for them while it works."""
+    """Texts that OmegaConf would take for references to other keys; marks replace them meanwhile."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
 
     def mark(self, text: str) -> str:
-        """What stands for a text."""
+        """Return a mark that replaces a text."""
         self._texts.append(text)
         return f"\ue000{len(self._texts) - 1}\ue000"
 
     def hidden(self, value: Any) -> Any:
-        """Plain values, with marks for the texts that need them."""
+        """Return plain values, with marks for the texts that need them."""
         if isinstance(value, Mapping):
             return {name: self.hidden(item) for name, item in value.items()}
         if isinstance(value, list | tuple):
@@ -274,11 +276,11 @@ class Literals:
         return value
 
     def shown(self, text: str) -> str:
-        """A text with what its marks stand for."""
+        """Return a text with its marks resolved."""
         return re.sub("\ue000(\\d+)\ue000", lambda mark: self._texts[int(mark[1])], text)
 
     def objects(self, config: Any) -> Any:
-        """The dataclasses of a configuration, with the texts in the place of their marks."""
+        """Return the dataclasses of a configuration, with all marks resolved."""
         if isinstance(config, DictConfig):
             values = {str(name): self.objects(config[name]) for name in config}
             kind = OmegaConf.get_type(config)
@@ -291,7 +293,7 @@ class Literals:
 def _pairs(
     arguments: Sequence[str], known: Mapping[str, Key], positional: Sequence[str], rest: str | None
 ) -> Iterator[tuple[str, Any, bool]]:
-    """Each key with its text (or texts, of a list), and whether it was written as a flag."""
+    """Yield each key with its text (or texts, for a list), and whether it was written as a flag."""
     left, places = list(arguments), list(positional)
     while left:
         argument = left.pop(0)
@@ -323,7 +325,7 @@ def _unknown(name: str, known: Mapping[str, Key]) -> str:
 
 
 def _flag(flag: str, text: str | None, left: list[str], known: Mapping[str, Key]) -> tuple[str, Any]:
-    """The key and the text of `--some-key TEXT`, `--some-key=TEXT`, `--some-bool`, `--no-some-bool`, `-s`."""
+    """Parse `--some-key TEXT`, `--some-key=TEXT`, `--some-bool`, `--no-some-bool` or `-s` to key and text."""
     short = {key.metadata.get("flag"): name for name, key in known.items()}
     name = short.get(flag) or flag.lstrip("-").replace("-", "_")
     negated = name.removeprefix("no_")
@@ -347,7 +349,7 @@ def _flag(flag: str, text: str | None, left: list[str], known: Mapping[str, Key]
 
 
 def _following(left: list[str]) -> list[str]:
-    """Takes the arguments up to the next flag or `key=value`."""
+    """Take the arguments up to the next flag or `key=value`."""
     texts = []
     while left and not left[0].startswith("--") and "=" not in left[0]:
         texts.append(left.pop(0))
@@ -387,7 +389,7 @@ def _item(key: Key, text: str) -> Any:
 
 
 def whole(text: str) -> int:
-    """An integer out of `1000`, `1_000` or `1e3`."""
+    """Parse an integer such as `1000`, `1_000` or `1e3`."""
     try:
         return int(text)
     except ValueError:
@@ -398,12 +400,12 @@ def whole(text: str) -> int:
 
 
 def expanded(path: str) -> str:
-    """A path with `~` and `~user` at its beginning replaced by the home folder; all else is left alone."""
+    """Replace `~` or `~user` at the beginning of a path by the home folder; keep the rest."""
     return os.path.expanduser(path) if path.startswith("~") else path
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as dictionaries in dictionaries."""
+    """Turn dotted keys into nested dictionaries."""
     result: dict[str, Any] = {}
     for name, value in values.items():
         *outer, last = name.split(".")
@@ -418,12 +420,12 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(kind: type) -> str:
-    """A line or more of help for each key, with its default and the values it accepts."""
+    """Return the help of all keys, with their defaults and accepted values."""
     return "\n".join(line for key in keys(kind).values() for line in help_lines(key, key.default))
 
 
 def help_lines(key: Key, value: Any) -> list[str]:
-    """What the help says of a key.
+    """Return the lines of help of one key.
 
     Args:
         key: The key.
@@ -441,7 +443,7 @@ def help_lines(key: Key, value: Any) -> list[str]:
 
 
 def as_text(value: Any) -> str:
-    """A value as it is written on the command line."""
+    """Format a value as it is written on the command line."""
     if value is MISSING:
         return "..."
     if value is None:
@@ -456,16 +458,16 @@ def as_text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Command:
-    """A program, or a subcommand: reads its settings and runs, or prints its help.
+    """A program or subcommand, which reads its settings and runs, or prints its help.
 
     Attributes:
         prog: How it is called, such as "python -m diamond_gym.demo".
-        about: What it does, for the help.
+        about: What it does, shown by the help.
         settings: A dataclass of options.
-        run: Does it; returns the exit code, None for 0.
+        run: Function of the settings; returns the exit code, None for 0.
         positional: See `parse`.
         rest: See `parse`.
-        usage_of_arguments: How the help writes the arguments.
+        usage_of_arguments: How the help shows the arguments.
     """
 
     prog: str
@@ -477,7 +479,7 @@ class Command:
     usage_of_arguments: str = "[key=value ...]"
 
     def __call__(self, arguments: Sequence[str]) -> int | None:
-        """Runs with these arguments, or prints the help."""
+        """Run with these arguments, or print the help."""
         if wants_help(arguments):
             print(self.usage())
             return 0
@@ -492,11 +494,11 @@ class Command:
 
 @dataclass(frozen=True)
 class Subcommand:
-    """A subcommand, whose module is loaded when it is called.
+    """A subcommand, whose module is imported when it is called.
 
     Attributes:
         summary: A line of help.
-        load: Returns what takes the arguments that follow.
+        load: Returns the function of the arguments that follow.
     """
 
     summary: str
@@ -505,18 +507,18 @@ class Subcommand:
 
 @dataclass(frozen=True)
 class Commands:
-    """A program of subcommands.
+    """A program with subcommands.
 
     Attributes:
         prog: How it is called.
-        commands: By name.
+        commands: The subcommands by name.
     """
 
     prog: str
     commands: Mapping[str, Subcommand]
 
     def __call__(self, arguments: Sequence[str]) -> int | None:
-        """Runs the subcommand that the first argument names, or prints the help."""
+        """Run the subcommand that the first argument names, or print the help."""
         if not arguments or arguments[0] in _HELP:
             print(self.usage())
             return 0 if arguments else 2
@@ -544,10 +546,10 @@ def main(
     *,
     process: str = "",
 ) -> int:
-    """Runs a program, says what went wrong in one line, and returns the exit code.
+    """Run a program, print errors in one line, and return the exit code.
 
     Args:
-        program: Takes the arguments; returns the exit code, None for 0.
+        program: Function of the arguments; returns the exit code, None for 0.
         arguments: None for those of this process.
         process: Which of several processes this is, for error messages.
     """
@@ -559,7 +561,7 @@ def main(
             return code
         except (InvalidInputError, UnknownGameError) as error:
             return _fail(error, 2, process)
-        except (DiamondGymError, OSError) as error:  # a file that vanished, a disk that broke
+        except (DiamondGymError, OSError) as error:  # such as a file that vanished or a failing disk
             if isinstance(error, BrokenPipeError) and _nobody_reads():
                 return 1
             return _fail(error, 1, process)
@@ -570,9 +572,9 @@ def main(
 
 
 def _verbosity(arguments: Sequence[str]) -> tuple[list[str], int]:
-    """The arguments without -v and -q, and the level of messages that they ask for.
+    """Return the arguments without -v and -q, and the level of messages that they ask for.
 
-    A lone # and what follows is left out: a comment that was copied with a command, which zsh hands on.
+    A lone # and what follows is left out: it is a comment copied with a command, which zsh passes on.
     """
     arguments, level = list(arguments), logging.INFO
     if "#" in arguments:
@@ -590,7 +592,7 @@ def _fail(error: Exception, code: int, process: str) -> int:
 
 
 def _nobody_reads() -> bool:
-    """Whether the pipe that is broken is this process's output; nothing more is written to it then."""
+    """Whether the broken pipe is this process's output; if so, stop writing to it."""
     output = sys.stdout.fileno()
     watch = select.poll()
     watch.register(output, 0)
@@ -603,7 +605,7 @@ def _nobody_reads() -> bool:
 
 @contextlib.contextmanager
 def _any_text_can_be_printed() -> Iterator[None]:
-    """Within the block, characters that a terminal or pipe cannot encode are escaped instead of raising."""
+    """Within the block, escape characters that a terminal or pipe cannot encode."""
     streams = [stream for stream in (sys.stdout, sys.stderr) if hasattr(stream, "reconfigure")]
     before = [stream.errors for stream in streams]  # pyright: ignore[reportAttributeAccessIssue]
     for stream in streams:

@@ -1,7 +1,7 @@
 """`python -m diamond_gym.demo`: Breakout, real above imagined, from the same start under the same actions.
 
 A scripted player plays the real game. Every 50 steps, and whenever the real or the imagined episode ends,
-imagination is forked anew from the real game's last frames; in between it sees nothing but the actions.
+imagination restarts from the real game's last frames; in between it gets only the actions.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ STRIP_STEPS = (1, 5, 10, 20, 30, 50)
 SCALE = 6
 _LABEL_HEIGHT = 24
 _STRIP_SCALE, _STRIP_GAP, _STRIP_NAMES, _STRIP_LABELS = 4, 12, 164, 44
-"""Of the film strip, which is about 1 700 pixels wide: its letters can be read at half that width, too."""
+"""Size of the film strip's letters: at its 1 700 pixels of width they are readable at half the size too."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """One step of both worlds.
+    """One step of both games.
 
     Attributes:
         real: The real frame, uint8 (64, 64, 3).
@@ -64,7 +64,7 @@ class Moment:
 
 
 class RealGame:
-    """The real game under a player, with the last n frames and actions at hand."""
+    """The real game with its player and the last n frames and actions."""
 
     def __init__(self, game: str, player: Player, num_steps_conditioning: int, seed: int) -> None:
         self.env = AtariEnv(game, training=True)
@@ -85,24 +85,24 @@ class RealGame:
             self.step()
 
     def step(self) -> tuple[int, float, bool]:
-        """The player moves; returns its action, the sign of the reward and whether the episode ended."""
+        """Take the player's action; return it, the sign of the reward and whether the episode ended."""
         step = next(self._steps)
         self.frames.append(step.next_obs)
         self.actions.append(step.act)
         return step.act, float(np.sign(step.rew)), step.is_over
 
     def restart(self) -> None:
-        """Goes on after an episode's end."""
+        """Start the next episode."""
         self._begin(None)
 
     def context(self) -> dict[str, NDArray]:
-        """The latest frames and the actions between them, as `reset(options={"context": ...})` takes them."""
+        """Return the latest frames and the actions between them, as `reset` takes a context."""
         acts = list(self.actions)[-(len(self.frames) - 1) :]
         return {"obs": np.stack(self.frames), "act": np.array(acts, np.int64)}
 
 
 def play_both(env: gymnasium.Env, real: RealGame, num_steps: int, seed: int) -> Iterator[Moment]:
-    """Plays the real game and its imagination side by side."""
+    """Play the real game and its imagination side by side."""
     age, over = HORIZON, True
     env.reset(seed=seed)
     for _ in range(num_steps):
@@ -121,7 +121,7 @@ def play_both(env: gymnasium.Env, real: RealGame, num_steps: int, seed: int) -> 
 
 
 def picture(moment: Moment) -> Frame:
-    """Real above imagined, each with a label: what a frame of the video shows."""
+    """Draw a frame of the video: real above imagined, each with a label."""
     return np.concatenate(
         [
             _label("real", 64 * SCALE),
@@ -133,7 +133,7 @@ def picture(moment: Moment) -> Frame:
 
 
 def film_strip(moments: list[Moment]) -> Frame:
-    """Real above imagined at growing distance from the start, in columns, on white."""
+    """Draw columns of real above imagined frames, at growing distance from the start, on white."""
     size = 64 * _STRIP_SCALE + _STRIP_GAP
     names = [("", _STRIP_LABELS), ("real", size), ("imagined", size)]
     columns = [np.concatenate([_label(name, _STRIP_NAMES, height, large=True) for name, height in names])]
@@ -144,13 +144,13 @@ def film_strip(moments: list[Moment]) -> Frame:
 
 
 def _tile(frame: Frame) -> Frame:
-    """An enlarged frame with white to its left and below, so that the walls of two frames stay apart."""
+    """Enlarge a frame, with white to its left and below, so that the walls of two frames stay apart."""
     around = ((0, _STRIP_GAP), (_STRIP_GAP, 0), (0, 0))
     return np.pad(rendering.enlarge(frame, _STRIP_SCALE), around, constant_values=255)
 
 
 def _label(text: str, width: int, height: int = _LABEL_HEIGHT, *, large: bool = False) -> Frame:
-    """White letters on black; large ones are black on white."""
+    """Draw a label: white letters on black, or large ones in black on white."""
     image = np.full((height, width, 3), 255 if large else 0, np.uint8)
     ink, scale, thickness = ((0, 0, 0), 1.0, 2) if large else ((255, 255, 255), 0.45, 1)
     position = (_STRIP_GAP, height // 2 + 10) if large else (6, height // 2 + 5)
@@ -159,14 +159,14 @@ def _label(text: str, width: int, height: int = _LABEL_HEIGHT, *, large: bool = 
 
 
 def longest_run(moments: list[Moment]) -> list[Moment]:
-    """The longest stretch without a fork."""
+    """Return the longest stretch without a restart of imagination."""
     starts = [i for i, m in enumerate(moments) if m.age == 1] + [len(moments)]
     runs = [moments[a:b] for a, b in itertools.pairwise(starts)]
     return max(runs, key=len)
 
 
 def write_video(path: Path, moments: list[Moment]) -> None:
-    """Writes the side-by-side video (H.264).
+    """Write the side-by-side video (H.264).
 
     Raises:
         CacheError: The folder cannot be written.
@@ -175,7 +175,7 @@ def write_video(path: Path, moments: list[Moment]) -> None:
 
 
 def write_strip(path: Path, moments: list[Moment]) -> None:
-    """Writes the film strip (PNG).
+    """Write the film strip (PNG).
 
     Raises:
         CacheError: The folder cannot be written.
@@ -187,7 +187,7 @@ def write_strip(path: Path, moments: list[Moment]) -> None:
 
 @dataclass
 class Settings:
-    """What is shown.
+    """The settings of the demo.
 
     Raises:
         InvalidInputError: A number is out of range, or there is no such player.
@@ -208,7 +208,7 @@ class Settings:
 
 
 def run(settings: Settings) -> None:
-    """Plays, writes the files and prints what happened.
+    """Play, write the files and print what happened.
 
     Raises:
         UnknownGameError: There is no such game.
@@ -234,7 +234,7 @@ def play(
     num_denoising_steps: int | None = None,
     backend: str = "auto",
 ) -> list[Moment]:
-    """Plays both worlds under a player that sees the real frames."""
+    """Play both games with a player that sees the real frames."""
     env = gymnasium.make(
         env_id(game),
         checkpoint=checkpoint,
@@ -250,7 +250,7 @@ def play(
 
 
 def report(moments: list[Moment], out: Path) -> None:
-    """Prints speed, rewards and where the files are."""
+    """Print speed, rewards and where the files are."""
     seconds = np.median([m.seconds for m in moments])
     rewards = np.sum([m.reward for m in moments], axis=0)
     print(f"diamond_gym {diamond_gym.__version__}: {len(moments)} steps imagined")
@@ -264,7 +264,7 @@ COMMAND = cli.Command("python -m diamond_gym.demo", __doc__ or "", Settings, run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Do what the arguments say; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

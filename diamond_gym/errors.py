@@ -1,8 +1,8 @@
-"""The exceptions a user can meet.
+"""The exceptions that a user can meet.
 
-Every error this package raises about something the user gave is a `DiamondGymError`, so one `except` catches
-them all. Each class also derives from the built-in (or Gymnasium) exception that fits it, so existing
-handlers keep working.
+Every error that this package raises about a user's input is a `DiamondGymError`, so one `except` catches them
+all. Each class also derives from the built-in (or Gymnasium) exception that fits it, so existing handlers
+keep working.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class InvalidInputError(DiamondGymError, ValueError):
 
 
 class InvalidTypeError(InvalidInputError, TypeError):
-    """A value is of the wrong type, or a keyword is unknown: what Python and Gymnasium call a TypeError."""
+    """A value has the wrong type, or a keyword is unknown; also a TypeError."""
 
 
 class UnknownGameError(DiamondGymError, ValueError):
@@ -39,7 +39,7 @@ class CheckpointError(DiamondGymError, RuntimeError):
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """No checkpoint: neither embedded, nor cached, nor reachable, nor at the given path."""
+    """There is no such checkpoint: neither embedded, nor cached, nor reachable, nor at the given path."""
 
 
 class DatasetError(DiamondGymError, RuntimeError):
@@ -85,5 +85,5 @@ __all__ = [
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says in its first line; its kind, if it says nothing."""
+    """Return the first line of an exception's message, or its type if there is no message."""
     return str(error).strip().partition("\n")[0] or type(error).__name__

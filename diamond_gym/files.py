@@ -1,7 +1,7 @@
-"""Files that are written as a whole or not at all, names that are claimed, folders that one process works in.
+"""Atomic writes of files, unique names, and folders that only one process works in.
 
 Several processes may write the same file at once: a reader sees one version or another, never a mixture.
-Where each is to get a name of its own, `adding` finds a free one when the file is complete. No file is ever
+Where each file needs a name of its own, `adding` finds a free one when the file is complete. No file is ever
 opened for writing through a link that somebody else has put in its place.
 """
 
@@ -27,16 +27,16 @@ from diamond_gym.errors import CacheError, DiamondGymError, FolderInUseError
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: nothing keeps two processes apart there
+except ImportError:  # without POSIX locks two processes are not kept apart
     fcntl = None
 
 _LOCK_FILE = ".lock"
 _OF_THE_SYSTEM = (_LOCK_FILE, ".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
-"""Files that file managers, or our own locks, leave in any folder; so are all whose names begin with `._`."""
+"""Files that file managers and our locks leave in folders; they are hidden, as all names with `._` are."""
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
-    """The entries of a folder in the order of their names, without those that are hidden.
+    """Return the entries of a folder, sorted by name, without hidden ones.
 
     Macs put a companion `._x.npz` beside each `x.npz` on other systems' disks, and a `.DS_Store` everywhere.
     """
@@ -44,7 +44,7 @@ def visible(folder: Path, pattern: str = "*") -> list[Path]:
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but what file managers, or locks, leave in any."""
+    """Whether a folder holds no files except those that file managers or locks leave behind."""
     return not any(path for path in folder.iterdir() if not _is_of_the_system(path))
 
 
@@ -53,13 +53,13 @@ def _is_of_the_system(path: Path) -> bool:
 
 
 def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
-    """Makes a folder and writes so much there, for a moment, before hours go into what is to be written.
+    """Make a folder and test that files of a size can be written there, before hours of work.
 
-    Only writing finds a disk that is full, a quota, or a share that takes no files.
+    Only writing shows a full disk, a quota, or a network folder that refuses files.
 
     Args:
         folder: The folder.
-        num_bytes: About how much will be written.
+        num_bytes: About how many bytes will be written.
 
     Raises:
         CacheError: It cannot be made or written.
@@ -69,7 +69,7 @@ def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(bytes(min(num_bytes, 2**20)))
             file.flush()
-            if num_bytes > 2**20 and hasattr(os, "posix_fallocate"):  # blocks are taken, none is written
+            if num_bytes > 2**20 and hasattr(os, "posix_fallocate"):  # blocks are reserved, none is written
                 os.posix_fallocate(file.fileno(), 0, num_bytes)
             os.fsync(file.fileno())
     except OSError as error:
@@ -80,15 +80,15 @@ def prepare_folder(folder: Path, num_bytes: int = 2**20) -> None:
 
 
 def check_space(folder: Path, num_bytes: int, what: str) -> None:
-    """Checks that a disk has room, before what needs it is made.
+    """Check that a disk has enough free space.
 
     Args:
-        folder: Where it will be written; it may not be there yet.
-        num_bytes: How much will be written.
-        what: What that is, for the message.
+        folder: The folder to write to; it may not exist yet.
+        num_bytes: How many bytes will be written.
+        what: What will be written, for the error message.
 
     Raises:
-        CacheError: There is less room.
+        CacheError: There is less space.
     """
     existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), Path("/"))
     free = shutil.disk_usage(existing).free
@@ -106,9 +106,9 @@ def check_space(folder: Path, num_bytes: int, what: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to, which takes the place of `path` once all of it is on the disk.
+    """Open a file to write to, which replaces `path` once it is complete on the disk.
 
-    When the block fails, or the disk does, nothing is left of it and whatever was at `path` is still there.
+    If the block or the disk fails, the new file is removed and an existing `path` is kept.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -122,8 +122,8 @@ class NewFile:
     """A file that is being added to a folder.
 
     Attributes:
-        file: To write to.
-        path: The name it would get now; after the block, the one that it has.
+        file: The open file.
+        path: The name that it would get now; after the block, the name that it has.
     """
 
     file: BinaryIO
@@ -132,13 +132,13 @@ class NewFile:
 
 @contextlib.contextmanager
 def adding(names: Iterable[Path]) -> Iterator[NewFile]:
-    """A file to write to, which gets the first free name once all of it is on the disk.
+    """Open a file to write to, which gets the first free name once it is complete on the disk.
 
-    The name is claimed in one step, so that any number of processes can add to a folder at once. When the
-    block fails, or the disk does, nothing is left of the file.
+    The name is claimed atomically, so that any number of processes can add to a folder at once. If the block
+    or the disk fails, the file is removed.
 
     Args:
-        names: Without end, all on one disk; the next is asked for only when those before are taken.
+        names: Endless names, all on one disk; the next is requested only when those before are taken.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -159,20 +159,20 @@ def adding(names: Iterable[Path]) -> Iterator[NewFile]:
 
 
 def numbered(path: Path) -> Iterator[Path]:
-    """`name.x`, `name-2.x`, `name-3.x` and so on, for `adding`."""
+    """Yield `name.x`, `name-2.x`, `name-3.x` and so on, for `adding`."""
     yield path
     for number in itertools.count(2):
         yield path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
 def _claimed(temporary: Path, path: Path) -> bool:
-    """Whether a finished file could be given a name that was free."""
+    """Try to give a finished file a name; return whether the name was free."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # a disk without hard links: the empty file claims the name until the real one is there
+    except OSError:  # no hard links here: an empty file claims the name until the real one replaces it
         try:
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
         except FileExistsError:
@@ -183,7 +183,7 @@ def _claimed(temporary: Path, path: Path) -> bool:
 
 @contextlib.contextmanager
 def _complete(path: Path, publish: Callable[[Path], None]) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, which is handed to `publish` once all of it is on the disk."""
+    """Open a temporary file beside `path`, and call `publish` with it once it is complete on the disk."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,11 +198,11 @@ def _complete(path: Path, publish: Callable[[Path], None]) -> Iterator[BinaryIO]
         raise CacheError(f"cannot write {path}: {error}; choose a folder that can be written") from error
     finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()  # gone already, unless something failed or its second name is the one to keep
+            temporary.unlink()  # it is gone already, unless an error occurred or it now has a second name
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Puts `content` at `path`, see `replacing`.
+    """Write `content` to `path`, see `replacing`.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -212,7 +212,7 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def add_file(names: Iterable[Path], content: bytes) -> Path:
-    """Puts `content` at the first free name, see `adding`; returns that name.
+    """Write `content` to the first free name, see `adding`; return that name.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -223,10 +223,10 @@ def add_file(names: Iterable[Path], content: bytes) -> Path:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line of text to the end of a file, which is made if it is not there.
+    """Append a line of text to a file, which is made if it does not exist.
 
     Raises:
-        CacheError: It cannot be written, or is a link or no file.
+        CacheError: It cannot be written, or is a link or not a regular file.
     """
     try:
         with os.fdopen(_open_itself(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
@@ -236,7 +236,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def save_torch(content: Any, file: BinaryIO) -> None:
-    """Writes what `torch.load` reads, with the disk's own errors.
+    """Write a file for `torch.load`, and raise the disk's own errors.
 
     Raises:
         OSError: The disk is full, or fails otherwise.
@@ -248,7 +248,7 @@ def save_torch(content: Any, file: BinaryIO) -> None:
 
 
 def write_torch(path: Path, content: Any) -> None:
-    """Writes what `torch.load` reads, see `replacing`.
+    """Write a file for `torch.load`, see `replacing`.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -258,7 +258,7 @@ def write_torch(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
-    """Writes a safetensors file.
+    """Write a safetensors file.
 
     Raises:
         CacheError: The folder cannot be made or written.
@@ -272,10 +272,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str,
 
 @contextlib.contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which becomes `out` when the block ends without an error.
+    """Make a folder to fill, which becomes `out` when the block ends without an error.
 
     Raises:
-        CacheError: `out` is there and not empty, or cannot be written.
+        CacheError: `out` exists and is not empty, or cannot be written.
     """
     out = out.expanduser().absolute()
     try:
@@ -299,11 +299,11 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from working in a folder; the system releases a killed process's lock.
+    """Keep other processes from working in a folder; the system releases a killed process's lock.
 
     Raises:
         FolderInUseError: Another process works in it.
-        CacheError: The folder cannot be written, or its `.lock` is no file.
+        CacheError: The folder cannot be written, or its `.lock` is not a regular file.
     """
     try:
         descriptor = _open_itself(folder / _LOCK_FILE, os.O_RDWR)
@@ -328,16 +328,16 @@ def _take_lock(descriptor: int, folder: Path) -> None:
 
 
 def _open_itself(path: Path, flags: int) -> int:
-    """Opens a file to write to, or makes it; neither follows a link nor empties or waits for what is there.
+    """Open a file to write to, or make it; never follow a link, empty the file or wait for it.
 
     Raises:
-        OSError: It is a link, no regular file, or cannot be opened.
+        OSError: It is a link, not a regular file, or cannot be opened.
     """
     if path.is_symlink():
         raise OSError(f"it is a link to {os.readlink(path)}, which is not followed: remove it")
-    asked = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # the first settles a link made in this instant
+    asked = ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC")  # O_NOFOLLOW also refuses a link made just now
     descriptor = os.open(path, flags | os.O_CREAT | sum(getattr(os, name, 0) for name in asked), 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError("it is no regular file: remove it")
+        raise OSError("it is not a regular file: remove it")
     return descriptor

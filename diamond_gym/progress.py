@@ -1,7 +1,7 @@
-"""What a long command says while it works: a bar on a terminal, elsewhere a line a minute in the log.
+"""Progress of long commands: a bar on a terminal, elsewhere a line per minute in the log.
 
 Messages go through `logging`, under the names of their modules; `shown` lets a program print them to stderr.
-Programs that use the library choose for themselves what to do with them.
+Programs that use the library decide themselves how to handle them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS = 60.0
-"""Between two lines of the log, whichever bars they are of."""
+"""Seconds between two lines of the log, over all bars."""
 _LOOK_SECONDS = 1.0
 _NAMES = ("diamond_gym", "trainers", "benchmarks")
 _log = logging.getLogger(__name__)
@@ -26,10 +26,10 @@ _last_line = time.monotonic()
 
 @contextlib.contextmanager
 def shown(level: int = logging.INFO) -> Iterator[None]:
-    """Within the block, messages of this level and above are printed to stderr, between the bars.
+    """Within the block, print messages of this level and above to stderr, between the bars.
 
     Args:
-        level: One of `logging`; above INFO there are no bars, either.
+        level: A level of `logging`; above INFO there are no bars either.
     """
     handler, loggers = _Handler(), [logging.getLogger(name) for name in _NAMES]
     before = [logger.level for logger in loggers]
@@ -45,21 +45,21 @@ def shown(level: int = logging.INFO) -> Iterator[None]:
 
 
 class _Handler(logging.Handler):
-    """Prints messages; where nobody watches, with the time."""
+    """Prints messages, with the time where stderr is not a terminal."""
 
     def emit(self, record: logging.LogRecord) -> None:
         begin = "" if _is_watched() else "%(asctime)s "
         begin += "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         text = logging.Formatter(f"{begin}%(message)s", "%Y-%m-%d %H:%M:%S").format(record)
-        # a terminal that was closed, or a pipe that nobody reads, ends nothing
+        # a closed terminal or pipe must not end the program
         with contextlib.suppress(OSError, ValueError):
             tqdm.write(text, file=sys.stderr)
 
 
 class Bar(tqdm):
-    """A bar of `tqdm` on a terminal and in a notebook; elsewhere a line a minute: done, rate, time left.
+    """A bar of `tqdm` on a terminal and in a notebook; elsewhere a line per minute: done, rate, time left.
 
-    It takes tqdm's arguments. What `set_postfix_str` was told last, such as a score, ends the line.
+    It takes tqdm's arguments. The latest text of `set_postfix_str`, such as a score, ends the line.
     """
 
     def __init__(self, *arguments: Any, disable: bool = False, **keywords: Any) -> None:
@@ -73,7 +73,7 @@ class Bar(tqdm):
             _log.debug("%s begins", keywords["desc"])
 
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
-        """Shows where it stands, see `tqdm.display`."""
+        """Show the progress, see `tqdm.display`."""
         if not self._is_logged:
             super().display(msg, pos)
             return
@@ -81,7 +81,7 @@ class Bar(tqdm):
             self._tell()
 
     def close(self) -> None:
-        """Ends it; one that has had a line in the log gets another one."""
+        """Close the bar, with a last line in the log if there was one before."""
         if not self.disable and self._was_told:
             self._tell()
         super().close()
@@ -93,10 +93,10 @@ class Bar(tqdm):
 
 
 def line(state: dict[str, Any]) -> str:
-    """Where a bar stands, in words.
+    """Format the progress of a bar in words.
 
     Args:
-        state: tqdm's `format_dict`.
+        state: The `format_dict` of tqdm.
     """
     done, total, unit, seconds = state["n"], state["total"], state["unit"], state["elapsed"]
     begin = f"{state['prefix'].rstrip(': ')}: " if state["prefix"] else ""
@@ -112,7 +112,7 @@ def line(state: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time as people say it, such as "2 h 5 min"."""
+    """Format a duration, such as "2 h 5 min"."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -120,5 +120,5 @@ def duration(seconds: float) -> str:
 
 
 def _is_watched() -> bool:
-    """Whether somebody sees bars move: on a terminal, or in a notebook."""
+    """Whether output is on a terminal or in a notebook, where bars can move."""
     return "ipykernel" in sys.modules or bool(sys.stderr and sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Checks of numbers that a user, or a file, gives: of the right type, finite and within a range."""
+"""Checks of numbers from users or files: of the right type, finite and within a range."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from diamond_gym.errors import InvalidInputError
 
 
 def check_integer(name: str, value: Any, least: int, most: int) -> None:
-    """Raises `InvalidInputError` unless a value is an integer from `least` to `most`."""
+    """Raise `InvalidInputError` unless a value is an integer from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidInputError(f"{name} must be an integer from {least} to {most}, got {_shown(value)}")
 
 
 def check_integers(name: str, values: Any, least: int, most: int) -> None:
-    """Raises `InvalidInputError` unless a value is a list of integers from `least` to `most`."""
+    """Raise `InvalidInputError` unless a value is a list of integers from `least` to `most`."""
     if not isinstance(values, list):
         raise InvalidInputError(f"{name} must be a list of integers, got {_shown(values)}")
     for value in values:
@@ -23,7 +23,7 @@ def check_integers(name: str, values: Any, least: int, most: int) -> None:
 
 
 def check_number(name: str, value: Any, least: float, most: float, *, above: bool = False) -> None:
-    """Raises `InvalidInputError` unless a value is a number from `least` (or `above` it) to `most`."""
+    """Raise `InvalidInputError` unless a value is a number from `least` (or `above` it) to `most`."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not (least < value if above else least <= value) or not value <= most:
         lowest = f"above {least:g}" if above else f"at least {least:g}"
@@ -32,7 +32,7 @@ def check_number(name: str, value: Any, least: float, most: float, *, above: boo
 
 
 def _shown(value: Any) -> str:
-    """The value as a user would write it; what is long without reason is cut."""
+    """Format the value as a user would write it, cut if it is very long."""
     if isinstance(value, int) and abs(value) >= 10**20:
         return f"an integer of {value.bit_length()} bits"
     text = repr(value)

@@ -1,9 +1,9 @@
 """The games, and the Gymnasium ids of their learned simulators.
 
 `Diamond<Game>-v0` exists for every single-player game of ale-py, and `DiamondReal<Game>-v0` for the game that
-it imagines; `register_world_model` adds an id for a model that somebody trained. Ids carry entry points as
-strings, so registering loads neither torch nor ale-py, and this module knows nothing of how an environment
-works or where weights come from.
+it imagines; `register_world_model` adds an id for a model of your own. Entry points are strings, so
+registering loads neither torch nor ale-py, and this module knows nothing of how an environment works or where
+weights come from.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ GAMES: tuple[str, ...] = tuple(
     VideoCube VideoPinball WizardOfWor WordZapper YarsRevenge Zaxxon
     """.split()
 )
-"""Every game that ale-py can play alone, in its own spelling, sorted."""
+"""Every single-player game of ale-py, in its spelling, sorted."""
 
 ATARI_100K: tuple[str, ...] = tuple(
     """
@@ -59,10 +59,10 @@ _GAME_ID = re.compile(
 
 
 def register_games() -> None:
-    """Registers `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; ids that exist are left alone.
+    """Register `Diamond<Game>-v0` and `DiamondReal<Game>-v0` for all games; existing ids are not changed.
 
-    A real game has the spaces of the imagined one, so that any library can score who learned in imagination.
-    It is played to game over (ALE cuts it short after half an hour), and its rewards are the game's own.
+    A real game has the spaces of the imagined one, so that any library can score an agent that learned in
+    imagination. It lasts until game over (ALE truncates it after half an hour), with the game's own rewards.
     """
     for game in GAMES:
         imagined = _spec(env_id(game), {"game": game}, DEFAULT_MAX_EPISODE_STEPS)
@@ -79,23 +79,23 @@ def register_world_model(
     max_episode_steps: int | None = DEFAULT_MAX_EPISODE_STEPS,
     **kwargs: Any,
 ) -> None:
-    """Registers an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
+    """Register an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
 
     Registering the same thing twice does nothing. The checkpoint is opened by `make`, not here, so the model
     may still be in training.
 
     Args:
         id: `Name-v0` or `namespace/Name-v0`.
-        checkpoint: a `.safetensors`, `.pt` or run folder, or any other value the environments accept as
+        checkpoint: A `.safetensors`, `.pt` or run folder, or any other value the environments accept as
             `checkpoint`. A `Path` is made absolute, a string is kept as it is.
-        max_episode_steps: imagination horizon, at least 1, or None for no end but the predicted one.
-        **kwargs: further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
+        max_episode_steps: Imagination horizon, at least 1, or None for no end except the predicted one.
+        **kwargs: Further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
             expressible in JSON, because Gymnasium writes specs as JSON. `game` is optional: the checkpoint
-            says which game it imagines.
+            names the game that it imagines.
 
     Raises:
-        InvalidInputError: malformed or taken id, horizon below 1, checkpoint of another type, or a keyword
-            argument that JSON cannot hold.
+        InvalidInputError: The id is malformed or taken, the horizon is below 1, the checkpoint is of another
+            type, or JSON cannot hold a keyword argument.
         UnknownGameError: `game` was given and is not a game of ale-py.
     """
     _check_id(id)
@@ -116,32 +116,32 @@ def register_world_model(
 
 
 def env_id(game: str) -> str:
-    """Returns the id of a game's environment: "ms_pacman" -> "DiamondMsPacman-v0".
+    """Return the id of a game's environment, such as "DiamondMsPacman-v0" for "ms_pacman".
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
     """
     return f"Diamond{game_name(game)}-v0"
 
 
 def real_env_id(game: str) -> str:
-    """Returns the id of the real game: "ms_pacman" -> "DiamondRealMsPacman-v0".
+    """Return the id of the real game, such as "DiamondRealMsPacman-v0" for "ms_pacman".
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
     """
     return f"DiamondReal{game_name(game)}-v0"
 
 
 def game_name(text: str) -> str:
-    """Returns a game's name as ale-py spells it.
+    """Return a game's name as ale-py spells it.
 
     Args:
         text: "MsPacman", "ms_pacman", "mspacman", "ALE/MsPacman-v5", "MsPacmanNoFrameskip-v4" and
             "DiamondMsPacman-v0" all give "MsPacman".
 
     Raises:
-        UnknownGameError: ale-py has no such game; the message names the nearest.
+        UnknownGameError: ale_py has no such game; the message suggests similar names.
     """
     match = _GAME_ID.fullmatch(text.strip()) if isinstance(text, str) else None
     if match is None:
@@ -156,15 +156,15 @@ def game_name(text: str) -> str:
 
 
 def check_imagined(id: str) -> None:
-    """Makes sure that an id is that of an imagined game, this library's or `register_world_model`'s.
+    """Check that an id is that of an imagined game, this library's or `register_world_model`'s.
 
     Raises:
-        InvalidInputError: It is not registered, or another environment's.
+        InvalidInputError: It is not registered, or that of another environment.
     """
     try:
         spec = gymnasium.spec(id)
     except gymnasium.error.Error as error:
-        raise InvalidInputError(f"{id!r} is no environment: {error}") from error
+        raise InvalidInputError(f"{id!r} is not an environment: {error}") from error
     if spec.vector_entry_point != _VECTOR_ENTRY_POINT:
         raise InvalidInputError(f"{id} is not an imagined game such as DiamondBreakout-v0")
 

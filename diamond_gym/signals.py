@@ -1,10 +1,10 @@
-"""What signals ask of a long command: to end, or to save.
+"""Signals to a long command: requests to end or to save.
 
-SIGINT (Ctrl-C), SIGTERM (clusters, containers, `timeout`) and SIGHUP (a terminal that was closed) ask it to
-end: it finishes its step, saves and leaves with 130, 143 or 129. SIGUSR1 is the warning that clusters send
-some time before SIGTERM: it saves and continues, so that nothing is lost whatever comes, and no time either.
+SIGINT (Ctrl-C), SIGTERM (clusters, containers, `timeout`) and SIGHUP (a closed terminal) ask it to end: it
+finishes its step, saves and exits with 130, 143 or 129. SIGUSR1 is the warning that clusters send some time
+before SIGTERM: it saves and continues, so that neither work nor time is lost.
 
-`handled` is for programs and belongs around all they do; `deferred` is for a loop that can be resumed.
+`handled` is for programs and goes around everything they do; `deferred` is for a loop that can be resumed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SAVING = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, nam
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM or SIGHUP: the program ends as after Ctrl-C, keeping what that keeps, with another exit code.
+    """SIGTERM or SIGHUP: the program ends as after Ctrl-C, and saves the same, with another exit code.
 
     Args:
         number: The signal.
@@ -36,16 +36,16 @@ class Terminated(KeyboardInterrupt):
 
     @property
     def exit_code(self) -> int:
-        """As a shell reports a process that a signal ended."""
+        """The exit code of a process that this signal ended, as shells report it."""
         return 128 + self.number
 
 
 class Requests:
-    """What signals have asked for since `deferred` began.
+    """The requests of signals since `deferred` began.
 
     Attributes:
-        stop: Whether the loop is to end after this step.
-        save: Whether it is to save after this step and continue; the loop sets it back.
+        stop: Whether the loop should end after this step.
+        save: Whether it should save after this step and continue; the loop resets it.
     """
 
     def __init__(self) -> None:
@@ -54,19 +54,19 @@ class Requests:
         self._is_waiting = True
 
     def ask_to_end(self, number: int) -> None:
-        """Notes that the loop is to end; raises where nothing is to be finished, or if it was told before."""
+        """Ask the loop to end; raise at once if no step has to be finished, or at the second request."""
         is_again, self.stop = self.stop, True
         self._number = self._number if is_again else number
         if not self._is_waiting or (is_again and number == signal.SIGINT):
             self.end()
 
     def end(self) -> NoReturn:
-        """Raises what the signal stands for: `KeyboardInterrupt` or `Terminated`."""
+        """Raise the exception of the signal: `KeyboardInterrupt` or `Terminated`."""
         raise KeyboardInterrupt if self._number == signal.SIGINT else Terminated(self._number)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within the block, a stage of the loop that may be broken off anywhere, a request to end raises."""
+        """Within the block, raise at once on a request to end: it may be interrupted anywhere."""
         if self.stop:
             self.end()
         self._is_waiting = False
@@ -78,10 +78,10 @@ class Requests:
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within the block the signals that end a program raise `Terminated`, and SIGUSR1 ends nothing.
+    """Within the block, signals that end a program raise `Terminated`, and SIGUSR1 does not end it.
 
-    What somebody has already given a handler, or told the process to ignore, is left alone. So are, under
-    torchrun, the signals that end: who waits for another process sees no exception.
+    Signals that already have a handler or are ignored are not changed. Neither are, under torchrun, the
+    signals that end: a process that waits for another one would not see the exception.
     """
     ending = [] if "TORCHELASTIC_RUN_ID" in os.environ else _ENDING
     mine = dict.fromkeys(ending, _terminate) | dict.fromkeys(_SAVING, _note)
@@ -91,10 +91,10 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[Requests]:
-    """Within the block signals are noted, for a loop that looks at them after every step.
+    """Within the block, record signals for a loop that checks them after every step.
 
-    A second Ctrl-C raises at once. Signals that end a process are noted inside `handled`, and under torchrun.
-    Outside the main thread nothing is ever asked for.
+    A second Ctrl-C raises at once. Signals that end a process are recorded inside `handled`, and under
+    torchrun. Outside the main thread there are never any requests.
 
     Raises:
         KeyboardInterrupt: At the end of the block, when the loop was asked to end.
@@ -125,7 +125,7 @@ def deferred() -> Iterator[Requests]:
 
 
 def leave_to_parent() -> None:
-    """In a worker process: Ctrl-C and SIGUSR1, which a whole group of processes gets, are its parent's."""
+    """In a worker process, ignore Ctrl-C and SIGUSR1: the parent gets them too, and handles them."""
     for number in (signal.SIGINT, *_SAVING):
         signal.signal(number, signal.SIG_IGN)
 
@@ -153,14 +153,14 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _note(number: int, frame: FrameType | None) -> None:
-    _log.info("%s: nothing is to be saved at this moment", signal.Signals(number).name)
+    _log.info("%s: there is nothing to save now", signal.Signals(number).name)
 
 
 _PROCESS = os.getpid()
 
 
 def _leave_to_parent(number: int) -> None:
-    """Ends a process that was forked, and is not to do what its parent does at the end."""
+    """End a forked process, which must not do what its parent does at the end."""
     if os.getpid() != _PROCESS:
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)

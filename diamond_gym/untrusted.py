@@ -1,8 +1,8 @@
-"""Files that somebody else may have made, read as plain data: one reader for each kind of file.
+"""Safe readers of untrusted files as plain data, one for each kind of file.
 
-Whatever is wrong with a file becomes one error of the caller's kind, which names the file and never advises
-an unsafe load (`reading`). How much a file unpacks to is known and bounded before any of it is unpacked, and
-nothing in a file is ever run, looked up or instantiated. The module does not know what the data mean.
+Any problem of a file becomes one error of the caller's kind, which names the file and never advises an
+unsafe load (`reading`). The unpacked size of a file is bounded before any of it is unpacked, and nothing in a
+file is ever run, looked up or instantiated. The module does not know what the data mean.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from torch import Tensor
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DiamondGymError, first_line
 
 MAX_TEXT = 2**20
-"""Bytes of a file of text; longest are descriptions of worlds with their training, some kilobytes."""
+"""Largest size of a text file; the longest are descriptions of worlds, of some kilobytes."""
 MAX_YAML = 2**16
-"""Bytes of a file of YAML, which takes ten times as long to read; a configuration has some kilobytes."""
+"""Largest size of a YAML file, which takes ten times as long to read; configurations have kilobytes."""
 MAX_UNPACKED = 2**31
-"""Bytes that a file may unpack to; largest are recordings of a whole game in its raw screens."""
+"""Largest unpacked size of a file; the largest are recordings of a whole game in its raw screens."""
 _MAX_DEPTH = 50
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SHARED = 4
-"""How many times over the tensors of a file may share its bytes."""
+"""Largest ratio of the size of all tensors to that of their file, whose bytes they may share."""
 _UNSAFE_ADVICE = re.compile(r"weights_only|weights only|allow_pickle|safe_globals|trust", re.IGNORECASE)
 _PICKLED = (
     "it holds more than plain data and tensors: loading it could run code, so it was not loaded and nothing "
@@ -49,11 +49,11 @@ _PICKLED = (
 
 @contextlib.contextmanager
 def reading(path: Path | str, kind: type[DiamondGymError], what: str) -> Iterator[None]:
-    """Makes whatever goes wrong with a file, in any way, one kind of error that names it.
+    """Turn any error with a file into one kind of error that names it.
 
     Args:
         path: The file, or another source.
-        kind: The kind of error. Others of this kind pass, as long as they name the file.
+        kind: The kind of error. Errors of this kind that already name the file are not changed.
         what: What the file should be, such as "an episode".
     """
     try:
@@ -65,7 +65,7 @@ def reading(path: Path | str, kind: type[DiamondGymError], what: str) -> Iterato
 
 
 def reason(error: BaseException) -> str:
-    """What an exception says in a line, without a library's advice to load what may run code."""
+    """Return an exception's message in one line, without a library's advice to load unsafe data."""
     if isinstance(error, MemoryError):
         return "it claims more than fits into memory"
     if isinstance(error, RecursionError):
@@ -73,7 +73,7 @@ def reason(error: BaseException) -> str:
     line = (isinstance(error, OSError) and error.strerror) or first_line(error)
     if _UNSAFE_ADVICE.search(line):
         return _PICKLED
-    if " " not in line:  # such as a KeyError's key, which tells nobody anything
+    if " " not in line:  # such as a KeyError's key, which does not help
         name = type(error).__name__
         return f"it is damaged or of another kind ({name if line in ('', name) else f'{name}: {line}'})"
     return re.split(r"\.\s", line)[0].rstrip(".")
@@ -83,10 +83,10 @@ def reason(error: BaseException) -> str:
 
 
 def read_text(path: Path, kind: type[DiamondGymError], what: str, max_bytes: int = MAX_TEXT) -> str:
-    """A file of UTF-8.
+    """Read a file of UTF-8.
 
     Raises:
-        kind: It is missing, no regular file, too large, or not UTF-8.
+        kind: It is missing, not a regular file, too large, or not UTF-8.
     """
     with reading(path, kind, what), opened(path) as file:
         size = os.fstat(file.fileno()).st_size
@@ -96,10 +96,10 @@ def read_text(path: Path, kind: type[DiamondGymError], what: str, max_bytes: int
 
 
 def read_json(path: Path, kind: type[DiamondGymError], what: str) -> Any:
-    """A file of JSON.
+    """Read a file of JSON.
 
     Raises:
-        kind: It cannot be read, or is no JSON.
+        kind: It cannot be read, or is not JSON.
     """
     text = read_text(path, kind, what)
     with reading(path, kind, what):
@@ -107,26 +107,26 @@ def read_json(path: Path, kind: type[DiamondGymError], what: str) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """What JSON says, of limited depth and without NaN. Infinity is accepted, as Python writes it.
+    """Parse JSON of limited depth and without NaN. Infinity is accepted, as Python writes it.
 
     Raises:
-        ValueError: It is something else.
-        RecursionError: It is deep beyond reason.
+        ValueError: It is not such JSON.
+        RecursionError: It is nested too deep.
     """
 
     def infinity(name: str) -> float:
         if name == "NaN":
-            raise ValueError("NaN is no JSON")
+            raise ValueError("NaN is not JSON")
         return float(name)
 
     return json.loads(text, parse_constant=infinity)
 
 
 def read_yaml(path: Path, kind: type[DiamondGymError], what: str) -> Any:
-    """A file of YAML: plain data, without aliases, which can make a small file a huge one.
+    """Read a file of YAML: plain data, without aliases, which can make small files huge.
 
     Raises:
-        kind: It cannot be read, or is no such YAML.
+        kind: It cannot be read, or is not such YAML.
     """
     text = read_text(path, kind, what, MAX_YAML)
     with reading(path, kind, what):
@@ -144,11 +144,11 @@ def read_yaml(path: Path, kind: type[DiamondGymError], what: str) -> Any:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and metadata of a safetensors file, which holds no more than it has bytes.
+    """Read the tensors, on the CPU, and the metadata of a safetensors file, which cannot claim more bytes.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
-        CheckpointError: It cannot be read, is truncated, or is no safetensors file.
+        CheckpointError: It cannot be read, is truncated, or is not a safetensors file.
     """
     if not path.is_file():
         raise CheckpointNotFoundError(f"there is no file {path}")
@@ -156,7 +156,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
             names = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except Exception as error:  # besides safetensors' own, whatever torch says to types it lacks
+    except Exception as error:  # errors of safetensors, or of torch for unknown types
         raise CheckpointError(
             f"{path} ({path.stat().st_size} bytes) cannot be read as a safetensors file: {reason(error)}. It "
             "is truncated, damaged or of another kind: copy, download or save it again"
@@ -164,13 +164,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def read_torch(path: Path, kind: type[DiamondGymError], what: str, safe_globals: Sequence[Any] = ()) -> Any:
-    """Plain data and dense tensors, on the CPU, of a file that `torch.save` wrote.
+    """Read plain data and dense tensors, on the CPU, from a file of `torch.save`.
 
     Args:
         path: The file.
         kind: The kind of error.
         what: What the file should be.
-        safe_globals: Types that it may hold besides.
+        safe_globals: Further types that it may hold.
 
     Raises:
         kind: It is missing, damaged, holds anything else, or tensors that are larger than the file.
@@ -180,7 +180,7 @@ def read_torch(path: Path, kind: type[DiamondGymError], what: str, safe_globals:
 
 
 def load_torch(file: BinaryIO, safe_globals: Sequence[Any] = ()) -> Any:
-    """As `read_torch`, of an open file, with whatever errors come.
+    """Read an open file as `read_torch` does, with the original errors.
 
     Raises:
         Exception: The file is damaged, or holds anything else.
@@ -197,7 +197,7 @@ def load_torch(file: BinaryIO, safe_globals: Sequence[Any] = ()) -> Any:
     file.seek(0)
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(safe_globals)):
-            warnings.simplefilter("ignore")  # torch's doubts about files that are refused anyway
+            warnings.simplefilter("ignore")  # torch warns of files that are refused anyway
             content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(_refusal(file, error)) from error
@@ -208,7 +208,7 @@ def load_torch(file: BinaryIO, safe_globals: Sequence[Any] = ()) -> Any:
 def _refusal(file: BinaryIO, error: pickle.UnpicklingError) -> str:
     names: list[str] = []
     file.seek(0)
-    with contextlib.suppress(Exception):  # a damaged file, or torch's older format, cannot be listed
+    with contextlib.suppress(Exception):  # damaged files and torch's older format cannot be listed
         names = torch.serialization.get_unsafe_globals_in_checkpoint(file)  # pyright: ignore[reportArgumentType]
     if names:
         return f"{_PICKLED} (it refers to {', '.join(sorted(names)[:50])})"
@@ -218,7 +218,7 @@ def _refusal(file: BinaryIO, error: pickle.UnpicklingError) -> str:
 
 
 def read_arrays(path: Path, kind: type[DiamondGymError], what: str) -> dict[str, NDArray[Any]]:
-    """The plain arrays of an .npz file.
+    """Read the plain arrays of an .npz file.
 
     Raises:
         kind: It is missing, damaged, holds anything but numbers, or unpacks to more than `MAX_UNPACKED`.
@@ -229,10 +229,10 @@ def read_arrays(path: Path, kind: type[DiamondGymError], what: str) -> dict[str,
 
 
 def check_unpacked(archive: zipfile.ZipFile, max_bytes: int) -> None:
-    """Makes sure that an archive holds no more than so many bytes, before any of it is unpacked.
+    """Check that an archive unpacks to at most `max_bytes` bytes, before any of it is unpacked.
 
     Raises:
-        ValueError: It says that it holds more, or is packed in a way that nobody here writes.
+        ValueError: It claims more, or uses an unusual compression.
     """
     total = sum(info.file_size for info in archive.infolist())
     if total > max_bytes:
@@ -244,19 +244,19 @@ def check_unpacked(archive: zipfile.ZipFile, max_bytes: int) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
-    """A regular file to read; a pipe or a device, which could be without end, is refused.
+    """Open a regular file to read; refuse pipes and devices, which may be endless.
 
     Raises:
-        OSError: It is missing, cannot be opened, or is no regular file.
+        OSError: It is missing, cannot be opened, or is not a regular file.
     """
     with os.fdopen(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError("it is no regular file")
+            raise OSError("it is not a regular file")
         yield file
 
 
 def check_finite(tensors: Mapping[str, Tensor]) -> None:
-    """Makes sure that weights are numbers.
+    """Check that weights are finite numbers.
 
     Raises:
         ValueError: One holds NaN or an infinity; the message names it.
@@ -268,7 +268,7 @@ def check_finite(tensors: Mapping[str, Tensor]) -> None:
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
-    """An array that is exactly as large as the archive says."""
+    """Read an array that is exactly as large as the archive claims."""
     content = archive.read(info)
     file = io.BytesIO(content)
     npy = np.lib.format
@@ -284,10 +284,10 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> NDArray[Any]:
 
 
 def _check_dense(content: Any, size: int) -> None:
-    """Makes sure that every tensor inside plain data is one of numbers that the file holds.
+    """Check that all tensors inside plain data are dense and no larger than the file.
 
     Raises:
-        ValueError: One is not, or all together claim far more than the file has.
+        ValueError: One is not dense, or they claim far more than the file has.
     """
     left, seen, total = [content], set(), 0
     while left:

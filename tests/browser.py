@@ -22,7 +22,7 @@ WAIT_SECONDS = 30.0
 
 @dataclass
 class Served:
-    """A page that is being served, and what its game told and opened."""
+    """A served page, with the messages of its game and the viewers that it opened."""
 
     server: server.Server
     game: Game
@@ -44,7 +44,7 @@ class Served:
 def serve(
     open_viewer: Callable[[], Viewer], *, host: str = "127.0.0.1", fps: float = 60, grace: float = 0.2
 ) -> Iterator[Served]:
-    """Serves a page, its game in a thread of this process."""
+    """Serve a page, with its game in a thread of this process."""
     viewers: list[Viewer] = []
     told: list[str] = []
 
@@ -65,7 +65,7 @@ def serve(
 
 
 class Guest:
-    """Somebody with a page, as far as the server can tell."""
+    """A client that looks like a person's page to the server."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -75,7 +75,7 @@ class Guest:
         self.socket.send(json.dumps({"type": kind, **fields}))
 
     def receive(self) -> dict[str, Any]:
-        """The next message; a picture comes with its facts, as "picture"."""
+        """Return the next message; the facts of a picture contain it as "picture"."""
         message = json.loads(self.socket.recv(WAIT_SECONDS))
         if message["type"] == "view":
             png = np.frombuffer(self.socket.recv(WAIT_SECONDS), np.uint8)
@@ -89,7 +89,7 @@ class Guest:
     def until(
         self, kind: str, is_right: Callable[[dict[str, Any]], bool] = lambda message: True
     ) -> dict[str, Any]:
-        """The next message of a kind that is right."""
+        """Return the next message of a kind that fulfils a condition."""
         for _ in range(2000):
             message = self.receive()
             if message["type"] == kind and is_right(message):
@@ -97,7 +97,7 @@ class Guest:
         raise AssertionError(f"no such {kind}")
 
     def fact(self, name: str, value: str) -> dict[str, Any]:
-        """The next picture with a fact."""
+        """Return the next picture with a fact."""
         return self.until("view", lambda message: message["facts"][name] == value)
 
 

@@ -1,8 +1,8 @@
-"""Recorded runs of the published configuration: `python -m tests.golden` records them anew.
+"""Recorded runs of the published configuration: `python -m tests.golden` records them again.
 
 A run trains each network by 20 updates after a short collection, from `preset=paper`, seed 0, on one CPU
-thread. What is recorded of every update is its learning rate, loss and gradient norm, which depend on every
-weight, draw and frame before.
+thread. Of every update, the learning rate, loss and gradient norm are recorded, which depend on all earlier
+weights, draws and frames.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ COMMON = (
 )
 SMALL = ("depths=[1]", "channels=[16]", "attn_depths=[0]", "patch_size=4")
 RUNS = {
-    # the published sizes; batches as small as a CPU needs them
+    # the published sizes, with batches that are small enough for a CPU
     "paper": (
         "denoiser.training.batch_size=2",
         "rew_end_model.training.batch_size=2",
         "actor_critic.training.batch_size=1",
     ),
-    # everything as published but the sizes of the networks
+    # everything as published except the sizes of the networks
     "small": (
         *(f"agent.denoiser.inner_model.{x}" for x in ("cond_channels=32", *SMALL)),
         *(f"agent.rew_end_model.{x}" for x in ("lstm_dim=16", "cond_channels=16", *SMALL)),
@@ -55,7 +55,7 @@ RUNS = {
 
 @contextmanager
 def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
-    """Collects learning rate, loss and gradient norm of every update of every network meanwhile."""
+    """Within the block, collect learning rate, loss and gradient norm of every update of every network."""
     updates: dict[str, list[list[float]]] = {part: [] for part in PARTS}
     step = Learner.step
 
@@ -73,7 +73,7 @@ def updates_recorded() -> Iterator[dict[str, list[list[float]]]]:
 
 
 def run(name: str, outputs: Path, *more: str) -> dict[str, Any]:
-    """Trains a run, with more overrides, and returns what is recorded of it."""
+    """Train a run, with further overrides, and return its record."""
     config = parse([*COMMON, *RUNS[name], *more])
     with updates_recorded() as updates:
         folder = RunFolder(train(config, outputs=outputs, command="train", progress=False))
@@ -82,7 +82,7 @@ def run(name: str, outputs: Path, *more: str) -> dict[str, Any]:
 
 
 def recorded(name: str) -> dict[str, Any]:
-    """What was recorded of a run."""
+    """Read the record of a run."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 

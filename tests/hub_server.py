@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on loopback for tests: takes commits, keeps what was committed and serves it again."""
+"""A Hugging Face Hub on loopback for tests, which accepts commits, stores their files and serves them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TOKEN = "hf_stand_in"
 
 
 class Hub:
-    """What the Hub holds, and how it is to misbehave.
+    """The content of the Hub, and the errors that it simulates.
 
     Attributes:
-        commits: Of each repository, oldest first: the files after each commit.
+        commits: For each repository, the files after each commit, oldest first.
         private: Whether each repository is private.
         lfs: Large files by their SHA-256.
-        refuse: Path prefix -> status with which requests to it are answered.
+        refuse: Maps path prefixes to the status with which requests to them are refused.
         requests: Methods and paths, in order.
     """
 
@@ -37,7 +37,7 @@ class Hub:
         self.address = ""
 
     def files(self, repo_id: str) -> dict[str, bytes]:
-        """The newest commit."""
+        """Return the files of the newest commit."""
         return self.commits[repo_id][-1]
 
 
@@ -47,7 +47,7 @@ def commit_id(number: int) -> str:
 
 @contextmanager
 def serving() -> Iterator[Hub]:
-    """A Hub that listens; its address is `hub.address`."""
+    """Serve a Hub at `hub.address`."""
     hub = Hub()
     handler = type("Handler", (_Handler,), {"hub": hub})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
@@ -58,7 +58,7 @@ def serving() -> Iterator[Hub]:
 
 
 def point_to(address: str, cache: Any, monkeypatch: Any) -> None:
-    """Makes the huggingface_hub of this process talk to an address, with a cache of its own."""
+    """Make the huggingface_hub of this process talk to an address, with a cache of its own."""
     constants = huggingface_hub.constants
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
@@ -69,7 +69,7 @@ def point_to(address: str, cache: Any, monkeypatch: Any) -> None:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Answers as the Hub does."""
+    """The handler of requests."""
 
     hub: Hub
 

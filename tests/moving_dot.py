@@ -1,4 +1,4 @@
-"""A little environment that is no Atari game: a dot is moved left and right on a grey line."""
+"""A small environment that is not an Atari game: a dot moves left and right on a grey line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOT = 8
 
 
 class MovingDot(gymnasium.Env[NDArray[np.uint8], np.int64]):
-    """Left, stay, right; +1 and the end at the right edge, -1 and the end at the left one."""
+    """Actions are left, stay, right; the right edge gives +1 and the end, the left one -1 and the end."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 15}
 
@@ -39,7 +39,7 @@ class MovingDot(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return np.repeat(frame[..., None], 3, axis=2) if self.grey else frame.copy()
 
     def _draw(self) -> NDArray[np.uint8]:
-        """Draws into one and the same array, as many environments do."""
+        """Draw into the same array each time, as many environments do."""
         self._frame[:] = 40
         self._frame[30:38, max(0, self.x) : max(0, self.x + DOT)] = 255 if self.grey else (250, 200, 30)
         return self._frame

@@ -38,7 +38,7 @@ def numbers(case: str) -> dict[str, Tensor]:
 
 
 def seeded_weights(case: str) -> dict[str, Tensor]:
-    """The state dict every number of the case was computed with."""
+    """The state dict with which all numbers of the case were computed."""
     seed = description(case)["config"]["seed"]
     weights = {}
     for key, shape in description(case)["state_dict"].items():
@@ -98,7 +98,7 @@ def agent(case: str) -> Agent:
 def assert_quantised_close(
     actual: Tensor, expected: Tensor, *, share: float = 0.999, levels: float = 3
 ) -> None:
-    """Equal to 1e-4 in `share` of the pixels, and nowhere off by more than some quantisation levels."""
+    """Check that frames are equal to 1e-4 in `share` of the pixels, and within some levels everywhere."""
     difference = (actual - expected).abs()
     assert (difference <= 1e-4).float().mean() >= share
     assert difference.max() <= (levels + 0.01) * 2 / 255

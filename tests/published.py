@@ -1,7 +1,7 @@
 """The published configuration beside ours, as a table: `python -m tests.published` writes it into the docs.
 
-The published values are in `data/published/config.json`, one for each key but the names of classes; ours are
-the defaults of the trainer's dataclasses, which are those of `preset=paper`.
+The published values are in `data/published/config.json`, one for each key except the names of classes; ours
+are the defaults of the trainer's dataclasses, which are those of `preset=paper`.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ OTHERWISE = {
         "the same: null is `world_model_env.horizon`",
     ),
 }
-"""Published keys that are named otherwise here, are not there, or have another value."""
+"""Published keys that have another name or value here, or do not exist."""
 
 
 class Row(NamedTuple):
@@ -69,12 +69,12 @@ class Row(NamedTuple):
 
 @functools.cache
 def published() -> dict[str, Any]:
-    """The published values by key."""
+    """Return the published values by key."""
     return json.loads((Path(__file__).parent / "recorded" / "published" / "config.json").read_text())
 
 
 def rows() -> list[Row]:
-    """A row for each published key; the verdict is "same", or why not."""
+    """Make a row for each published key; its verdict is "same" or the reason for a difference."""
     ours = flat(parse(["preset=paper"]))
     return [_row(key, value, ours) for key, value in published().items()]
 
@@ -92,14 +92,14 @@ def _shown(value: Any) -> str:
 
 
 def table() -> str:
-    """The rows in Markdown."""
+    """Format the rows in Markdown."""
     lines = ["| key | published | ours | same, or why not |", "|---|---|---|---|"]
     lines += [f"| `{row.key}` | {row.published} | {row.ours} | {row.verdict} |" for row in rows()]
     return "\n".join(lines)
 
 
 def written(page: str) -> str:
-    """The page with the table of now."""
+    """Return the page with the current table."""
     before, _, rest = page.partition(BEGIN)
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
 

@@ -1,4 +1,4 @@
-"""Made-up episodes, in memory and on disk, for tests of what learns from them."""
+"""Synthetic episodes, in memory and on disk, for tests of training."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUM_ACTIONS = 3
 
 
 def episode(length: int, *, number: int = 0, finished: bool = True, size: int = 64) -> Episode:
-    """An episode whose steps can be told apart: frame t is filled with 10 * number + t."""
+    """Make an episode with distinguishable steps: frame t is filled with 10 * number + t."""
     steps = torch.arange(length)
     level = (10 * number + steps) % 256
     end = torch.zeros(length, dtype=torch.uint8)
@@ -29,7 +29,7 @@ def episode(length: int, *, number: int = 0, finished: bool = True, size: int = 
 
 
 def save_dataset(folder: Path, num_episodes: int, *, length: int = 12, size: int = 64) -> Path:
-    """Writes episodes of `length` steps and more as a dataset."""
+    """Write episodes of at least `length` steps as a dataset."""
     dataset = EpisodeDataset(folder, create=True)
     dataset.extend(episode(length + i % 3, number=i, size=size) for i in range(num_episodes))
     return folder

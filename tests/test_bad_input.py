@@ -1,4 +1,4 @@
-"""What a user can get wrong, one row each: a clear `DiamondGymError`, and an environment that goes on."""
+"""Wrong input, one row each: it gives a clear `DiamondGymError`, and the environment still works."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def context(obs: Any = OBS[0], act: Any = ACT[0]) -> dict[str, Any]:
 
 
 def restore(env: Any, **changes: Any) -> None:
-    """Goes to the present moment, some of which has been changed by hand."""
+    """Restore the current state, with some parts changed by hand."""
     env.restore_state(replace(env.clone_state(), **changes))
 
 
@@ -51,7 +51,7 @@ def restore_world(env: Any, **changes: Callable[[Any], Any]) -> None:
 
 
 Row = tuple[Callable[[Any], Any], str]
-"""What the user does to an environment in mid-game; what the message must tell."""
+"""Calls in the middle of a game, and what the error message must contain."""
 
 SINGLE: dict[str, Row] = {
     "action too large": (
@@ -113,11 +113,11 @@ SINGLE: dict[str, Row] = {
         r"0\.\.3, got 0\.\.9",
     ),
     "state of another type": (lambda env: env.restore_state("state"), "clone_state.*str"),
-    "state of no world": (lambda env: restore(env, world=None), "none that clone_state"),
+    "state of no world": (lambda env: restore(env, world=None), "not one of clone_state"),
     "state of no generator": (lambda env: restore(env, rng=()), "rng must be"),
     "state of empty generators": (
         lambda env: restore(env, rng=({},) * 3),
-        "rng must|none that clone",
+        "rng must|not one of clone",
     ),
     "state of floats for flags": (lambda env: restore(env, over=torch.zeros(3)), "over must be torch.bool"),
     "state of no flags": (lambda env: restore(env, over=None), "over must be torch.bool of shape.*got None"),
@@ -143,7 +143,7 @@ SINGLE: dict[str, Row] = {
         lambda env: restore_world(env, obs=lambda x: x.float()),
         "obs must be torch.uint8",
     ),
-    "state of text": (lambda env: restore_world(env, key=lambda x: "k"), "none that clone_state"),
+    "state of text": (lambda env: restore_world(env, key=lambda x: "k"), "not one of clone_state"),
     "state of a negative key": (
         lambda env: restore_world(env, key=lambda x: -1 - x),
         r"key must be in 0\.\.",

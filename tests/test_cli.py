@@ -1,4 +1,4 @@
-"""Settings of every type out of words, one line for each way to get them wrong, and every exit code."""
+"""Settings of every type from arguments, a line for each kind of error, and every exit code."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from diamond_gym.errors import CacheError, InvalidInputError, UnknownGameError
 
 @dataclass
 class Inner:
-    """What lies inside.
+    """An inner dataclass.
 
     Attributes:
         depth: How deep it is,

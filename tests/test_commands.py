@@ -1,4 +1,4 @@
-"""Every command that README and documentation show, or once showed, is understood and runs, made small."""
+"""Every command in README and documentation, now or formerly, is accepted and runs at a small size."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ benchmarks.drift edm=RUN ddpm=DDPM_RUN
 trainers.contexts game=Pong out=FILE max_contexts=8000
 trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6
 """
-"""Commands of earlier READMEs that today's pages do not show."""
+"""Commands of earlier READMEs that the pages no longer show."""
 
 STEPS = [
     f"{part}.training.{steps}=2" for part in train.PARTS for steps in ("steps_first_epoch", "steps_per_epoch")
@@ -77,7 +77,7 @@ SMALL: dict[str, list[str]] = {
     "trainers.contexts": ["num_steps=300", "max_contexts=8"],
     "benchmarks.drift": ["episodes=2", "starts=2", "horizon=3", "num_denoising_steps=1", "device=cpu"],
 }
-"""What replaces arguments of the same keys, by the program and its subcommand."""
+"""Arguments that replace those of the same keys, by the program and its subcommand."""
 
 FAST = [
     "diamond_gym.play game=Breakout",
@@ -88,11 +88,11 @@ FAST = [
     "trainers.diamond record env=my_module:MyGame-v0 out=recordings num_steps=50000",
     "trainers.diamond import-episodes episodes=recordings out=data/MyGame",
 ]
-"""Commands that run in this process, too, in this order."""
+"""Commands that also run in this process, in this order."""
 
 
 def commands_of(text: str) -> Iterator[str]:
-    """What follows `python -m` in the Bash of a page, without comments."""
+    """Return the text after `python -m` in the Bash of a page, without comments."""
     for block in re.findall(r"^```bash\n(.*?)^```$", text, re.M | re.S):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
@@ -111,13 +111,13 @@ PROGRAMS = [
 
 
 def program_of(words: list[str]) -> str:
-    """A module, with its subcommand if what is small about it depends on that."""
+    """Return the module of a command, with its subcommand if `SMALL` has one."""
     two = " ".join(words[:2])
     return two if two in PARSERS else words[0]
 
 
 def made_small(command: str) -> list[str]:
-    """The words of a command, with smaller numbers."""
+    """Return the words of a command, with smaller numbers."""
     words = shlex.split(command)
     small = SMALL.get(program_of(words), [])
     if words[0] == "diamond_gym.play" and "game=Breakout" in words:
@@ -136,12 +136,12 @@ def made_small(command: str) -> list[str]:
 
 
 def parse_training(arguments: list[str]) -> None:
-    """Understands what `trainers.diamond train` is told."""
+    """Parse the arguments of `trainers.diamond train`."""
     train.parse(train.split_run_folder(arguments)[0])
 
 
 def parser(kind: type[Any]) -> Callable[[list[str]], object]:
-    """Understands arguments of a dataclass."""
+    """Return a function that parses the arguments of a dataclass."""
     return lambda arguments: cli.parse(kind, arguments)
 
 
@@ -167,7 +167,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the commands find what they name: runs, episodes, a module of one's own, published weights."""
+    """A folder with the files that the commands name: runs, episodes, a module, published weights."""
     folder = tmp_path_factory.mktemp("commands")
     run = folder / "RUN"
     assert trainer(["train", "game=Breakout", *TRAINING, f"out={run}"]) == 0
@@ -217,7 +217,7 @@ def is_package(module: str) -> bool:
     "program", list(dict.fromkeys(shlex.split(x)[0] for x in COMMANDS if "sweep" not in x))
 )
 def test_commands_run(program, folder, monkeypatch):
-    """In processes of their own, in the order of the pages: some need what those before them made."""
+    """Commands run in processes of their own, in the order of the pages: some need files of earlier ones."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
     environment["DIAMOND_GYM_CACHE"] = str(folder / "cache")
     for made in ("recordings", "data", "my_breakout"):
@@ -229,13 +229,13 @@ def test_commands_run(program, folder, monkeypatch):
 
 
 def completes(words: list[str], **where: Any) -> None:
-    """Runs a command to its end."""
+    """Run a command to its end."""
     done = subprocess.run(words, capture_output=True, text=True, timeout=600, **where)
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
 
 
 def serves(words: list[str], **where: Any) -> None:
-    """Runs a command that serves a page, looks at the page, and ends it."""
+    """Run a command that serves a page, request the page, and stop it."""
     process = subprocess.Popen([*words, "port=0"], stdout=subprocess.PIPE, text=True, **where)
     assert process.stdout is not None
     try:

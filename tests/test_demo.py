@@ -1,4 +1,4 @@
-"""The demonstration: what it writes and prints, and one line instead of a traceback when it cannot."""
+"""The demo: its files and output, and errors in one line."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
 import os
 import re
@@ -16,6 +17,10 @@ import gymnasium
 import pytest
 import yaml
 
+from diamond_gym import DiamondEnv, DiamondVectorEnv, WorldModel
+from diamond_gym.data.recorder import RecordEpisodes
+from diamond_gym.games.atari import AtariEnv
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES = [page for page in PAGES if "_build" not in page.parts]
@@ -24,12 +29,12 @@ _LINK = re.compile(r"\[[^\]]*\]\((?P<target>[^)\s]+)\)")
 
 
 class Snippet(NamedTuple):
-    """Python of a page.
+    """A Python snippet of a page.
 
     Attributes:
         page: The page, from the repository's root.
-        line: Where it begins.
-        code: What runs: the text, with smaller numbers where the comment above it says so.
+        line: Line where it begins.
+        code: The code to run, with smaller numbers where the comment above it says so.
         how: "" or "slow".
     """
 
@@ -40,7 +45,7 @@ class Snippet(NamedTuple):
 
 
 def snippets_of(page: str, text: str) -> list[Snippet]:
-    """The Python of a page, under comments such as <!-- snippet: slow, learn(500_000) -> learn(2_048) -->."""
+    """Find the Python of a page, under comments such as <!-- snippet: slow, learn(9_999) -> learn(99) -->."""
     found = []
     for match in _SNIPPET.finditer(text):
         how, _, change = (match["how"] or "").partition(", ")
@@ -57,16 +62,16 @@ def snippets_of(page: str, text: str) -> list[Snippet]:
 
 
 def snippets(how: str) -> list:
-    """Snippets of all pages that run like this, as parameters; there is no other kind."""
+    """Return the snippets of all pages that run in this way, as parameters."""
     found = (s for page in PAGES for s in snippets_of(str(page.relative_to(ROOT)), page.read_text("utf-8")))
     return [pytest.param(s, id=f"{s.page}:{s.line}") for s in found if s.how == how]
 
 
 @pytest.fixture
 def run(tmp_path, tiny_world, monkeypatch):
-    """Runs a snippet where `run-folder` is a world and `MyGame-v0` an environment.
+    """Run a snippet where `run-folder` is a world and `MyGame-v0` an environment.
 
-    What it registers is forgotten. Line numbers in errors are those of the page.
+    Ids that it registers are removed afterwards. Line numbers in errors are those of the page.
     """
     (tmp_path / "run-folder").symlink_to(tiny_world)
     monkeypatch.chdir(tmp_path)
@@ -93,6 +98,14 @@ def test_slow_snippets_run(snippet, run):
     run(snippet)
 
 
+@pytest.mark.parametrize("kind", [DiamondEnv, DiamondVectorEnv, WorldModel, AtariEnv, RecordEpisodes])
+def test_examples_in_docstrings_run(kind, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (example,) = doctest.DocTestFinder(recurse=False).find(kind, kind.__name__)
+    result = doctest.DocTestRunner().run(example)
+    assert result.attempted > 0 and result.failed == 0
+
+
 def test_readme_and_quick_start_have_snippets_that_run():
     pages = {parameter.values[0].page for parameter in snippets("")}
     assert {"README.md", "docs/quickstart.md"} <= pages
@@ -117,7 +130,7 @@ def test_the_readme_is_two_screens():
 
 
 def test_commands_of_the_readme_mean_the_same_in_every_shell():
-    """An interactive zsh knows no comments, and takes brackets and question marks for patterns."""
+    """An interactive zsh has no comments, and takes brackets and question marks for patterns."""
     for block in re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S):
         for line in block.splitlines():
             unquoted = re.sub(r"'[^']*'|\"[^\"]*\"", "", line)
@@ -136,7 +149,7 @@ def test_links_lead_to_files():
 
 
 def test_every_page_is_in_the_contents():
-    """Sphinx says so too, but only where it is installed and run."""
+    """Sphinx checks this too, but only where it is installed and run."""
     named = re.findall(r"^[a-z_/]+$", (ROOT / "docs" / "index.md").read_text("utf-8"), re.M)
     named += [f"environments/{name}" for name in ("breakout", "pong")]
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in PAGES[1:]} - {"index"}
@@ -144,7 +157,7 @@ def test_every_page_is_in_the_contents():
 
 
 def script(name):
-    """A script of the documentation: `absolute_links` is what the publishing workflow calls."""
+    """Load a script of the documentation; the publishing workflow calls `absolute_links`."""
     spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -193,7 +206,7 @@ def test_the_version_is_the_same_everywhere():
     "file", sorted((ROOT / ".github" / "workflows").glob("*.yml")), ids=lambda file: file.name
 )
 def test_workflows_call_what_exists(file):
-    """Targets of make, files of the repository, and one version of each action."""
+    """The workflows use existing targets of make and files, and one version of each action."""
     jobs = yaml.safe_load(file.read_text("utf-8"))["jobs"]
     steps = [step for job in jobs.values() for step in job["steps"]]
     assert all(("run" in step) != ("uses" in step) for step in steps)

@@ -1,4 +1,4 @@
-"""Files are written as a whole or not at all."""
+"""Files are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(write, size, tmp_path)
     write(tmp_path / "file", 40)
     before = (tmp_path / "file").read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # as if the disk were full after 4 kB
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, limits[1]))  # simulates a disk that is full after 4 kB
     try:
         with pytest.raises(CacheError, match=r"cannot write .*/file: .*File too large; choose a folder"):
             write(tmp_path / "file", size)
@@ -105,7 +105,7 @@ def test_a_lock_neither_follows_nor_empties_what_somebody_put_in_its_place(tmp_p
     assert victim.read_text() == "precious"
     (folder / ".lock").unlink()
     os.mkfifo(folder / ".lock")  # opening it would wait for a reader
-    with pytest.raises(CacheError, match="no regular file"), disk.locked(folder):
+    with pytest.raises(CacheError, match="not a regular file"), disk.locked(folder):
         pass
 
 
@@ -134,7 +134,7 @@ def test_names_are_claimed_by_one_each(has_hard_links, tmp_path, monkeypatch):
 
     if not has_hard_links:
         monkeypatch.setattr(os, "link", link)
-    (tmp_path / "x-3.txt").symlink_to("nowhere")  # a name that is taken by what does not exist
+    (tmp_path / "x-3.txt").symlink_to("nowhere")  # a name that is taken by a dangling link
     with ThreadPoolExecutor(4) as threads:
         added = list(
             threads.map(lambda i: disk.add_file(disk.numbered(tmp_path / "x.txt"), b"%d" % i), range(8))
@@ -167,7 +167,7 @@ def test_a_folder_with_what_file_managers_leave_counts_as_empty(tmp_path):
 
 
 def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
-    """The probe takes as much as will be needed: a limit on the size of files stands for a full disk."""
+    """The probe reserves as much as will be needed; a limit on the size of files simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (4 * 2**20, hard))

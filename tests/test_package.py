@@ -1,4 +1,4 @@
-"""What importing the package costs and offers, and that the packaging files agree with it."""
+"""The time and names of importing the package, and its agreement with the packaging files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def run_python(code: str) -> str:
-    """Runs code in a fresh interpreter, in the repository's root, and returns what it printed."""
+    """Run code in a fresh interpreter, in the repository's root, and return what it printed."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     return done.stdout.strip()
 
@@ -28,7 +28,7 @@ def test_importing_loads_neither_torch_nor_ale_py():
 
 
 def test_importing_takes_less_than_300_ms():
-    # of the processor: waiting for it while other tests run is none of the package's doing
+    # processor time, because the package is not responsible for waiting while other tests run
     code = "import time; t = time.process_time(); import diamond_gym; print(time.process_time() - t)"
     assert min(float(run_python(code)) for _ in range(5)) < 0.3
 
@@ -70,7 +70,7 @@ def test_constraints_pin_exactly_what_pyproject_asks_for():
 
 
 def normal_name(requirement: str) -> str:
-    """Turns "huggingface_hub>=1.0" into "huggingface-hub"."""
+    """Turn "huggingface_hub>=1.0" into "huggingface-hub"."""
     name = requirement.split(">")[0].split("[")[0].strip()
     return name.lower().replace("_", "-")
 

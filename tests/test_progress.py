@@ -1,4 +1,4 @@
-"""What a long command says: lines in the log where nobody watches, bars on a terminal, and how much."""
+"""Progress of long commands: lines in the log, bars on a terminal, and the levels of messages."""
 
 import contextlib
 import io
@@ -46,7 +46,7 @@ def test_durations():
 
 def test_a_line_a_minute_where_nobody_watches(monkeypatch, caplog, capsys):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(progress, "SECONDS", 0.0)  # of a minute
+    monkeypatch.setattr(progress, "SECONDS", 0.0)  # seconds of a minute
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 0.0)
     with Bar(total=3, desc="learn", unit="step") as bar:
         for _ in range(3):

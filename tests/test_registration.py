@@ -22,7 +22,7 @@ from diamond_gym.registration import real_env_id
 
 @pytest.fixture(autouse=True)
 def registry() -> Iterator[dict[str, EnvSpec]]:
-    """Ids registered by a test are gone after it."""
+    """Remove ids registered by a test after it."""
     before = dict(gymnasium.registry)
     yield gymnasium.registry
     gymnasium.registry.clear()
@@ -213,7 +213,7 @@ def test_every_game_is_there_as_the_real_one():
 
 
 def test_any_library_can_score_an_agent_in_the_real_game():
-    """Gymnasium's `make` and Stable-Baselines3's `evaluate_policy`, with none of our classes."""
+    """Gymnasium's `make` and Stable-Baselines3's `evaluate_policy` work without any of our classes."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.evaluation import evaluate_policy

@@ -1,4 +1,4 @@
-"""Signals: what ends a loop after its step, what saves, and what is left to others."""
+"""Signals that end a loop after its step or save, and signals that are left to others."""
 
 import signal
 import threading
@@ -55,7 +55,7 @@ def test_sigusr1_asks_to_save_and_ends_nothing():
 def test_a_stage_in_which_nothing_is_learned_is_broken_off():
     with pytest.raises(Terminated), signals.handled(), signals.deferred() as requests, requests.at_once():
         signal.raise_signal(signal.SIGTERM)
-        pytest.fail("it went on")
+        pytest.fail("the loop continued")
     with pytest.raises(KeyboardInterrupt), signals.deferred() as requests:
         signal.raise_signal(signal.SIGINT)
         with requests.at_once():
@@ -81,7 +81,7 @@ def test_without_a_program_sigterm_is_not_ours():
 def test_under_torchrun_a_loop_that_can_be_resumed_saves(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     with signals.handled():
-        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "who waits would see no exception"
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a waiting process sees no exception"
         with pytest.raises(Terminated), signals.deferred() as requests:
             signal.raise_signal(signal.SIGTERM)
             assert requests.stop

@@ -1,4 +1,4 @@
-"""Files that somebody else may have made: refused with one kind of error, at once; nothing in them runs."""
+"""Untrusted files: damaged ones are refused with one kind of error, at once, and nothing in them runs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ from trainers.sb3 import agents
 
 GIB = 2**30
 SECONDS = 10
-"""Refusing takes a fraction of one; unpacking gigabytes, or counting to 10^9, takes more than so many."""
+"""Most seconds to refuse a file, which takes a fraction of one; unpacking gigabytes would take more."""
 
 
 class Canary:
-    """Leaves a file when it is unpickled."""
+    """An object that makes a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -55,7 +55,7 @@ def an_episode(length: int = 5) -> Episode:
     return Episode(obs, torch.zeros(length, dtype=torch.int64), torch.zeros(length), zeros, zeros.clone())
 
 
-# --- one small valid file of each kind, and its reader
+# --- a small valid file of each kind, and its reader
 
 
 def write_world(folder: Path) -> Path:
@@ -135,7 +135,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], Callable[[Path], Any], type[Diamo
     "agent of Stable-Baselines3": (write_zip, read_zip, CheckpointError),
 }
 SLOW = ("agent of Stable-Baselines3", "world", "weights")
-"""A tenth of a second a file."""
+"""Number of damaged versions per kind of file; each takes a tenth of a second."""
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -150,7 +150,7 @@ def test_damaged_files_give_one_kind_of_error_that_names_them(kind, tmp_path):
         bad = bytearray(good)
         if trial % 2:
             del bad[rng.integers(len(bad)) :]
-        else:  # half of them at the beginning or the end, where files say what is in them
+        else:  # half of them at the beginning or the end, where files have their headers
             edge = rng.integers(2) and min(len(bad), 2000)
             places = rng.integers(edge or len(bad), size=rng.integers(1, 6))
             for place in -places if rng.integers(2) else places:
@@ -177,8 +177,8 @@ def test_an_empty_file_a_folder_and_a_pipe_are_refused(kind, tmp_path):
     with pytest.raises(error, match=rf"{path.name}.* "):
         read(path)
     path.unlink()
-    os.mkfifo(path)  # to be read, it would wait for ever
-    with contextlib.suppress(DiamondGymError):  # the episodes of a dataset are found without an index, too
+    os.mkfifo(path)  # reading it would block forever
+    with contextlib.suppress(DiamondGymError):  # the episodes of a dataset are also found without an index
         read(path)
 
 
@@ -186,7 +186,7 @@ def test_an_empty_file_a_folder_and_a_pipe_are_refused(kind, tmp_path):
 
 
 def pickled(folder: Path, canary: Path) -> dict[str, Path]:
-    """Files of each kind that can hold pickled Python, with a canary in them."""
+    """Make files of each kind that can hold pickled Python, with a canary in them."""
     evil = Canary(canary)
     torch.save({"denoiser.x": evil}, folder / "agent.pt")
     torch.save({**an_episode()._content(), "info": {"x": evil}}, folder / "0.pt")
@@ -211,13 +211,13 @@ def test_nothing_in_a_file_is_run_and_no_message_advises_it(tmp_path):
             read(path)
         assert not untrusted._UNSAFE_ADVICE.search(str(refused.value)), kind
     assert not canary.exists()
-    with pytest.raises(FileExistsError):  # the files do what this test is about
+    with pytest.raises(FileExistsError):  # checks that the files run code when they are unpickled
         canary.mkdir()
         torch.load(tmp_path / "agent.pt", weights_only=False)
 
 
 def with_canary(source: Path, target: Path, canary: Path, key: str) -> Path:
-    """An agent's zip in whose settings one pickled value has become a canary."""
+    """Make an agent's zip with a canary as a pickled value in its settings."""
     import base64
 
     import cloudpickle
@@ -284,7 +284,7 @@ def test_a_policy_that_only_pickled_python_describes_asks_for_trust(tmp_path):
 def bomb_recording(folder: Path) -> Path:
     with zipfile.ZipFile(folder / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("obs.npy", bytes(2**20))
-        archive.getinfo("obs.npy").file_size = 3 * GIB  # as if so many had been written, in a thousandth
+        archive.getinfo("obs.npy").file_size = 3 * GIB  # the file has a thousandth of that
     return folder / "x.npz"
 
 
@@ -393,7 +393,7 @@ def test_small_files_that_unpack_to_gigabytes_are_refused_at_once(name, tmp_path
 
 
 def described(folder: Path, change: Callable[[dict[str, torch.Tensor], dict[str, Any]], str | None]) -> Path:
-    """A tiny world whose weights or description have been changed."""
+    """Make a tiny world and change its weights or description."""
     path = write_world(folder)
     tensors, metadata = untrusted.read_tensors(path)
     description = json.loads(metadata["diamond_gym.world"])
@@ -430,7 +430,7 @@ WRONG = {
     "infinite sigma": (sampler(sigma_max="inf"), "sigma_max must be a number"),
     "text": (sampler(rho="seven"), "could not convert string"),
     "depth": (lambda tensors, description: "[" * 100_000, "nested too deep"),
-    "NaN in JSON": (lambda tensors, description: '{"sampler": {"rho": NaN}}', "NaN is no JSON"),
+    "NaN in JSON": (lambda tensors, description: '{"sampler": {"rho": NaN}}', "NaN is not JSON"),
     "widths": (
         lambda tensors, d: d["agent"]["denoiser"]["inner_model"].update(channels=[10**9, 16]),
         "denoiser.inner_model.channels .* from 1 to 16384, got 1000000000",
@@ -539,7 +539,9 @@ def test_contexts_are_of_types_that_numpy_knows(name, tmp_path):
     path = write_contexts(tmp_path)
     tensors, metadata = untrusted.read_tensors(path)
     safetensors.torch.save_file(tensors | {name: tensors[name].bfloat16()}, path, metadata)
-    with pytest.raises(CheckpointError, match=r"contexts\.safetensors cannot be read as a bank"):
+    with pytest.raises(
+        CheckpointError, match=r"contexts\.safetensors cannot be read as a file of start contexts"
+    ):
         ContextBank.load(path)
 
 

@@ -1,4 +1,4 @@
-"""What people type: the home folder in any path, and the same mistake everywhere."""
+"""Common input: the home folder in any path, and the same mistake in every program."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainers.sb3 import settings as sb3
 from trainers.sb3.loop import LoopSettings
 
 PATHS = tuple("run out agent contexts checkpoint captures film beside data episodes dataset".split())
-"""Names of keys whose values are, or may be, paths."""
+"""Names of keys whose values can be paths."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Waiting for what another thread or process does."""
+"""A function that waits for another thread or process."""
 
 import time
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def wait_until(is_so: Callable[[], Any], seconds: float = 30) -> None:
-    """Fails if it is not so by then."""
+    """Wait until a condition is true; fail if it takes too long."""
     until = time.monotonic() + seconds
     while not is_so():
         assert time.monotonic() < until

@@ -1,4 +1,4 @@
-"""Tiny world models with random weights, saved as real ones are: for tests of what is around networks."""
+"""Tiny world models with random weights, saved like real ones, for tests of everything around networks."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ ACTION_MEANINGS = ["NOOP", "FIRE", "RIGHT", "LEFT"]
 NUM_STEPS_CONDITIONING = 4
 NUM_CONTEXTS = 5
 PLAIN = {"device": "cpu", "dtype": "float32", "backend": "eager"}
-"""Keyword arguments of the environments under which numbers do not depend on the machine's accelerators."""
+"""Keyword arguments with which an environment's numbers do not depend on the machine's accelerators."""
 
 
 def tiny_agent(*, seed: int = 0, num_actions: int = 4, lstm_dim: int = 16, end_bias: float = -2.2) -> Agent:
-    """An agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends a step."""
+    """Make an agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends per step."""
     torch.manual_seed(seed)
     levels = {
         "channels": [16, 16],
@@ -63,7 +63,7 @@ def tiny_agent(*, seed: int = 0, num_actions: int = 4, lstm_dim: int = 16, end_b
 def contexts(
     *, seed: int = 0, num_contexts: int = NUM_CONTEXTS, num_steps: int = NUM_STEPS_CONDITIONING
 ) -> ContextBank:
-    """Noisy frames across which a bright square moves, a different one in each context."""
+    """Make contexts of noisy frames across which a bright square moves, different in each context."""
     rng = np.random.default_rng(seed)
     obs = rng.integers(0, 60, (num_contexts, num_steps, 64, 64, 3), np.uint8)
     for k in range(num_contexts):
@@ -74,14 +74,14 @@ def contexts(
 
 
 def starts(num_games: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Frames and actions of `contexts`, as a world model starts from them."""
+    """Return frames and actions of `contexts` as a world model takes them."""
     bank = contexts(num_contexts=num_games)
     obs = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3).contiguous()
     return obs, torch.from_numpy(bank.act)
 
 
 def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) -> str:
-    """Saves a tiny world model into a folder, for `checkpoint=`."""
+    """Save a tiny world model into a folder, for `checkpoint=`."""
     save_world(
         folder,
         tiny_agent(**agent),  # pyright: ignore[reportArgumentType]
@@ -94,7 +94,7 @@ def save_tiny_world(folder: Path, *, game: str | None = GAME, **agent: float) ->
 
 
 def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
-    """Saves a tiny world model of another game."""
+    """Save a tiny world model of another game."""
     bank = contexts()
     save_world(
         folder,
@@ -108,7 +108,7 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
 
 @contextmanager
 def maker(kind: Callable[..., Any], **defaults: Any) -> Iterator[Callable[..., Any]]:
-    """Makes imagined Breakouts, three at once if not told otherwise, that are closed in the end."""
+    """Return a function that makes imagined Breakouts, three at once by default; close them at the end."""
     made = []
 
     def make(num_envs: int = 3, **kwargs: Any) -> Any:

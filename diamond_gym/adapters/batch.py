@@ -11,7 +11,7 @@ from diamond_gym.registration import check_imagined
 
 
 def make_batch(env_id: str, num_envs: int, max_episode_steps: int | None, **kwargs: Any) -> VectorEnv:
-    """Makes imagined games that advance together.
+    """Make imagined games that advance together.
 
     Args:
         env_id: The id of an imagined game.

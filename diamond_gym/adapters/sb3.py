@@ -1,7 +1,9 @@
 """Imagined games as a Stable-Baselines3 `VecEnv`: one batch, one network call a step.
 
-env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
-PPO("CnnPolicy", ContextFrameStack(env, 4)).learn(100_000)
+Example::
+
+    env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+    PPO("CnnPolicy", ContextFrameStack(env, 4)).learn(100_000)
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ def make_sb3_vec_env(
     monitor: bool = True,
     **kwargs: Any,
 ) -> VecEnv:
-    """Makes imagined games that Stable-Baselines3's agents learn from.
+    """Make imagined games that Stable-Baselines3's agents learn from.
 
     Args:
         env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.
@@ -60,13 +62,13 @@ class BatchedVecEnv(VecEnv):
     """A batched Gymnasium environment as a `VecEnv`.
 
     As in SB3's own ones, the observation that ends an episode is `infos[i]["terminal_observation"]`,
-    `infos[i]["TimeLimit.truncated"]` tells a horizon from an end, and a finished game starts anew at once;
-    what that reset said is in `reset_infos[i]`: the context, frames and actions to burn in a memory with.
-    Rewards are float32. There are no single environments: `get_attr` and `env_method` ask all games at once
-    and give each its entry of a tuple, or all the same answer.
+    `infos[i]["TimeLimit.truncated"]` tells a horizon from an end, and a finished game is reset at once. The
+    info of that reset is in `reset_infos[i]`: the context, frames and actions to burn in a memory with.
+    Rewards are float32. There are no single environments: `get_attr` and `env_method` ask the whole batch;
+    a tuple has one entry for each game, any other result is the same for all games.
 
     Args:
-        env: With autoreset mode SAME_STEP and NumPy output.
+        env: A batched environment with autoreset mode SAME_STEP and NumPy output.
 
     Raises:
         InvalidInputError: It has another autoreset mode.
@@ -82,7 +84,7 @@ class BatchedVecEnv(VecEnv):
         self.metadata = env.metadata
 
     def reset(self) -> NDArray[Any]:
-        """Starts all games, with the seeds and options of `seed` and `set_options`."""
+        """Start all games, with the seeds and options of `seed` and `set_options`."""
         seeds = None if all(seed is None for seed in self._seeds) else self._seeds
         obs, infos = self.env.reset(seed=seeds, options=_merged(self._options))  # pyright: ignore[reportArgumentType]
         self._reset_seeds()
@@ -91,11 +93,11 @@ class BatchedVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Keeps the actions; `step_wait` does the work."""
+        """Store the actions for `step_wait`."""
         self._actions = actions
 
     def step_wait(self) -> VecEnvStepReturn:
-        """Takes the actions given to `step_async`."""
+        """Take the stored actions, one in each game."""
         obs, rewards, terminated, truncated, infos = self.env.step(self._actions)
         dones = terminated | truncated
         cut_short = truncated & ~terminated
@@ -107,7 +109,7 @@ class BatchedVecEnv(VecEnv):
         return obs, rewards.astype(np.float32), dones, found
 
     def close(self) -> None:
-        """Closes the games."""
+        """Close the games."""
         self.env.close()
 
     def get_images(self) -> Sequence[Any]:
@@ -120,7 +122,7 @@ class BatchedVecEnv(VecEnv):
         return self._each(getattr(self.env, attr_name), indices)
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Sets an attribute of the batched environment.
+        """Set an attribute of the batched environment.
 
         Raises:
             InvalidInputError: Only some games are meant.
@@ -132,13 +134,13 @@ class BatchedVecEnv(VecEnv):
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
     ) -> list[Any]:
-        """Calls a method of the batched environment, once, and gives each of some games its answer."""
+        """Call a method of the batched environment once; return the result for each of some games."""
         return self._each(getattr(self.env, method_name)(*method_args, **method_kwargs), indices)
 
     def env_is_wrapped(
         self, wrapper_class: type[gymnasium.Wrapper], indices: VecEnvIndices = None
     ) -> list[bool]:
-        """Nothing is wrapped: there are no single environments."""
+        """Return False for each game, because there are no single environments to wrap."""
         return [False for _ in self._get_indices(indices)]
 
     def _each(self, answer: Any, indices: VecEnvIndices) -> list[Any]:
@@ -152,11 +154,11 @@ class BatchedVecEnv(VecEnv):
 
 
 class ContextFrameStack(VecEnvWrapper):
-    """Stacks the last frames along the channels, as `VecFrameStack`; a new game begins with its context.
+    """`VecFrameStack` (the last frames, along the channels) whose games begin with their contexts.
 
-    `VecFrameStack` fills up with black frames. Imagined games last for tens of steps, and the real one never
-    looks like that but at its very start, so here the frames before the first one are the real ones that the
-    game started from. A game without a context is filled up with black.
+    `VecFrameStack` puts black frames before the first one. Imagined games last for tens of steps, and the
+    real one looks like that only at its very start, so here the frames before the first one are the real
+    frames that the game started from. A game without a context gets black frames.
 
     Args:
         venv: Games with frames (h, w, c); the innermost `VecEnv` holds contexts in `reset_infos`, or not.
@@ -178,7 +180,7 @@ class ContextFrameStack(VecEnvWrapper):
         super().__init__(venv, Box(low, high, dtype=low.dtype.type))
 
     def reset(self) -> NDArray[Any]:
-        """Starts all games."""
+        """Start all games."""
         obs = self.venv.reset()
         assert isinstance(obs, np.ndarray)
         for i in range(self.num_envs):
@@ -206,22 +208,24 @@ class ContextFrameStack(VecEnvWrapper):
 
 
 def burn_in(agent: Any, env: VecEnv) -> Any:
-    """What a recurrent agent remembers after the frames before each game's first one.
+    """Compute a recurrent agent's memory of each game's context, up to before the game's first frame.
 
-    env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
-    obs = env.reset()
-    act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
+    Example::
 
-    Imagined games start in the middle of real ones. When single games have started anew, call it again and
-    take over the entries of those.
+        env = make_sb3_vec_env("DiamondBreakout-v0", num_envs=32)
+        obs = env.reset()
+        act, state = agent.predict(obs, state=burn_in(agent, env), episode_start=np.zeros(32, bool))
+
+    Imagined games start in the middle of real ones. After some games have been reset, call this again and
+    copy the entries of those games.
 
     Args:
         agent: A `RecurrentPPO`, or another whose `predict` takes and returns a state; it sees single frames.
         env: Games that have been reset; the innermost `VecEnv` holds contexts in `reset_infos`.
 
     Returns:
-        The state: for `RecurrentPPO` a pair of float32 arrays (layers, num_envs, hidden). None for games
-        whose contexts have a single frame.
+        The agent's state, which for `RecurrentPPO` is a pair of float32 arrays (layers, num_envs, hidden).
+        None for games whose contexts have a single frame.
 
     Raises:
         InvalidInputError: The games have no contexts.

@@ -1,7 +1,9 @@
 """Imagined games as a TorchRL environment: one batch, and every tensor stays on the world model's device.
 
-env = DiamondTorchRLEnv("DiamondBreakout-v0", num_envs=32)
-rollout = env.rollout(50)
+Example::
+
+    env = DiamondTorchRLEnv("DiamondBreakout-v0", num_envs=32)
+    rollout = env.rollout(50)
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ class DiamondTorchRLEnv(EnvBase):
 
     "pixels" is uint8 (num_envs, 64, 64, 3), as `GymEnv(from_pixels=True)` has it: `ToTensorImage` makes it
     what convolutions take. "action" is categorical, "reward" a sign (float32), "terminated" the predicted
-    end, "truncated" the imagination horizon. Resets may be partial ("_reset"), so collectors start each game
-    anew when it is over.
+    end, "truncated" the imagination horizon. Resets may be partial ("_reset"), so collectors reset each game
+    when it is over.
 
     Args:
         env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.
@@ -110,7 +112,7 @@ class DiamondTorchRLEnv(EnvBase):
         self._seed_of_reset = seed
 
     def close(self, *, raise_if_closed: bool = True) -> None:
-        """Closes the games."""
+        """Close the games."""
         if not self.is_closed:
             self.games.close()
         super().close(raise_if_closed=raise_if_closed)

@@ -1,6 +1,6 @@
-"""Builds a world model that runs as it was chosen to: moves, converts and lays out its networks.
+"""Builds a world model that runs as chosen: its networks are moved, converted and laid out in memory.
 
-Knows how each backend is put on a network; what is chosen is `choose`'s matter.
+This module knows how to apply each backend to a network; `choose` decides which one.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ def build_world_model(
     dtype: str = "auto",
     backend: str = "auto",
 ) -> WorldModel:
-    """The world model of an agent, ready to imagine.
+    """Build the world model of an agent, ready to imagine.
 
     The agent's denoiser and reward/end model are moved and converted in place; its actor-critic stays as is.
-    Noise, sampler, LSTM and frames are in float32 whatever is chosen.
+    Noise, sampler, LSTM and frames are always in float32.
 
     Args:
         agent: The networks.
         config: How frames are sampled.
-        device: See `choose`, as the next two.
+        device: See `choose`, also for the next two.
         dtype: Precision of the networks.
         backend: What runs them.
 
     Raises:
-        InvalidInputError: An argument is not one of those accepted; nothing has changed, nor has it below.
+        InvalidInputError: An argument is not one of those accepted. After this and the errors below, the
+            agent is unchanged.
         DeviceError: The device is not available, or the backend needs another one.
         MissingDependencyError: What the backend needs is not installed.
     """
@@ -62,7 +63,7 @@ def build_world_model(
 
 
 def lay_out(module: nn.Module, device: torch.device) -> None:
-    """Moves a module to a device, with the memory layout and the way of upsampling that are fast there."""
+    """Move a module to a device, with the memory layout and the way of upsampling that are fast there."""
     module.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     for layer in module.modules():
         if isinstance(layer, Upsample):
@@ -75,7 +76,7 @@ def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]
 
 
 def backend_of(world_model: WorldModel, num_games: int) -> Backend:
-    """What runs the networks of a world model for so many games; never "auto"."""
+    """Return the backend of a world model for a number of games; never "auto"."""
     forward = world_model.denoiser.inner_model.forward
     if isinstance(forward, InductorForward):
         return "inductor"

@@ -1,15 +1,15 @@
-"""Chooses how a world model runs: its device, its precision and its backend. Nothing is chosen elsewhere.
+"""Choose how a world model runs: its device, its precision and its backend. This is the only place that does.
 
 The backends, all of which imagine the same game up to rounding:
 
 - "eager": PyTorch, operation by operation.
 - "inductor": PyTorch's compiler, which takes up to a minute at the first batch; on CUDA what it compiled is
   recorded as CUDA graphs.
-- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; converts for some seconds.
+- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; the conversion takes seconds.
 - "cuda_graph": on CUDA, a whole step is recorded once and launched again as a graph.
 
-Knows what measured well on which hardware (`docs/performance.md`); nothing of files, games or Gymnasium, nor
-of how a choice is carried out.
+The rules follow measurements (`docs/performance.md`). The module knows nothing of files, games or Gymnasium,
+nor of how a choice is carried out.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Placement:
 
 
 def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Placement:
-    """How to run, of what was asked for; what was left to "auto" is chosen.
+    """Check the device, precision and backend asked for, and choose those that are "auto".
 
     Args:
         device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
@@ -83,16 +83,16 @@ def pick_backend(backend: str, device: torch.device) -> Backend:
 
 
 def fastest_backend(device: torch.device) -> Backend:
-    """What "auto" chooses on a device, by rule: CUDA graphs on CUDA, elsewhere eager PyTorch.
+    """Return the choice of "auto" for a device: CUDA graphs on CUDA, elsewhere eager PyTorch.
 
-    The compilers win for a single game on a CPU only, and take seconds to minutes first, so they are for who
-    asks for them. A choice by measuring the model at hand would take the place of this rule.
+    The compilers are faster only for a single game on a CPU, after seconds to minutes of compilation, so they
+    are used only on request.
     """
     return "cuda_graph" if device.type == "cuda" else "eager"
 
 
 def records_cuda_graphs(backend: Backend, device: torch.device) -> bool:
-    """Whether steps are recorded as CUDA graphs; those of compiled networks are, too."""
+    """Whether steps are recorded as CUDA graphs, as those of compiled networks are too."""
     return device.type == "cuda" and backend != "eager"
 
 
@@ -111,7 +111,7 @@ def trains_fast_in_channels_last(device: torch.device) -> bool:
 
 
 def available_devices() -> list[str]:
-    """Names of the devices this machine has, "cpu" first."""
+    """Return the names of this machine's devices, "cpu" first."""
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if accelerator is None:
         return ["cpu"]
@@ -167,7 +167,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def _cpu_has(unit: str) -> bool:
-    is_supported = getattr(torch.cpu, f"_is_{unit}_supported", None)  # not public, so it may go
+    is_supported = getattr(torch.cpu, f"_is_{unit}_supported", None)  # not public, so it may disappear
     return is_supported is not None and bool(is_supported())
 
 

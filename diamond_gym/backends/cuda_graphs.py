@@ -1,10 +1,11 @@
 """Imagination as CUDA graphs: what a step launches on a GPU is recorded once and launched again as a whole.
 
-A step is some thousand small kernels; launched one by one from Python they take longer than they run. A graph
-reads its inputs from memory of its own and writes its outputs there, so inputs are copied in, and copies of
-the outputs are handed out. Weights are read where they are: loading others into the same memory is fine.
+A step is some thousand small kernels, and launching them one by one from Python takes longer than running
+them. A graph reads its inputs from memory of its own and writes its outputs there, so inputs are copied in,
+and copies of the outputs are returned. Weights are read where they are: loading others into the same memory
+is fine.
 
-Knows world models as tensors in, tensors out; nothing of environments or training.
+The module sees world models as tensors in, tensors out; it knows nothing of environments or training.
 """
 
 from __future__ import annotations
@@ -24,31 +25,31 @@ from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel, WorldModelState, WorldModelStep
 
 MAX_GRAPHS = 32
-"""Graphs that a world model keeps; inputs of yet another shape are computed without one."""
+"""The most graphs that a world model keeps; inputs of further shapes are computed without one."""
 MAX_GRAPHED_STARTS = 64
-"""Games that are started at once by a graph; starting more takes the GPU longer than launching it."""
+"""The most games that a graph starts at once; with more, the GPU's work takes longer than its launch."""
 _WARM_UP_PASSES = 3
-"""Passes before the recording: libraries set themselves up, compilers compile, constants are cached."""
+"""Passes before the recording, in which libraries set up, compilers compile, and constants are cached."""
 
 Function = Callable[..., tuple[Tensor, ...]]
-"""Tensors on a CUDA device in, tensors out, without random numbers of PyTorch's and without waiting."""
+"""Maps tensors on a CUDA device to tensors, without PyTorch's random numbers and without synchronising."""
 
 
 @functools.cache
 def _recording_stream(device: int) -> torch.cuda.Stream:
-    """One for all recordings of a device: matrix products keep tens of megabytes for each stream."""
+    """The one stream for all recordings of a device: matrix products keep tens of megabytes per stream."""
     return torch.cuda.Stream(device)
 
 
 class Graphs:
-    """Runs functions of tensors as CUDA graphs, one for each function and shapes and dtypes of its inputs.
+    """CUDA graphs of functions of tensors, one for each function and shapes and dtypes of its inputs.
 
     The graphs share their memory, so a lock lets them run one at a time; all must run on one stream.
     Gradients do not flow through them. Autocast is honoured.
 
     Args:
         device: A CUDA device, on which all inputs are.
-        max_graphs: How many are kept; beyond that functions are called as they are.
+        max_graphs: How many are kept; beyond that, functions are called without a graph.
     """
 
     def __init__(self, device: torch.device, max_graphs: int = MAX_GRAPHS) -> None:
@@ -62,12 +63,12 @@ class Graphs:
         return len(self._graphs)
 
     def run(self, function: Function, *inputs: Tensor, key: Hashable = None) -> tuple[Tensor, ...]:
-        """What the function returns for these inputs, in fresh memory.
+        """Return the function's result for these inputs, in fresh memory.
 
         Args:
-            function: Is told from others by its name.
-            inputs: Contiguous or not.
-            key: Whatever else the recording depends on, such as where the weights are.
+            function: The function; its name distinguishes it from others.
+            inputs: Its inputs, contiguous or not.
+            key: Anything else that the recording depends on, such as the place of the weights in memory.
         """
         autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         shapes = tuple((x.shape, x.dtype) for x in inputs)
@@ -94,7 +95,7 @@ class _Graph:
         autocast_dtype: torch.dtype,
     ) -> None:
         self._graph, stream = torch.cuda.CUDAGraph(), _recording_stream(torch.cuda.current_device())
-        # the graph outlives inference mode, and must cast weights anew each time
+        # the graph outlives inference mode, and must cast the weights again each time
         with (
             torch.inference_mode(False),
             torch.no_grad(),
@@ -106,7 +107,7 @@ class _Graph:
                 for _ in range(_WARM_UP_PASSES):
                     function(*self._inputs)
             torch.cuda.current_stream().wait_stream(stream)
-            # other threads may go on meanwhile with what does not belong to the recording
+            # other threads may do CUDA work that does not belong to the recording meanwhile
             with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self._outputs = function(*self._inputs)
 
@@ -187,7 +188,7 @@ class GraphedWorldModel(WorldModel):
         return hx, cx
 
     def _place_of_weights(self) -> Hashable:
-        """Changes when networks are moved or converted."""
+        """Addresses and dtypes of the weights, which change when networks are moved or converted."""
         networks = self.denoiser.inner_model, self.rew_end_model.encoder
         return tuple(
             (network.conv_in.weight.data_ptr(), network.conv_in.weight.dtype) for network in networks
@@ -195,5 +196,5 @@ class GraphedWorldModel(WorldModel):
 
 
 def _repeat_last(x: Tensor, size: int) -> Tensor:
-    """A longer tensor, its last entry repeated."""
+    """Lengthen a tensor by repeating its last entry."""
     return torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]) if len(x) < size else x

@@ -15,9 +15,9 @@ from diamond_gym.errors import MissingDependencyError
 
 
 class InductorForward:
-    """Runs a network compiled, and logs how long the compilation took.
+    """A compiled network, which logs how long the compilation took.
 
-    PyTorch compiles for the first batch size, then once more for any; 1 is always apart.
+    PyTorch compiles for the first batch size, then once more for any other; size 1 always separately.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -35,7 +35,7 @@ class InductorForward:
 
 
 def require_inductor(device: torch.device) -> None:
-    """Makes sure that the compiler can work for a device.
+    """Make sure that the compiler can work for a device.
 
     Raises:
         MissingDependencyError: It generates C++ for the CPU, and there is no C++ compiler.

@@ -1,4 +1,4 @@
-"""The names of the backends, and what replaces the argument `compile` that came before them."""
+"""The names of the backends, and the mapping of the deprecated argument `compile` to them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diamond_gym.errors import InvalidInputError
 
 Backend = Literal["auto", "eager", "inductor", "openvino", "cuda_graph"]
 BACKENDS: tuple[Backend, ...] = ("auto", "eager", "inductor", "openvino", "cuda_graph")
-"""What runs the networks of a world model; see `diamond_gym.backends.choose`."""
+"""The accepted values of `backend`; see `diamond_gym.backends.choose`."""
 
 _BACKEND_OF_COMPILE: dict[object, Backend] = {
     True: "inductor",
@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 
 
 def backend_of_compile(compile: object) -> Backend:
-    """The backend that a value of the former argument `compile` stands for; warns that it is deprecated.
+    """Return the backend that a value of the deprecated argument `compile` means, with a warning.
 
     Args:
         compile: True, False, "auto" or "openvino"; on command lines also "true" and "false".
@@ -50,7 +50,7 @@ def backend_of_compile(compile: object) -> Backend:
 
 
 def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Lets a function with the keyword `backend` take the deprecated keyword `compile` in its place."""
+    """Let a function with the keyword `backend` accept the deprecated keyword `compile` instead."""
 
     @functools.wraps(function)
     def accepting(*args: _P.args, **kwargs: _P.kwargs) -> _T:
@@ -64,9 +64,9 @@ def accepts_compile(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
 
 def warn_deprecated(message: str) -> None:
-    """Warns of what was asked for by the nearest caller outside this project and Gymnasium.
+    """Warn of a deprecation, at the line of the nearest caller outside this project and Gymnasium.
 
-    Python shows deprecations in a program's own code only; `gymnasium.make` is between it and ours.
+    Python shows deprecations only where they are the program's own; `gymnasium.make` lies in between.
     """
     level, frame = 1, sys._getframe()
     while frame.f_back is not None and frame.f_globals["__name__"].partition(".")[0] in _NOT_THE_CALLER:

@@ -1,6 +1,6 @@
 """A network's forward pass by OpenVINO, where that pays: for a single image on a CPU.
 
-Knows networks as modules that take a batch of images first; nothing of what they are for.
+The networks are any modules whose first argument is a batch of images.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
 class OpenVinoForward:
-    """Runs a network in OpenVINO for batches of 1, in PyTorch for all others.
+    """A network that runs in OpenVINO for batches of 1, in PyTorch for all others.
 
-    OpenVINO spares a single image most of what PyTorch's calls cost beside their work; larger batches gain
-    little or nothing (`docs/performance.md`). It computes in `precision` and returns float32. The network is
-    converted when it meets its first single image, which takes seconds and is told on standard error; so it
-    is after the number of PyTorch's threads has changed, which OpenVINO takes over.
+    OpenVINO avoids most of the overhead of PyTorch's calls for a single image; larger batches gain little or
+    nothing (`docs/performance.md`). It computes in `precision` and returns float32. The network is converted
+    at its first single image, which takes seconds and is logged, and again after the number of PyTorch's
+    threads has changed, which OpenVINO adopts.
 
     Args:
-        network: In eval mode, on the CPU. Its weights are copied: later changes of them, such as
-            of their precision, are seen by larger batches only.
+        network: In eval mode, on the CPU. Its weights are copied: later changes of them or of their precision
+            affect only larger batches.
         precision: float32 or bfloat16.
 
     Raises:
@@ -44,7 +44,7 @@ class OpenVinoForward:
         self._network = copy.deepcopy(network).float()
         self._precision = _PRECISIONS[precision]
         self._requests: dict[tuple[Any, ...], Any] = {}
-        self._lock = threading.Lock()  # a request has one set of inputs
+        self._lock = threading.Lock()  # a request has a single set of inputs
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         """The network's output for a batch x."""
@@ -55,13 +55,13 @@ class OpenVinoForward:
             return _infer(self._request(inputs), inputs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_requests": {}, "_lock": None}  # what a copy makes anew
+        return self.__dict__ | {"_requests": {}, "_lock": None}  # a copy makes these itself
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": threading.Lock()}
 
     def _request(self, inputs: Sequence[Tensor]) -> Any:
-        """OpenVINO's network for such inputs."""
+        """Return OpenVINO's network for inputs of these shapes, converted at the first call."""
         kind = (torch.get_num_threads(), *((x.shape, x.dtype) for x in inputs))
         if kind not in self._requests:
             with log_if_slow(f"converted {self._name} to OpenVINO"):
@@ -70,7 +70,7 @@ class OpenVinoForward:
 
 
 def require_openvino() -> Any:
-    """The module.
+    """Import OpenVINO and return the module.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -88,7 +88,7 @@ def require_openvino() -> Any:
 def _converted(network: nn.Module, inputs: Sequence[Tensor], precision: str) -> Any:
     """An inference request for a network on inputs of fixed shapes.
 
-    This takes the steps of `openvino.convert_model` by themselves, since that reports its use to its makers.
+    This takes the steps of `openvino.convert_model` one by one, because that function sends telemetry.
     """
     openvino = require_openvino()
     from openvino.frontend import FrontEndManager

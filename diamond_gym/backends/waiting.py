@@ -1,4 +1,4 @@
-"""Logs what a user has had to wait for."""
+"""A log message for what the user had to wait for."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ WORTH_A_MESSAGE_SECONDS = 1.0
 
 @contextmanager
 def log_if_slow(what: str) -> Iterator[None]:
-    """Say afterwards what was done and how long it took, if that was more than a moment.
+    """Log afterwards what was done and how long it took, if that was noticeable.
 
-    The level is that of a warning, which logging shows on standard error unless it was set up otherwise.
+    The level is that of a warning, which logging shows on standard error unless it is configured otherwise.
     """
     start = time.perf_counter()
     yield

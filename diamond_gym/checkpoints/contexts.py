@@ -1,6 +1,6 @@
-"""Where imagination starts: banks of real frames and the actions taken at them.
+"""Contexts, from which imagination starts: real frames and the actions taken at them.
 
-Banks are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
+Contexts are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
 module knows nothing of networks: a player is anything that chooses actions.
 """
 
@@ -27,14 +27,14 @@ from diamond_gym.players.player import Player, Policy
 
 FORMAT_VERSION = 1
 NUM_CONTEXTS = 64
-"""Size of the banks that are made without being asked for another size."""
+"""Default number of contexts that are collected."""
 STEPS_PER_CONTEXT = 16
-"""Steps played for each context of a collected bank."""
+"""Steps played for each context that is collected."""
 STEPS_BEFORE_LOSS = (4, 16)
-"""Steps from a start to the loss that the recorded player did not avert: time to do better."""
+"""Steps from a context to the loss that the recorded player did not avert: time to do better."""
 
 _MAX_BYTES = 2**29
-"""Of a bank's frames; 8 000 contexts of Atari have 3/4 of it."""
+"""Largest size of all frames of a file; those of 8 000 Atari contexts have 3/4 of it."""
 _COMPRESSION_LEVEL = 9
 _ROWS_FIRST = (2, 0, 1, 3, 4)
 """(k n h w c) -> (h k n w c): the same row of all frames lies together, which compresses twice as well."""
@@ -42,7 +42,7 @@ _ROWS_FIRST = (2, 0, 1, 3, 4)
 
 @dataclass(frozen=True, eq=False)
 class ContextBank:
-    """k moments of real games, each given by its last n frames and actions.
+    """k contexts, each the last n frames and actions before some time of a real game.
 
     Attributes:
         obs: uint8 (k, n, h, w, c), frames, oldest first.
@@ -50,7 +50,7 @@ class ContextBank:
             next, which a world model does not need.
 
     Raises:
-        InvalidInputError: A shape or dtype is wrong, the bank is empty, or an action is negative.
+        InvalidInputError: A shape or dtype is wrong, there is no context, or an action is negative.
     """
 
     obs: NDArray[np.uint8]
@@ -73,14 +73,14 @@ class ContextBank:
 
     @property
     def num_steps_conditioning(self) -> int:
-        """Frames and actions of each context (n)."""
+        """Number of frames and actions of each context (n)."""
         return self.obs.shape[1]
 
     def latest(self, num_steps_conditioning: int) -> ContextBank:
-        """The same moments with fewer frames and actions, the newest ones.
+        """Shorten the contexts to their newest frames and actions.
 
         Raises:
-            InvalidInputError: The bank has not as many.
+            InvalidInputError: The contexts have fewer.
         """
         if not 1 <= num_steps_conditioning <= self.num_steps_conditioning:
             raise InvalidInputError(
@@ -89,19 +89,19 @@ class ContextBank:
         return ContextBank(self.obs[:, -num_steps_conditioning:], self.act[:, -num_steps_conditioning:])
 
     def __add__(self, other: ContextBank) -> ContextBank:
-        """The moments of both.
+        """Join two sets of contexts.
 
         Raises:
-            InvalidInputError: Their frames are of another number or size.
+            InvalidInputError: Their frames differ in number or size.
         """
         if self.obs.shape[1:] != other.obs.shape[1:]:
             raise InvalidInputError(
-                f"contexts of frames {self.obs.shape[1:]} and {other.obs.shape[1:]} do not go together"
+                f"contexts of frames {self.obs.shape[1:]} and {other.obs.shape[1:]} cannot be joined"
             )
         return ContextBank(np.concatenate([self.obs, other.obs]), np.concatenate([self.act, other.act]))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the bank as a safetensors file, its frames compressed without loss.
+        """Write the contexts as a safetensors file, their frames compressed without loss.
 
         Raises:
             CacheError: The file cannot be written.
@@ -116,11 +116,11 @@ class ContextBank:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ContextBank:
-        """Reads a bank.
+        """Read a file of contexts.
 
         Raises:
             CheckpointNotFoundError: There is no such file.
-            CheckpointError: The file is corrupt or holds no bank.
+            CheckpointError: The file is corrupt or holds no contexts.
         """
         path = Path(path)
         tensors, metadata = untrusted.read_tensors(path)
@@ -129,7 +129,7 @@ class ContextBank:
                 f"{path} holds no start contexts: expected the tensors act and frames as ContextBank.save "
                 f"writes them, found {', '.join(sorted(tensors)[:5]) or 'none'}"
             )
-        with untrusted.reading(path, CheckpointError, "a bank of start contexts"):
+        with untrusted.reading(path, CheckpointError, "a file of start contexts"):
             shape = _checked_shape(metadata["diamond_gym.contexts"])
             frames = _decompress(tensors["frames"].numpy().tobytes(), math.prod(shape))
             rows_first = np.frombuffer(frames, np.uint8).reshape([shape[axis] for axis in _ROWS_FIRST])
@@ -145,9 +145,9 @@ def contexts_from_episodes(
     seed: int,
     starts: Sequence[Sequence[int]] | None = None,
 ) -> ContextBank:
-    """Cuts contexts out of episodes: all windows inside an episode are equally likely, none is drawn twice.
+    """Cut contexts out of episodes; every n steps of an episode are equally likely, and none is drawn twice.
 
-    The windows, put in a row episode after episode, are divided into `num_contexts` stretches of equal length
+    All possible contexts, episode after episode, are divided into `num_contexts` stretches of equal length,
     and one is drawn from each, so that every part of the recording is represented.
 
     Args:
@@ -155,11 +155,11 @@ def contexts_from_episodes(
         num_contexts: Number of contexts (k), at least 1.
         num_steps_conditioning: Frames and actions of each (n), at least 1.
         seed: Fixes the draw, >= 0.
-        starts: First steps of the windows to draw from, of each episode, as `starts_before_losses` gives
-            them; None draws from all.
+        starts: For each episode, the first steps of the contexts to draw from, as `starts_before_losses`
+            returns them; None draws from all.
 
     Raises:
-        DatasetError: The episodes have fewer windows than asked for, or frames of different sizes.
+        DatasetError: The episodes hold fewer contexts than asked for, or frames of different sizes.
     """
     _check_sizes(num_contexts, num_steps_conditioning)
     n = num_steps_conditioning
@@ -170,8 +170,8 @@ def contexts_from_episodes(
     total = int(last[-1]) if len(last) else 0
     if total < num_contexts:
         raise DatasetError(
-            f"{len(last)} episode(s) have {total} windows of {n} steps, {num_contexts} contexts were asked "
-            "for: record more, or ask for fewer"
+            f"{len(last)} episode(s) hold {total} contexts of {n} steps, {num_contexts} were asked for: "
+            "record more, or ask for fewer"
         )
     edges = np.arange(num_contexts + 1) * total // num_contexts
     draws = np.random.default_rng(seed).integers(edges[:-1], edges[1:])
@@ -191,17 +191,17 @@ def contexts_from_episodes(
 def starts_before_losses(
     episodes: Iterable[Episode], num_steps_conditioning: int, steps: tuple[int, int] = STEPS_BEFORE_LOSS
 ) -> list[list[int]]:
-    """Windows that end shortly before something is lost: where it matters what is done next.
+    """Find contexts that end shortly before something is lost: where it matters what is done next.
 
     A loss is a negative reward, or a terminal step.
 
     Args:
         episodes: Episodes, or a dataset; all of them are read.
-        num_steps_conditioning: Steps of a window (n), at least 1.
-        steps: Fewest and most steps from a window's last to the one that loses, at least 1.
+        num_steps_conditioning: Steps of a context (n), at least 1.
+        steps: Fewest and most steps from a context's last to the one that loses, at least 1.
 
     Returns:
-        First steps of these windows, of each episode, in order.
+        For each episode, the first steps of these contexts in order.
 
     Raises:
         InvalidInputError: `steps` are not two positive numbers in order.
@@ -221,7 +221,7 @@ def starts_before_losses(
 def num_windows(
     episodes: Sequence[Episode] | EpisodeDataset, num_steps_conditioning: int
 ) -> NDArray[np.int64]:
-    """How many contexts of n steps each episode holds, overlapping ones included: (num_episodes,)."""
+    """Number of contexts of n steps in each episode, overlapping ones included: (num_episodes,)."""
     if isinstance(episodes, EpisodeDataset):
         lengths = episodes.lengths
     else:
@@ -238,7 +238,7 @@ def collect_contexts(
     seed: int = 0,
     progress: bool = True,
 ) -> ContextBank:
-    """Plays the real game, with episodes ending at lost lives, and cuts contexts out of it.
+    """Play the real game, with episodes ending at lost lives, and cut contexts out of it.
 
     Args:
         game: Name of an Atari game.
@@ -285,7 +285,7 @@ def _checked_shape(header: str) -> tuple[int, ...]:
 
 
 def _decompress(compressed: bytes, size: int) -> bytes:
-    """Exactly `size` bytes, whatever the compressed data would unpack to."""
+    """Decompress to exactly `size` bytes, and never to more."""
     decompressor = zlib.decompressobj()
     frames = decompressor.decompress(compressed, size + 1)
     if len(frames) != size or not decompressor.eof:

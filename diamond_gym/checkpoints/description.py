@@ -1,7 +1,7 @@
-"""What a world model says about itself: sizes, sampler, game, actions, training.
+"""The description of a world model: sizes, sampler, game, actions, training.
 
-Kept as strict JSON in the metadata of our safetensors files and in `config/world.json` of a run folder. Plain
-data only: reading it never runs anything.
+It is strict JSON in the metadata of our safetensors files and in `config/world.json` of a run folder. It is
+plain data: reading it never runs anything.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class WorldDescription:
-    """Everything about a world model but its weights and start contexts.
+    """Everything about a world model except its weights and start contexts.
 
     Attributes:
         agent: Sizes of its networks; None when unknown (they can be read off the weights).
         sampler: How its frames are sampled.
-        game: Name of its Atari game; None when unknown, or when it is no Atari game.
+        game: Name of its Atari game; None when unknown, or when it is not an Atari game.
         action_meanings: Names of its actions in order; None when unknown.
-        training: Whatever its makers want to say about how it was trained.
+        training: Anything worth recording about its training.
     """
 
     agent: AgentConfig | None
@@ -40,14 +40,14 @@ class WorldDescription:
     training: dict[str, Any] | None = None
 
     def to_json(self) -> str:
-        """Strict JSON; an infinite number is written as the string "inf"."""
+        """Return strict JSON, with infinite numbers as the string "inf"."""
         fields = {"format_version": FORMAT_VERSION, **asdict(self)}
         fields["sampler"] = {key: _finite_or_text(value) for key, value in fields["sampler"].items()}
         return json.dumps(fields, allow_nan=False, indent=1)
 
     @classmethod
     def from_json(cls, text: str, source: str) -> WorldDescription:
-        """Reads what `to_json` wrote.
+        """Read what `to_json` wrote.
 
         Args:
             text: JSON.
@@ -72,7 +72,7 @@ class WorldDescription:
             )
 
     def save(self, path: Path) -> None:
-        """Writes the description as a JSON file.
+        """Write the description as a JSON file.
 
         Raises:
             CacheError: The file cannot be written.
@@ -81,7 +81,7 @@ class WorldDescription:
 
     @classmethod
     def load(cls, path: Path) -> WorldDescription:
-        """Reads a JSON file.
+        """Read a JSON file.
 
         Raises:
             CheckpointNotFoundError: There is no such file.
@@ -102,7 +102,7 @@ def _agent(values: dict[str, Any] | None) -> AgentConfig | None:
 
 
 _REMOVED = {"timestep_spacing": "leading"}
-"""Keys that samplers once had, with the values at which frames are sampled as now: such files are read."""
+"""Former keys of the sampler, with the only values that are accepted: those that mean today's sampler."""
 
 
 def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
@@ -113,7 +113,7 @@ def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
 
 
 def _number(key: str, value: Any) -> Any:
-    """The inverse of `_finite_or_text`, for all but the names among the sampler's values."""
+    """The inverse of `_finite_or_text`, except for the names among the sampler's values."""
     is_name = get_type_hints(DiffusionSamplerConfig).get(key, str) is str
     return float(value) if isinstance(value, str) and not is_name else value
 

@@ -1,7 +1,7 @@
-"""World models on the Hugging Face Hub: the published ones, and anybody's repository.
+"""World models on the Hugging Face Hub: the published ones, and any user's repository.
 
-Only files of weights and contexts are fetched; they are data, never executed. Their cache, offline mode and
-endpoint are huggingface_hub's own (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT).
+Only files of weights and contexts are fetched; they are data, never executed. The cache, offline mode and
+endpoint are those of huggingface_hub (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT).
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ def file_in_repository(game: str) -> str:
 
 
 def fetch(game: str) -> Path:
-    """A game's published weights on this disk: from the Hub's cache, else downloaded into it.
+    """Find a game's published weights on this disk: in the Hub's cache, else downloaded into it.
 
     Raises:
-        CheckpointNotFoundError: None is published, or it is not cached and the Hub cannot be reached.
+        CheckpointNotFoundError: No such weights are published, or they are not cached and the Hub cannot be
+            reached.
         CacheError: The Hub's cache cannot be written.
     """
     if game not in ATARI_100K:
@@ -45,15 +46,15 @@ def fetch(game: str) -> Path:
         return Path(hf_hub_download(REPOSITORY, file_in_repository(game), local_files_only=True))
     except LocalEntryNotFoundError:
         return _download(game)
-    except Exception as error:  # a cache that cannot be read, or holds what the library did not put there
+    except Exception as error:  # a cache that cannot be read, or whose content the library did not write
         _raise_if_of_the_disk(error, f"{file_in_repository(game)} of {REPOSITORY}")
         raise CheckpointNotFoundError(_how_to_get(game, error)) from error
 
 
 def fetch_repository(address: str, weights: str, contexts: str) -> Path:
-    """Anybody's world model on this disk: weights, with the start contexts of the same commit beside them.
+    """Find a user's world model on this disk: weights, with start contexts of the same commit beside them.
 
-    The Hub is asked for the newest commit; when it cannot be reached, what is cached is taken.
+    The Hub is asked for the newest commit; when it cannot be reached, the cached files are used.
 
     Args:
         address: `hub:user/name` or `hub:user/name@revision`.
@@ -80,7 +81,7 @@ def fetch_repository(address: str, weights: str, contexts: str) -> Path:
         with contextlib.suppress(RemoteEntryNotFoundError):
             hf_hub_download(repository, contexts, revision=file.parent.name, etag_timeout=_TIMEOUT)
         return file
-    except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub
+    except Exception as error:  # its type depends on the version of huggingface_hub
         _raise_if_of_the_disk(error, repository)
         raise CheckpointNotFoundError(
             f"no world model at {address}: {weights} cannot be fetched from the Hugging Face Hub "
@@ -90,7 +91,7 @@ def fetch_repository(address: str, weights: str, contexts: str) -> Path:
 
 
 def _newest(repository: str, file: str, revision: str | None) -> Path:
-    """The file in the Hub's cache, brought up to date if the Hub answers."""
+    """Return the file in the Hub's cache, updated first if the Hub answers."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -114,13 +115,13 @@ def _download(game: str) -> Path:
         # hf_hub_download asks an unreachable Hub six times, for half a minute; this asks once
         get_hf_file_metadata(hf_hub_url(REPOSITORY, file), timeout=_TIMEOUT)
         return Path(hf_hub_download(REPOSITORY, file, etag_timeout=_TIMEOUT))
-    except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub
+    except Exception as error:  # its type depends on the version of huggingface_hub
         _raise_if_of_the_disk(error, f"{file} of {REPOSITORY}")
         raise CheckpointNotFoundError(_how_to_get(game, error)) from error
 
 
 def _raise_if_of_the_disk(error: Exception, what: str) -> None:
-    if isinstance(error, OSError) and error.errno is not None:  # the disk's; the network's have no number
+    if isinstance(error, OSError) and error.errno is not None:  # errors of the network have no number
         raise CacheError(
             f"cannot read or write {what} in the Hugging Face cache: {error}; set HF_HOME to a folder that "
             "can be read and written"

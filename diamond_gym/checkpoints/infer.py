@@ -1,7 +1,7 @@
 """The sizes of an agent's networks, read off the shapes of its weights.
 
 Published checkpoints are bare state dicts; this is how they load without the configuration they were trained
-with. The same reading checks that a configuration stored beside weights is theirs.
+with. The same check shows whether a configuration stored beside weights belongs to them.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ from diamond_gym.world.models import (
 _USUAL_IMG_SIZE = 64
 _MAX_IMG_SIZE = 1024
 _NETWORK, _DDPM_NETWORK = "denoiser.inner_model.", "denoiser.noise_model."
-"""What the names of the denoiser's weights begin with, in most checkpoints and in the paper's of DDPM."""
+"""Prefixes of the names of the denoiser's weights, in most checkpoints and in the paper's DDPM ones."""
 
 
 def infer_agent_config(state_dict: Mapping[str, Tensor], known: AgentConfig | None = None) -> AgentConfig:
-    """Sizes of the agent whose state dict this is.
+    """Infer the sizes of an agent from its state dict.
 
     Args:
         state_dict: Weights under the published names; the actor-critic's may be absent.
-        known: Settles what shapes leave open: sigma_data, sigma_offset_noise, the denoiser's objective, the
-            image size where several fit, the stages of the actor-critic that pool. Published values
-            otherwise; of the actor-critic's stages, the first ones are then taken to pool, with a warning
+        known: Gives what shapes do not tell: sigma_data, sigma_offset_noise, the denoiser's objective, the
+            image size where several fit, the stages of the actor-critic that pool. Without it these are the
+            published values, and the first stages of the actor-critic are assumed to pool, with a warning
             where that is a guess.
 
     Returns:
@@ -70,10 +70,10 @@ def _infer(state_dict: Mapping[str, Tensor], known: AgentConfig) -> AgentConfig:
 def with_our_names(
     state_dict: Mapping[str, Tensor], known: AgentConfig | None
 ) -> tuple[Mapping[str, Tensor], AgentConfig | None]:
-    """Weights of the paper's DDPM (section 5.1) under the names that EDM's network has, all others unchanged.
+    """Rename the weights of the paper's DDPM (section 5.1) as those of EDM's network; keep all others.
 
     Returns:
-        The weights, and what is known: that their objective is "ddpm", where their names said so.
+        The weights, and a dict of what their names tell, namely that the objective is "ddpm", or nothing.
     """
     if not any(key.startswith(_DDPM_NETWORK) for key in state_dict):
         return state_dict, known
@@ -100,7 +100,7 @@ class _Shapes:
         return key in self.shapes
 
     def of(self, key: str, num_dims: int) -> tuple[int, ...]:
-        """The shape of a tensor that must be there and have `num_dims` dimensions, none of them 0."""
+        """The shape of a tensor that must exist and have `num_dims` dimensions, none of them 0."""
         shape = self.shapes.get(key)
         if shape is None:
             raise CheckpointError(f"the tensor {key} is missing")
@@ -109,7 +109,7 @@ class _Shapes:
         return shape
 
     def count(self, pattern: str) -> int:
-        """How many of the keys `pattern.format(0)`, `pattern.format(1)`, ... are there without a gap."""
+        """Count the keys `pattern.format(0)`, `pattern.format(1)`, ... up to the first that is missing."""
         i = 0
         while pattern.format(i) in self.shapes:
             i += 1
@@ -159,7 +159,7 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
 
 
 def _image_channels_and_patch(channels: int) -> tuple[int, int]:
-    """(3, p) for colour or (1, p) for grey frames folded into `channels` channels; no number fits both."""
+    """Return (3, p) for colour or (1, p) for grey frames folded into `channels` channels; only one fits."""
     for img_channels in (3, 1):
         patch_size = math.isqrt(channels // img_channels)
         if img_channels * patch_size**2 == channels:
@@ -168,12 +168,12 @@ def _image_channels_and_patch(channels: int) -> tuple[int, int]:
 
 
 def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
-    """Everything but the image size."""
+    """Infer everything except the image size."""
     in_channels = shapes.of("rew_end_model.encoder.conv_in.weight", 4)[1]
     patch_size = math.isqrt(in_channels // (2 * img_channels))
     if 2 * img_channels * patch_size**2 != in_channels:
         raise CheckpointError(
-            f"rew_end_model.encoder.conv_in takes {in_channels} channels, which is no pair of frames of "
+            f"rew_end_model.encoder.conv_in takes {in_channels} channels, which is not a pair of frames of "
             f"{img_channels}"
         )
     num_levels = shapes.count("rew_end_model.encoder.blocks.{}.resblocks.0.conv1.weight") - 1
@@ -192,7 +192,7 @@ def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
 
 
 def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has_actor_critic: bool) -> int:
-    """The known size if it fits, else the usual one, else the largest of those that fit."""
+    """Return the known size if it fits, else the usual one, else the largest of those that fit."""
     features = shapes.of("rew_end_model.lstm.weight_ih_l0", 2)[1]
     fitting = [
         size
@@ -208,7 +208,7 @@ def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has
 
 
 def _num_poolings(shapes: _Shapes, img_size: int) -> int | None:
-    """How often the actor-critic halves an image of this size; None when no number fits its features."""
+    """Count how often the actor-critic halves an image of this size; None when no number fits."""
     channels = _actor_critic_channels(shapes)
     features = shapes.of("actor_critic.lstm.weight_ih", 2)[1]
     for num_poolings in range(len(channels) + 1):

@@ -1,4 +1,4 @@
-"""From a `checkpoint` argument to a world model that is ready to imagine."""
+"""Load the world model that a `checkpoint` argument names."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from diamond_gym.world.world_model import WorldModel
 
 @dataclass(frozen=True)
 class World:
-    """A world model, where it starts, and what its numbers mean.
+    """A world model with its start contexts and the meaning of its actions.
 
     Attributes:
-        world_model: Imagines; placed on its device.
-        contexts: Where games may start.
-        game: Name of the Atari game, None when it is none.
+        world_model: The model, placed on its device.
+        contexts: The contexts that games start from.
+        game: Name of the Atari game, None for any other environment.
         action_meanings: Names of the actions in order.
-        agent: All networks that came with it; `agent.actor_critic` is None when no policy did.
-        source: The file its weights came from.
+        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy.
+        source: The file of the weights.
     """
 
     world_model: WorldModel
@@ -46,7 +46,7 @@ class World:
     def resampled(
         self, num_denoising_steps: int | None = None, order: int | None = None, s_churn: float | None = None
     ) -> World:
-        """The same world on the same networks, its frames sampled otherwise; None leaves a number as it is.
+        """Return the same world on the same networks with another sampler; None keeps a number as it is.
 
         Raises:
             InvalidInputError: A number is out of range, or the denoiser cannot be sampled like this.
@@ -69,25 +69,25 @@ def load_world(
     s_churn: float | None = None,
     contexts: str | os.PathLike[str] | None = None,
 ) -> World:
-    """Loads a world model.
+    """Load a world model.
 
     Args:
         game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
         checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", "hub:user/name"
-            (anybody's repository on the Hub), or the path of a `.safetensors`, a `.pt`, a folder of
-            `save_world` or a run folder (its newest agent).
+            (any repository on the Hub), or the path of a `.safetensors`, a `.pt`, a folder of `save_world` or
+            a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "auto", "eager", "inductor", "openvino" (single games on the CPU) or
             "cuda_graph" (on CUDA), see `diamond_gym.backends.choose`.
-        num_denoising_steps: Instead of the checkpoint's own.
-        order: Instead of the checkpoint's own: 1 for Euler, 2 for Heun.
-        s_churn: Instead of the checkpoint's own, >= 0.
-        contexts: Where games start instead of at the checkpoint's own contexts: path of a bank or a folder of
-            recorded episodes.
+        num_denoising_steps: Denoising steps per frame; None for the checkpoint's own, as for the next two.
+        order: Order of the sampler: 1 for Euler, 2 for Heun.
+        s_churn: Amount of noise added back while denoising, >= 0.
+        contexts: Path of a file of contexts or a folder of recorded episodes to start from; None for the
+            checkpoint's own contexts.
 
     Raises:
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
         InvalidInputError: An argument is not one of those accepted.
         DeviceError: The device is not available, or the backend needs another one.
         CheckpointNotFoundError: There is no such checkpoint.
@@ -106,14 +106,14 @@ def load_world(
 
 
 def load_agent(path: str | os.PathLike[str]) -> Agent:
-    """The networks of a checkpoint, on the CPU in float32, in eval mode.
+    """Load the networks of a checkpoint, on the CPU in float32, in eval mode.
 
     Args:
         path: A `.safetensors`, a `.pt`, a folder of `save_world` or a run folder (its newest agent).
 
     Raises:
         CheckpointNotFoundError: There is nothing at the path.
-        CheckpointError: It is no checkpoint, or a damaged one.
+        CheckpointError: It is not a checkpoint, or a damaged one.
     """
     agent, _ = _read(locate_path(Path(path)))
     return agent
@@ -145,7 +145,7 @@ def _read_state_dict_of_agent(location: Location) -> tuple[Agent, WorldDescripti
 
 
 def _agreed_game(game: str | None, description: WorldDescription, agent: Agent, file: Path) -> str | None:
-    """The game, given or described, once nothing contradicts it."""
+    """Return the game that is given or described, after checking that nothing contradicts it."""
     stored = None if description.game is None else _stored_game(description.game, file)
     if stored is not None and game is not None and stored != game:
         raise CheckpointError(
@@ -168,9 +168,7 @@ def _stored_game(name: str, file: Path) -> str:
     try:
         return game_name(name)
     except ValueError as error:
-        raise CheckpointError(
-            f"{file} says that it is of a game that is none of ale-py's: {error}"
-        ) from error
+        raise CheckpointError(f"{file} names a game that ale-py does not have: {error}") from error
 
 
 def _overridden(

@@ -1,7 +1,7 @@
-"""Which file a `checkpoint` argument means.
+"""Find the files that a `checkpoint` argument means.
 
-Knows where world models are kept: inside the package, in run folders of the trainer (ours or the published
-one), in the folders `save_world` makes, on the Hub. Reads none of them.
+World models are inside the package, in run folders of the trainer (ours or the published one), in the folders
+of `save_world`, or on the Hub. None of the files is read here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE, MODEL_FILE, conte
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError, DiamondGymError, InvalidInputError
 
 EMBEDDED = Path(__file__).parents[1] / "weights"
-"""One folder per game, as `save_world` writes them."""
+"""The embedded world models: one folder per game, as `save_world` writes them."""
 
 _AGENT_FILE = re.compile(r"agent_epoch_(\d+)\.pt")
 _AGENT_FOLDER = Path("checkpoints", "agent_versions")
 WORLD_FOLDER = "world"
-"""In a run folder, the world model that a finished run has exported; it counts before the run's agents."""
+"""In a run folder, the world model that a finished run has exported; it has priority over the agents."""
 _ACCEPTED = (
     "checkpoint must be 'auto', 'embedded', 'hub', 'hub:user/name' for a repository of the Hub, or the path "
     "of a .safetensors file or folder, a .pt file or a run folder"
@@ -31,14 +31,15 @@ _ACCEPTED = (
 
 @dataclass(frozen=True)
 class Location:
-    """Where the parts of a world model are.
+    """The paths of the parts of a world model.
 
     Attributes:
         weights: File of weights, `.safetensors` or `.pt`.
-        description: JSON file of a run that describes its `.pt`, there or not (a run of the published trainer
-            has its `config/trainer.yaml` alone); None for any other file.
-        contexts: Bank of start contexts that belongs to it; it may not exist.
-        datasets: Folders of recorded episodes to take start contexts from when there is no bank, best first.
+        description: JSON file of a run that describes its `.pt`; it may not exist (a run of the published
+            trainer has only its `config/trainer.yaml`). None for any other file.
+        contexts: File of its start contexts; it may not exist.
+        datasets: Folders of recorded episodes to take start contexts from when there is no such file, best
+            first.
     """
 
     weights: Path
@@ -48,7 +49,7 @@ class Location:
 
 
 def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
-    """Finds a world model; fetches it when it is only on the Hub.
+    """Find a world model; fetch it when it is only on the Hub.
 
     Args:
         game: The game's name, needed unless `checkpoint` is a repository or a path.
@@ -57,7 +58,7 @@ def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
 
     Raises:
         InvalidInputError: `checkpoint` is not text or is malformed, or a game is needed and not given.
-        CheckpointNotFoundError: There is none.
+        CheckpointNotFoundError: There is no such world model.
         CheckpointError: The path is neither a checkpoint nor a folder that holds one.
     """
     if not isinstance(checkpoint, str | os.PathLike) or not checkpoint:
@@ -78,7 +79,7 @@ def locate(game: str | None, checkpoint: str | os.PathLike[str]) -> Location:
 
 
 def locate_path(path: Path) -> Location:
-    """Finds the parts of a world model: at a file of weights, a folder of `save_world` or a run folder.
+    """Find the parts of a world model, given a file of weights, a folder of `save_world` or a run folder.
 
     Raises:
         CheckpointNotFoundError: There is nothing at the path.
@@ -88,7 +89,7 @@ def locate_path(path: Path) -> Location:
         return _locate_existing(path.expanduser())
     except DiamondGymError:
         raise
-    except (OSError, RuntimeError) as error:  # no access, a name too long, the home folder of nobody
+    except (OSError, RuntimeError) as error:  # no access, too long a name, an unknown user's home
         raise CheckpointNotFoundError(f"cannot open {path}: {error}; {_ACCEPTED}") from error
 
 

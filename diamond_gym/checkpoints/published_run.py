@@ -1,6 +1,6 @@
-"""What the published trainer's `config/trainer.yaml` says of its world model: the game, and how to sample.
+"""Read the game and the sampler of a world model from the published trainer's `config/trainer.yaml`.
 
-Plain data only: names of classes (`_target_`) and expressions (`${eval:...}`) in it are never followed.
+It is read as plain data: names of classes (`_target_`) and expressions (`${eval:...}`) are never followed.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from diamond_gym.world.models import config_from_dict
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 CONFIG_FILE = Path("config", "trainer.yaml")
-"""In a run folder, ours or a published one."""
+"""The configuration inside a run folder, ours or a published one."""
 _INFINITY = re.compile(r"""\$\{eval:\s*['"]?float\(\s*['"]inf['"]\s*\)['"]?\s*\}""")
-"""How the published configuration writes the one number that YAML has another name for."""
+"""The published configuration's text for infinity, which YAML writes differently."""
 _TEXTS = ("s_churn_at",)
 _SAMPLER = "world_model_env.diffusion_sampler"
 
@@ -37,10 +37,10 @@ def is_published(run: Path) -> bool:
 
 
 def describe(run: Path) -> WorldDescription:
-    """Game and sampler of a published run; its sizes are those of its weights.
+    """Describe the game and sampler of a published run; the sizes are inferred from its weights.
 
     Raises:
-        CheckpointError: The configuration cannot be read, or says something of the sampler that is not known.
+        CheckpointError: The configuration cannot be read, or has an unknown key or value of the sampler.
     """
     file = run / CONFIG_FILE
     config = _read(file)
@@ -52,7 +52,7 @@ def describe(run: Path) -> WorldDescription:
 
 
 def game_of(run: Path) -> str | None:
-    """The environment's id that a published run learns from, such as BreakoutNoFrameskip-v4, if it says one.
+    """The id of a published run's environment, such as BreakoutNoFrameskip-v4; None when it states none.
 
     Raises:
         CheckpointError: The configuration cannot be read.
@@ -64,7 +64,7 @@ def game_of(run: Path) -> str | None:
 def _read(file: Path) -> Mapping[str, Any]:
     content = untrusted.read_yaml(file, CheckpointError, "a configuration")
     if not isinstance(content, Mapping):
-        raise CheckpointError(f"{file} is no configuration: it holds {type(content).__name__}")
+        raise CheckpointError(f"{file} is not a configuration: it holds {type(content).__name__}")
     return content
 
 
@@ -78,10 +78,10 @@ def _inner(config: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    """A number, also one that YAML 1.1 takes for text, such as 2e-3.
+    """Parse a number, also one that YAML 1.1 takes for text, such as 2e-3.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a number.
     """
     if isinstance(value, str) and _INFINITY.fullmatch(value.strip()):
         return math.inf
@@ -89,5 +89,5 @@ def _number(name: str, value: Any) -> float:
         with contextlib.suppress(ValueError):
             return float(value)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(f"{name}={value!r} is no number")
+        raise ValueError(f"{name}={value!r} is not a number")
     return value

@@ -42,24 +42,24 @@ def save_world(
     dtype: str = "float32",
     training: dict[str, Any] | None = None,
 ) -> Path:
-    """Writes a world model where `load_world` can read it.
+    """Write a world model where `load_world` can read it.
 
     Args:
-        path: A folder, or a file name that ends in `.safetensors`. Files there are replaced as a whole.
+        path: A folder, or a file name that ends in `.safetensors`. Existing files are replaced atomically.
         agent: Its networks, with or without an actor-critic.
-        game: Name of the Atari game, None for anything else.
+        game: Name of the Atari game, None for any other environment.
         action_meanings: Names of its actions in order, None when they have none.
         sampler: How its frames are to be sampled.
-        contexts: Where its games start; None leaves those that are already there.
+        contexts: The contexts its games start from; None keeps those that are already there.
         dtype: "float32", or "float16" for half the size (weights only; buffers stay as they are).
-        training: Anything worth telling about its training, expressible in JSON.
+        training: Anything worth recording about its training, expressible in JSON.
 
     Returns:
         The file of weights.
 
     Raises:
         InvalidInputError: Arguments contradict each other.
-        UnknownGameError: ale-py has no such game.
+        UnknownGameError: ale_py has no such game.
         CacheError: The folder cannot be written.
     """
     num_actions = agent.config.num_actions
@@ -95,7 +95,7 @@ def save_world(
 
 
 def read_saved_world(file: Path) -> tuple[Agent, WorldDescription]:
-    """Networks, on the CPU in float32, and description out of a file of weights.
+    """Read the networks, on the CPU in float32, and the description from a file of weights.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
@@ -104,7 +104,7 @@ def read_saved_world(file: Path) -> tuple[Agent, WorldDescription]:
     weights, metadata = untrusted.read_tensors(file)
     if _DESCRIPTION not in metadata:
         raise CheckpointError(
-            f"{file} is no world model of this program: its metadata has no {_DESCRIPTION} (found: "
+            f"{file} is not a world model of this program: its metadata has no {_DESCRIPTION} (found: "
             f"{', '.join(metadata) or 'no metadata'}). Give a file that save_world wrote, or a published .pt"
         )
     description = WorldDescription.from_json(metadata[_DESCRIPTION], str(file))
@@ -117,6 +117,6 @@ def read_saved_world(file: Path) -> tuple[Agent, WorldDescription]:
 
 
 def contexts_path(file: Path) -> Path:
-    """Where the start contexts of a file of weights are, there or not."""
+    """The path of the start contexts of a file of weights, which may not exist."""
     name = CONTEXTS_FILE if file.name == MODEL_FILE else f"{file.stem}.{CONTEXTS_FILE}"
     return file.with_name(name)

@@ -1,6 +1,6 @@
 """The start contexts of a checkpoint: given, its own, cut from its run's recordings, or played and cached.
 
-A published checkpoint comes with no frames. At its first use its own policy plays the real game, and the
+A published checkpoint comes without frames. At its first use, its own policy plays the real game, and the
 contexts cut from that are kept in a cache folder: `$DIAMOND_GYM_CACHE`, or the platform's usual place.
 """
 
@@ -33,23 +33,23 @@ _log = logging.getLogger(__name__)
 
 _SEED = 0
 _EPSILON = 0.01
-"""Share of random actions when a checkpoint's policy collects, as in its training."""
+"""Probability of a random action when a checkpoint's policy collects, as in its training."""
 _RANDOM_HOLD = 4
 
 
 def find(
     location: Location, given: str | os.PathLike[str] | None, game: str | None, agent: Agent
 ) -> ContextBank:
-    """Where a checkpoint's games may start.
+    """Find the contexts that a checkpoint's games start from.
 
     Args:
         location: The checkpoint.
-        given: A bank's file or a folder of recorded episodes to take instead; None for the checkpoint's own.
-        game: Name of its game, to play for contexts if there are none; None when unknown.
+        given: File of contexts or folder of recorded episodes to use; None for the checkpoint's own.
+        game: Name of its game, which is played if there are no contexts; None when unknown.
         agent: Its networks.
 
     Raises:
-        InvalidInputError: `given` is no path; or there are none, and no game to play is known.
+        InvalidInputError: `given` is not a path; or there are no contexts, and no game to play is known.
         CheckpointNotFoundError: There is nothing at the given path.
         CheckpointError: The contexts are corrupt, or not of this checkpoint's kind.
         DatasetError: The recorded episodes are corrupt.
@@ -58,7 +58,7 @@ def find(
     if given is not None:
         if not isinstance(given, str | os.PathLike) or not given:
             raise InvalidInputError(
-                f"contexts must be the path of a bank or of recorded episodes, got {given!r}"
+                f"contexts must be the path of a file of contexts or of recorded episodes, got {given!r}"
             )
         return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
     if location.contexts.is_file():
@@ -70,14 +70,14 @@ def find(
     if game is None:
         raise InvalidInputError(
             f"{location.weights} comes with no start contexts and does not say which game it imagines: give "
-            "game='...' (they are then collected from the real game), or contexts='path of a bank or of "
+            "game='...' (they are then collected from the real game), or contexts='path of contexts or "
             "recorded episodes'"
         )
     return _cached(location.weights, game, agent)
 
 
 def cache_folder() -> Path:
-    """Where collected contexts are kept: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
+    """The folder of collected contexts: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
     if given := os.environ.get("DIAMOND_GYM_CACHE"):
         return Path(given).expanduser()
     if sys.platform == "win32":
@@ -100,7 +100,7 @@ def _load(path: Path, n: int) -> ContextBank:
 
 
 def _first_large_enough(datasets: list[EpisodeDataset], n: int) -> EpisodeDataset:
-    """The first with windows for a whole bank, else the one with most windows."""
+    """Choose the first dataset that holds enough contexts, else the one that holds most."""
     sizes = [int(num_windows(dataset, n).sum()) for dataset in datasets]
     enough = [dataset for dataset, size in zip(datasets, sizes, strict=True) if size >= NUM_CONTEXTS]
     return enough[0] if enough else datasets[sizes.index(max(sizes))]
@@ -112,7 +112,7 @@ def _cut(dataset: EpisodeDataset, n: int) -> ContextBank:
 
 
 def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
-    """Contexts played by this checkpoint's policy, from the cache or played now.
+    """Return contexts played by this checkpoint's policy, from the cache or played now.
 
     Two processes at once play the same contexts, since the seed is fixed, and each replaces the whole file.
     """
@@ -154,13 +154,13 @@ def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
 
 
 def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank:
-    """The bank with as many steps as the model looks back on, once its frames and actions are seen to fit."""
+    """Shorten contexts to the steps that the model is conditioned on, once frames and actions fit."""
     inner, rew_end = config.denoiser.inner_model, config.rew_end_model
     h, w, c = bank.obs.shape[2:]
     if bank.num_steps_conditioning < inner.num_steps_conditioning:
         raise CheckpointError(
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
-            f"looks back on {inner.num_steps_conditioning}: record or collect new ones"
+            f"needs {inner.num_steps_conditioning}: record or collect new ones"
         )
     if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
         raise CheckpointError(

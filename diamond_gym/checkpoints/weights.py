@@ -1,6 +1,6 @@
-"""Weights out of files, and agents out of weights. Nothing read here is ever executed.
+"""Read weights from files, and build agents from weights. Nothing read here is ever executed.
 
-Reads published `.pt` state dicts, tensors only, and says which file is wrong and how.
+Published `.pt` state dicts are read as tensors only. Errors say which file is wrong and how.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPECTED = "expected an agent's weights, named denoiser.*, rew_end_model.* and,
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Weights of a published `.pt` file, on the CPU.
+    """Read the weights of a published `.pt` file, on the CPU.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
@@ -38,13 +38,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 def build_agent(
     weights: Mapping[str, Tensor], source: Path, known: AgentConfig | None, *, is_complete: bool = False
 ) -> Agent:
-    """The agent these weights belong to, on the CPU in float32, in eval mode.
+    """Build the agent that these weights belong to, on the CPU in float32, in eval mode.
 
     Args:
         weights: Its state dict; the actor-critic may be absent.
         source: The file, for error messages.
-        known: What is known of its sizes beyond the shapes of the weights.
-        is_complete: Whether `known` says all sizes, so that it must agree with the weights.
+        known: Sizes that are known beside the shapes of the weights.
+        is_complete: Whether `known` states all sizes, so that it must agree with the weights.
 
     Raises:
         CheckpointError: The weights are of another architecture than `known` says, or of none.
@@ -54,7 +54,7 @@ def build_agent(
         config = infer_agent_config(weights, known_or_ddpm)
         if known is not None and is_complete:
             _check_same_sizes(config, known, source)
-        # no memory, time or random numbers for weights that are about to be replaced
+        # weights that are about to be replaced take no memory, time or random numbers
         with torch.device("meta"), _WithoutNormalInit():
             agent = Agent(config, with_actor_critic=has_actor_critic_weights(weights))
         _check_same_tensors(weights, agent.state_dict(), source)
@@ -64,7 +64,7 @@ def build_agent(
 
 
 class _WithoutNormalInit(TorchFunctionMode):
-    """Skips an initialisation that would, on the meta device, first import torch's compiler (seconds)."""
+    """Skips an initialisation that, on the meta device, would import torch's compiler (slow)."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -74,10 +74,10 @@ class _WithoutNormalInit(TorchFunctionMode):
 
 
 def checked_weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """What was read from a file, once it is seen to be tensors of numbers under an agent's names.
+    """Check that the content of a file is finite tensors under an agent's names, and return it as a dict.
 
     Raises:
-        CheckpointError: It is something else.
+        CheckpointError: It is anything else.
     """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}; {_EXPECTED}")

@@ -1,4 +1,4 @@
-"""The steps of an episode while it is played; whoever keeps episodes gathers them here."""
+"""The steps of an episode while it is played, used wherever episodes are recorded."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EpisodeBuilder:
     """The steps of one episode so far, as lists.
 
     Attributes:
-        obs: The frame before each step: arrays (h, w, c), or tensors (c, h, w). Empty where none is kept.
+        obs: The frame before each step, an array (h, w, c) or tensor (c, h, w); empty when not recorded.
         act: The actions.
         rew: The raw rewards.
     """
@@ -37,7 +37,7 @@ class EpisodeBuilder:
         return sum(self.rew)
 
     def add(self, obs: NDArray[np.uint8] | Tensor | None, act: int, rew: float) -> None:
-        """Take one more step: the frame before it, None where it is not kept, the action and its reward."""
+        """Add a step: the frame before it (None when not recorded), the action and its reward."""
         if obs is not None:
             self.obs.append(obs)
         self.act.append(act)
@@ -56,10 +56,10 @@ class EpisodeBuilder:
         Args:
             end: Whether the last step terminated it.
             trunc: Whether the last step truncated it.
-            final_obs: The frame after the last step; None where the episode is unfinished.
-            info: What else the episode keeps.
+            final_obs: The frame after the last step; None if the episode is unfinished.
+            info: Further data to keep with the episode.
         """
-        import torch  # here, for those who only record need none of it
+        import torch  # imported here, because plain recording does not need torch
 
         from diamond_gym.data.episodes import Episode, channels_first
 

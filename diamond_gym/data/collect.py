@@ -1,8 +1,8 @@
-"""A player plays a game, episodes come out.
+"""Let a player play a game and collect the episodes.
 
-Any callable from a frame to an action will do as a player, and any Gymnasium environment with uint8
-(64, 64, 3) frames and discrete actions is a game; a string names a real Atari game. The module knows nothing
-of networks or of training.
+A player is any callable from a frame to an action, and a game is any Gymnasium environment with uint8
+(64, 64, 3) frames and discrete actions; a string names a real Atari game. The module knows nothing of
+networks or of training.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _FRAME_SHAPE = (64, 64, 3)
 
 @dataclass
 class CollectReport:
-    """What `collect` did.
+    """The result of `collect`.
 
     Attributes:
-        lengths: steps of each episode, in the order played; an unfinished last one included.
-        returns: sum of raw rewards of each.
-        seconds: time it took.
-        episodes: the episodes themselves; empty when they went to a dataset.
+        lengths: Steps of each episode, in the order played; an unfinished last one included.
+        returns: Sum of raw rewards of each.
+        seconds: Time that it took.
+        episodes: The episodes themselves; empty when they went to a dataset.
     """
 
     lengths: list[int] = field(default_factory=list)
@@ -67,7 +67,7 @@ class CollectReport:
 
     @property
     def steps_per_second(self) -> float:
-        """Steps of the environment (4 raw frames in Atari) per second."""
+        """Steps of the environment (4 raw frames each in Atari) per second."""
         return self.num_steps / self.seconds
 
 
@@ -85,22 +85,22 @@ def collect(
 ) -> CollectReport:
     """Let a player play for a number of steps.
 
-    Episodes go to the dataset as each one ends, so an interrupted collection keeps those that were finished.
+    Each episode is written to the dataset when it ends, so an interrupted collection keeps the finished ones.
     The last episode is cut where the steps run out and stored as unfinished: no end, no truncation, no final
     observation. Calls with the same arguments give the same episodes in the same order.
 
     Args:
-        game: an Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
+        game: An Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
             not closed.
-        player: a `Player`, reset with a seed of its own at the start of every episode, or a policy: any
+        player: A `Player`, reset with a seed of its own at the start of every episode, or a policy: any
             callable from a frame to an action. A policy's `reset(seed)`, if it has one, is called likewise.
-        num_steps: at least 1.
-        seed: non-negative; fixes the game, the random actions and the seeds given to the player.
-        dataset: where to put the episodes; None keeps them in the report.
-        training: for a game's name only: end episodes at lost lives.
-        epsilon: probability in [0, 1] that a uniformly random action replaces the player's.
-        progress: show a bar with steps per second on stderr.
-        num_workers: processes that play at once, each a share of the steps with its own game and copy of the
+        num_steps: Number of steps, at least 1.
+        seed: Non-negative; fixes the game, the random actions and the seeds given to the player.
+        dataset: The dataset that gets the episodes; None keeps them in the report.
+        training: End episodes at lost lives; only if `game` is a name.
+        epsilon: Probability in [0, 1] that a uniformly random action replaces the player's.
+        progress: Show a bar with steps per second on stderr.
+        num_workers: Number of processes; each plays a part of the steps with its own game and copy of the
             player. More than one needs a game's name, a player that can be pickled and (as processes always
             do) a main module that can be imported.
 
@@ -108,11 +108,11 @@ def collect(
         Lengths, returns, time, and the episodes if there is no dataset.
 
     Raises:
-        InvalidInputError: an argument is out of range, the environment does not fit, or the player gave no
+        InvalidInputError: An argument is out of range, the environment does not fit, or the player gave no
             valid action.
         UnknownGameError: ale_py has no such game.
-        CacheError: the dataset cannot be written.
-        DiamondGymError: a process that played was killed.
+        CacheError: The dataset cannot be written.
+        DiamondGymError: A worker process was killed.
     """
     player = player if isinstance(player, Player) else PolicyPlayer(player)
     _check_arguments(player, num_steps, seed, dataset, epsilon, num_workers)
@@ -147,7 +147,7 @@ def _play(
     epsilon: float,
     on_steps: Callable[[int], object],
 ) -> Generator[Episode, None, None]:
-    """Yield episodes of `num_steps` steps in all; the last one may be unfinished."""
+    """Yield episodes with `num_steps` steps in total; the last one may be unfinished."""
     _check_env(env)
     rng = np.random.default_rng(seed)
     num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
@@ -168,7 +168,7 @@ def _play(
 
 
 def _choose(player: Player, obs: Frame, num_actions: int, rng: np.random.Generator, epsilon: float) -> int:
-    """The player's action, checked, or a random one; the player sees every frame in any case."""
+    """Return the player's action, checked, or a random one; the player sees every frame in any case."""
     choice: Any = player.act(obs)
     try:
         action = operator.index(choice)
@@ -185,7 +185,7 @@ def _choose(player: Player, obs: Frame, num_actions: int, rng: np.random.Generat
 
 @dataclass(frozen=True)
 class _Share:
-    """What one process plays."""
+    """The part of a collection that one process plays."""
 
     game: str
     player: Player
@@ -209,7 +209,7 @@ def _shares(
     name = game_name(game)
     try:
         pickle.dumps(player)
-    except Exception as error:  # whatever the player's own pickling raises
+    except Exception as error:  # any error that the player's own pickling raises
         raise InvalidInputError(f"num_workers > 1 needs a player that can be pickled: {error}") from error
     steps = [num_steps // num_workers + (i < num_steps % num_workers) for i in range(num_workers)]
     seeds = np.random.SeedSequence(seed).generate_state(num_workers).tolist()
@@ -219,7 +219,7 @@ def _shares(
 def _play_in_processes(
     shares: list[_Share], on_steps: Callable[[int], object]
 ) -> Generator[Episode, None, None]:
-    """Yield the episodes of all shares, one of each in turn, so that the order does not depend on timing."""
+    """Yield the episodes of all workers, one of each in turn, so that timing does not change their order."""
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         inboxes: list[Connection] = []
@@ -229,7 +229,7 @@ def _play_in_processes(
             worker.start()
             stack.callback(worker.join)
             stack.callback(worker.terminate)
-            outbox.close()  # the worker holds the only one now: reading fails when it dies
+            outbox.close()  # now only the worker holds it, so reading fails when the worker dies
             inboxes.append(inbox)
         while inboxes:
             for inbox in tuple(inboxes):
@@ -242,7 +242,7 @@ def _play_in_processes(
 
 
 def _play_share(share: _Share, outbox: Connection) -> None:
-    """In a worker: send every episode as arrays, then None; or the exception that stopped it."""
+    """In a worker, send every episode as arrays, then None, or the exception that stopped it."""
     torch.set_num_threads(1)
     leave_to_parent()
     try:
@@ -255,11 +255,11 @@ def _play_share(share: _Share, outbox: Connection) -> None:
 
 
 def _receive(inbox: Connection) -> Episode | None:
-    """The next episode of a worker, None when it has played its share. Raises what the worker raised."""
+    """Return the next episode of a worker, None when it is done; raise the exception that stopped it."""
     try:
         message = inbox.recv()
     except EOFError:
-        raise DiamondGymError("a process that played was killed, perhaps for lack of memory") from None
+        raise DiamondGymError("a worker process was killed, perhaps for lack of memory") from None
     if isinstance(message, Exception):
         raise message
     return None if message is None else _from_arrays(message)
@@ -269,7 +269,7 @@ _TENSORS = ("obs", "act", "rew", "end", "trunc")
 
 
 def _to_arrays(episode: Episode) -> dict[str, NDArray[Any]]:
-    """Plain arrays; tensors would be sent as shared memory, which ends with the sending process."""
+    """Turn an episode into arrays; tensors would be sent as shared memory, which ends with the sender."""
     tensors = {name: getattr(episode, name) for name in _TENSORS} | episode.info
     return {name: tensor.numpy() for name, tensor in tensors.items()}
 
@@ -307,6 +307,6 @@ def _check_env(env: gymnasium.Env[Any, Any]) -> None:
         raise InvalidInputError(f"game must be a name or a gymnasium.Env, got {type(env).__name__}")
     frames, actions = env.observation_space, env.action_space
     if not isinstance(frames, Box) or frames.shape != _FRAME_SHAPE or frames.dtype != np.uint8:
-        raise InvalidInputError(f"the environment must give uint8 {_FRAME_SHAPE} frames, it gives {frames}")
+        raise InvalidInputError(f"the environment must give uint8 {_FRAME_SHAPE} frames, got {frames}")
     if not isinstance(actions, Discrete) or actions.start != 0:
-        raise InvalidInputError(f"the environment must take actions 0..n-1, it takes {actions}")
+        raise InvalidInputError(f"the environment must take actions 0..n-1, got {actions}")

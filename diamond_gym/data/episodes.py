@@ -1,15 +1,15 @@
-"""Episodes on disk in the published DIAMOND dataset layout: write, read, index, check.
+"""Episodes on disk in the published DIAMOND dataset layout: written, read, indexed and checked.
 
-A dataset is a folder:
+A dataset is a folder::
 
     info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
                         and ends
     000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
     200/30/4/1234.pt
 
-Episodes written here can be read by the published code, and the other way round. Every file is replaced as a
-whole, episodes before the index, so a process killed at any moment leaves a dataset that can be opened. Any
-number of processes may append and read; one at a time may replace. The module knows nothing of games,
+Episodes written here can be read by the published code, and vice versa. Every file is replaced atomically,
+episodes before the index, so a process killed at any time leaves a dataset that can be opened. Any number of
+processes may append and read; one at a time may replace. The module knows nothing of games,
 policies or training segments.
 """
 
@@ -51,21 +51,21 @@ _ARRAY_GLOBALS: list[Any] = [
 
 @dataclass
 class Episode:
-    """What happened from a reset to an end, on the CPU.
+    """An episode, from a reset to its end, on the CPU.
 
-    `act[t]` was taken at `obs[t]` and gave `rew[t]`, `end[t]`, `trunc[t]`.
+    `act[t]` was taken at `obs[t]` and resulted in `rew[t]`, `end[t]`, `trunc[t]`.
 
     Attributes:
-        obs: frames, 0..255.
-        act: action indices.
-        rew: raw rewards.
+        obs: Frames, 0..255.
+        act: Action indices.
+        rew: Raw rewards.
         end: 1 where the episode terminated (the last step only), else 0.
         trunc: 1 where it was cut short (the last step only), else 0.
         info: `final_observation`, uint8 (c, h, w), is the frame after the last step; absent when the episode
             is unfinished.
 
     Raises:
-        DatasetError: a field has the wrong shape or dtype, or the episode goes on after an end.
+        DatasetError: A field has the wrong shape or dtype, or the episode continues after an end.
     """
 
     obs: UInt8[Tensor, "t c h w"]
@@ -109,7 +109,7 @@ class Episode:
 
     @property
     def final_observation(self) -> UInt8[Tensor, "c h w"] | None:
-        """The frame after the last step, None when unknown."""
+        """The frame after the last step; None when unknown."""
         return self.info.get(_FINAL)
 
     @property
@@ -121,15 +121,15 @@ class Episode:
         """Write the episode; `path` holds either the old file or all of the new one.
 
         Raises:
-            CacheError: the file cannot be written.
+            CacheError: The file cannot be written.
         """
         disk.write_torch(Path(path), self._content())
 
     def _content(self) -> dict[str, Any]:
-        """What a file holds."""
+        """Return the content of the file."""
         info = dict(self.info)
         if _FINAL in info:
-            info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout keeps this one frame in [-1, 1]
+            info[_FINAL] = pixels.to_float(info[_FINAL])  # the layout stores this one frame in [-1, 1]
         fields = {
             name: getattr(self, name).contiguous().clone() for name in ("obs", "act", "rew", "end", "trunc")
         }
@@ -142,13 +142,13 @@ class Episode:
         `end` and `trunc` may be of any integer or boolean type: the published viewer records int64.
 
         Raises:
-            DatasetError: the file is missing, corrupt, holds anything but plain data, or is no episode.
+            DatasetError: The file is missing, corrupt, holds anything but plain data, or is not an episode.
         """
         path = Path(path)
         content = _read(path, "an episode", [])
         names = {"obs", "act", "rew", "end", "trunc", "info"}
         if not isinstance(content, dict) or set(content) != names or not isinstance(content["info"], dict):
-            raise DatasetError(f"{path} is no episode: expected the fields {', '.join(sorted(names))}")
+            raise DatasetError(f"{path} is not an episode: expected the fields {', '.join(sorted(names))}")
         with untrusted.reading(path, DatasetError, "an episode"):
             final = content["info"].get(_FINAL)
             if isinstance(final, Tensor) and final.is_floating_point():
@@ -176,11 +176,11 @@ class EpisodeDataset:
     `len(dataset)` is the number of episodes, `dataset[i]` reads the i-th from disk.
 
     Args:
-        path: the folder that holds `info.pt`.
-        create: make the folder (when the first episode is written) if it is not there.
+        path: The folder that holds `info.pt`.
+        create: Make the folder (when the first episode is written) if it is not there.
 
     Raises:
-        DatasetError: there is no dataset at `path` and `create` is false, or its index is corrupt.
+        DatasetError: There is no dataset at `path` and `create` is false, or its index is corrupt.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
@@ -216,26 +216,26 @@ class EpisodeDataset:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Steps of each episode, (num_episodes,)."""
+        """Number of steps of each episode, (num_episodes,)."""
         return np.array(self._lengths, np.int64)
 
     @property
     def start_indices(self) -> NDArray[np.int64]:
-        """Steps in all episodes before each one, (num_episodes,)."""
+        """Number of steps in all episodes before each one, (num_episodes,)."""
         return self.lengths.cumsum() - self.lengths
 
     @property
     def reward_counts(self) -> dict[int, int]:
-        """How many steps carry a reward of each sign: keys -1, 0, 1."""
+        """Number of steps with a reward of each sign: keys -1, 0, 1."""
         return {sign: self._counter_rew[sign] for sign in (-1, 0, 1)}
 
     @property
     def end_counts(self) -> dict[int, int]:
-        """How many steps end their episode (1) and how many do not (0)."""
+        """Number of steps that end their episode (1) and that do not (0)."""
         return {end: self._counter_end[end] for end in (0, 1)}
 
     def episode_path(self, episode_id: int) -> Path:
-        """Where an episode is kept, written or not."""
+        """Return the path of an episode, which may not be written yet."""
         hundreds, tens, units = (episode_id // 100 % 10 * 100, episode_id // 10 % 10 * 10, episode_id % 10)
         return self.path / f"{hundreds:03d}" / f"{tens:02d}" / f"{units}" / f"{episode_id}.pt"
 
@@ -243,20 +243,20 @@ class EpisodeDataset:
         """Read one episode from disk.
 
         Raises:
-            IndexError: there is no such episode.
-            DatasetError: its file is missing or corrupt.
+            IndexError: There is no such episode.
+            DatasetError: Its file is missing or corrupt.
         """
         if not 0 <= episode_id < self.num_episodes:
             raise IndexError(f"episode {episode_id} of {self.num_episodes}")
         return Episode.load(self.episode_path(episode_id))
 
     def append(self, episode: Episode) -> int:
-        """Write one more episode and the index; returns the episode's number.
+        """Write another episode and the index; return the episode's number.
 
         Episodes that other processes have added since are taken in.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheError: The folder cannot be written.
         """
         self.extend([episode])
         return self.num_episodes - 1
@@ -267,7 +267,7 @@ class EpisodeDataset:
         Episodes that other processes have added since are taken in.
 
         Raises:
-            CacheError: the folder cannot be written.
+            CacheError: The folder cannot be written.
         """
         for episode in episodes:
             with disk.adding(self._free_paths()) as new:
@@ -276,11 +276,11 @@ class EpisodeDataset:
         self._write_index()
 
     def replace(self, episode_id: int, episode: Episode) -> None:
-        """Write another version of an episode, for example one that has gone on since.
+        """Write another version of an episode, for example one that has more steps now.
 
         Raises:
-            IndexError: there is no such episode.
-            CacheError: the folder cannot be written.
+            IndexError: There is no such episode.
+            CacheError: The folder cannot be written.
         """
         old = self.load(episode_id)
         disk.write_torch(self._stale_mark, {})
@@ -298,7 +298,7 @@ class EpisodeDataset:
         """Read every file and compare it with the index.
 
         Raises:
-            DatasetError: files are missing or corrupt, or the index disagrees with them; names every one.
+            DatasetError: Files are missing or corrupt, or the index disagrees with them; names every one.
         """
         problems: list[str] = []
         rewards: Counter[float] = Counter()
@@ -328,7 +328,7 @@ class EpisodeDataset:
 
     @property
     def _stale_mark(self) -> Path:
-        """Exists while an episode is being replaced: the files are right then, the index may not be."""
+        """Path of a file that exists while an episode is replaced and the index may be wrong."""
         return self.path / "info.stale"
 
     def _clear_index(self) -> None:
@@ -344,16 +344,16 @@ class EpisodeDataset:
         self._counter_end.update(episode.end.tolist())
 
     def _free_paths(self) -> Iterator[Path]:
-        """Where the next episode goes; when a name is taken, the episode that took it is counted."""
+        """Yield paths for the next episode; when one is taken, count the episode that took it."""
         while True:
             path, before = self.episode_path(self.num_episodes), self.num_episodes
             yield path
             self._index_new_files()
             if self.num_episodes == before:
-                raise CacheError(f"{path} is in the way of an episode, and is none: remove it")
+                raise CacheError(f"{path} is in the way of an episode but is not one: remove it")
 
     def _index_new_files(self) -> None:
-        """Take in episodes that were written after the index was."""
+        """Add episodes that were written after the index was."""
         for episode_id in itertools.count(self.num_episodes):
             path = self.episode_path(episode_id)
             if not path.is_file():
@@ -364,7 +364,7 @@ class EpisodeDataset:
         index = _read(self._index_path, "the index of a dataset", _ARRAY_GLOBALS)
         if not isinstance(index, dict) or not _INDEX_KEYS.issubset(index):
             raise DatasetError(
-                f"{self._index_path} is no dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
+                f"{self._index_path} is not a dataset index: expected {', '.join(sorted(_INDEX_KEYS))}"
             )
         with untrusted.reading(self._index_path, DatasetError, "the index of a dataset"):
             self._lengths = [int(length) for length in index["lengths"]]
@@ -417,20 +417,20 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
 
 
 def _flags(name: str, value: Any) -> Any:
-    """Zeros and ones of any integer or boolean type as uint8; what is no tensor of such a type as it is."""
+    """Turn zeros and ones of any integer or boolean type into uint8; return anything else unchanged."""
     if not isinstance(value, Tensor) or value.is_floating_point() or value.is_complex():
         return value
-    numbers = value.long()  # not every integer type can be compared
+    numbers = value.long()  # some integer types cannot be compared
     if numbers.numel() and not bool(((numbers == 0) | (numbers == 1)).all()):
         raise DatasetError(f"{name} must be 0 or 1, got values from {numbers.min()} to {numbers.max()}")
     return numbers.to(torch.uint8)
 
 
 def _counts(found: Any) -> Counter[Any]:
-    """How many steps carry each number."""
+    """Count the steps with each number."""
     counts = Counter({float(number): int(count) for number, count in found.items()})
     if any(count < 0 for count in counts.values()):
-        raise ValueError("it counts fewer than no steps")
+        raise ValueError("it counts negative numbers of steps")
     return counts
 
 
@@ -442,7 +442,7 @@ def _read(path: Path, what: str, safe_globals: list[Any]) -> Any:
 
 
 def _verify_checksums(path: Path) -> None:
-    """Compare the file's contents with the checksums stored beside them, which torch does not do."""
+    """Compare the file's contents with their stored checksums, which torch does not do."""
     if not zipfile.is_zipfile(path):
         return  # torch's older format has no checksums
     with untrusted.reading(path, DatasetError, "an episode"), zipfile.ZipFile(path) as archive:

@@ -1,7 +1,7 @@
-"""Other people's episodes as a dataset to train on: `train` and `test` in the published layout.
+"""Import recorded episodes as a dataset to train on: `train` and `test` in the published layout.
 
-Reads recordings (see `diamond_gym.data.recorder`) and Minari datasets; frames are brought to the models'
-size.
+The sources are recordings (see `diamond_gym.data.recorder`) and Minari datasets. Frames are resized to the
+models' size.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _MAX_SIZE = 1024
 
 @dataclass
 class ImportOptions:
-    """What to import, and how.
+    """The settings of an import.
 
     Raises:
         InvalidInputError: Not exactly one source is given, or a number is out of range.
@@ -59,7 +59,7 @@ class ImportOptions:
     )
     obs_key: str | None = option(None, "which observation to take where a Minari dataset has dictionaries")
     size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
-    test_every: int = option(10, "one episode in so many goes to test/, none with 0")
+    test_every: int = option(10, "every N-th episode goes to test/; 0 for no test episodes")
 
     def __post_init__(self) -> None:
         if (self.episodes is None) == (self.minari is None):
@@ -76,17 +76,17 @@ class ImportOptions:
 
 @dataclass
 class ImportReport:
-    """What a dataset holds.
+    """A summary of the imported dataset.
 
     Attributes:
         out: Its folder.
         size: Frames are size x size.
-        num_actions: Stated by the source, else the largest action that occurs, and 1.
-        num_episodes: In each split that was written.
-        num_steps: Likewise.
-        rewards: Steps with a reward of each sign, -1, 0 and 1.
-        num_ends: Episodes that terminated.
-        note: What else is to be known of the source.
+        num_actions: Number of actions that the source states, else the largest action that occurs plus 1.
+        num_episodes: Number of episodes in each split that was written.
+        num_steps: Number of steps, likewise.
+        rewards: Number of steps with a reward of each sign, -1, 0 and 1.
+        num_ends: Number of episodes that terminated.
+        note: A remark about the source.
     """
 
     out: Path
@@ -113,7 +113,7 @@ class ImportReport:
 
     @property
     def train_command(self) -> list[str]:
-        """Trains a world model on the dataset."""
+        """The command that trains a world model on the dataset."""
         sizes = [] if self.size == 64 else [f"agent.rew_end_model.img_size={self.size}"]
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
@@ -129,18 +129,18 @@ class Source(Protocol):
 
     @property
     def num_actions(self) -> int | None:
-        """Actions there are, as far as the source says so."""
+        """Number of actions; None when the source does not state it."""
         ...
 
     @property
     def note(self) -> str | None:
-        """What is to be known of it, in a sentence."""
+        """A remark about the source, in a sentence."""
         ...
 
     def __len__(self) -> int: ...
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode."""
+        """Read an episode."""
         ...
 
 
@@ -171,16 +171,16 @@ class FolderSource:
         return len(self.files)
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode."""
+        """Read an episode."""
         return RecordedEpisode.load(self.files[number])
 
 
 def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportReport:
-    """Makes the dataset; its folder appears as a whole, once everything is in it.
+    """Make the dataset; its folder appears once it is complete.
 
     Raises:
         DatasetError: There are no episodes, or one is damaged or of another form; the message names it.
-        MissingDependencyError: minari is needed and not installed.
+        MissingDependencyError: Minari is needed and not installed.
         InvalidInputError: The Minari dataset is of another kind.
         CacheError: The folder is not empty, or cannot be written.
     """
@@ -196,7 +196,7 @@ def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportR
 
 
 def split(num_episodes: int, test_every: int) -> dict[str, list[int]]:
-    """Numbers of the train and test episodes; at least one of each where there is to be a test split.
+    """Choose the indices of the train and test episodes; a test split leaves at least one in each.
 
     Raises:
         DatasetError: There are too few.
@@ -214,9 +214,9 @@ def split(num_episodes: int, test_every: int) -> dict[str, list[int]]:
 
 
 def convert(recorded: RecordedEpisode, size: int) -> Episode:
-    """An episode as the models see it: frames of size x size pixels in three channels.
+    """Convert an episode to what the models see: frames of size x size pixels in three channels.
 
-    A frame after the last step of an episode that goes on is dropped: the layout has no place for it.
+    The frame after the last step of an unfinished episode is dropped: the layout has no place for it.
     """
     frames = torch.stack([_resized(frame, size) for frame in recorded.obs])
     return Episode(
@@ -239,7 +239,7 @@ def _source(options: ImportOptions) -> Source:
 def _converted(
     source: Source, numbers: list[int], size: int, report: ImportReport, progress: bool, name: str
 ) -> Iterator[Episode]:
-    """The episodes of a split, counted in the report."""
+    """Yield the episodes of a split, counted in the report."""
     for number in Bar(numbers, desc=name, unit="episode", disable=not progress):
         recorded = source.load(number)
         report.num_actions = max(report.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
@@ -250,7 +250,7 @@ def _converted(
 
 
 def _resized(frame: NDArray[np.uint8], size: int) -> Tensor:
-    """A frame as uint8 (3, size, size)."""
+    """Resize a frame to uint8 (3, size, size)."""
     grey_or_colour = frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
     resized = np.asarray(cv2.resize(grey_or_colour, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
     colour = resized if resized.ndim == 3 else np.repeat(resized[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""Episodes of a Minari dataset. The only module that knows the library, which is optional."""
+"""Episodes of a Minari dataset. Only this module imports the library, which is optional."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ _JPEG = (
 
 
 class MinariSource:
-    """The episodes of a dataset that lies on this machine, read one at a time.
+    """The episodes of a dataset on this machine, read one at a time.
 
     Args:
         name: Id of the dataset, such as "my-game/random-v0", or its folder.
         obs_key: Which observation to take where they are dictionaries.
 
     Raises:
-        MissingDependencyError: minari is not installed.
+        MissingDependencyError: Minari is not installed.
         DatasetError: There is no such dataset here.
         InvalidInputError: Its actions are not discrete, or `obs_key` does not fit.
     """
@@ -45,14 +45,14 @@ class MinariSource:
         return len(self._dataset.episode_indices)
 
     def load(self, number: int) -> RecordedEpisode:
-        """Reads an episode.
+        """Read an episode.
 
         Raises:
             DatasetError: It is damaged, or no episode of images.
         """
         try:
             episode = self._dataset[number]
-        except Exception as error:  # whatever the storage raises for damaged files
+        except Exception as error:  # any error of the storage for damaged files
             raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
         with untrusted.reading(f"minari={self.name}, episode {number}", DatasetError, "an episode of images"):
             obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
@@ -78,9 +78,9 @@ def _load(name: str) -> Any:
         if (folder / "data").is_dir():
             return minari.MinariDataset(folder / "data")
         return minari.load_dataset(name)
-    except ImportError as error:  # of what a storage format needs
+    except ImportError as error:  # raised for a missing package of a storage format
         raise MissingDependencyError(f"minari={name}: {error}") from error
-    except Exception as error:  # whatever the library and its storage raise for ids and files
+    except Exception as error:  # any error of the library and its storage for ids and files
         is_missing = isinstance(error, FileNotFoundError)
         reason = "it is not on this machine" if is_missing else " ".join(str(error).split())
         raise DatasetError(
@@ -99,4 +99,4 @@ def _check_key(name: str, space: Any, obs_key: str | None) -> None:
             f"{', '.join(keys)}; got {given}"
         )
     if not keys and obs_key is not None:
-        raise InvalidInputError(f"minari={name}: its observations are no dictionaries, leave out obs_key")
+        raise InvalidInputError(f"minari={name}: its observations are not dictionaries, leave out obs_key")

@@ -29,7 +29,7 @@ diamond_gym.data.recorder.RecordEpisodes(env, FOLDER)."""
 
 @dataclass
 class RecordOptions:
-    """What to play, for how long, and where to put it.
+    """The settings of a recording.
 
     Raises:
         InvalidInputError: A number is out of range.
@@ -41,7 +41,7 @@ class RecordOptions:
     out: str = option(MISSING, "folder of the recordings; episodes that are there stay", is_path=True)
     num_steps: int = option(10_000, "steps to play; the last episode is cut there", least=1)
     seed: int = option(0, "fixes the environment and the player", least=0)
-    repeat: int = option(1, "the player holds each action for up to so many steps", least=1)
+    repeat: int = option(1, "longest hold of an action by the player, in steps", least=1)
     render: bool = option(False, "record what the environment draws, not what it observes")
 
     def __post_init__(self) -> None:
@@ -49,10 +49,10 @@ class RecordOptions:
 
 
 def record(options: RecordOptions, *, progress: bool = True) -> int:
-    """Plays and records.
+    """Play and record.
 
     Returns:
-        Episodes recorded, the last, cut one included.
+        Number of recorded episodes, including the last one, which is cut.
 
     Raises:
         InvalidInputError: There is no such environment, or it cannot be recorded.

@@ -1,9 +1,11 @@
-"""Records any Gymnasium environment with images and discrete actions: one .npz file an episode.
+"""Record any Gymnasium environment with images and discrete actions, one .npz file per episode.
+
+Example::
 
     env = RecordEpisodes(gymnasium.make("MyGame-v0"), "recordings")
 
-`python -m trainers.diamond import-episodes` makes a dataset of such files, whoever wrote them. The format is
-`RecordedEpisode`'s, an array a field. The module knows nothing of the dataset's layout or of training.
+`python -m trainers.diamond import-episodes` makes a dataset of such files from any source. A file has one
+array for each field of `RecordedEpisode`. The module knows nothing of the dataset's layout or of training.
 """
 
 from __future__ import annotations
@@ -37,18 +39,18 @@ _NAMES = {
 
 @dataclass
 class RecordedEpisode:
-    """What happened from a reset to an end, or for as long as was recorded: t steps.
+    """The t recorded steps of an episode, from a reset to its end or to the end of the recording.
 
     Attributes:
         obs: uint8 (t+1, h, w, c) with c 1 or 3, or (t+1, h, w): frames, the one after the last step too.
-        act: integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
-        rew: numbers (t,), raw rewards.
-        terminated: booleans (t,), True at most at the last step.
-        truncated: likewise.
-        num_actions: n; None when unknown.
+        act: Integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
+        rew: Numbers (t,), raw rewards.
+        terminated: Booleans (t,), True at most at the last step.
+        truncated: Likewise.
+        num_actions: Number of actions (n); None when unknown.
 
     Raises:
-        DatasetError: A field has another shape or type, or the episode goes on after its end.
+        DatasetError: A field has another shape or type, or the episode continues after its end.
     """
 
     obs: NDArray[np.uint8]
@@ -69,14 +71,14 @@ class RecordedEpisode:
             if len(getattr(self, name)) != length:
                 raise DatasetError(
                     f"obs has {length + 1} frames and {name} has {len(getattr(self, name))} steps: t steps "
-                    "need t+1 frames, the one after the last step too"
+                    "need t+1 frames, including the one after the last step"
                 )
         if length == 0:
             raise DatasetError("an episode needs at least one step")
         ends = np.flatnonzero(self.terminated[:-1] | self.truncated[:-1])
         if len(ends):
             raise DatasetError(
-                f"the episode ends at step {ends[0]} and goes on to step {length - 1}: one episode a file"
+                f"the episode ends at step {ends[0]} and continues to step {length - 1}: one episode a file"
             )
 
     def __len__(self) -> int:
@@ -88,7 +90,7 @@ class RecordedEpisode:
         return bool(self.terminated[-1] | self.truncated[-1])
 
     def save(self, path: Path) -> None:
-        """Writes the file, as a whole.
+        """Write the file atomically.
 
         Raises:
             CacheError: It cannot be written.
@@ -96,7 +98,7 @@ class RecordedEpisode:
         disk.write_file(path, self.content())
 
     def content(self) -> bytes:
-        """What a file holds."""
+        """Return the bytes of the file."""
         fields: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         if self.num_actions is not None:
             fields["num_actions"] = np.int64(self.num_actions)
@@ -106,7 +108,7 @@ class RecordedEpisode:
 
     @classmethod
     def load(cls, path: Path) -> RecordedEpisode:
-        """Reads a file; nothing in it is ever executed.
+        """Read a file; nothing in it is ever executed.
 
         Raises:
             DatasetError: It is missing, damaged, or no episode; the message names it.
@@ -119,16 +121,26 @@ class RecordedEpisode:
 
 
 class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
-    """Writes every episode to `folder/episode_<number>.npz` when it ends.
+    """A wrapper that writes every episode to `folder/episode_<number>.npz` when it ends.
 
-    Numbers continue after those that are there; any number of environments and processes may share a folder.
-    An episode that `reset` or `close` cuts off is written too, as one that never ended.
+    Numbers continue after those of existing files; any number of environments and processes may share a
+    folder. An episode that `reset` or `close` cuts off is written too, as one that never ended.
+
+    Example:
+        >>> import gymnasium as gym, diamond_gym
+        >>> from diamond_gym.data.recorder import RecordEpisodes, RecordedEpisode
+        >>> env = RecordEpisodes(gym.make("DiamondRealBreakout-v0"), "recordings")
+        >>> obs, info = env.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        >>> env.close()
+        >>> RecordedEpisode.load("recordings/episode_000000.npz").obs.shape
+        (2, 64, 64, 3)
 
     Args:
-        env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. One whose
-            observations are no images can be recorded as it is drawn:
+        env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. If its
+            observations are not images, record what it renders: put
             `gymnasium.wrappers.AddRenderObservation(env)` inside this wrapper.
-        folder: Where to put the files; made when the first is written.
+        folder: Folder of the files, made when the first one is written.
 
     Raises:
         InvalidInputError: The environment's observations or actions are of another kind.
@@ -146,17 +158,17 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Starts an episode; one that was going on is written first."""
+        """Write an unfinished episode, then start a new one."""
         self._write()
         obs, info = self.env.reset(seed=seed, options=options)
-        self._latest = np.array(obs)  # a copy: an environment may draw every frame into the same array
+        self._latest = np.array(obs)  # a copy, as an environment may draw every frame into the same array
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Takes a step; writes the episode if it ends."""
+        """Take a step; write the episode if it ends."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if self._latest is None:
-            return obs, reward, terminated, truncated, info  # a step after the end: the environment's affair
+            return obs, reward, terminated, truncated, info  # a step after the end is left to the environment
         self._builder.add(self._latest, int(action) - self._first_action, float(reward))
         self._latest = np.array(obs)
         if terminated or truncated:
@@ -164,7 +176,7 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         return obs, reward, terminated, truncated, info
 
     def close(self) -> None:
-        """Writes the episode that was going on and closes the environment."""
+        """Write an unfinished episode and close the environment."""
         self._write()
         super().close()
 
@@ -251,7 +263,7 @@ def _check_frames(space: gymnasium.Space[Any]) -> None:
 
 
 def _action_range(space: gymnasium.Space[Any]) -> tuple[int, int]:
-    """The first action and their number."""
+    """Return the first action and the number of actions."""
     if not isinstance(space, Discrete):
         raise InvalidInputError(f"only discrete actions can be recorded, the environment takes {space}")
     return int(space.start), int(space.n)

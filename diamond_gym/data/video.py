@@ -1,4 +1,4 @@
-"""Films of frames, as files. Knows nothing of where frames come from."""
+"""Films of frames, as files. The module knows nothing of the frames' origin."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ SUFFIXES = (".mp4", ".gif")
 _GIF_COLOURS = 96
 _GIF_STILL_SHARE = 0.8
 _GIF_TOLERANCE = 16
-"""Levels of 0..255 by which a pixel may be off: imagined frames are never quite still."""
+"""Levels of 0..255 by which a pixel may change unseen: imagined frames are never quite still."""
 
 
 class Film:
-    """A film that is being taken; its file appears when it is closed.
+    """A film that is being made; its file appears when it is closed.
 
-    H.264 goes to the disk as it comes. A GIF's frames wait in memory, a byte a pixel; it has few colours, and
-    pixels that hardly change stay as they were.
+    H.264 is written to the disk frame by frame. The frames of a GIF are kept in memory, with a byte per
+    pixel; it has few colours, and pixels that hardly change keep theirs.
 
     Args:
         path: The file, `.mp4` or `.gif`.
         fps: Pictures per second, above 0. GIFs keep time in hundredths of a second.
-        replace: Whether the complete film takes the place of a file that is there, or else gets a number in
-            its name, so that `path` changes.
+        replace: Whether the complete film replaces an existing file; if not, its name gets a number, and
+            `path` changes.
 
     Raises:
-        InvalidInputError: The file's name ends otherwise.
+        InvalidInputError: The file's name has another ending.
         CacheError: The folder cannot be written.
     """
 
@@ -54,25 +54,25 @@ class Film:
         self._stack.callback(self._writer.close)
 
     def add(self, frame: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Takes a frame, of the same size as those before.
+        """Add a frame, of the same size as those before.
 
-        An MP4's height and width are multiples of 8; others are enlarged a little.
+        Height and width of an MP4 become multiples of 8: other frames are enlarged a little.
         """
         self._writer.append_data(frame)
         self.num_frames += 1
 
     def close(self) -> None:
-        """Completes the file. Closing twice is harmless.
+        """Complete the file. Closing twice is harmless.
 
         Raises:
-            CacheError: The file cannot be written; whatever was at its path is still there.
+            CacheError: The file cannot be written; an existing file at its path is kept.
         """
         self._stack.close()
         self.path = self.path if self._new is None else self._new.path
 
 
 class _Gif:
-    """Collects frames of few colours, undithered, so that what hardly changes costs nothing."""
+    """The frames of a GIF in few colours, undithered, so that pixels that hardly change cost nothing."""
 
     def __init__(self, file: Any, fps: float) -> None:
         self._file, self._fps = file, fps
@@ -86,7 +86,7 @@ class _Gif:
             is_still = np.abs(frame.astype(np.int16) - self._shown).max(axis=2) <= _GIF_TOLERANCE
             if (
                 is_still.mean() > _GIF_STILL_SHARE
-            ):  # else it is another scene, in which old pixels would be seen
+            ):  # otherwise it is another scene, in which old pixels would be visible
                 frame = np.where(is_still[..., None], self._shown, frame)
         self._shown = frame
         self._images.append(
@@ -109,10 +109,10 @@ class _Gif:
 
 
 def write_mp4(path: Path, frames: Iterable[UInt8[np.ndarray, "h w 3"]], fps: float) -> None:
-    """Writes an H.264 film.
+    """Write an H.264 film.
 
     Args:
-        path: The file; a film that was there is replaced once the new one is complete.
+        path: The file; an existing film is replaced once the new one is complete.
         frames: Pictures of one size, height and width multiples of 8 (others are enlarged a little).
         fps: Pictures per second, above 0.
 
@@ -131,7 +131,7 @@ def _mp4_writer(file: Any, fps: float) -> Any:
 
 
 def require_ffmpeg() -> None:
-    """Fails early where no MP4 can be written.
+    """Fail early when no MP4 can be written.
 
     Raises:
         MissingDependencyError: There is no ffmpeg.

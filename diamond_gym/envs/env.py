@@ -1,6 +1,6 @@
-"""One imagined game as a `gymnasium.Env`, thin over `WorldModel`.
+"""One imagined game as a `gymnasium.Env`, a thin layer over `WorldModel`.
 
-Knows Gymnasium's conventions; nothing of networks, nor of where weights and start contexts come from.
+The module knows Gymnasium's conventions, but nothing of networks or of the origin of weights and contexts.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from diamond_gym.errors import ResetNeededError
 from diamond_gym.world.world_model import WorldModelState
 
 _SKIPPING = ("MaxAndSkipObservation", "MaxAndSkipEnv", "AtariPreprocessing")
-"""Gymnasium's and Stable-Baselines3's."""
+"""Names of the wrappers of Gymnasium and Stable-Baselines3 that repeat actions."""
 _IS_PREPROCESSED = (
     "its frames have 64x64 pixels already, and a step is four raw frames: leave out AtariPreprocessing, "
     "MaxAndSkip and Stable-Baselines3's AtariWrapper. gymnasium.wrappers.FrameStackObservation, or "
@@ -35,34 +35,42 @@ _IS_PREPROCESSED = (
 class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """One imagined game.
 
-    Observations are uint8 (64, 64, 3), actions indices into the game's minimal action set, rewards -1.0, 0.0
-    or 1.0. `terminated` is the predicted end of the episode: a lost life, as in training. `truncated` is
-    always False: the imagination horizon is Gymnasium's TimeLimit, which `gymnasium.make` applies.
+    Observations are uint8 (64, 64, 3), actions are indices into the game's minimal action set, rewards are
+    -1.0, 0.0 or 1.0. A step is four raw frames of the console. `terminated` is the predicted end of the
+    episode: a lost life, as in training. `truncated` is always False, because the imagination horizon is
+    Gymnasium's TimeLimit, which `gymnasium.make` applies (50 steps unless `max_episode_steps` is given).
 
-    `reset(seed=s)` fixes everything that follows. It draws a start context, n real frames and the actions
-    taken at them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act":
-    integers (n,) or (n - 1,)}}`. `info["context"]` returns it, with n actions; the last one, which the
-    recorded player took after the last frame (0 when not given), does not influence the game.
+    `reset(seed=s)` fixes everything that follows. It draws a context, n real frames and the actions taken at
+    them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act": integers (n,)
+    or (n - 1,)}}`. `info["context"]` returns the context with n actions; the last one, which the recorded
+    player took after the last frame (0 when not given), does not influence the game.
+
+    The wrappers that preprocess ALE's own environments (`AtariPreprocessing`, `MaxAndSkipObservation`,
+    Stable-Baselines3's `AtariWrapper`) are not needed: they would do it a second time. The real game with the
+    same spaces is `DiamondReal<Game>-v0`.
+
+    Example:
+        >>> import gymnasium as gym, diamond_gym
+        >>> env = gym.make("DiamondBreakout-v0")
+        >>> obs, info = env.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = env.step(env.action_space.sample())
+        >>> obs.shape, obs.dtype
+        ((64, 64, 3), dtype('uint8'))
 
     Args:
-        game: Name of an Atari game; may be None when the checkpoint says it.
+        game: Name of an Atari game; may be None when the checkpoint names it.
         checkpoint: "auto" (embedded, else cached, else from the Hub), "embedded", "hub",
             "hub:user/name" (a repository of the Hub), or a path to a `.safetensors`, a `.pt` or a run folder.
-        device: "auto", "cpu", "cuda", ...
+        device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "eager" PyTorch, "inductor" (PyTorch's compiler), "openvino" (for a
             single game on the CPU; extra `openvino`), "cuda_graph" (on CUDA), or "auto": "cuda_graph" on
-            CUDA, else "eager". The deprecated `compile` is taken in its place.
-        num_denoising_steps: Denoising steps per frame; None as the checkpoint says, like the next three.
+            CUDA, else "eager". The deprecated keyword `compile` is accepted too.
+        num_denoising_steps: Denoising steps per frame; None for the checkpoint's own, as for the next three.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.
-        contexts: Where start contexts come from, a path.
+        contexts: Path of a file of contexts or a folder of recorded episodes that games start from.
         render_mode: None, "rgb_array" (512x512 pictures) or "human" (a pygame window).
-
-    Observations are preprocessed, a step is four raw frames, and an episode ends with a life already: the
-    wrappers that do this to ALE's own environments (`AtariPreprocessing`, `MaxAndSkipObservation`,
-    Stable-Baselines3's `AtariWrapper`) would do it a second time, and are not needed. The real game with the
-    same spaces is `DiamondReal<Game>-v0`.
 
     Raises:
         DiamondGymError: A keyword argument cannot be met; the subclass says how.
@@ -113,17 +121,19 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Starts a game.
+        """Start a game.
 
         Args:
-            seed: An integer >= 0 fixes all that follows; None goes on with the present random numbers.
-            options: None or {"context": ...}, see the class.
+            seed: An integer >= 0 fixes everything that follows; None continues the present random numbers.
+            options: None, or a dict with "context" as the class describes it.
 
         Returns:
-            The last frame of the start context, and {"context": {"obs", "act"}}.
+            The observation, which is the last frame of the context, and the info, whose "context" is a dict
+            of "obs" and "act".
 
         Raises:
-            InvalidInputError: Bad seed, option or context; the environment has not changed.
+            InvalidInputError: The seed, an option or the context is not accepted; the environment is
+                unchanged.
         """
         imagination.require_open(self._closed)
         for wrapper in imagination.wrappers_in_use(self, gymnasium.Wrapper):
@@ -143,16 +153,16 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     def step(
         self, action: int | np.integer | NDArray[np.integer] | Tensor
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Imagines one step (four raw frames of the console).
+        """Imagine one step (four raw frames of the console).
 
         Args:
             action: An integer, or a 0-d integer array or tensor.
 
         Returns:
-            Frame, reward in {-1.0, 0.0, 1.0}, predicted end, False, and the info that `reset` gave.
+            Observation, reward in {-1.0, 0.0, 1.0}, predicted end, False, and the info of `reset`.
 
         Raises:
-            InvalidInputError: Not an action; the game has not moved.
+            InvalidInputError: It is not an action of the game; the game is unchanged.
             ResetNeededError: No game has been started, or it is over.
         """
         state = imagination.require_started(self._closed, self._state, "step")
@@ -169,7 +179,7 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return np.ascontiguousarray(frames[0]), float(rew[0]), self._over, False, self._info()
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The latest frame, uint8 (512, 512, 3); None in "human" mode, where it is put on the window.
+        """Return the latest frame, uint8 (512, 512, 3); in "human" mode, show it and return None.
 
         Raises:
             ResetNeededError: No game has been started.
@@ -185,16 +195,16 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return None
 
     def close(self) -> None:
-        """Closes the window and forbids further use. Closing twice is harmless."""
+        """Close the window and forbids further use. Closing twice is harmless."""
         self._closed = True
         self._state = None
         if self._window is not None:
             self._window.close()
 
     def clone_state(self) -> ImaginedState:
-        """This moment of the game, random numbers included; later steps do not change it.
+        """Copy the state of the game, random numbers included.
 
-        A TimeLimit around the environment counts on its own.
+        The count of a TimeLimit around the environment is not part of the state.
 
         Raises:
             ResetNeededError: No game has been started.
@@ -203,15 +213,15 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return imagination.clone_state(self.world, state, torch.tensor([self._over]), [self.np_random])
 
     def restore_state(self, state: ImaginedState) -> NDArray[np.uint8]:
-        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+        """Restore a cloned state, any number of times, here or in another environment of the same world.
 
         The same actions then give the same future. No `reset` is needed before.
 
         Returns:
-            The observation of that moment.
+            The observation in that state.
 
         Raises:
-            InvalidInputError: Not a state of this world with one game; the environment has not changed.
+            InvalidInputError: It is not a state of one game of this world; the environment is unchanged.
         """
         imagination.require_open(self._closed)
         self._state, over = imagination.check_state(self.world, state, 1)
@@ -227,16 +237,16 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         order: int | None = None,
         s_churn: float | None = None,
     ) -> None:
-        """Samples the frames to come otherwise; the game goes on. None leaves a number as it is.
+        """Change how the next frames are sampled, within the current game. None keeps a number as it is.
 
         Raises:
-            InvalidInputError: A number is out of range, or this world cannot be sampled like this; nothing
-                has changed.
+            InvalidInputError: A number is out of range, or this world cannot be sampled like this; the
+                environment is unchanged.
         """
         self.world = self.world.resampled(num_denoising_steps, order, s_churn)
 
     def denoising_trajectory(self) -> NDArray[np.float32] | None:
-        """How the latest frame came out of noise.
+        """The denoising of the latest frame, step by step.
 
         float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
         imagined by a `step` of this environment.
@@ -247,19 +257,19 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
 
     @property
     def ale(self) -> NoReturn:
-        """There is none; wrappers for ALE's own environments that ask for it are told so."""
+        """Raises an error with advice: an imagined game has no emulator, which wrappers for ALE ask for."""
         raise AttributeError(f"an imagined game has no emulator (env.ale): {_IS_PREPROCESSED}")
 
     def get_action_meanings(self) -> list[str]:
-        """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT"."""
         return list(self.world.action_meanings)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
-        """Keys to hold for each action, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
+        """Return each action's keys, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
         return imagination.keys_to_action(self.world.action_meanings)
 
     def _info(self) -> dict[str, Any]:
-        """Where the game started: the same keys after `reset` and `step`, as recorders need; new arrays."""
+        """The context in new arrays: the same keys after `reset` and `step`, which recorders need."""
         return {"context": {name: x.copy() for name, x in self._context.items()}}
 
     def _observe(self) -> NDArray[np.uint8]:

@@ -1,7 +1,7 @@
-"""What one imagined game and a batch of them share: checked input, start contexts, states, key bindings.
+"""The common parts of one imagined game and a batch: checked input, contexts, states, key bindings.
 
-`DiamondEnv` and `DiamondVectorEnv` are thin because of it. It knows the world model as tensors, and
-Gymnasium's conventions for seeds and keys; nothing of files, windows, or how results are handed out.
+They keep `DiamondEnv` and `DiamondVectorEnv` thin. The module sees the world model as tensors and knows
+Gymnasium's conventions for seeds and keys, but nothing of files, windows, or the form of results.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from diamond_gym.world.world_model import WorldModelState, WorldModelStep
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
 _NOOP_KEY = "e"
 _NUM_KEYS = 2**63
-"""Games' streams of random numbers are numbered 0 .. 2**63 - 1."""
+"""The streams of random numbers of games are numbered 0 .. 2**63 - 1."""
 _IMPORTING_PROCESS = os.getpid()
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """Where b games start, as Gymnasium users see it.
+    """The contexts of b games, in the form that Gymnasium users see.
 
     Attributes:
         obs: The last n real frames, oldest first.
@@ -56,11 +56,11 @@ class Contexts:
 
 @dataclass(frozen=True, eq=False)
 class ImaginedState:
-    """A moment of b imagined games, from `clone_state`: plain data that can be pickled.
+    """The state of b imagined games, from `clone_state`: plain data that can be pickled.
 
     Attributes:
         game: Name of the game, or None where the checkpoint has none.
-        world: What the world model goes on from; shares no memory with the environment.
+        world: The world model's state, which shares no memory with the environment.
         over: Whether each game has ended and waits for a reset.
         rng: State of each game's random generator, which draws start contexts and streams of noise.
     """
@@ -74,13 +74,13 @@ class ImaginedState:
         return len(self.world)
 
     def select(self, games: Sequence[int]) -> ImaginedState:
-        """The state of some of the games, repeats allowed.
+        """Select the state of some of the games, repeats allowed.
 
-        So `vector_env.restore_state(env.clone_state().select([0] * n))` tries n continuations of one game at
-        once. Copies share their noise: they differ only where their actions do.
+        For example, `vector_env.restore_state(env.clone_state().select([0] * n))` tries n continuations of
+        one game at once. Copies share their noise: they differ only where their actions do.
 
         Raises:
-            InvalidInputError: Not a sequence of games' numbers.
+            InvalidInputError: It is not a sequence of indices of games.
         """
         given = as_array(games)
         if (
@@ -96,10 +96,9 @@ class ImaginedState:
 
 
 def survive_fork() -> None:
-    """Keeps a forked process, as AsyncVectorEnv's workers are, to one thread.
+    """Limit a forked process, such as a worker of AsyncVectorEnv, to one thread; call it before computing.
 
-    It inherits the state of OpenMP's threads but not the threads, and would wait for them forever. To be
-    called before any computation.
+    A fork inherits the state of OpenMP's threads but not the threads, and would wait for them forever.
     """
     global _IMPORTING_PROCESS
     if os.getpid() != _IMPORTING_PROCESS:
@@ -110,10 +109,10 @@ def survive_fork() -> None:
 def start_games(
     world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
 ) -> tuple[WorldModelState, Contexts]:
-    """Starts one game per generator, from the contexts given or from ones drawn out of the world's bank.
+    """Start one game per generator, from the contexts given or drawn from the world's own.
 
-    Each generator gives an index into the bank and the key of the game's noise, whether or not the index is
-    used, so the noise that follows a seed does not depend on where a game starts.
+    Each generator gives an index into the world's contexts and the key of the game's noise, whether or not
+    the index is used, so the noise that follows a seed does not depend on the context.
     """
     bank = world.contexts
     draws = [(int(rng.integers(len(bank))), int(rng.integers(_NUM_KEYS))) for rng in rngs]
@@ -123,7 +122,7 @@ def start_games(
     survive_fork()
     state = world.world_model.start(
         torch.tensor(contexts.obs).permute(0, 1, 4, 2, 3).contiguous(),
-        torch.tensor(contexts.act),  # a copy: the caller gets these contexts, and may write into them
+        torch.tensor(contexts.act),  # a copy, because the caller gets these contexts and may write into them
         torch.tensor([key for _, key in draws], dtype=torch.int64),
     )
     return state, contexts
@@ -132,25 +131,25 @@ def start_games(
 def advance_games(
     world: World, state: WorldModelState, act: Int64[Tensor, " b"]
 ) -> tuple[WorldModelState, WorldModelStep]:
-    """Takes one action in each game; the given state is not modified."""
+    """Take one action in each game; the given state is not modified."""
     survive_fork()
     return world.world_model.step(state, act)
 
 
 def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
-    """The newest frame of each game, channels last: a view of a fresh contiguous (b, c, h, w) tensor."""
+    """Copy the newest frame of each game, channels last: a view of a contiguous (b, c, h, w) tensor."""
     return state.obs[:, -1].clone(memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
-    """Tensors of one device as arrays: of the CPU's memory itself, contiguous copies of a GPU's.
+    """Turn tensors of one device into arrays: CPU tensors share their memory, GPU tensors are copied.
 
-    A GPU's are copied one after the other while the host goes on, then waited for once.
+    The copies from a GPU are asynchronous and synchronised once.
     """
     device = tensors[0].device
     if device.type != "cuda":
         return [x.cpu().numpy() for x in tensors]
-    # PyTorch keeps pinned memory for the next time, so what is handed out is a copy
+    # PyTorch reuses pinned memory, so the results are copies
     pinned = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
     for target, x in zip(pinned, tensors, strict=True):
         target.copy_(x.contiguous(), non_blocking=True)
@@ -161,16 +160,16 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
 def clone_state(
     world: World, state: WorldModelState, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
 ) -> ImaginedState:
-    """A copy of all that the games' futures depend on besides the actions to come."""
+    """Copy everything that the games' futures depend on, besides the actions to come."""
     rng = tuple(dict(rng.bit_generator.state) for rng in rngs)
     return ImaginedState(world.game, state.clone(), over.clone(), rng)
 
 
 def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
-    """The tensors of a cloned state, on this world's device and in its precision.
+    """Check a cloned state; return its tensors on this world's device and in its precision.
 
     Raises:
-        InvalidInputError: Not an `ImaginedState`, or one of another game, world or number of games.
+        InvalidInputError: It is not an `ImaginedState`, or one of another game, world or number of games.
     """
     if not isinstance(state, ImaginedState):
         raise InvalidInputError(f"expected a state from clone_state(), got {type(state).__name__}")
@@ -178,8 +177,8 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
         return _checked_state(world, state, num_games)
     except InvalidInputError:
         raise
-    except Exception as error:  # whatever comes of states that were made by hand
-        raise InvalidInputError(f"the state is none that clone_state() gives: {first_line(error)}") from error
+    except Exception as error:  # any error that states made by hand can cause
+        raise InvalidInputError(f"the state is not one of clone_state(): {first_line(error)}") from error
 
 
 def _checked_state(
@@ -227,7 +226,7 @@ def _checked_state(
 
 
 def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
-    """Raises `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
+    """Raise `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
     is_dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
     if not is_dense or tuple(x.shape) != shape or (x.dtype != dtype if dtype else not x.is_floating_point()):
         got = f"{x.dtype} {tuple(x.shape)}, {x.layout}, on {x.device}" if isinstance(x, Tensor) else repr(x)
@@ -237,7 +236,7 @@ def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int
 
 
 def _check_rngs(states: Any, num_games: int) -> None:
-    """Raises an error unless there is a state of a random generator for each game."""
+    """Raise an error unless there is a state of a random generator for each game."""
     if not isinstance(states, tuple | list) or len(states) != num_games:
         raise InvalidInputError(f"the state's rng must be {num_games} states of random generators")
     for state in states:
@@ -245,19 +244,19 @@ def _check_rngs(states: Any, num_games: int) -> None:
 
 
 def restore_rngs(rngs: Iterable[np.random.Generator], state: ImaginedState) -> None:
-    """Puts each game's generator where it was."""
+    """Restore the state of each game's generator."""
     for rng, rng_state in zip(rngs, state.rng, strict=True):
         rng.bit_generator.state = rng_state
 
 
 def require_open(closed: bool) -> None:
-    """Raises `ClosedEnvironmentError` when the environment has been closed."""
+    """Raise `ClosedEnvironmentError` when the environment has been closed."""
     if closed:
         raise ClosedEnvironmentError("this environment has been closed: make another one")
 
 
 def require_started(closed: bool, state: WorldModelState | None, method: str) -> WorldModelState:
-    """The games' state.
+    """Return the games' state.
 
     Raises:
         ClosedEnvironmentError: The environment has been closed.
@@ -270,10 +269,11 @@ def require_started(closed: bool, state: WorldModelState | None, method: str) ->
 
 
 def check_action(action: Any, action_meanings: Sequence[str]) -> int:
-    """One action as an int.
+    """Check one action and return it as an int.
 
     Raises:
-        InvalidInputError: Not an integer (a Python or NumPy integer, a 0-d integer array or tensor) in range.
+        InvalidInputError: It is not an integer in range (a Python or NumPy integer, or a 0-d integer array
+            or tensor).
     """
     integral = (
         not isinstance(action, bool | np.bool_)
@@ -294,13 +294,13 @@ def check_action(action: Any, action_meanings: Sequence[str]) -> int:
 def check_actions(
     actions: Any, num_games: int, action_meanings: Sequence[str], device: torch.device
 ) -> Int64[Tensor, " b"]:
-    """Actions of a batch as a tensor on `device`.
+    """Check the actions of a batch and return them as a tensor on `device`.
 
     Tensors on a GPU are checked there: one boolean crosses to the host, because an action out of range would
     otherwise end the process's use of the GPU.
 
     Raises:
-        InvalidInputError: Not integers of shape (num_games,) in range.
+        InvalidInputError: They are not integers of shape (num_games,) in range.
     """
     given = actions if isinstance(actions, Tensor) and _is_dense(actions) else as_array(actions)
     if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
@@ -321,10 +321,10 @@ def check_actions(
 
 
 def check_seed(seed: Any) -> int | None:
-    """A seed as Gymnasium takes it.
+    """Check a seed as Gymnasium takes it.
 
     Raises:
-        InvalidInputError: Neither None nor an integer >= 0.
+        InvalidInputError: It is neither None nor an integer >= 0.
     """
     if seed is None:
         return None
@@ -336,10 +336,10 @@ def check_seed(seed: Any) -> int | None:
 
 
 def check_seeds(seed: Any, num_games: int) -> list[int | None]:
-    """Seeds of a batch: `seed + i` for game i, or the sequence given (None entries allowed).
+    """Return the seeds of a batch: `seed + i` for game i, or the sequence given (None entries allowed).
 
     Raises:
-        InvalidInputError: A seed is not valid, or there are not as many as games.
+        InvalidInputError: A seed is not valid, or their number is not that of the games.
     """
     if (isinstance(seed, Sequence) and not isinstance(seed, str | bytes)) or (
         isinstance(seed, np.ndarray) and seed.ndim == 1
@@ -352,10 +352,10 @@ def check_seeds(seed: Any, num_games: int) -> list[int | None]:
 
 
 def check_options(options: Any, accepted: Sequence[str]) -> Mapping[str, Any]:
-    """The options of `reset`.
+    """Check the options of `reset`.
 
     Raises:
-        InvalidInputError: Neither None nor a mapping of accepted keys.
+        InvalidInputError: They are neither None nor a mapping of accepted keys.
     """
     if options is None:
         return {}
@@ -368,13 +368,13 @@ def check_options(options: Any, accepted: Sequence[str]) -> Mapping[str, Any]:
 
 
 def check_context(world: World, context: Any, num_games: int | None = None) -> Contexts | None:
-    """Start contexts given by the caller; None when none is.
+    """Check the contexts given by the caller; return None when there are none.
 
     Args:
-        world: What the context must fit.
+        world: The world that the context must fit.
         context: {"obs": uint8 (n, h, w, c), "act": integers (n,) or (n - 1,)}; arrays or tensors. With
             `num_games` both may have a leading axis of that size.
-        num_games: Games to start; None means one, and no leading axis.
+        num_games: Number of games to start; None means one, without a leading axis.
 
     Returns:
         One context per game, copied.
@@ -424,27 +424,27 @@ def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> 
 
 
 def check_choice(name: str, value: Any, accepted: Sequence[str | None]) -> None:
-    """Raises `InvalidInputError` unless a keyword argument has one of the accepted values."""
+    """Raise `InvalidInputError` unless a keyword argument has one of the accepted values."""
     if not (value is None or isinstance(value, str)) or value not in accepted:
         raise InvalidInputError(f"{name} is one of {list(accepted)}, got {value!r}")
 
 
 _MEANT = {"horizon": "max_episode_steps", "num_steps_denoising": "num_denoising_steps"}
-"""Keywords under which other programs, or our own trainers, know the same things."""
+"""Names of the same settings in other programs or our trainers, and the keywords that they mean."""
 
 
 def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
-    """Raises `InvalidTypeError` if there are keyword arguments of unknown names, and says what was meant.
+    """Raise `InvalidTypeError` if there are keyword arguments of unknown names, and say what was meant.
 
     Args:
-        unknown: What a constructor was given besides the keywords that it names.
-        kind: Its class.
+        unknown: Keyword arguments that the constructor does not name.
+        kind: The class of the constructor.
     """
     known = [name for name in inspect.signature(kind).parameters if name != "unknown"]
     for name, value in unknown.items():
         near = [_MEANT[name]] if name in _MEANT else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
         if near == ["max_episode_steps"] and near[0] not in known:
-            hint = f"gymnasium.make(..., max_episode_steps={value!r}) says how long a game is imagined"
+            hint = f"gymnasium.make(..., max_episode_steps={value!r}) sets how long a game is imagined"
         elif name == "output":
             hint = "a single game gives NumPy arrays; gymnasium.make_vec(..., output='torch') gives tensors"
         else:
@@ -453,14 +453,15 @@ def refuse_unknown(unknown: Mapping[str, Any], kind: type) -> None:
 
 
 def wrappers_in_use(env: Any, kind: type, depth: int = 30) -> list[Any]:
-    """The wrappers through which a method of an environment is being called.
+    """Find the wrappers through which a method of an environment is being called.
 
-    An environment does not know its wrappers, but they are on the stack.
+    Gymnasium gives an environment no reference to its wrappers, and only the outermost wrapper knows them all
+    (`spec.additional_wrappers`), but they are on the call stack.
 
     Args:
         env: The environment.
-        kind: Gymnasium's class of such wrappers.
-        depth: How many calls to go up.
+        kind: Gymnasium's base class of the wrappers to find.
+        depth: How many calls to look back.
     """
     found, frame = [], sys._getframe(1)
     while frame is not None and depth > 0:
@@ -472,12 +473,12 @@ def wrappers_in_use(env: Any, kind: type, depth: int = 30) -> list[Any]:
 
 
 def is_named(wrapper: Any, module: str, names: Sequence[str]) -> bool:
-    """Whether a class of an object's, or one that it derives from, has one of these names in a package."""
+    """Whether the class of a wrapper, or a base class, has one of these names and is in this module."""
     return any(cls.__name__ in names and cls.__module__.startswith(module) for cls in type(wrapper).__mro__)
 
 
 def keys_to_action(action_meanings: Sequence[str]) -> dict[tuple[str, ...], int]:
-    """Keys to hold for each action, as ale_py binds them: WASD to move, space to fire, E to do nothing.
+    """Return the keys of each action, as ale_py binds them: WASD to move, space to fire, E to do nothing.
 
     Actions whose name is not one of ALE's have no keys.
     """
@@ -501,7 +502,7 @@ def _keys_of(meaning: str) -> tuple[str, ...]:
 
 
 def told(value: Any) -> str:
-    """What was given, also where that cannot say it itself."""
+    """Describe a value for an error message; unlike `repr`, this works for tensors without data too."""
     if isinstance(value, Tensor):
         return f"a tensor of {value.dtype}, {value.layout}, on {value.device}"
     return repr(value)
@@ -518,15 +519,15 @@ def _has_integer_dtype(x: np.ndarray | Tensor) -> bool:
 
 
 def as_array(value: Any) -> np.ndarray | None:
-    """The value as an array, or None when it is none (ragged, None, a string, a dtype NumPy lacks, ...)."""
+    """Return the value as an array, or None when it is none (ragged, text, a dtype NumPy lacks, ...)."""
     try:
         if isinstance(value, Tensor):
             return value.detach().cpu().numpy() if _is_dense(value) else None
         return np.asarray(value) if isinstance(value, np.ndarray | list | tuple) else None
-    except Exception:  # whatever the items of a list raise when they are looked at
+    except Exception:  # any error that the items of a list raise
         return None
 
 
 def _is_dense(x: Tensor) -> bool:
-    """Whether a tensor has numbers that can be looked at."""
+    """Whether a tensor has data that can be read."""
     return x.layout == torch.strided and not x.is_meta

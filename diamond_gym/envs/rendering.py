@@ -1,6 +1,6 @@
 """Pictures of frames: enlarged, tiled, and shown in a pygame window.
 
-Knows nothing of environments. pygame is imported when a window is first wanted.
+The module knows nothing of environments. It imports pygame when the first window is made.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     import pygame
 
 SCALE = 8
-"""A 64x64 frame is rendered at 512x512."""
+"""Factor by which frames are enlarged: a 64x64 frame is rendered at 512x512."""
 
 RENDER_FPS = 15
-"""The models see every fourth frame of a 60 Hz console."""
+"""Frames per second: the models see every fourth frame of a 60 Hz console."""
 
 METADATA: dict[str, Any] = {"render_modes": ["rgb_array", "human"], "render_fps": RENDER_FPS}
 
@@ -35,12 +35,12 @@ _ADVICE = (
 
 
 def enlarge(frame: UInt8[np.ndarray, "h w 3"], scale: int = SCALE) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Each pixel becomes a square of `scale` pixels."""
+    """Enlarge a frame: each pixel becomes a square of `scale` x `scale` pixels."""
     return frame.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
 def tile(frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Frames in a nearly square grid, black where there is none, at most 1024 pixels wide if they fit."""
+    """Put frames in a nearly square grid, filled up with black, at most 1024 pixels wide if they fit."""
     b, h, w, c = frames.shape
     columns = math.ceil(math.sqrt(b))
     rows = math.ceil(b / columns)
@@ -51,7 +51,7 @@ def tile(frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
 
 
 class Window:
-    """A window on the screen. It opens with the first picture, in its size.
+    """A window on the screen, which opens with the first picture, in its size.
 
     pygame has one window per process: the latest `Window` to show a picture has it.
 
@@ -60,8 +60,8 @@ class Window:
 
     Args:
         title: See above.
-        fps: Pictures per second; `show` waits so as not to be faster.
-        advice: What to do where there is no display, for the error's message.
+        fps: Most pictures per second; `show` waits when called faster.
+        advice: What to do where there is no display, for the error message.
 
     Raises:
         MissingDependencyError: pygame is not installed.
@@ -80,7 +80,7 @@ class Window:
         self._init_display()
 
     def show(self, picture: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Shows a picture, keeps the window responsive, and waits for the frame's turn."""
+        """Show a picture, keep the window responsive, and wait until the frame is due."""
         height, width = picture.shape[:2]
         surface = self._surface_for(width, height)
         image = self._pygame.image.frombuffer(np.ascontiguousarray(picture), (width, height), "RGB")
@@ -90,24 +90,24 @@ class Window:
         self._clock.tick(self._fps)
 
     def toggle_fullscreen(self) -> None:
-        """From the next picture on, fills the screen with pictures as large as fit on it, or no longer."""
+        """Switch between a window and the full screen, from the next picture on."""
         self._is_fullscreen = not self._is_fullscreen
         self._is_stale = True
 
     def close(self) -> None:
-        """Closes the window if it is this one's. Closing twice is harmless."""
+        """Close the window if it is this one's. Closing twice is harmless."""
         if Window._on_screen is self:
             self._pygame.display.quit()
             Window._on_screen = None
 
     def _surface_for(self, width: int, height: int) -> pygame.Surface:
-        """The screen, if this window has it in that size; else a new one."""
+        """Return the window's surface, or a new one where the size or mode has changed."""
         surface = self._pygame.display.get_surface() if self._pygame.display.get_init() else None
         fits = surface is not None and (self._is_fullscreen or surface.get_size() == (width, height))
         if Window._on_screen is self and surface is not None and fits and not self._is_stale:
             return surface
         if self._is_stale:
-            self._pygame.display.quit()  # a window that is only resized may stay where it was, or as large
+            self._pygame.display.quit()  # a window that is only resized may keep its place or its size
         self._init_display()
         mode = ((0, 0), self._pygame.FULLSCREEN) if self._is_fullscreen else ((width, height), 0)
         surface = self._pygame.display.set_mode(*mode)
@@ -117,7 +117,7 @@ class Window:
         return surface
 
     def _put(self, image: pygame.Surface, surface: pygame.Surface) -> None:
-        """Copies a picture to the screen; where it is smaller or larger, scaled to its middle."""
+        """Copy a picture to the centre of the screen, scaled to fit."""
         (width, height), (screen_width, screen_height) = image.get_size(), surface.get_size()
         if (width, height) != (screen_width, screen_height):
             scale = min(screen_width / width, screen_height / height)
@@ -127,7 +127,7 @@ class Window:
         surface.blit(image, ((screen_width - width) // 2, (screen_height - height) // 2))
 
     def _init_display(self) -> None:
-        """Starts pygame's display. Without a screen SDL quietly draws to nowhere: that is an error here."""
+        """Start pygame's display. Without a screen SDL silently draws to nowhere, which is an error here."""
         try:
             self._pygame.display.init()
         except self._pygame.error as error:

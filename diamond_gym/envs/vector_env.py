@@ -1,4 +1,4 @@
-"""Many imagined games in one batch as a `gymnasium.vector.VectorEnv`, thin over `WorldModel`.
+"""Many imagined games in one batch as a `gymnasium.vector.VectorEnv`, a thin layer over `WorldModel`.
 
 Game i is the same game as a `DiamondEnv` with its seed. Ends and resets follow Gymnasium's SyncVectorEnv.
 """
@@ -49,25 +49,35 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     predicted end, `truncated` the imagination horizon. A game's seed, contexts, noise and resets are those of
     a `DiamondEnv` under TimeLimit; `infos` has SyncVectorEnv's form.
 
-    `reset(options=...)` takes "reset_mask", a boolean array that says which games to reset, and "context", as
-    `DiamondEnv` does: without a leading axis every game that is reset starts there; with a leading axis of
-    `num_envs` each has its own, and the entries of games that are not reset are not used (they must be valid
-    all the same).
+    `reset(options=...)` takes "reset_mask", a boolean array of the games to reset, and "context", as
+    `DiamondEnv` does: without a leading axis every game that is reset starts from it; with a leading axis of
+    `num_envs` each has its own, and the entries of games that are not reset are ignored, but must be valid.
 
-    With `output="torch"` observations (a channels-last view of a contiguous (num_envs, 3, 64, 64) tensor),
+    With `output="torch"`, observations (a channels-last view of a contiguous (num_envs, 3, 64, 64) tensor),
     rewards (float32), `terminated`, `truncated`, `infos["final_obs"]` and the arrays in `infos["context"]`
     are tensors on the world model's device, zero where their mask is False; the masks are NumPy arrays.
     Gymnasium's vector wrappers that compute in NumPy (`RecordEpisodeStatistics`, `NormalizeObservation` and
-    others) need `output="numpy"`, and say so.
+    others) need `output="numpy"`; `reset` raises an error otherwise.
+
+    The keyword arguments `checkpoint`, `device`, `dtype`, `backend`, `num_denoising_steps`, `order`,
+    `s_churn` and `contexts` are those of `DiamondEnv`.
+
+    Example:
+        >>> import gymnasium as gym, diamond_gym
+        >>> envs = gym.make_vec("DiamondBreakout-v0", num_envs=3)
+        >>> obs, infos = envs.reset(seed=0)
+        >>> obs, rewards, terminated, truncated, infos = envs.step(envs.action_space.sample())
+        >>> obs.shape, rewards.shape
+        ((3, 64, 64, 3), (3,))
 
     Args:
         num_envs: Number of games, at least 1.
-        game: As the following ones, see `DiamondEnv`.
+        game: Name of an Atari game; may be None when the checkpoint names it.
         max_episode_steps: Steps after which a game is truncated; None or -1 for never.
         autoreset_mode: One of Gymnasium's AutoresetMode, its name or its value: "NEXT_STEP" resets a finished
             game in the step that follows (which ignores its action), "SAME_STEP" at once, "DISABLED" leaves
-            it to the caller. A text keeps the environment's EnvSpec expressible in JSON.
-        output: "numpy" or "torch".
+            it to the caller. As text it keeps the environment's EnvSpec expressible in JSON.
+        output: "numpy" for arrays, or "torch" for tensors on the world model's device.
         render_mode: None, "rgb_array" (a tuple of 512x512 pictures) or "human" (a window with all games).
 
     Raises:
@@ -148,17 +158,19 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         seed: int | Sequence[int | None] | None = None,
         options: dict[str, Any] | None = None,
     ) -> tuple[Array, dict[str, Any]]:
-        """Starts all games, or those of `options["reset_mask"]`.
+        """Start all games, or those of `options["reset_mask"]`.
 
         Args:
             seed: None, an integer >= 0 (game i gets `seed + i`), or one integer or None per game.
-            options: None, or a dict with "reset_mask" and "context", see the class.
+            options: None, or a dict with "reset_mask" and "context" as the class describes them.
 
         Returns:
-            Frames of all games, and infos with the contexts of those that were started.
+            The observations of all games, and the infos, whose "context" holds the contexts of the games
+            that were started.
 
         Raises:
-            InvalidInputError: Bad seed, option, mask or context; the environment has not changed.
+            InvalidInputError: A seed, an option, the mask or a context is not accepted; the environment is
+                unchanged.
             ResetNeededError: The first reset leaves out a game.
         """
         imagination.require_open(self.closed)
@@ -176,17 +188,17 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._observe(), infos
 
     def step(self, actions: Any) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
-        """Imagines one step of every game.
+        """Imagine one step of every game.
 
         Args:
             actions: Integers (num_envs,) of any integer dtype: array, sequence, or tensor on any device. The
                 action of a game that this step resets is ignored, but must be valid.
 
         Returns:
-            obs, rewards, terminated, truncated, infos.
+            The observations, rewards, terminations, truncations and infos.
 
         Raises:
-            InvalidInputError: Not such actions; no game has moved.
+            InvalidInputError: An action is not accepted; all games are unchanged.
             ResetNeededError: No game has been started, or in "DISABLED" mode one is over.
         """
         state = imagination.require_started(self.closed, self._state, "step")
@@ -216,7 +228,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return obs, rewards, terminated, truncated, infos
 
     def render(self) -> tuple[UInt8[np.ndarray, "h w 3"], ...] | None:
-        """The latest frame of each game, uint8 (512, 512, 3); None in "human" mode: they share a window.
+        """Return each game's latest frame, uint8 (512, 512, 3); in "human" mode, show all and return None.
 
         Raises:
             ResetNeededError: No game has been started.
@@ -232,14 +244,14 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return None
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Closes the window; called by `close`."""
+        """Close the window; called by `close`."""
         self._state = None
         window: rendering.Window | None = getattr(self, "_window", None)
         if window is not None:
             window.close()
 
     def clone_state(self) -> ImaginedState:
-        """This moment of all games, random numbers included; later steps do not change it.
+        """Copy the state of all games, random numbers included.
 
         Raises:
             ResetNeededError: No game has been started.
@@ -252,15 +264,16 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         )
 
     def restore_state(self, state: ImaginedState) -> Array:
-        """Goes to a cloned moment, any number of times, here or in another environment of the same world.
+        """Restore a cloned state, any number of times, here or in another environment of the same world.
 
         The same actions then give the same future. No `reset` is needed before.
 
         Returns:
-            The observations of that moment.
+            The observations in that state.
 
         Raises:
-            InvalidInputError: Not a state of this world with `num_envs` games; nothing has changed.
+            InvalidInputError: It is not a state of `num_envs` games of this world; the environment is
+                unchanged.
         """
         imagination.require_open(self.closed)
         self._state, self._over = imagination.check_state(self.world, state, self.num_envs)
@@ -268,11 +281,11 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._observe()
 
     def get_action_meanings(self) -> list[str]:
-        """Name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT"."""
         return list(self.world.action_meanings)
 
     def _start(self, games: NDArray[np.intp], contexts: Contexts | None) -> dict[str, Any]:
-        """Starts some games; the first time, all. Returns infos with their contexts."""
+        """Start some games, or all of them the first time; return infos with their contexts."""
         started, contexts = imagination.start_games(self.world, [self._rng(i) for i in games], contexts)
         if self._state is None:
             self._state, self._over = started, torch.zeros_like(self._over)
@@ -283,7 +296,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._context_infos(games, contexts, started)
 
     def _reset_finished(self) -> dict[str, Any]:
-        """Resets the games that are over at once. Returns infos with their last frames and new contexts."""
+        """Reset the games that are over; return infos with their last frames and new contexts."""
         games = np.flatnonzero(self._over.cpu().numpy())
         if not len(games):
             return {}
@@ -291,7 +304,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return infos | self._start(games, None)
 
     def _final_infos(self, games: NDArray[np.intp]) -> dict[str, Any]:
-        """`final_obs` and the (empty) `final_info`."""
+        """Return infos with `final_obs` and the (empty) `final_info`."""
         mask = self._mask(games)
         final_obs = self._observe()
         infos: dict[str, Any] = {"final_info": {}, "_final_info": mask, "_final_obs": mask.copy()}
@@ -306,7 +319,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     def _context_infos(
         self, games: NDArray[np.intp], contexts: Contexts, started: WorldModelState
     ) -> dict[str, Any]:
-        """`context`, in the form SyncVectorEnv gives the infos of single environments."""
+        """Return infos with `context`, in the form that SyncVectorEnv gives to infos of environments."""
         obs, act = contexts.obs, contexts.act
         if self.output == "torch":
             device = started.obs.device
@@ -372,7 +385,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
     def _out(
         self, *tensors: UInt8[Tensor, "b h w c"] | Float[Tensor, " b"] | Bool[Tensor, " b"]
     ) -> Sequence[Array]:
-        """What the caller gets: fresh memory; rewards as float64 in NumPy, as SyncVectorEnv has them."""
+        """Copy results into fresh memory for the caller; NumPy rewards are float64, as in SyncVectorEnv."""
         if self.output == "torch":
             return [x.clone() if x.ndim == 1 else x for x in tensors]
         arrays = imagination.to_host(*tensors)
@@ -389,7 +402,7 @@ def _refuse_numpy_wrappers(wrappers: Iterable[VectorWrapper]) -> None:
     for wrapper in wrappers:
         if imagination.is_named(wrapper, "gymnasium.", _NUMPY_WRAPPERS):
             raise InvalidInputError(
-                f"{type(wrapper).__name__} computes in NumPy and would be given tensors: make the "
+                f"{type(wrapper).__name__} computes in NumPy and would get tensors: make the "
                 "environment with output='numpy', or leave the wrapper out"
             )
 

@@ -10,7 +10,7 @@ from diamond_gym.evaluate.settings import Settings
 
 
 def _evaluate(settings: Settings) -> None:
-    from diamond_gym.evaluate.evaluation import run  # seconds, which a typing error need not wait for
+    from diamond_gym.evaluate.evaluation import run  # takes seconds, so arguments are checked first
 
     run(settings)
 
@@ -18,15 +18,15 @@ def _evaluate(settings: Settings) -> None:
 COMMAND = cli.Command(
     "python -m diamond_gym.evaluate",
     """\
-Plays held-out games of the real game, imagines from moments of them, and says in numbers, curves and a film
-how far imagination is from them.""",
+Plays held-out real games, imagines from contexts in them, and shows in numbers, curves and a film how far
+imagination is from them.""",
     Settings,
     _evaluate,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Evaluates as the arguments say; returns the exit code."""
+    """Evaluate as the arguments say; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -1,6 +1,6 @@
-"""What would have happened: real episodes played again, and then otherwise from some moments of them on.
+"""Alternative futures: real episodes played again, and continued with other actions from some starts.
 
-Knows the real game and nothing of world models.
+The module knows the real game and nothing of world models.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from diamond_gym.players import loop
 from diamond_gym.players.player import Player, PolicyPlayer
 
 NUM_STEPS = 4
-"""An action is held for so many steps: most games take one or two to answer."""
+"""Steps for which an action is held: most games take one or two to react."""
 MAX_ACTIONS = 4
-"""Of a game with more, so many are drawn anew at each start."""
+"""Most actions per start; in a game with more actions, they are drawn at each start."""
 MAX_HOLD = 4
-"""A random player holds an action for 1 to so many steps, all equally likely."""
+"""Longest hold of a random action; 1 to this many steps are equally likely."""
 
 T = TypeVar("T")
 
@@ -37,9 +37,9 @@ class Branches:
     """The same k starts under different actions, each held for `NUM_STEPS` steps.
 
     Attributes:
-        start: numbers of the starts.
-        act: the actions held.
-        obs: the real frame at the end of each.
+        start: Indices of the starts.
+        act: The actions held.
+        obs: The real frame at the end of each.
     """
 
     start: Int64[Tensor, " k"]
@@ -49,12 +49,12 @@ class Branches:
 
 @dataclass(frozen=True)
 class Play:
-    """What a player comes across from k starts on; after a real end nothing more happens.
+    """Rewards and ends that a player meets from k starts on; after a real end there are none.
 
     Attributes:
-        start: numbers of the starts.
-        rew: the sign of the reward of each step.
-        end: whether the episode ended with it.
+        start: Indices of the starts.
+        rew: The sign of the reward of each step.
+        end: Whether the episode ended with it.
     """
 
     start: Int64[Tensor, " k"]
@@ -64,24 +64,24 @@ class Play:
 
 @dataclass(frozen=True)
 class RandomPlay(Play):
-    """What random actions lead to.
+    """Rewards and ends under random actions.
 
     Attributes:
-        act: the actions, each held for 1 to `MAX_HOLD` steps.
+        act: The actions, each held for 1 to `MAX_HOLD` steps.
     """
 
     act: Int64[Tensor, "k t"]
 
 
 def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: int) -> Branches | None:
-    """Goes back to some of the starts in the real game and takes other actions there.
+    """Return to some of the starts in the real game and take other actions there.
 
     Args:
-        game: the game's name.
-        held_out: the episodes.
-        starts: moments in them; those with less than `NUM_STEPS` steps to go are passed over.
-        num_starts: how many, spread evenly.
-        seed: fixes which actions are taken, at least 0.
+        game: The game's name.
+        held_out: The episodes.
+        starts: Starts in them; those with fewer than `NUM_STEPS` steps left are skipped.
+        num_starts: Number of starts, spread evenly.
+        seed: Fixes which actions are taken, at least 0.
 
     Returns:
         The branches, without starts where one of the actions ended the episode; None if none is left.
@@ -105,15 +105,15 @@ def branch(game: str, held_out: HeldOut, starts: Starts, num_starts: int, seed: 
 def play_randomly(
     game: str, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int, seed: int
 ) -> RandomPlay:
-    """Goes back to some of the starts in the real game and presses random buttons from there on.
+    """Return to some of the starts in the real game and take random actions from there.
 
     Args:
-        game: the game's name.
-        held_out: the episodes.
-        starts: moments in them.
-        num_starts: how many, spread evenly.
-        num_steps: actions from each on.
-        seed: fixes the actions, at least 0.
+        game: The game's name.
+        held_out: The episodes.
+        starts: Starts in them.
+        num_starts: Number of starts, spread evenly.
+        num_steps: Number of actions from each.
+        seed: Fixes the actions, at least 0.
     """
     rng = np.random.default_rng(seed)
     chosen = _spread_evenly(starts, num_starts, 1)
@@ -127,28 +127,28 @@ def play_randomly(
 def play_on(
     game: str, player: Player, held_out: HeldOut, starts: Starts, num_starts: int, num_steps: int
 ) -> Play:
-    """Goes back to some of the starts in the real game and lets a player go on from there.
+    """Return to some of the starts in the real game and let a player continue from there.
 
     Args:
-        game: the game's name.
-        player: who plays, with no memory of what was before; its seed at a start is the start's number.
-        held_out: the episodes.
-        starts: moments in them.
-        num_starts: how many, spread evenly.
-        num_steps: steps from each on.
+        game: The game's name.
+        player: The player, without memory of earlier frames; its seed at a start is the start's index.
+        held_out: The episodes.
+        starts: Starts in them.
+        num_starts: Number of starts, spread evenly.
+        num_steps: Number of steps from each.
     """
     chosen = _spread_evenly(starts, num_starts, 1)
     env = AtariEnv(game, training=True)
 
-    def anew(row: int) -> Player:
+    def at_start(row: int) -> Player:
         player.reset(row)
         return player
 
-    return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, anew, num_steps))
+    return Play(torch.tensor(chosen), *_play_from(env, held_out, starts, chosen, at_start, num_steps))
 
 
 def _spread_evenly(starts: Starts, num_starts: int, num_steps: int) -> list[int]:
-    """Some of the starts that have so many steps to go."""
+    """Choose some of the starts that have enough steps left."""
     column = min(num_steps, starts.valid.shape[1]) - 1
     rows = starts.valid[:, column].nonzero().flatten().numpy()
     if not len(rows):
@@ -164,7 +164,7 @@ def _random_actions(rng: np.random.Generator, num_actions: int, num_steps: int) 
 def _replay(
     env: AtariEnv, held_out: HeldOut, starts: Starts, chosen: list[int], look: Callable[[int], T]
 ) -> dict[int, T]:
-    """Plays the episodes again, looks at every chosen start what would have happened, and closes `env`."""
+    """Play the episodes again, call `look` at every chosen start, and close `env`."""
     rows = {(int(starts.episode[row]), int(starts.time[row])): row for row in chosen}
     last = max((episode for episode, _ in rows), default=-1)
     seen: dict[int, T] = {}
@@ -182,7 +182,7 @@ def _replay(
 
 
 def _ends(env: AtariEnv, acts: NDArray[np.int64]) -> NDArray[np.uint8] | None:
-    """The frame after holding each action from here, (a, h, w, c); None if one of them ends the episode."""
+    """Return the frame after holding each action, (a, h, w, c); None if one of them ends the episode."""
     here = env.clone_state()
     frames = []
     for act in acts:
@@ -199,7 +199,7 @@ def _play_from(
     player_at: Callable[[int], Player],
     num_steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """Rewards and ends (k, num_steps) of what a player does from each chosen start on; closes `env`."""
+    """Return a player's rewards and ends (k, num_steps) from each chosen start on; close `env`."""
 
     def look(row: int) -> Tensor:
         return _play(env, player_at(row), starts.obs[row, -1], num_steps)
@@ -210,13 +210,13 @@ def _play_from(
 
 
 def _one_by_one(acts: NDArray[np.int64]) -> Player:
-    """These actions, whatever is seen."""
+    """Return a policy that takes these actions, whatever the frame."""
     left = iter(acts.tolist())
     return PolicyPlayer(lambda obs: next(left))
 
 
 def _play(env: AtariEnv, player: Player, frame: Tensor, num_steps: int) -> Tensor:
-    """Signs of the rewards, and ends, (2, num_steps), of what a player does from this frame (c, h, w) on."""
+    """Let a player play from this frame (c, h, w) on; return signs of rewards, and ends, (2, num_steps)."""
     obs = frame.permute(1, 2, 0).numpy()
     rew_end = torch.zeros(2, num_steps)
     for t, step in enumerate(itertools.islice(loop.play(env, player, obs), num_steps)):

@@ -1,7 +1,7 @@
 """`python -m diamond_gym.evaluate.card fidelity/fidelity.json FOLDER`: the model card of a saved world.
 
 The numbers are kept beside it in fidelity.json, for `python -m diamond_gym.evaluate.compare`. All come from
-the evaluation's JSON and from what the weights file says of its training.
+the evaluation's JSON and from the weights file's description of its training.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def model_card(
     *,
     repo_id: str | None = None,
 ) -> str:
-    """The card as Markdown.
+    """Return the card as Markdown.
 
     Args:
-        result: What `python -m diamond_gym.evaluate` wrote to fidelity.json; None if nothing was measured.
+        result: The fidelity.json of `python -m diamond_gym.evaluate`; None if nothing was measured.
         description: Metadata of the weights: game, action_meanings, agent, sampler, training.
         files: Size of each file in bytes.
-        repo_id: Repository of the Hugging Face Hub where the world model lies; None for an embedded one.
+        repo_id: Repository of the world model on the Hugging Face Hub; None for an embedded one.
     """
     name = description["game"] or (repo_id or "A world").rpartition("/")[2]
     sections = [
@@ -209,14 +209,14 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def write_card(fidelity: Path, folder: Path) -> None:
-    """Writes the model card and the numbers on it beside a saved world.
+    """Write the model card and the numbers on it beside a saved world.
 
     Args:
-        fidelity: What an evaluation wrote to fidelity.json.
-        folder: Holds the world.
+        fidelity: The fidelity.json of an evaluation.
+        folder: The folder of the world.
 
     Raises:
-        InvalidInputError: The file is missing or something else.
+        InvalidInputError: The file is missing or of another kind.
         CheckpointError: The folder holds no world model.
         CacheError: The folder cannot be written.
     """
@@ -228,23 +228,23 @@ def write_card(fidelity: Path, folder: Path) -> None:
 
 
 def kept(result: dict[str, Any]) -> dict[str, Any]:
-    """What is worth keeping of a result: all but single starts, steps that tables leave out, and paths."""
+    """Return the part of a result to keep: all but single starts, steps that tables omit, and paths."""
     rows = result["steps"]
     shown = [rows[step - 1] for step in shown_steps(len(rows))]
     returns = {name: x for name, x in result["returns"].items() if name not in ("real", "imagined")}
     spread = [result["spread"][step - 1] for step in shown_steps(len(rows))]
     left_out = ("source", "seconds", "definitions")
-    here = ("out", "checkpoint", "policy")  # where files of this machine lie, or may lie
+    here = ("out", "checkpoint", "policy")  # these hold, or may hold, paths of this machine
     settings = {name: x for name, x in result["settings"].items() if name not in here}
     rest = {name: x for name, x in result.items() if name not in left_out}
     return rest | {"settings": settings, "steps": shown, "returns": returns, "spread": spread}
 
 
 def read_result(path: Path) -> dict[str, Any]:
-    """What an evaluation wrote to fidelity.json.
+    """Read the fidelity.json of an evaluation.
 
     Raises:
-        InvalidInputError: The file is missing or something else.
+        InvalidInputError: The file is missing or of another kind.
     """
     what = "the JSON of an evaluation of this version"
     result = untrusted.read_json(path, InvalidInputError, what)
@@ -254,7 +254,7 @@ def read_result(path: Path) -> dict[str, Any]:
 
 
 def read_description(folder: Path) -> WorldDescription:
-    """What the weights in a folder say of themselves.
+    """Read the description in the weights of a folder.
 
     Raises:
         CheckpointError: The folder holds no world model.
@@ -265,13 +265,13 @@ def read_description(folder: Path) -> WorldDescription:
 
 
 def sizes(folder: Path) -> dict[str, int]:
-    """Bytes of each file of weights and contexts."""
+    """Return the bytes of each file of weights and contexts."""
     return {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
 
 
 @dataclass
 class CardSettings:
-    """What the card says, and of which world."""
+    """The settings of a model card."""
 
     fidelity: Path = option(MISSING, "fidelity.json of an evaluation")
     folder: Path = option(MISSING, "folder of the saved world, which gets README.md and fidelity.json")
@@ -293,7 +293,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes README.md and fidelity.json into the folder of a saved world; returns the exit code."""
+    """Write README.md and fidelity.json into the folder of a saved world; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

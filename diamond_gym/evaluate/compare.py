@@ -1,7 +1,7 @@
 """`python -m diamond_gym.evaluate.compare fidelity/fidelity.json diamond_gym/weights/Breakout`: still true?
 
-Compares what was measured now with what a model card says. Other machines add in another order, so numbers
-may differ a little: each kind has its tolerance.
+A new measurement is compared with a model card. Other machines add in another order, so numbers may differ a
+little: each kind has its tolerance.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ TOLERANCES = {
     **{"psnr": 0.3, "ssim": 0.005, "drift": 0.3, "spread": 0.5, "error": 0.5, "f1": 0.03, "mean": 0.1},
     **dict.fromkeys(("won", "lost", "ends"), 8.0),
 }
-"""By a name, or its first or last part."""
+"""Tolerances by the name of a number, or the first or last part of it."""
 OTHER_TOLERANCE = 0.06
-"""Shares and correlations."""
+"""Tolerance of all other numbers: shares and correlations."""
 _COMPARED = (
     *("steps", "reward", "end", "returns", "actions", "closed_loop", "random_play", "spread"),
     *("single_steps", "overlooked_ends"),
 )
 _SAME = ("num_starts", "num_denoising_steps", "player")
-"""What must be equal beside the settings, which may leave it open."""
+"""Values besides the settings that must be equal, because the settings may not fix them."""
 _COUNTS = ("step", "frames", "starts", "confusion", "classes")
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A number now, and as it was.
+    """A number now and before.
 
     Attributes:
-        name: Where it stands in the JSON.
-        now: None where there is nothing to measure.
-        before: As `now`.
+        name: Its path in the JSON.
+        now: Its value now; None where there is nothing to measure.
+        before: Its value before, likewise.
         tolerance: How far apart they may be.
     """
 
@@ -51,17 +51,17 @@ class Difference:
 
     @property
     def is_large(self) -> bool:
-        """Whether the number has changed."""
+        """Whether the difference exceeds the tolerance."""
         if self.now is None or self.before is None:
             return self.now is not self.before
         return abs(self.now - self.before) > self.tolerance
 
 
 def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]:
-    """Every number of two results of the same settings.
+    """Return the differences of all numbers of two results with the same settings.
 
     Raises:
-        InvalidInputError: The settings differ, or what was measured.
+        InvalidInputError: The settings differ, or the sets of numbers.
     """
     for name, value in before["settings"].items():
         if name not in ("device", "batch_size") and now["settings"].get(name) != value:
@@ -74,12 +74,12 @@ def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]
     numbers, numbers_before = (dict(_numbers(result, _COMPARED)) for result in (now, before))
     if numbers.keys() != numbers_before.keys():
         missing = ", ".join(sorted(numbers.keys() ^ numbers_before.keys())[:5])
-        raise InvalidInputError(f"the two results hold different numbers, such as {missing}: measure anew")
+        raise InvalidInputError(f"the two results hold different numbers, such as {missing}: measure again")
     return [Difference(name, numbers[name], numbers_before[name], tolerance(name)) for name in numbers]
 
 
 def tolerance(name: str) -> float:
-    """How far a number may differ between machines."""
+    """Return how far a number may differ between machines."""
     parts = [part for key in name.split("/") for part in key.split("_") if key]
     known = [TOLERANCES[part] for part in parts if part in TOLERANCES]
     return known[0] if known else OTHER_TOLERANCE
@@ -100,14 +100,14 @@ def _numbers(result: Any, names: Sequence[str] | None = None, path: str = "") ->
 
 @dataclass
 class CompareSettings:
-    """What is compared with what."""
+    """The settings of a comparison."""
 
     fidelity: Path = option(MISSING, "fidelity.json of an evaluation now")
     folder: Path = option(MISSING, "folder of a saved world with a model card and the numbers on it")
 
 
 def _compare(settings: CompareSettings) -> int:
-    """Prints what differs; returns 1 if anything does."""
+    """Print the differences; return 1 if there are any."""
     measured, folder = settings.fidelity, settings.folder
     found = differences(kept(read_result(measured)), read_kept(folder / "fidelity.json"))
     large = [x for x in found if x.is_large]
@@ -130,7 +130,7 @@ where a number differs by more, 2 where the two cannot be compared.""",
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints what differs; returns the exit code."""
+    """Print the differences; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 
@@ -139,10 +139,10 @@ def _text(value: float | None) -> str:
 
 
 def read_kept(path: Path) -> dict[str, Any]:
-    """The numbers beside a model card.
+    """Read the numbers beside a model card.
 
     Raises:
-        InvalidInputError: The file is missing or something else.
+        InvalidInputError: The file is missing or of another kind.
     """
     what = "the numbers of an evaluation of this version"
     result = untrusted.read_json(path, InvalidInputError, what)

@@ -1,4 +1,4 @@
-"""One evaluation from settings to files: plays the real game, imagines, measures, writes, prints."""
+"""One evaluation from settings to files: play the real game, imagine, measure, write and print."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from diamond_gym.registration import game_name
 
 DEFAULT_NUM_STARTS, LARGE_NUM_STARTS = 200, 30
 LARGE = 2_000_000
-"""A denoiser with more weights counts as large: on a CPU, 30 starts of it take as long as one can wait."""
+"""A denoiser with more weights counts as large: on a CPU it imagines only 30 starts in reasonable time."""
 BRANCHED, SPREAD, PLAYED = 2, 10, 6
-"""One start in so many is imagined under other actions, with other noise, and played on from."""
+"""Every N-th start is also imagined with other actions and other noise, and played from."""
 NUM_SAMPLES = 4
-"""Imaginations of a start with different noise."""
+"""Number of imaginations of a start with different noise."""
 _FRAME = (3, 64, 64)
 
 
 def run(settings: Settings) -> None:
-    """Evaluates; writes into `settings.out` and prints a table.
+    """Evaluate; write into `settings.out` and print a table.
 
     Raises:
-        InvalidInputError: A setting names nothing, or the policy plays another game.
-        MissingDependencyError: matplotlib or torchmetrics is not installed.
+        InvalidInputError: A setting names something unknown, or the policy plays another game.
+        MissingDependencyError: Matplotlib or torchmetrics is not installed.
         CacheError: The folder cannot be written.
         CheckpointError: The world model is damaged, or of another game.
     """
@@ -82,7 +82,7 @@ def run(settings: Settings) -> None:
 
 
 def find_player(name: str, game: str) -> Player:
-    """A player by name, or the actor-critic of a checkpoint.
+    """Find a player by name, or load the actor-critic of a checkpoint.
 
     Args:
         name: "scripted", "random", "auto" (scripted where the game has such a player), or the path of a
@@ -98,7 +98,7 @@ def find_player(name: str, game: str) -> Player:
         return player(name, game, num_actions(game))
     if not Path(name).exists():
         known = ", ".join(("auto", *PLAYER_NAMES))
-        raise InvalidInputError(f"policy {name!r} is none of {known}, and there is no such checkpoint")
+        raise InvalidInputError(f"policy {name!r} is not one of {known}, and there is no such checkpoint")
     agent = load_agent(name)
     if agent.config.num_actions != num_actions(game):
         raise InvalidInputError(
@@ -109,12 +109,12 @@ def find_player(name: str, game: str) -> Player:
 
 
 def player_name(policy: str, game: str) -> str:
-    """The player that "auto" means in a game; other names as they are."""
+    """Resolve "auto" to the player of a game; return other names unchanged."""
     return usual_player(game) if policy == "auto" else policy
 
 
 def default_num_starts(world: World) -> int:
-    """How many starts are imagined if nobody says."""
+    """Return the default number of starts."""
     is_large = sum(p.numel() for p in world.agent.denoiser.parameters()) > LARGE
     return LARGE_NUM_STARTS if is_large and world.world_model.device.type == "cpu" else DEFAULT_NUM_STARTS
 
@@ -137,7 +137,7 @@ def _load(settings: Settings, game: str) -> World:
 
 
 def _shown_player(policy: str, game: str) -> str:
-    """Who played, without paths of this machine."""
+    """Describe the player without paths of this machine."""
     name = player_name(policy, game)
     return name if name in PLAYER_NAMES else f"actor-critic of {Path(name).name}"
 
@@ -182,7 +182,7 @@ def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Start
 
 
 def _played(starts: Starts) -> tuple[int, int]:
-    """From how many of the starts is played on, and for how many steps."""
+    """Return from how many starts players play, and for how many steps."""
     return max(1, len(starts) // PLAYED), measure.PLAYED_HORIZONS * starts.future_act.shape[1]
 
 

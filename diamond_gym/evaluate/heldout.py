@@ -1,4 +1,4 @@
-"""Held-out real episodes, and the moments in them where imagination starts. Knows nothing of world models."""
+"""Held-out real episodes, and the starts of imagination in them. Knows nothing of world models."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from diamond_gym.players import loop
 from diamond_gym.players.player import Player
 
 HELD_OUT_SEED = 2**40
-"""Seeds of real games from here on are kept for evaluation: data for training comes from 32-bit seeds."""
+"""First seed of real games for evaluation: data for training comes from 32-bit seeds."""
 
 _SEEDS_PER_RUN = 10_000
 MAX_STEPS = 27_000
-"""Of one episode; ALE itself stops a game after 108 000 raw frames."""
+"""Default limit of an episode's steps; ALE itself stops a game after 108 000 raw frames."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +32,9 @@ class HeldOut:
     """Real episodes, and how to play them again.
 
     Attributes:
-        episodes: finished, each with its final observation.
-        seeds: with which the game began that each episode is the first of; None where it went on with
-            the game after a lost life.
+        episodes: Finished episodes, each with its final observation.
+        seeds: Seed of the game that each episode begins; None where the episode continues a game after a
+            lost life.
     """
 
     episodes: list[Episode]
@@ -43,18 +43,18 @@ class HeldOut:
 
 @dataclass(frozen=True)
 class Starts:
-    """Moments of real episodes and what followed, one row each.
+    """Contexts in real episodes and what followed, one row each.
 
     Attributes:
-        episode: number of the episode.
-        time: step of the episode.
-        obs: the last n real frames, oldest first.
-        act: the actions taken at them; the last one is the first of `future_act`.
-        future_act: the actions taken from the start on; 0 after the episode's end.
-        future_obs: the frame after each of these actions; black after the end.
-        future_rew: the sign of the reward of each; 0 after the end.
-        future_end: whether the episode ended with it.
-        valid: whether the episode still went on when the action was taken.
+        episode: Index of the episode.
+        time: Step of the episode.
+        obs: The last n real frames, oldest first.
+        act: The actions taken at them; the last one is the first of `future_act`.
+        future_act: The actions taken from the start on; 0 after the episode's end.
+        future_obs: The frame after each of these actions; black after the end.
+        future_rew: The sign of the reward of each; 0 after the end.
+        future_end: Whether the episode ended with it.
+        valid: Whether the episode had not ended when the action was taken.
     """
 
     episode: Int64[Tensor, " b"]
@@ -72,16 +72,16 @@ class Starts:
 
 
 def play(game: str, player: Player, num_episodes: int, seed: int, max_steps: int = MAX_STEPS) -> HeldOut:
-    """Real episodes from seeds apart from those of training; an episode ends with a lost life.
+    """Play real episodes from seeds that training never uses; an episode ends with a lost life.
 
     A game is played until it is over, then the next one starts from its own seed.
 
     Args:
-        game: the game's name.
-        player: who plays; reset with a seed of its own at every episode.
-        num_episodes: how many.
-        seed: counts from 0; different seeds share no game.
-        max_steps: after so many an episode is cut short, and the next game begins.
+        game: The game's name.
+        player: The player, reset with a seed of its own at every episode.
+        num_episodes: Number of episodes.
+        seed: An integer >= 0; different seeds have no game in common.
+        max_steps: Steps after which an episode is cut short and the next game begins.
     """
     env = AtariEnv(game, training=True)
     held_out = HeldOut([], [])
@@ -102,7 +102,7 @@ def play(game: str, player: Player, num_episodes: int, seed: int, max_steps: int
 
 
 def _play_episode(env: AtariEnv, player: Player, obs: np.ndarray, max_steps: int) -> tuple[Episode, bool]:
-    """One episode, and whether the game is over with it."""
+    """Play one episode; return it and whether the game is over."""
     builder, step = EpisodeBuilder(), None
     for step in itertools.islice(loop.play(env, player, obs), max_steps):
         builder.add(step.obs, step.act, step.rew)
@@ -113,7 +113,7 @@ def _play_episode(env: AtariEnv, player: Player, obs: np.ndarray, max_steps: int
 
 
 def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:
-    """The frames of a finished episode, its final observation included."""
+    """Return the frames of a finished episode, its final observation included."""
     assert episode.final_observation is not None
     return torch.cat([episode.obs, episode.final_observation[None]])
 
@@ -121,19 +121,19 @@ def all_frames(episode: Episode) -> UInt8[Tensor, "t1 c h w"]:
 def choose_starts(
     episodes: Sequence[Episode], num_starts: int, num_conditioning: int, horizon: int
 ) -> Starts:
-    """Starts spread evenly over every episode.
+    """Choose starts, spread evenly over every episode.
 
-    Every episode gives equally many, fewer if it is too short; the earliest has a full context, the latest
-    one step to go. What lies behind an episode's end is marked in `valid`.
+    Every episode gives equally many, or fewer if it is too short. The earliest start has a full context, the
+    latest has one step left. `valid` marks what lies after an episode's end.
 
     Args:
-        episodes: finished episodes.
-        num_starts: how many at least, if the episodes are long enough.
-        num_conditioning: frames of context (n).
-        horizon: steps that follow.
+        episodes: Finished episodes.
+        num_starts: Least number of starts, if the episodes are long enough.
+        num_conditioning: Frames of context (n).
+        horizon: Steps that follow.
 
     Raises:
-        InvalidInputError: every episode is shorter than the context.
+        InvalidInputError: Every episode is shorter than the context.
     """
     per_episode = math.ceil(num_starts / len(episodes))
     rows = []
@@ -154,7 +154,7 @@ def choose_starts(
 
 
 def starts_before_ends(episodes: Sequence[Episode], num_steps: int, num_conditioning: int) -> Starts | None:
-    """The moments from which episodes end after so many steps; NOOP follows for as many steps again.
+    """Choose the starts `num_steps` steps before episodes' ends; after these, NOOP follows for as many steps.
 
     Args:
         episodes: Finished episodes; those cut short do not end.
@@ -162,7 +162,7 @@ def starts_before_ends(episodes: Sequence[Episode], num_steps: int, num_conditio
         num_conditioning: Frames of context (n); earlier ends are left out.
 
     Returns:
-        None where no episode ends so late.
+        The starts; None where no episode ends so late.
     """
     rows = [
         (torch.tensor(number), *_start(episode, len(episode) - num_steps, num_conditioning, 2 * num_steps))

@@ -1,4 +1,4 @@
-"""Runs the world model: imagination from starts, and its reward/end model on real episodes."""
+"""Run the world model: imagination from starts, and its reward/end model on real episodes."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from diamond_gym.world.pixels import to_float
 from diamond_gym.world.world_model import WorldModel, WorldModelState
 
 Choose = Callable[[Tensor], Tensor]
-"""From the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""
+"""Maps the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""
 
 _CHUNK = 128
-"""Steps the reward/end model sees at once; its LSTM's state goes from one chunk to the next."""
+"""Steps that the reward/end model sees at once; the state of its LSTM is passed between chunks."""
 
 
 @dataclass(frozen=True)
 class Imagined:
-    """What the world model made of the starts' actions; it goes on past its own ends.
+    """Imagined futures of the starts' actions; they continue past imagined ends.
 
     Attributes:
-        obs: frames.
-        rew: sampled rewards in {-1, 0, 1}.
-        end: sampled ends.
+        obs: Frames.
+        rew: Sampled rewards in {-1, 0, 1}.
+        end: Sampled ends.
     """
 
     obs: UInt8[Tensor, "b t c h w"]
@@ -40,7 +40,7 @@ class Imagined:
 
 @dataclass(frozen=True)
 class Transitions:
-    """Real transitions, all episodes in a row: the class that happened and the likeliest class predicted.
+    """Real transitions of all episodes in order: the class that occurred and the likeliest class predicted.
 
     Reward classes 0, 1, 2 are rewards of sign -1, 0, 1; end classes are 0 and 1.
     """
@@ -53,15 +53,15 @@ class Transitions:
 
 @dataclass(frozen=True)
 class Imaginer:
-    """Imagines from starts, some at once.
+    """Imagines from starts, in batches.
 
-    A start's random numbers depend on the seed and its number, not on what is imagined beside it.
+    A start's random numbers depend on the seed and its index, not on its batch.
 
     Attributes:
-        world_model: in eval mode.
-        seed: at least 0.
-        batch_size: starts imagined at once.
-        progress: show a bar on stderr.
+        world_model: The world model, in eval mode.
+        seed: At least 0.
+        batch_size: Starts imagined at once.
+        progress: Show a bar on stderr.
     """
 
     world_model: WorldModel
@@ -70,7 +70,7 @@ class Imaginer:
     progress: bool = True
 
     def future(self, starts: Starts) -> Imagined:
-        """Imagines from every start under the real actions."""
+        """Imagine from every start under the real actions."""
         everything = torch.arange(len(starts))
         return self.under(starts, everything, starts.future_act, "imagine")
 
@@ -82,17 +82,17 @@ class Imaginer:
         what: str,
         sample: int = 0,
     ) -> Imagined:
-        """Imagines from some of the starts under any actions.
+        """Imagine from some of the starts under any actions.
 
         Args:
-            starts: contexts.
-            rows: numbers of starts; one may occur several times.
-            act: actions taken from each on.
-            what: stands beside the bar.
-            sample: another number, other random numbers; at least 0 and below 2^8.
+            starts: Contexts.
+            rows: Indices of starts; one may occur several times.
+            act: The actions taken from each start.
+            what: Text beside the progress bar.
+            sample: Selects the random numbers; at least 0 and below 2^8.
 
         Returns:
-            As many steps as `act` has, on the CPU.
+            Imagined steps, as many as `act` has, on the CPU.
         """
         acts = act.to(self.world_model.device)
         return self._imagine(starts, rows, lambda part: _one_by_one(acts[part]), act.shape[1], what, sample)
@@ -104,13 +104,13 @@ class Imaginer:
         new_player: Callable[[], Player],
         num_steps: int,
     ) -> Imagined:
-        """Imagines from some of the starts what players come across that act on the imagined frames.
+        """Imagine from some of the starts under players that act on the imagined frames.
 
         Args:
-            starts: contexts.
-            rows: numbers of starts.
-            new_player: makes one for each start; its seed is the start's number.
-            num_steps: steps from each on.
+            starts: Contexts.
+            rows: Indices of starts.
+            new_player: Makes the player of a start; its seed is the start's index.
+            num_steps: Steps from each start.
 
         Returns:
             Frames, rewards and ends (k, num_steps), on the CPU.
@@ -133,7 +133,7 @@ class Imaginer:
         what: str,
         sample: int = 0,
     ) -> Imagined:
-        """Imagines part after part of the rows under what is chosen in each."""
+        """Imagine the rows batch after batch, with the actions that are chosen in each."""
         keys = rows + (self.seed << 32) + (sample << 24)
         parts = []
         with Bar(total=len(rows) * num_steps, unit="step", desc=what, disable=not self.progress) as bar:
@@ -157,13 +157,13 @@ def _imagine(
 
 
 def _one_by_one(acts: Int64[Tensor, "b t"]) -> Choose:
-    """These actions, whatever the frames look like."""
+    """Return a function that takes these actions, whatever the frames."""
     left = iter(acts.unbind(1))
     return lambda frames: next(left)
 
 
 def _each_its_own(players: Sequence[Player], device: torch.device) -> Choose:
-    """What a player in each game decides at its frame."""
+    """Return a function in which each game's player chooses the action at its frame."""
 
     def choose(frames: Tensor) -> Tensor:
         images = frames.permute(0, 2, 3, 1).cpu().numpy()
@@ -175,7 +175,7 @@ def _each_its_own(players: Sequence[Player], device: torch.device) -> Choose:
 
 @torch.no_grad()
 def predict_transitions(world_model: WorldModel, episodes: Sequence[Episode]) -> Transitions:
-    """What the reward/end model says about real transitions.
+    """Predict rewards and ends of real transitions by the reward/end model.
 
     It sees real frames only. Its LSTM runs through each whole episode; the first n - 1 transitions of an
     episode only warm it up, as a context does at play time, and are not counted.

@@ -1,4 +1,4 @@
-"""The numbers: imagined against real frames, rewards and ends. Runs no model and writes nothing."""
+"""The measures: imagined against real frames, rewards and ends. Runs no model and writes nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from diamond_gym.players.vision import (
 from diamond_gym.world import pixels
 
 RADIUS = 2.0
-"""Pixels within which an object counts as in the right place."""
+"""Distance in pixels within which an object counts as being in the right place."""
 SHOWN_STEPS = (1, 3, 5, 15, 30, 50)
 
 Detector = Callable[[NDArray[np.uint8]], NDArray[np.float64]]
@@ -33,12 +33,12 @@ OBJECTS: dict[str, dict[str, Detector]] = {
     "Breakout": {"paddle": breakout_paddle, "ball": breakout_ball},
     "Pong": {"paddle": pong_right_paddle, "opponent": pong_left_paddle, "ball": pong_ball},
 }
-"""What can be found in frames of each game; other games are judged by pictures, rewards and ends alone."""
+"""Objects that can be found in frames of each game; for other games only frames, rewards and ends count."""
 
 STEPS_BEFORE_END = 4
-"""Steps before an end from which it is imagined; it may come so many steps late."""
+"""Steps before an end from which it is imagined; it may come as many steps late."""
 PLAYED_HORIZONS = 2
-"""Horizons for which is played on."""
+"""Horizons over which players play from the starts."""
 
 DEFINITIONS = {
     "psnr": f"mean over starts of each frame's PSNR on uint8 RGB, dB, each at most {pixels.PSNR_CAP:g}",
@@ -69,10 +69,10 @@ DEFINITIONS = {
 
 
 def require_torchmetrics() -> None:
-    """Fail early.
+    """Fail early when torchmetrics is missing.
 
     Raises:
-        MissingDependencyError: torchmetrics is not installed.
+        MissingDependencyError: Torchmetrics is not installed.
     """
     try:
         import torchmetrics  # noqa: F401
@@ -81,12 +81,12 @@ def require_torchmetrics() -> None:
 
 
 def shown_steps(horizon: int) -> list[int]:
-    """The steps that tables show, and at which SSIM is measured."""
+    """Return the steps that tables show, and at which SSIM is measured."""
     return sorted({step for step in SHOWN_STEPS if step <= horizon} | {horizon})
 
 
 def measure(game: str, starts: Starts, imagined: Imagined) -> dict[str, Any]:
-    """The numbers of imagination against the real future, step by step and over the horizon."""
+    """Measure imagination against the real future, step by step and over the horizon."""
     valid = starts.valid.numpy()
     real, dreamt = starts.future_obs.numpy(), imagined.obs.numpy()
     last = starts.obs[:, -1:].numpy()
@@ -112,7 +112,7 @@ def measure(game: str, starts: Starts, imagined: Imagined) -> dict[str, Any]:
 
 
 def measure_transitions(transitions: Transitions) -> dict[str, Any]:
-    """Scores and confusion matrices (real class, predicted class) of rewards and ends."""
+    """Compute scores and confusion matrices (real class, predicted class) of rewards and ends."""
     rew = metrics.confusion(transitions.rew.numpy(), transitions.predicted_rew.numpy(), 3)
     end = metrics.confusion(transitions.end.numpy(), transitions.predicted_end.numpy(), 2)
     return {
@@ -122,11 +122,11 @@ def measure_transitions(transitions: Transitions) -> dict[str, Any]:
 
 
 def measure_actions(branches: Branches | None, imagined: Imagined | None) -> dict[str, Any]:
-    """Whether actions change the imagined frame as they change the real one.
+    """Measure whether actions change the imagined frame as they change the real one.
 
     Args:
-        branches: the real ones; None where there are none.
-        imagined: the same ones, start by start, imagined up to the frame that is compared.
+        branches: The real branches; None where there are none.
+        imagined: The same branches, start by start, imagined up to the frame that is compared.
     """
     if branches is None or imagined is None:
         nothing = np.zeros((0, 1, 1, 1, 1), np.uint8)
@@ -136,7 +136,7 @@ def measure_actions(branches: Branches | None, imagined: Imagined | None) -> dic
 
 
 def measure_play(real: Play, imagined: Imagined) -> dict[str, Any]:
-    """What a player comes across in either world, from the same starts."""
+    """Measure what a player meets in the real and the imagined game, from the same starts."""
     return {
         "starts": len(real.start),
         "horizon": real.rew.shape[1],
@@ -146,10 +146,10 @@ def measure_play(real: Play, imagined: Imagined) -> dict[str, Any]:
 
 
 def measure_overlooked_ends(imagined: Imagined | None) -> dict[str, Any]:
-    """How many of the ends that really come are not imagined.
+    """Measure how many of the real ends are not imagined.
 
     Args:
-        imagined: From `STEPS_BEFORE_END` steps before each of them; None where there is none.
+        imagined: Imagination from `STEPS_BEFORE_END` steps before each end; None where there is none.
     """
     if imagined is None:
         return {"share": np.nan, "starts": 0}
@@ -158,11 +158,11 @@ def measure_overlooked_ends(imagined: Imagined | None) -> dict[str, Any]:
 
 
 def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> list[float]:
-    """How much imaginations of the same starts and actions differ by their noise alone, step by step.
+    """Measure how much imaginations of the same starts and actions differ by their noise, step by step.
 
     Args:
-        samples: two or more imaginations.
-        valid: which of their frames (b, t) count.
+        samples: Two or more imaginations.
+        valid: Which of their frames (b, t) count.
 
     Returns:
         Standard deviations over samples, in levels of 0..255, averaged over pixels and starts; NaN where no
@@ -174,7 +174,7 @@ def measure_spread(samples: Sequence[Imagined], valid: NDArray[np.bool_]) -> lis
 
 
 def squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Errors (b, t) of real frames against others (b or 1, t or 1, c, h, w), step by step to save memory."""
+    """Compute errors (b, t) of real frames against others (b or 1, t or 1, c, h, w), saving memory."""
     last = other.shape[1] - 1
     errors = [pixels.mean_squared_error(real[:, t], other[:, min(t, last)]) for t in range(real.shape[1])]
     return np.stack(errors, 1)
@@ -183,7 +183,7 @@ def squared_errors(real: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray
 def share_within(
     detector: Detector, real: NDArray[np.uint8], other: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Of valid real frames (b, t, c, h, w) with an object, the share (t,) whose other frame has it there."""
+    """Compute the share (t,) of valid real frames (b, t, c, h, w) whose object is there in the others too."""
     there, found = (_find(detector, frames) for frames in (real, other))
     shown = valid & ~np.isnan(there).any(-1)
     return metrics.mean_where(metrics.hits(found, there, RADIUS).astype(float), shown)
@@ -192,7 +192,7 @@ def share_within(
 def _mean_ssim(
     real: NDArray[np.uint8], other: NDArray[np.uint8], valid: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """SSIM (t,) of real frames against others (b or 1, t or 1, c, h, w); NaN at steps that are not shown."""
+    """Compute SSIM (t,) of real frames against others (b or 1, t or 1, c, h, w); NaN at steps not shown."""
     means = np.full(real.shape[1], np.nan)
     for step in shown_steps(real.shape[1]):
         t, counts = step - 1, valid[:, step - 1]
@@ -203,7 +203,7 @@ def _mean_ssim(
 
 
 def _ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Structural similarity of frames (k, c, h, w), each (Wang et al. 2004)."""
+    """Compute the structural similarity of each pair of frames (k, c, h, w) (Wang et al. 2004)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     x, y = (torch.from_numpy(np.ascontiguousarray(frames)).float() for frames in (a, b))
@@ -213,7 +213,7 @@ def _ssim(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.float64]:
 
 
 def _find(detector: Detector, frames: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Objects in frames (b, t, c, h, w) as points (b, t, d)."""
+    """Find objects in frames (b, t, c, h, w) as points (b, t, d)."""
     b, t = frames.shape[:2]
     found = [detector(np.ascontiguousarray(frames[:, i].transpose(0, 2, 3, 1))) for i in range(t)]
     return np.stack(found, 1).reshape(b, t, -1)

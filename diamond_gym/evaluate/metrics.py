@@ -1,4 +1,4 @@
-"""How near the imagined is to the real: pure functions of arrays. Knows nothing of games, models or files."""
+"""Metrics of imagined against real: pure functions of arrays. Knows nothing of games, models or files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Scores:
-    """How well one kind of event is predicted; NaN where nothing was predicted, or nothing happened."""
+    """How well one kind of event is predicted; NaN where none was predicted, or none occurred."""
 
     precision: float
     recall: float
@@ -33,17 +33,17 @@ def hits(found: Array, real: Array, radius: float) -> Mask:
 
 
 def confusion(real: NDArray[np.int64], predicted: NDArray[np.int64], num_classes: int) -> NDArray[np.int64]:
-    """Counts (real class, predicted class)."""
+    """Matrix of counts (real class, predicted class)."""
     flat = real * num_classes + predicted
     return np.bincount(flat, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
 def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
-    """Precision, recall and F1 of events: of all classes but `nothing`, and right only with the right class.
+    """Precision, recall and F1 of events: all classes except `nothing`, right only with the right class.
 
     Args:
-        matrix: counts (real class, predicted class).
-        nothing: the class that is no event.
+        matrix: Counts (real class, predicted class).
+        nothing: The class without an event.
     """
     events = [i for i in range(len(matrix)) if i != nothing]
     right = int(sum(matrix[i, i] for i in events))
@@ -57,12 +57,12 @@ def scores(matrix: NDArray[np.int64], nothing: int) -> Scores:
 
 
 def returns(rew: Array, end: Mask, valid: Mask) -> Array:
-    """Sums of rewards (b, t) up to and with the first end, over valid steps only; (b,)."""
+    """Sums (b,) of rewards (b, t) up to and including the first end, over valid steps only."""
     return np.where(_until_first(end) & valid, rew, 0).sum(1)
 
 
 def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
-    """How often points are won and lost and episodes end, in rewards and ends (b, t) up to the first end.
+    """Rates of points won and lost and of ends, from rewards and ends (b, t) up to the first end.
 
     Returns:
         "frames", the steps that count, and "won", "lost" and "ends" per 1 000 of them.
@@ -74,7 +74,7 @@ def event_rates(rew: Array, end: Mask) -> dict[str, float | int]:
 
 
 def _until_first(end: Mask) -> Mask:
-    """Which steps (b, t) come before the first end, or with it."""
+    """Mask of the steps (b, t) up to and including the first end."""
     return np.cumsum(end, axis=1) - end == 0
 
 
@@ -91,12 +91,12 @@ def correlation(a: Array, b: Array) -> float:
 
 
 def drift(a: NDArray[np.uint8], b: NDArray[np.uint8], mask: Mask) -> Array:
-    """How far the mean frames of two sets of films are apart, at each step.
+    """Distance of the mean frames of two sets of films at each step.
 
     Args:
-        a: frames (b, t, c, h, w).
-        b: the others.
-        mask: which frames (b, t) count, in both.
+        a: Frames (b, t, c, h, w).
+        b: The other frames.
+        mask: Which frames (b, t) count, in both.
 
     Returns:
         Mean over pixels and channels of the absolute difference of the mean frames, (t,), in levels of
@@ -112,16 +112,16 @@ def _mean_frames_apart(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 @dataclass(frozen=True)
 class ActionEffects:
-    """What difference actions make, in imagination against the real game.
+    """The effect of actions in imagination against the real game.
 
     Attributes:
-        correlation: cosine between the real and the imagined effect, mean over starts; an effect is how
+        correlation: Cosine between the real and the imagined effect, mean over starts; an effect is how
             the frames of a start's branches differ from their mean. 1 is perfect, 0 unrelated.
-        gain: size of the imagined effects relative to the real ones; 1 is perfect, 0 means that actions do
+        gain: Size of the imagined effects relative to the real ones; 1 is perfect, 0 means that actions do
             nothing.
-        told_apart: share of pairs of branches of one start, with different real frames, whose imagined
+        told_apart: Share of pairs of branches of one start, with different real frames, whose imagined
             frame is nearer to its own real frame than to the other's; 0.5 is chance.
-        starts: how many starts were compared: those where real actions make a difference.
+        starts: How many starts were compared: those where real actions make a difference.
     """
 
     correlation: float
@@ -131,7 +131,7 @@ class ActionEffects:
 
 
 def action_effects(real: NDArray[np.uint8], imagined: NDArray[np.uint8]) -> ActionEffects:
-    """Compares frames (starts, actions, c, h, w) at the ends of branches that differ in their action."""
+    """Compare frames (starts, actions, c, h, w) at the ends of branches that differ in their action."""
     rows = [_effects(a.astype(np.float64), b.astype(np.float64)) for a, b in zip(real, imagined, strict=True)]
     rows = [row for row in rows if row[0] > 0]
     if not rows:
@@ -147,7 +147,7 @@ def action_effects(real: NDArray[np.uint8], imagined: NDArray[np.uint8]) -> Acti
 
 
 def _effects(real: Array, imagined: Array) -> tuple[float, float, float, int, int]:
-    """Of one start: squared sizes of both effects, their product, pairs told apart, pairs that differ."""
+    """For one start: squared sizes of both effects, their product, pairs told apart, pairs that differ."""
     a, b = real - real.mean(0), imagined - imagined.mean(0)
     nearness = np.square(imagined[:, None] - real[None]).sum(axis=(2, 3, 4))
     differs = np.square(real[:, None] - real[None]).sum(axis=(2, 3, 4)) > 0

@@ -27,26 +27,26 @@ _FILM_STARTS = 6
 _GAP = 2
 """Black pixels between frames."""
 _GAIN = 2
-"""Differences are shown so many times as large."""
+"""Factor by which differences are enlarged."""
 
 
 def require_matplotlib() -> None:
-    """Fail early.
+    """Fail early when Matplotlib is missing.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed, or cannot be imported.
+        MissingDependencyError: Matplotlib is not installed, or cannot be imported.
     """
     new_figure((1, 1))
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """Return an empty figure of so many inches; the one door through which matplotlib is imported.
+    """Return an empty figure of a size in inches; this is the only place that imports Matplotlib.
 
-    No figure needs a screen or a backend, so `MPLBACKEND` is not looked at: a name that means nothing in this
-    process, such as a notebook's, would fail the import.
+    Figures need no screen and no backend, so `MPLBACKEND` is ignored: a name that is unknown in this process,
+    such as a notebook's, would fail the import.
 
     Raises:
-        MissingDependencyError: matplotlib is not installed, or cannot be imported.
+        MissingDependencyError: Matplotlib is not installed, or cannot be imported.
     """
     backend = os.environ.pop("MPLBACKEND", None)
     try:
@@ -62,7 +62,7 @@ def new_figure(size: tuple[float, float]) -> Figure:
 
 
 def curves(result: dict[str, Any]) -> Figure:
-    """PSNR, SSIM, object accuracy and drift over the imagined steps."""
+    """Plot PSNR, SSIM, object accuracy and drift over the imagined steps."""
     rows = result["steps"]
     within = [name.removesuffix("_within") for name in rows[0] if name.endswith("_within")]
     figure = new_figure((5 * (3 + bool(within)), 3.6))
@@ -96,7 +96,7 @@ def _plot(
 
 
 def film_strip(starts: Starts, imagined: Imagined, num_starts: int = 4, num_frames: int = 8) -> Figure:
-    """Real over imagined over their difference (x 2) for a few starts."""
+    """Draw real over imagined over their difference (x 2) for a few starts."""
     rows = _some_complete(starts, num_starts)
     steps = np.unique(np.geomspace(1, starts.valid.shape[1], num_frames).round().astype(int))
     figure = new_figure((1.28 * len(steps) + 1.4, 4.2 * len(rows)))
@@ -111,7 +111,7 @@ def film_strip(starts: Starts, imagined: Imagined, num_starts: int = 4, num_fram
 
 
 def write_film(path: Path, starts: Starts, imagined: Imagined, num_starts: int = _FILM_STARTS) -> None:
-    """Real over imagined over their difference (x 2), some starts side by side, one after the other (MP4).
+    """Write an MP4 of real over imagined over their difference (x 2), with some starts side by side.
 
     Raises:
         CacheError: The folder cannot be written.
@@ -127,14 +127,14 @@ def _film(starts: Starts, imagined: Imagined, num_starts: int) -> Iterator[NDArr
 
 
 def _some_complete(starts: Starts, count: int) -> NDArray[np.int64]:
-    """Numbers of some starts, if possible such that the episode lasts for the whole horizon."""
+    """Choose some starts, if possible such that the episode lasts for the whole horizon."""
     complete = np.flatnonzero(starts.valid.numpy().all(1))
     rows = complete if len(complete) else np.arange(len(starts))
     return rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
 
 
 def _compared(real: NDArray[np.uint8], dreamt: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Real, imagined and their difference, stacked, with channels and a black rim last: (3, ..., h, w, c)."""
+    """Stack real, imagined and their difference, with channels last and a black rim: (3, ..., h, w, c)."""
     difference = np.clip(_GAIN * np.abs(real.astype(int) - dreamt), 0, 255).astype(np.uint8)
     frames = np.moveaxis(np.stack([real, dreamt, difference]), -3, -1)
     around = [(0, 0)] * (frames.ndim - 3) + [(0, _GAP), (0, _GAP), (0, 0)]
@@ -142,13 +142,13 @@ def _compared(real: NDArray[np.uint8], dreamt: NDArray[np.uint8]) -> NDArray[np.
 
 
 def _grid(tiles: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Frames (rows, columns, h, w, c) as one picture."""
+    """Join frames (rows, columns, h, w, c) to one picture."""
     rows, columns, h, w, c = tiles.shape
     return tiles.swapaxes(1, 2).reshape(rows * h, columns * w, c)
 
 
 def write_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG; letters of a figure 8 inches wide can be read at 800 pixels."""
+    """Write a PNG; the text of a figure 8 inches wide is readable at 800 pixels."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight")
     write_file(path, buffer.getvalue())

@@ -13,12 +13,12 @@ from diamond_gym.evaluate.measure import shown_steps
 from diamond_gym.files import write_file
 
 _DIGITS = {"psnr": 2, "ssim": 4, "drift": 2, "spread": 2, "error": 2}
-"""Decimals by the name of a number, or its last part; other numbers are shares."""
+"""Decimals by the name of a number, or its last part; all other numbers are shares."""
 _NOT_SHOWN = ("_frames", "_of_mean_mse")
 
 
 def table(result: dict[str, Any]) -> str:
-    """The numbers as text."""
+    """Format the numbers as text."""
     rows = result["steps"]
     names = [name for name in rows[0] if not name.endswith(_NOT_SHOWN)]
     body = [[_cell(name, rows[step - 1][name]) for name in names] for step in shown_steps(len(rows))]
@@ -64,7 +64,7 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
 
 
 def single_steps(result: dict[str, Any]) -> str:
-    """How often single predictions are right, by what happens in them."""
+    """Format how often single predictions are right, by what happens in them."""
     shares = (
         f"{kind} {'-' if row['right'] is None else _share(row['right'])} of {row['frames']}"
         for kind, row in result["single_steps"].items()
@@ -73,7 +73,7 @@ def single_steps(result: dict[str, Any]) -> str:
 
 
 def play(r: dict[str, Any]) -> str:
-    """What a player came across in either world."""
+    """Format what a player met in the real and the imagined game."""
     worlds = (
         f"{name} {number(r[name]['won'], 1)} won, {number(r[name]['lost'], 1)} lost, "
         f"{number(r[name]['ends'], 1)} ends"
@@ -100,12 +100,12 @@ def _share(value: float) -> str:
 
 
 def number(value: float | None, digits: int) -> str:
-    """With so many decimals; a dash for nothing."""
+    """Format a number with some decimals; None and NaN as a dash."""
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _plain(value: Any) -> Any:
-    """The value as what JSON knows."""
+    """Convert a value to types of JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, np.ndarray | list | tuple):

@@ -1,4 +1,4 @@
-"""How good a player is in the real game: whole games, their returns, and how sure one can be of the mean."""
+"""How good a player is in the real game: returns of whole games, and the uncertainty of their mean."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Score:
     """Returns of a player's games.
 
     Attributes:
-        player: Who played.
-        returns: Of each game, in the order in which they ended.
+        player: Name of the player.
+        returns: Return of each game, in the order in which they ended.
         mean: Their mean.
         median: Their median.
         low: Lower end of the 95 % bootstrap interval of the mean.
@@ -43,7 +43,7 @@ class Score:
 
     @classmethod
     def of(cls, player: str, returns: list[float]) -> Score:
-        """Summarise returns, at least one."""
+        """Summarise one or more returns."""
         low, high = bootstrap_interval(returns)
         return cls(player, returns, float(np.mean(returns)), float(np.median(returns)), low, high)
 
@@ -80,7 +80,7 @@ def real_game(env_id: str) -> str | None:
     """Return the Atari game that an id imagines; None where it imagines something else.
 
     Raises:
-        DiamondGymError: No such id, or not that of an imagined game.
+        DiamondGymError: There is no such id, or it is not that of an imagined game.
     """
     check_imagined(env_id)
     try:
@@ -93,10 +93,10 @@ def real_scores(player: Player, game: str, *, num_games: int, seed: int, max_ste
     """Play real games, from their start to game over, and return their scores.
 
     Args:
-        player: Who plays; it forgets each game, and its random numbers continue.
+        player: The player; it forgets each game, and its random numbers continue.
         game: Canonical name.
         num_games: How many, at least 0.
-        seed: That of the first game, the next one has the next.
+        seed: Seed of the first game; each further game has the next one.
         max_steps: Steps after which a game is cut short.
     """
     scores: list[float] = []

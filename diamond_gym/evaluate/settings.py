@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do."""
+"""The settings of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from diamond_gym.cli import option
 
 @dataclass
 class Settings:
-    """What to evaluate, and where to put the answer.
+    """What to evaluate, and where to write the results.
 
     Raises:
-        InvalidInputError: a number is out of range.
+        InvalidInputError: A number is out of range.
     """
 
     game: str = option("Breakout", "the game")
@@ -32,7 +32,7 @@ class Settings:
     )
     starts: int | None = option(
         None,
-        "moments to imagine from, spread evenly; without it 200, 30 for large networks on a CPU",
+        "contexts to imagine from, spread evenly; without it 200, 30 for large networks on a CPU",
         least=1,
     )
     horizon: int = option(50, "steps to imagine from each start", least=1)

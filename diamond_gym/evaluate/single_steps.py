@@ -1,4 +1,4 @@
-"""Single predictions from real frames, told apart by what happens in them: free flight, or which bounce.
+"""Single predictions from real frames, grouped by what happens in them: free flight, or which bounce.
 
 A world that is right in free flight and wrong at bounces has a high PSNR and teaches agents nothing.
 """
@@ -18,11 +18,11 @@ from diamond_gym.players.vision import breakout_ball, pong_ball
 from diamond_gym.world.world_model import WorldModel
 
 TURN = 1.0
-"""Pixels a step by which the ball's velocity changes in a bounce, in either direction."""
+"""Change of the ball's velocity, in pixels per step in x or y, that counts as a bounce."""
 RADIUS = 2.0
-"""Pixels within which a predicted ball is right, in either direction."""
+"""Distance in pixels, in x and in y, within which a predicted ball is right."""
 MAX_OF_KIND = 400
-"""Largest number of steps of each kind that are predicted; they are spread evenly over the episodes."""
+"""Largest number of predicted steps of each kind, spread evenly over the episodes."""
 _BATCH = 64
 
 Kinds = dict[str, Bool[np.ndarray, " t"]]
@@ -31,16 +31,16 @@ Kinds = dict[str, Bool[np.ndarray, " t"]]
 def measure_single_steps(
     game: str, world_model: WorldModel, episodes: Sequence[Episode], seed: int = 0
 ) -> dict[str, dict[str, float | int]]:
-    """How often the ball of the predicted frame is within `RADIUS` px of the real one, by what happens.
+    """Measure how often the predicted ball is within `RADIUS` px of the real one, by what happens.
 
     Args:
-        game: The game's name; of games without a ball that can be found nothing is measured.
-        world_model: In eval mode.
+        game: The game's name; nothing is measured in games whose ball cannot be found.
+        world_model: The world model, in eval mode.
         episodes: Finished real episodes.
         seed: At least 0; fixes the noise.
 
     Returns:
-        For each kind of step "right" in [0, 1] (NaN where there is none) and "frames", how many there were.
+        For each kind of step, "right" in [0, 1] (NaN where there is none) and "frames", their number.
     """
     if game not in _GAMES:
         return {}
@@ -69,7 +69,7 @@ def _right(
     find_ball: Callable[[NDArray[np.uint8]], NDArray[np.float64]],
     seed: int,
 ) -> list[bool]:
-    """Whether the ball after each step (episode, time) is predicted where it is."""
+    """Whether the ball after each step (episode, time) is predicted in the right place."""
     n, device = world_model.num_steps_conditioning, world_model.device
     right: list[bool] = []
     for first in range(0, len(places), _BATCH):
@@ -90,16 +90,16 @@ def _images(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _turns(ball: Float[np.ndarray, "t1 2"]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Change of the ball's velocity in each step (t, 2), and whether the ball is in sight there."""
+    """Change of the ball's velocity in each step (t, 2), and whether the ball is visible there."""
     before, now, after = ball[:-2], ball[1:-1], ball[2:]
     change = np.abs((after - now) - (now - before))
-    change = np.concatenate([np.full((1, 2), np.nan), change])  # of the first step nothing is known
+    change = np.concatenate([np.full((1, 2), np.nan), change])  # nothing is known of the first step
     seen = np.asarray(~np.isnan(change).any(1))
     return np.where(seen[:, None], change, 0), seen
 
 
 def breakout_kinds(ball: Float[np.ndarray, "t1 2"], rew: Float[np.ndarray, " t"]) -> Kinds:
-    """What the ball of Breakout does in each step.
+    """Classify what the ball of Breakout does in each step.
 
     Args:
         ball: Its place (x, y) in the frame before each step and after the last one; NaN where it is hidden.
@@ -115,7 +115,7 @@ def breakout_kinds(ball: Float[np.ndarray, "t1 2"], rew: Float[np.ndarray, " t"]
 
 
 def pong_kinds(ball: Float[np.ndarray, "t1 2"], rew: Float[np.ndarray, " t"]) -> Kinds:
-    """What the ball of Pong does in each step; see `breakout_kinds`."""
+    """Classify what the ball of Pong does in each step; see `breakout_kinds`."""
     change, seen = _turns(ball)
     seen &= rew == 0
     is_right = np.fmax(ball[:-1, 0], ball[1:, 0]) > _PONG_MIDDLE
@@ -129,7 +129,7 @@ def pong_kinds(ball: Float[np.ndarray, "t1 2"], rew: Float[np.ndarray, " t"]) ->
 
 
 _PADDLE_FROM = 44.0
-"""Row below which a ball of Breakout that turns has met the paddle."""
+"""Row below which a ball of Breakout that turns has hit the paddle."""
 _PONG_MIDDLE = 32.0
 
 _GAMES: dict[

@@ -5,8 +5,8 @@ minimal action set, 1 to 30 no-ops at the start, every action repeated for 4 raw
 maximum of the last two, 64x64 RGB. The preprocessing is that of the published DIAMOND models (arXiv
 2405.12399, appendix).
 
-ale_py is imported when a game is first looked up, not when this module is. The module knows nothing of world
-models, of torch, or of how episodes are stored.
+ale_py is imported when a game is first looked up, not together with this module. The module knows nothing of
+world models, of torch, or of how episodes are stored.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MAX_RAW_FRAMES = 108_000
 
 
 def action_meanings(game: str) -> list[str]:
-    """Names of a game's minimal actions in order, e.g. `["NOOP", "FIRE", "RIGHT", "LEFT"]` for Breakout.
+    """Return the names of a game's minimal actions, such as `["NOOP", "FIRE", "RIGHT", "LEFT"]` for Breakout.
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -52,7 +52,7 @@ def action_meanings(game: str) -> list[str]:
 
 
 def num_actions(game: str) -> int:
-    """Size of a game's minimal action set.
+    """Return the size of a game's minimal action set.
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -72,7 +72,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _new_ale() -> ale_py.ALEInterface:
-    """A silent emulator without sticky actions; no game is loaded."""
+    """Make a silent emulator without sticky actions and without a game."""
     import ale_py
 
     ale_py.ALEInterface.setLoggerMode(
@@ -96,7 +96,7 @@ def _load_rom(ale: ale_py.ALEInterface, game: str) -> None:
 
 @functools.cache
 def _rom_ids() -> dict[str, str]:
-    """CamelCase name -> ROM id, such as MsPacman -> ms_pacman."""
+    """Map CamelCase names to ROM ids, such as MsPacman to ms_pacman."""
     from ale_py import roms
 
     return {rom_id.title().replace("_", ""): rom_id for rom_id in roms.get_all_rom_ids()}
@@ -104,17 +104,17 @@ def _rom_ids() -> dict[str, str]:
 
 @dataclass(frozen=True)
 class AtariState:
-    """A moment of a real game, from `AtariEnv.clone_state`.
+    """The state of a real game, from `AtariEnv.clone_state`.
 
     It can be pickled, and restored in any `AtariEnv` of the same game.
 
     Attributes:
-        game: canonical name.
-        emulator: ALE's own state, its random numbers included.
+        game: Canonical name.
+        emulator: ALE's own state, random numbers included.
         screens: uint8 (2, height, width, 3), the raw screens that the next frame may still be pooled from.
-        lives: lives left.
-        phase: what the environment was waiting for.
-        rng: state of the generator that draws the no-ops.
+        lives: Lives left.
+        phase: Whether the game is new, playing, has lost a life, or is over.
+        rng: State of the generator that draws the no-ops.
     """
 
     game: str
@@ -126,7 +126,7 @@ class AtariState:
 
 
 def _check_state(state: AtariState, screens: tuple[int, ...]) -> None:
-    """Raises an error unless the fields of a state are what `clone_state` gives."""
+    """Raise an error unless the fields of a state are what `clone_state` gives."""
     import ale_py
 
     if not isinstance(state.emulator, ale_py.ALEState):
@@ -144,23 +144,31 @@ _NEW, _PLAYING, _LIFE_LOST, _GAME_OVER, _CLOSED = ("new", "playing", "life lost"
 class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
     """One real Atari game.
 
-    Observations are uint8 (64, 64, 3) in 0..255, actions indices into the minimal action set, rewards the
-    raw sum over the 4 repeated frames, unclipped. `info` holds ALE's `lives`, `episode_frame_number` and
-    `frame_number` (raw frames), and `life_lost`, `game_over`: what this step brought.
+    Observations are uint8 (64, 64, 3) in 0..255, actions are indices into the minimal action set, rewards are
+    the raw sum over the 4 repeated frames, unclipped. `info` holds ALE's `lives`, `episode_frame_number` and
+    `frame_number` (raw frames), and whether this step had `life_lost` and `game_over`.
 
     With `training=True` an episode also ends (`terminated`) when a life is lost. The game itself is not
-    reset then: `reset()` goes on with it and returns the frame the last episode ended on, without no-ops.
-    With `training=False` episodes run to game over. ALE truncates a game after 108 000 raw frames in both
-    cases. The loss of a bonus life ends an episode like any other; the published code overlooks it.
+    reset then: `reset()` continues it and returns the last frame of the previous episode, without no-ops.
+    With `training=False` episodes last until game over. In both cases ALE truncates a game after 108 000 raw
+    frames. The loss of a bonus life ends an episode like any other; the published code misses it.
+
+    Example:
+        >>> from diamond_gym.games.atari import AtariEnv
+        >>> env = AtariEnv("Breakout", training=False)
+        >>> obs, info = env.reset(seed=0)
+        >>> obs, reward, terminated, truncated, info = env.step(1)
+        >>> env.action_meanings[1], info["lives"]
+        ('FIRE', 5)
 
     Args:
-        game: any single-player game of ale_py, in any spelling that `game_name` understands.
-        training: whether a lost life ends the episode.
+        game: Any single-player game of ale_py, in any spelling that `game_name` understands.
+        training: Whether a lost life ends the episode.
         render_mode: None, or "rgb_array": `render()` returns the raw screen, 210x160 pixels for most games.
 
     Raises:
         UnknownGameError: ale_py has no such game.
-        InvalidInputError: another render mode.
+        InvalidInputError: Another render mode.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAME_SKIP}
@@ -186,24 +194,24 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return [action.name for action in self._actions]
 
     def get_action_meanings(self) -> list[str]:
-        """Names of the actions, in order, as other libraries ask for them."""
+        """Return the names of the actions in order, under the name that other libraries use."""
         return self.action_meanings
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.uint8], dict[str, Any]]:
-        """Start an episode: a new game, or what is left of this one after a lost life in training.
+        """Start an episode: a new game, or the rest of this one after a lost life in training.
 
         Args:
-            seed: a non-negative integer starts a new game and fixes everything that follows, as the same
-                seed does in ale_py's own environment. None goes on with the current random numbers.
-            options: accepted for Gymnasium's sake; nothing in it is used.
+            seed: A non-negative integer starts a new game and fixes everything that follows, as the same
+                seed does in ale_py's own environment. None continues the present random numbers.
+            options: Accepted because Gymnasium's interface has it, and ignored.
 
         Returns:
-            uint8 (64, 64, 3) frame and info.
+            The observation, uint8 (64, 64, 3), and the info.
 
         Raises:
-            InvalidInputError: the seed is not a non-negative integer; the game has not changed.
+            InvalidInputError: The seed is not a non-negative integer; the game is unchanged.
         """
         self._require_open()
         if seed is not None and not (_is_integer(seed) and seed >= 0):
@@ -221,14 +229,14 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         """Repeat one action for 4 raw frames, fewer when the game ends.
 
         Args:
-            action: 0..n-1.
+            action: An integer in 0..n-1.
 
         Returns:
-            Frame, raw reward, terminated, truncated, info.
+            Observation, raw reward, terminated, truncated and info.
 
         Raises:
-            InvalidInputError: the action is not one of the game's; the game has not moved.
-            ResetNeededError: the episode has not begun, or is over.
+            InvalidInputError: It is not an action of the game; the game is unchanged.
+            ResetNeededError: The episode has not begun, or is over.
         """
         self._require_open()
         if self._phase != _PLAYING:
@@ -244,7 +252,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return self._observe(), reward, terminated, truncated, self._info(life_lost)
 
     def render(self) -> NDArray[np.uint8] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """The raw screen, uint8 (height, width, 3), or None without a render mode."""
+        """Return the raw screen, uint8 (height, width, 3), or None without a render mode."""
         self._require_open()
         if self._phase == _NEW:
             raise ResetNeededError("call reset() before render()")
@@ -255,10 +263,10 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         self._phase = _CLOSED
 
     def clone_state(self) -> AtariState:
-        """This moment of the game. Restoring it replays the same future under the same actions.
+        """Copy the state of the game. Restoring it gives the same future under the same actions.
 
         Raises:
-            ResetNeededError: no game has been started.
+            ResetNeededError: No game has been started.
         """
         self._require_open()
         if self._phase == _NEW:
@@ -268,13 +276,13 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return AtariState(self.game, emulator, self._screens.copy(), self._lives, self._phase, dict(rng))
 
     def restore_state(self, state: AtariState) -> NDArray[np.uint8]:
-        """Go to a cloned moment, here or in another `AtariEnv` of the same game.
+        """Restore a cloned state, here or in another `AtariEnv` of the same game.
 
         Returns:
-            uint8 (64, 64, 3), the observation of that moment.
+            The observation in that state, uint8 (64, 64, 3).
 
         Raises:
-            InvalidInputError: not an `AtariState`, or one of another game; the game has not changed.
+            InvalidInputError: It is not an `AtariState`, or one of another game; the game is unchanged.
         """
         self._require_open()
         if not isinstance(state, AtariState):
@@ -283,8 +291,8 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             raise InvalidInputError(f"this is {self.game}, the state is of {state.game}")
         try:
             _check_state(state, self._screens.shape)
-        except Exception as error:  # whatever comes of states that were made by hand
-            raise InvalidInputError(f"the state is none of clone_state()'s: {first_line(error)}") from error
+        except Exception as error:  # any error that states made by hand can cause
+            raise InvalidInputError(f"the state is not one of clone_state(): {first_line(error)}") from error
         self.ale.restoreState(state.emulator)
         self._screens[...] = state.screens
         self._lives, self._phase = state.lives, state.phase
@@ -347,7 +355,7 @@ class AtariEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         }
 
     def _action_index(self, action: Any) -> int:
-        is_odd = isinstance(action, bool) or getattr(action, "ndim", 0) > 0  # though Python takes either
+        is_odd = isinstance(action, bool) or getattr(action, "ndim", 0) > 0  # `operator.index` accepts both
         try:
             index = -1 if is_odd else operator.index(action)
         except TypeError:

@@ -1,4 +1,4 @@
-"""`python -m diamond_gym.play game=Breakout`: a window, or a page, into a world model."""
+"""`python -m diamond_gym.play game=Breakout`: a window or a web page to play in a world model."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def _program(arguments: Sequence[str]) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plays as the arguments say; returns the exit code."""
+    """Play as the arguments say; return the exit code."""
     return cli.main(_program, arguments)
 
 
 def _show(settings: Settings) -> None:
-    """Plays in a window, or serves the page; what was played or filmed is kept, whatever ends it."""
-    # Threads that spin while they wait stall each other when anything else runs: seconds a picture were seen.
+    """Play in a window, or serve the page; episodes and films are saved however it ends."""
+    # Threads that busy-wait stall each other when anything else runs: pictures took seconds.
     # It is read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if settings.web is None:
@@ -56,11 +56,11 @@ def _show(settings: Settings) -> None:
 
 
 def _open_window(settings: Settings) -> None:
-    # Seconds of imports, which a typing error need not wait for.
+    # These imports take seconds, so arguments are checked first.
     from diamond_gym.play import window
     from diamond_gym.play.pacing import Pacing
 
-    screen = window.open_window("DIAMOND", settings.fps)  # first: without one nothing needs to be loaded
+    screen = window.open_window("DIAMOND", settings.fps)  # first: it may fail, and loading is slow
     viewer = _open_viewer(settings)
     screen.title = f"DIAMOND {viewer.session.title}"
     pacing = Pacing(settings.fps)
@@ -83,7 +83,7 @@ def _serve(settings: Settings, web: WebOptions) -> None:
     extra.check_installed()
     from diamond_gym.play.web import server
 
-    listener = server.listen(web.host, web.port)  # first: without one nothing needs to be loaded
+    listener = server.listen(web.host, web.port)  # first: it may fail, and loading is slow
     from diamond_gym.play.web.game import Game
 
     with server.serving(listener, web.host) as served:
@@ -104,7 +104,7 @@ def _serve(settings: Settings, web: WebOptions) -> None:
 
 
 def _opener(settings: Settings) -> Callable[[], Viewer]:
-    """Opens viewers, one after the other. Each visit has a film of its own."""
+    """Return a function that opens viewers; each visit has a film of its own."""
     visits = itertools.count(1)
 
     def open_viewer() -> Viewer:

@@ -1,4 +1,4 @@
-"""Recorded episodes, looked at a time step at a time: the dataset mode."""
+"""The dataset mode, which shows recorded episodes one time step at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from diamond_gym.play.view import Facts, View
 
 
 def find_datasets(folder: Path) -> list[EpisodeDataset]:
-    """The datasets in a folder and the folders in it, or the folder itself if it is one; empty ones left out.
+    """Find the non-empty datasets in a folder and its subfolders, or the folder itself if it is one.
 
     Raises:
         DatasetError: There are none, or one has a corrupt index.
@@ -45,12 +45,12 @@ _HOW_TO_GET = (
 
 @dataclass
 class Position:
-    """Where in the datasets one is.
+    """A position in the datasets.
 
     Attributes:
-        dataset: Number of the dataset.
-        episode: Number of the episode in it.
-        step: Number of the time step; after the last one comes the final frame, where there is one.
+        dataset: Index of the dataset.
+        episode: Index of the episode in it.
+        step: Index of the time step; after the last one comes the final frame, if there is one.
     """
 
     dataset: int = 0
@@ -62,7 +62,7 @@ class DatasetBrowser:
     """Shows recorded episodes.
 
     Args:
-        datasets: At least one, none of them empty.
+        datasets: One or more datasets, none of them empty.
         action_meanings: Names of the actions; None shows numbers.
         size: Pictures are size x size.
     """
@@ -80,32 +80,32 @@ class DatasetBrowser:
 
     @property
     def dataset(self) -> EpisodeDataset:
-        """The dataset that is shown."""
+        """The dataset on the screen."""
         return self.datasets[self.position.dataset]
 
     @property
     def num_frames(self) -> int:
-        """Frames of the episode, the one after its last step included where it is known."""
+        """Number of frames of the episode, including the one after its last step where it is known."""
         return len(self.episode) + (self.episode.final_observation is not None)
 
     def command(self, command: Command, value: float | None = None) -> None:
-        """See `Session.command`; none needs a value."""
+        """See `Session.command`; no command needs a value."""
         if command in self._commands:
             self._commands[command]()
 
     def advance(self, held: Sequence[str]) -> None:
-        """Nothing moves by itself."""
+        """Do nothing, because nothing moves by itself."""
 
     def instructions(self) -> list[tuple[str, str]]:
-        """There are no keys but shortcuts."""
+        """Return nothing: there are no keys except shortcuts."""
         return []
 
     def held_keys(self) -> list[tuple[str, str]]:
-        """None: nothing moves by itself."""
+        """Return no keys, because nothing moves by itself."""
         return []
 
     def close(self) -> str:
-        """Nothing to keep."""
+        """Do nothing, because there is nothing to save."""
         return ""
 
     def _table(self) -> dict[Command, Callable[[], None]]:
@@ -129,7 +129,7 @@ class DatasetBrowser:
         self._go_to(Position(self.position.dataset, episode))
 
     def _go_to(self, position: Position) -> None:
-        """Shows another episode; where it cannot be read, the one that is shown stays."""
+        """Show another episode, or keep the current one if it cannot be read."""
         before, self.position = self.position, position
         try:
             self.episode = self._load()
@@ -144,7 +144,7 @@ class DatasetBrowser:
         self.position.step = min(max(self.position.step + steps, 0), self.num_frames - 1)
 
     def view(self) -> View:
-        """The frame and what is known of it; its denoising below where that was recorded."""
+        """The frame and its facts, and below it its denoising where that was recorded."""
         picture = pictures.scaled(self._frame(self.position.step), self.size)
         trajectories = self.episode.info.get(TRAJECTORY)
         if trajectories is not None:
@@ -152,7 +152,7 @@ class DatasetBrowser:
         return View(picture, (self._place_facts(), self._step_facts(), self._return_facts()), self.message)
 
     def _strip(self, trajectories: Tensor) -> list[pictures.Picture]:
-        """How the frame came about; black for the first."""
+        """The denoising of the frame; black for the first frame."""
         step = self.position.step
         trajectory = trajectories[max(0, step - 1)].permute(0, 2, 3, 1).float().numpy()
         return pictures.visible(trajectory if step > 0 else np.full_like(trajectory, -1))
@@ -182,7 +182,7 @@ class DatasetBrowser:
         )
 
     def _return_facts(self) -> Facts:
-        """Returns up to this time step, its reward included, after it, and in all."""
+        """Facts about the returns up to and including this time step, after it, and in total."""
         rewards, num_rewards = self.episode.rew, self.position.step + 1
         return (
             ("Return so far", f"{float(rewards[:num_rewards].sum()):g}"),

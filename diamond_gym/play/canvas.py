@@ -1,4 +1,4 @@
-"""A view as one picture of fixed size: header, message, the session's own picture, help over it."""
+"""Draw a view as one picture of fixed size: header, message, and the session's picture under the help."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _HELP_DIMMING = 6
 
 @dataclass(frozen=True)
 class Canvas:
-    """How large everything is.
+    """The layout of the picture.
 
     Attributes:
-        size: Width of everything, and height of the session's picture.
+        size: Width of the whole, and height of the session's picture.
         has_header: Whether facts and messages are above the picture.
     """
 
@@ -34,11 +34,11 @@ class Canvas:
         return max(8, self.size // 42)
 
     def draw(self, view: View, help_sections: list[tuple[str, list[Row]]] | None = None) -> Picture:
-        """The picture of a view, its width and height multiples of 8 as films like them.
+        """Draw a view, with width and height multiples of 8, which films need.
 
         Args:
-            view: What to show.
-            help_sections: Titles and rows of help to put over the picture; None for no help.
+            view: The view.
+            help_sections: Titles and rows of help to draw over the picture; None for no help.
         """
         picture = view.picture if help_sections is None else self._helped(view.picture, help_sections)
         if not self.has_header:
@@ -46,7 +46,7 @@ class Canvas:
         return np.concatenate([self._header(view), picture])
 
     def _header(self, view: View) -> Picture:
-        num_rows = max(map(len, view.header)) + 1  # the message's
+        num_rows = max(map(len, view.header)) + 1  # the row of the message
         line = round(1.35 * self.letters)
         height = -(-(num_rows * line + self.letters) // 8) * 8
         header = np.full((height, self.size, 3), text.BACKGROUND, np.uint8)

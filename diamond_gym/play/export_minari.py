@@ -1,4 +1,4 @@
-"""Recorded episodes as a Minari dataset, without loss. The only module here that knows the library."""
+"""Export recorded episodes as a Minari dataset, without loss. Only this module of `play` imports Minari."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
 
 @dataclass
 class ExportOptions:
-    """What to export, and under which name.
+    """The settings of an export.
 
     Raises:
         InvalidInputError: The number of actions is out of range.
@@ -39,14 +39,14 @@ class ExportOptions:
 
 
 def export(options: ExportOptions) -> str:
-    """Makes the Minari dataset.
+    """Make the Minari dataset.
 
     Returns:
-        What was exported, in a line.
+        A line that says what was exported.
 
     Raises:
         InvalidInputError: An option is wrong, or Minari has a dataset of that id.
-        MissingDependencyError: minari is not installed.
+        MissingDependencyError: Minari is not installed.
         DatasetError: There are no finished episodes, or they are of different sizes.
         CacheError: Minari's folder cannot be written.
     """
@@ -103,12 +103,12 @@ def _check_id(id: str, minari: Any) -> None:
 def _write(
     minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
 ) -> None:
-    """Makes the dataset, or leaves nothing of it."""
+    """Make the dataset, or remove it after an error."""
     from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of authors and code that recorded episodes do not name
+            warnings.simplefilter("ignore")  # about authors and code, which recorded episodes do not name
             minari.create_dataset_from_buffers(
                 id,
                 list(_buffers(episodes)),
@@ -158,7 +158,7 @@ def _buffers(episodes: Sequence[Episode]) -> Iterator[Any]:
 
 
 def _infos(episode: Episode) -> dict[str, Any] | None:
-    """What was stored besides, an entry a frame: nothing came out of noise before the first step."""
+    """Return the other stored data with one entry per frame; the first frame has no denoising."""
     infos = {}
     if ORIGINAL_OBS in episode.info:
         infos[ORIGINAL_OBS] = _channels_last(episode.info[ORIGINAL_OBS])

@@ -1,4 +1,4 @@
-"""What can be asked of a viewer, by which keys, and which keys are the game's own.
+"""The commands of a viewer, their keys, and the keys of the game.
 
 Keys are named by their character ("m", ".", " ") or by "enter", "escape", "up", "down", "left", "right",
 "pageup", "pagedown", "f1" and so on, with "ctrl+" before them where Control is held. The module knows
@@ -15,7 +15,7 @@ from diamond_gym.envs.games import keys_to_action
 
 
 class Command(StrEnum):
-    """Everything a person can ask for besides the game's own actions."""
+    """Everything that a person can ask for besides the game's actions."""
 
     LEAVE = "leave"
     HELP = "help"
@@ -54,14 +54,14 @@ class Command(StrEnum):
 
 @dataclass(frozen=True)
 class Shortcut:
-    """Keys that ask for something.
+    """The keys of a command.
 
     Attributes:
-        keys: Names of keys, any of which will do.
-        command: What each of them asks for.
-        text: What that does, in a few words.
-        value: A number that goes with the command; None for none.
-        repeats: Whether it is asked for again and again while its key is held.
+        keys: Names of keys, any of which gives the command.
+        command: The command.
+        text: What it does, in a few words.
+        value: A number that the command takes; None for none.
+        repeats: Whether it repeats while its key is held.
     """
 
     keys: tuple[str, ...]
@@ -89,9 +89,9 @@ _PLAY = (
     Shortcut(("left",), Command.PREVIOUS_PLACE, "the other way round"),
     Shortcut((".",), Command.PAUSE, "pause"),
     Shortcut(("e",), Command.STEP, "one step while paused", repeats=True),
-    Shortcut(("s", "ctrl+s", "f5"), Command.SAVE, "save this moment"),
-    Shortcut(("l", "f9"), Command.LOAD, "go back to it"),
-    Shortcut(("i",), Command.IMAGINE, "imagine on from this real frame"),
+    Shortcut(("s", "ctrl+s", "f5"), Command.SAVE, "save the state"),
+    Shortcut(("l", "f9"), Command.LOAD, "return to the saved state"),
+    Shortcut(("i",), Command.IMAGINE, "imagine from this real frame"),
     Shortcut(("c",), Command.COMPARE, "real and imagined side by side"),
     Shortcut(("t",), Command.STRIP, "how the frame came out of noise"),
     *(Shortcut((str(n),), Command.DENOISING_STEPS, "denoising steps", value=float(n)) for n in range(1, 10)),
@@ -111,11 +111,11 @@ DATASET_SHORTCUTS = (
     Shortcut(("enter",), Command.FIRST, "first time step"),
     *_GENERAL,
 )
-"""Of the dataset mode."""
+"""The shortcuts of the dataset mode."""
 
 
 def play_shortcuts(game_keys: Iterable[str]) -> tuple[Shortcut, ...]:
-    """Of the play mode: a key that the game needs is the game's (S, where there is a DOWN)."""
+    """The shortcuts of the play mode, without keys that the game needs (S, where there is a DOWN)."""
     taken = set(game_keys)
     return tuple(
         replace(s, keys=tuple(key for key in s.keys if key not in taken)) for s in (*_PLAY, *_GENERAL)
@@ -123,12 +123,12 @@ def play_shortcuts(game_keys: Iterable[str]) -> tuple[Shortcut, ...]:
 
 
 def find(shortcuts: Iterable[Shortcut], key: str) -> Shortcut | None:
-    """What a key asks for, None for nothing."""
+    """Return the shortcut of a key; None if it has none."""
     return next((s for s in shortcuts if key in s.keys), None)
 
 
 def explain(shortcuts: Sequence[Shortcut]) -> list[tuple[str, str]]:
-    """A line of help for each command: its keys and what they do."""
+    """Return a line of help for each command: its keys and what they do."""
     rows: dict[Command, tuple[list[str], str]] = {}
     for s in shortcuts:
         keys, _ = rows.setdefault(s.command, ([], s.text))
@@ -146,21 +146,21 @@ _SPELLINGS = {" ": "Space", "pageup": "PgUp", "pagedown": "PgDn", "escape": "Esc
 
 
 def spell(key: str) -> str:
-    """A key as people write it."""
+    """Write the name of a key for people."""
     return _SPELLINGS.get(key, key.capitalize())
 
 
 _SPARE_KEYS = ("w", "a", "s", "d", " ", "q", "z", "x", "b", "n", "u", "v", "y")
-"""For actions without names, in order; none of them is a shortcut but S."""
+"""Keys for actions without names, in order; only S is also a shortcut."""
 
 
 @dataclass(frozen=True)
 class GameKeys:
-    """Which keys are which actions.
+    """The keys of the game's actions.
 
     Attributes:
         action_meanings: Names of the actions in order.
-        combinations: Keys to hold together -> action.
+        combinations: Maps keys that are held together to actions.
         idle: The action without any key.
     """
 
@@ -170,7 +170,7 @@ class GameKeys:
 
     @classmethod
     def of(cls, action_meanings: Sequence[str]) -> GameKeys:
-        """WASD and space for actions with the console's names, else one key an action, as far as they go."""
+        """Choose WASD and space for actions with the console's names, else one key per action."""
         idle = action_meanings.index("NOOP") if "NOOP" in action_meanings else 0
         named = {frozenset(keys): action for keys, action in keys_to_action(action_meanings).items()}
         if not set(named.values()) - {idle}:
@@ -181,11 +181,11 @@ class GameKeys:
 
     @property
     def keys(self) -> frozenset[str]:
-        """Every key that the game uses."""
+        """All keys that the game uses."""
         return frozenset[str]().union(*self.combinations)
 
     def alone(self) -> list[tuple[str, str]]:
-        """Every key that the game uses, and its action where no other key is held: "" for none."""
+        """All keys that the game uses, with the action of each alone: "" for none."""
         actions = [self.combinations.get(frozenset({key})) for key in self._ordered()]
         names = ["" if action is None else self.action_meanings[action] for action in actions]
         return list(zip(self._ordered(), names, strict=True))
@@ -194,9 +194,9 @@ class GameKeys:
         return sorted(self.keys, key=_place)
 
     def action(self, held: Sequence[str]) -> int:
-        """The action of the keys that are held, in the order in which they were pressed.
+        """Return the action of the keys that are held, in the order in which they were pressed.
 
-        Where they are no action together, it is that of as many as possible, the latest of them first.
+        Where they are no action together, it is that of as many as possible, with the latest first.
         """
         candidates = [keys for keys in self.combinations if keys <= set(held)]
         if not candidates:
@@ -206,7 +206,7 @@ class GameKeys:
         return self.combinations[best]
 
     def explain(self) -> list[tuple[str, str]]:
-        """A line for each action: its keys and its name."""
+        """Return a line for each action: its keys and its name."""
         rows = [
             (" + ".join(spell(k) for k in sorted(keys, key=_place)), self.action_meanings[action])
             for keys, action in self.combinations.items()

@@ -1,4 +1,4 @@
-"""When pictures are due, and how evenly they came."""
+"""When pictures are due, and how regular they were."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Pacing:
-    """Times between pictures, from the first on.
+    """A record of the times between pictures.
 
     Args:
         fps: Pictures per second that were asked for.
@@ -20,14 +20,14 @@ class Pacing:
         self._last: float | None = None
 
     def tick(self) -> None:
-        """A picture has been shown."""
+        """Note that a picture has been shown."""
         now = time.perf_counter()
         if self._last is not None:
             self.seconds.append(now - self._last)
         self._last = now
 
     def pause(self) -> None:
-        """Pictures stop for a while; the time until the next one is not counted."""
+        """Note a pause; the time until the next picture is not counted."""
         self._last = None
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Pacing:
 
 
 class Clock:
-    """Waits until it is a picture's turn. A late picture delays those after it: there are no bursts.
+    """A clock that waits until a picture is due. A late picture delays those after it: there are no bursts.
 
     Args:
         fps: Pictures per second.
@@ -53,7 +53,7 @@ class Clock:
         self._turn = time.perf_counter()
 
     def wait(self) -> None:
-        """Sleeps until a period after the last turn, or not at all where that is over."""
+        """Sleep until one period after the last picture was due, or not at all if that has passed."""
         self._turn += self._period
         now = time.perf_counter()
         if self._turn > now:

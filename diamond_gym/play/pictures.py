@@ -1,4 +1,4 @@
-"""Squares on the screen: a game, real beside imagined, a film strip of denoising."""
+"""The square pictures: a game, real beside imagined, a film strip of denoising."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from diamond_gym.play import text
 Picture = UInt8[np.ndarray, "h w 3"]
 
 GAIN = 2
-"""Differences are shown so many times as large."""
+"""Factor by which differences are enlarged."""
 _MAX_STRIP_SHARE = 5
-"""A film strip takes at most one in so many rows."""
+"""A film strip takes at most this fraction of the picture's height: 1 / N."""
 
 
 def scaled(frame: Picture, side: int) -> Picture:
-    """A frame in a square of side x side pixels, as large as it fits, its pixels kept sharp, black around."""
+    """Enlarge a frame with sharp pixels as far as it fits into a black square of side x side pixels."""
     h, w = frame.shape[:2]
     scale = side / max(h, w)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
@@ -26,12 +26,12 @@ def scaled(frame: Picture, side: int) -> Picture:
 
 
 def difference(real: Picture, imagined: Picture) -> Picture:
-    """How far two frames are apart, `GAIN` times as bright."""
+    """Return the difference of two frames, `GAIN` times as bright."""
     return np.clip(GAIN * np.abs(real.astype(int) - imagined), 0, 255).astype(np.uint8)
 
 
 def quarters(panels: list[tuple[str, Picture]], lines: list[str], side: int) -> Picture:
-    """Three labelled frames and some lines of text, in the quarters of a square."""
+    """Draw three labelled frames and some lines of text in the quarters of a square."""
     half = side // 2
     canvas = np.full((side, side, 3), text.BACKGROUND, np.uint8)
     corners = [(0, 0), (0, half), (half, 0)]
@@ -45,7 +45,7 @@ def quarters(panels: list[tuple[str, Picture]], lines: list[str], side: int) -> 
 
 
 def with_strip(picture: Picture, strip: list[Picture]) -> Picture:
-    """A square picture made smaller, above a row of frames."""
+    """Draw a square picture, made smaller, above a row of frames."""
     side = picture.shape[0]
     cell = min(side // _MAX_STRIP_SHARE, side // len(strip))
     canvas = np.zeros_like(picture)
@@ -59,7 +59,7 @@ def with_strip(picture: Picture, strip: list[Picture]) -> Picture:
 
 
 def visible(trajectory: Float32[np.ndarray, "s h w 3"]) -> list[Picture]:
-    """Frames in about [-1, 1] as pictures; what is beyond is cut off."""
+    """Convert frames in about [-1, 1] to pictures, clipping values beyond."""
     return list(((trajectory.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8))
 
 

@@ -1,7 +1,7 @@
-"""Where a game is played: imagined, or real in the two ways that models are trained and tested in.
+"""The places where a game is played: the world model, or the real game as in training or in testing.
 
-A place steps, keeps its last frames and actions, and can be saved and gone back to. It knows nothing of who
-plays, nor of what is shown.
+A place steps, keeps its last frames and actions, and can be saved and restored. It knows nothing of who plays
+or of what is shown.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ Context = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step brought.
+    """The result of a step.
 
     Attributes:
         reward: Raw in the real game, a sign in imagination.
         terminated: The game is over; in the world model and in training, a life is lost.
-        truncated: The horizon, or the emulator's limit, is reached.
+        truncated: The horizon or the emulator's limit is reached.
     """
 
     reward: float
@@ -46,7 +46,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class PlaceState:
-    """A moment of a place, from `Place.save`.
+    """The state of a place, from `Place.save`.
 
     Attributes:
         env: The environment's own state.
@@ -72,16 +72,16 @@ class Trail:
         return self._obs[-1]
 
     def add(self, action: int, frame: Frame) -> None:
-        """Takes a step."""
+        """Add a step."""
         self._obs.append(frame)
         self._act.append(action)
 
     def context(self) -> Context:
-        """The frames and actions, as an environment's `reset(options={"context": ...})` takes them."""
+        """Return the frames and actions as an environment's `reset(options={"context": ...})` takes them."""
         return {"obs": np.stack(self._obs), "act": np.array(self._act, np.int64)}
 
     def copy(self) -> Trail:
-        """A trail that goes on from here by itself."""
+        """Return an independent copy."""
         obs, act = self.context().values()
         return Trail(obs, act)
 
@@ -90,8 +90,8 @@ class Place(Protocol):
     """A game that can be played.
 
     Attributes:
-        name: What it is called on the screen.
-        slug: The same in a folder's name.
+        name: Its name on the screen.
+        slug: Its name in a folder's name.
         trail: Its last frames.
         time: Steps since the reset.
     """
@@ -102,34 +102,34 @@ class Place(Protocol):
     time: int
 
     def reset(self) -> None:
-        """Starts an episode."""
+        """Start an episode."""
         ...
 
     def step(self, action: int) -> Outcome:
-        """Takes an action; the new frame is `trail.frame`."""
+        """Take an action, after which `trail.frame` is the new frame."""
         ...
 
     def original(self) -> Frame | None:
-        """The latest frame before it was made small, uint8 (h, w, 3); None where it never was larger."""
+        """The latest frame in its original size, uint8 (h, w, 3); None where that is the frame's own."""
         ...
 
     def save(self) -> PlaceState:
-        """This moment; going back to it replays the same future under the same actions."""
+        """Return the state; restoring it gives the same future under the same actions."""
         ...
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment of this place."""
+        """Restore a state of this place."""
         ...
 
 
 class ImaginedPlace:
-    """The world model.
+    """A game in the world model.
 
     Args:
         env: An environment without a time limit of its own.
         horizon: Steps after which an episode is truncated, at least 1.
-        bank: Where episodes start, instead of at the environment's own start contexts.
-        seed: Of everything random; None for another game every time.
+        bank: Contexts that episodes start from; None for the environment's own.
+        seed: Fixes everything random; None for another game every time.
     """
 
     name, slug = "world model", "wm"
@@ -143,7 +143,7 @@ class ImaginedPlace:
         self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
 
     def reset(self) -> None:
-        """Starts at one of the start contexts."""
+        """Start from one of the contexts."""
         if self._bank is None:
             self.imagine_from(None)
         else:
@@ -151,31 +151,31 @@ class ImaginedPlace:
             self.imagine_from({"obs": self._bank.obs[i], "act": self._bank.act[i]})
 
     def imagine_from(self, context: Context | None) -> None:
-        """Starts from given frames and actions; None draws one of the environment's contexts."""
+        """Start from given frames and actions; None draws one of the environment's contexts."""
         _, info = self.env.reset(options=None if context is None else {"context": context})
         self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
         self.time = 0
 
     def step(self, action: int) -> Outcome:
-        """Imagines a step."""
+        """Imagine a step."""
         frame, reward, terminated, _, _ = self.env.step(action)
         self.trail.add(action, frame)
         self.time += 1
         return Outcome(reward, terminated, self.time >= self.horizon and not terminated)
 
     def original(self) -> None:
-        """Imagined frames never were larger."""
+        """None, because imagined frames have only one size."""
 
     def denoising(self) -> NDArray[np.float32] | None:
-        """How the latest frame came out of noise, see `DiamondEnv.denoising_trajectory`."""
+        """The denoising of the latest frame, see `DiamondEnv.denoising_trajectory`."""
         return self.env.denoising_trajectory()
 
     def save(self) -> PlaceState:
-        """This moment, random numbers included."""
+        """Return the state, random numbers included."""
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment."""
+        """Restore a state."""
         assert isinstance(state.env, ImaginedState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time
@@ -187,8 +187,8 @@ class RealPlace:
     Args:
         game: Its name.
         training: Whether a lost life ends an episode, as in training; else only the end of the game does.
-        num_frames: Frames to keep, as many as the world model looks back on.
-        seed: Of the emulator and its no-ops; None for another game every time.
+        num_frames: Frames to keep, as many as the world model is conditioned on.
+        seed: Fixes the emulator and its no-ops; None for another game every time.
     """
 
     def __init__(self, game: str, *, training: bool, num_frames: int, seed: int | None = None) -> None:
@@ -199,21 +199,21 @@ class RealPlace:
 
     @functools.cached_property
     def env(self) -> AtariEnv:
-        """The game."""
+        """The environment, made at the first use."""
         return AtariEnv(self._game, training=self._training, render_mode="rgb_array")
 
     def reset(self) -> None:
-        """Starts a game; in training, goes on with the one in which a life was lost."""
+        """Start a game; in training, continue the one in which a life was lost."""
         frame, _ = self.env.reset(seed=self._seed)
         self._seed = None
-        # Before the first frame the console stood still, as far as a world model is concerned.
+        # For the world model, the console stood still before the first frame.
         self.trail = Trail(
             np.repeat(frame[None], self._num_frames, axis=0), np.zeros(self._num_frames - 1, int)
         )
         self.time = 0
 
     def step(self, action: int) -> Outcome:
-        """Plays a step, four raw frames."""
+        """Play a step, four raw frames."""
         frame, reward, terminated, truncated, _ = self.env.step(action)
         self.trail.add(action, frame)
         self.time += 1
@@ -224,11 +224,11 @@ class RealPlace:
         return self.env.render()
 
     def save(self) -> PlaceState:
-        """This moment, the emulator's random numbers included."""
+        """Return the state, the emulator's random numbers included."""
         return PlaceState(self.env.clone_state(), self.trail.copy(), self.time)
 
     def restore(self, state: PlaceState) -> None:
-        """Goes back to a moment."""
+        """Restore a state."""
         assert isinstance(state.env, AtariState)
         self.env.restore_state(state.env)
         self.trail, self.time = state.trail.copy(), state.time
@@ -238,10 +238,10 @@ class Comparison:
     """Imagination beside a real game, under the same actions.
 
     Imagination is forked from the real game's last frames, and again when it is over or the horizon is
-    reached; in between it sees nothing but the actions.
+    reached; in between it gets only the actions.
 
     Attributes:
-        outcome: What the latest imagined step brought; None right after a fork.
+        outcome: Result of the latest imagined step; None right after a fork.
         imagined_return: Sum of imagined rewards since the fork.
     """
 
@@ -250,13 +250,13 @@ class Comparison:
         self.fork()
 
     def fork(self) -> None:
-        """Imagination goes on from where the real game is."""
+        """Restart imagination from the real game's last frames."""
         self.imagined.imagine_from(self.real.trail.context())
         self.outcome: Outcome | None = None
         self.imagined_return = 0.0
 
     def step(self, action: int) -> Outcome:
-        """Takes an action in both; what the real step brought."""
+        """Take an action in both; return the outcome of the real step."""
         if self.outcome is not None and self.outcome.is_over:
             self.fork()
         self.outcome = self.imagined.step(action)
@@ -265,10 +265,10 @@ class Comparison:
 
 
 def check_horizon(horizon: int) -> int:
-    """A horizon.
+    """Return a horizon if it is valid.
 
     Raises:
-        InvalidInputError: Below 1.
+        InvalidInputError: It is below 1.
     """
     if horizon < 1:
         raise InvalidInputError(f"the horizon must be at least 1 step, got {horizon}")

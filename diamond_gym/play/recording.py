@@ -1,7 +1,7 @@
-"""Episodes that were played here, kept in the dataset layout.
+"""Recording of played episodes in the dataset layout.
 
-One folder for each place and for who played: `<root>/rec_<env>_<H or π>`. H is a person: an episode in which
-one took any step is a person's.
+Each place and kind of player has a folder: `<root>/rec_<env>_<H or π>`. H is for episodes in which a person
+took any step, π for those of policies.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from diamond_gym.errors import CacheError
 _Array = TypeVar("_Array", bound=NDArray[Any])
 
 TRAJECTORY = "denoising_trajectory"
-"""In an episode's `info`: float16 (t, steps + 1, c, h, w); entry i became the frame after step i."""
+"""Key in an episode's `info`: float16 (t, steps + 1, c, h, w); entry i became the frame after step i."""
 ORIGINAL_OBS = "original_obs"
-"""In an episode's `info`: uint8 (t + 1, c, h, w), the console's screens, the one after the last step too."""
+"""Key in an episode's `info`: uint8 (t + 1, c, h, w), the console's screens, also after the last step."""
 
 
 @dataclass(frozen=True)
 class RecordedStep:
-    """A step as it is kept until the episode is over.
+    """A recorded step.
 
     Attributes:
         obs: Frame before the step, uint8 (h, w, 3).
         act: The action.
         rew: Its reward.
         by_human: Whether a person chose it.
-        original: The frame before the step as the console drew it.
-        trajectory: How the frame after the step came out of noise, float16 (steps + 1, h, w, 3).
+        original: The frame before the step in the console's size.
+        trajectory: Denoising of the frame after the step, float16 (steps + 1, h, w, 3).
     """
 
     obs: NDArray[np.uint8]
@@ -50,14 +50,14 @@ class RecordedStep:
 
 @dataclass
 class Recorder:
-    """Gathers the steps of an episode, and writes it when it is over.
+    """A recorder, which gathers the steps of an episode and writes it at its end.
 
     An episode that could not be written is kept and tried again with the next one and at the end.
 
     Attributes:
         root: Folder of the datasets.
-        steps: Of the episode so far.
-        num_saved: Episodes written.
+        steps: Steps of the episode so far.
+        num_saved: Number of episodes written.
     """
 
     root: Path
@@ -71,23 +71,23 @@ class Recorder:
         disk.prepare_folder(self.root)
 
     def forget(self) -> None:
-        """The episode so far was cut off: it is not kept."""
+        """Drop the episode so far."""
         self.steps = ()
 
     def add(self, step: RecordedStep) -> None:
-        """Takes a step."""
+        """Add a step."""
         self.steps = (*self.steps, step)
 
     def finish(
         self, env_name: str, final: NDArray[np.uint8], original: NDArray[np.uint8] | None, *, terminated: bool
     ) -> Path:
-        """The episode is over: writes it.
+        """Write the episode, which is over.
 
         Args:
-            env_name: Where it was played.
+            env_name: Name of the place.
             final: The frame after the last step.
-            original: The same as the console drew it.
-            terminated: Whether the game ended, or else the episode was truncated.
+            original: The same frame in the console's size.
+            terminated: Whether the game ended; if not, the episode was truncated.
 
         Returns:
             The dataset's folder.
@@ -103,7 +103,7 @@ class Recorder:
         return folder
 
     def flush(self) -> None:
-        """Writes the episodes that wait.
+        """Write the episodes that wait.
 
         Raises:
             CacheError: One cannot be written.
@@ -139,13 +139,13 @@ def _episode(
 
 
 def _all_there(arrays: Sequence[_Array | None]) -> list[_Array] | None:
-    """The arrays, None if one is missing."""
+    """Return the arrays, or None if one is missing."""
     there = [array for array in arrays if array is not None]
     return there if len(there) == len(arrays) else None
 
 
 def _of_one_length(trajectories: list[NDArray[np.float16]]) -> NDArray[np.float16]:
-    """Trajectories stacked; where the number of denoising steps changed, shorter ones repeat their end."""
+    """Stack trajectories; shorter ones, with fewer denoising steps, repeat their end."""
     longest = max(map(len, trajectories))
     padding = [(0, 0)] * (trajectories[0].ndim - 1)
     return np.stack([np.pad(t, [(0, longest - len(t)), *padding], mode="edge") for t in trajectories])

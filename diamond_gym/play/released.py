@@ -1,4 +1,4 @@
-"""Choosing one of the published world models, by number or name."""
+"""The choice of a published world model, by number or name."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _PER_LINE = 4
 
 
 def menu() -> str:
-    """The games there are published world models of, with numbers from 1."""
+    """Return the games of published world models, numbered from 1."""
     entries = [f"{i:2} {game:16}" for i, game in enumerate(ATARI_100K, 1)]
     lines = ["".join(entries[i : i + _PER_LINE]).rstrip() for i in range(0, len(entries), _PER_LINE)]
     return "\n".join(lines)
 
 
 def choose(choice: str) -> str:
-    """The game of a number or a name.
+    """Return the game of a number or a name.
 
     Raises:
         InvalidInputError: There is no such number, or no published world model of the game.
@@ -38,10 +38,10 @@ def choose(choice: str) -> str:
 
 
 def ask(read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> str:
-    """Shows the menu and asks until a game is chosen.
+    """Show the menu and ask until a game is chosen.
 
     Raises:
-        InvalidInputError: There is nobody to answer.
+        InvalidInputError: There is no terminal to ask on.
     """
     write(menu())
     while True:

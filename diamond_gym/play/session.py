@@ -1,6 +1,6 @@
 """A game that a person or a policy plays: explicit state, changed by named commands and held keys.
 
-Knows nothing of windows, browsers or letters on the screen.
+The module knows nothing of windows, browsers or text on the screen.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from diamond_gym.world.pixels import mean_squared_error, psnr
 _SOLVERS = {1: "Euler", 2: "Heun"}
 _CHURN_STEP = 0.1
 _SPEED_STEPS = 15
-"""Steps whose median time is the speed on the screen."""
+"""Number of steps whose median time is the speed on the screen."""
 
 
 @dataclass(frozen=True)
 class Moment:
-    """What the latest step was and brought.
+    """The latest step.
 
     Attributes:
-        action: None before the first step.
-        entropy: Of the player's choice at the frame before the step; see `Player`.
-        value: What the player expected there.
-        outcome: None before the first step.
+        action: The action; None before the first step.
+        entropy: Entropy of the player's choice at the frame before the step; see `Player`.
+        value: The player's expected return there.
+        outcome: The result; None before the first step.
         episode_return: Sum of rewards so far.
     """
 
@@ -63,7 +63,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Saved:
-    """A moment to go back to."""
+    """A state to return to."""
 
     where: int
     place: PlaceState
@@ -76,16 +76,16 @@ class Saved:
 
 
 class PlaySession:
-    """Play, in the world model and in the real game.
+    """A session of play in the world model and in the real game.
 
     Args:
-        title: What is played.
+        title: The title of the window.
         imagined: The world model.
-        real: The real game, once or more; none where there is no such game.
-        player: Who plays when no person does.
-        game_keys: Which keys are which actions.
+        real: The places of the real game; empty where there is no such game.
+        player: The player, when no person plays.
+        game_keys: The keys of the actions.
         size: Pictures are size x size.
-        recorder: Keeps finished episodes; None for nobody.
+        recorder: Records finished episodes; None to record none.
         rest: Pictures for which the end of an episode stays on the screen.
         is_human: Whether a person begins.
     """
@@ -121,7 +121,7 @@ class PlaySession:
 
     @property
     def place(self) -> Place:
-        """Where the game is played now; the real game in a comparison."""
+        """The place where the game is played now; the real game in a comparison."""
         return self.places[self.where]
 
     def command(self, command: Command, value: float | None = None) -> None:
@@ -132,7 +132,7 @@ class PlaySession:
             self._commands[command]()
 
     def advance(self, held: Sequence[str]) -> None:
-        """A step, unless the game is paused or shows the end of an episode for a moment."""
+        """Take a step, unless the game is paused or still shows the end of an episode."""
         is_stepping, self._is_stepping = self._is_stepping, False
         if self.is_paused and not is_stepping:
             return
@@ -144,15 +144,15 @@ class PlaySession:
             self._step(held)
 
     def instructions(self) -> list[tuple[str, str]]:
-        """The game's own keys."""
+        """Return the game's keys."""
         return self.game_keys.explain()
 
     def held_keys(self) -> list[tuple[str, str]]:
-        """The game's keys and their actions."""
+        """Return the game's keys and their actions."""
         return self.game_keys.alone()
 
     def close(self) -> str:
-        """Writes episodes that wait.
+        """Write the episodes that are not written yet.
 
         Raises:
             CacheError: They cannot be written.
@@ -253,7 +253,7 @@ class PlaySession:
 
     def _pause(self) -> None:
         self.is_paused = not self.is_paused
-        self.message = "paused" if self.is_paused else "goes on"
+        self.message = "paused" if self.is_paused else "resumed"
 
     def _single_step(self) -> None:
         if self.is_paused:
@@ -290,7 +290,7 @@ class PlaySession:
     def _load(self) -> None:
         saved = self._saved
         if saved is None:
-            raise InvalidInputError("no moment has been saved yet")
+            raise InvalidInputError("nothing has been saved yet")
         self.where, self.moment, self.player = saved.where, saved.moment, copy.deepcopy(saved.player)
         self.place.restore(saved.place)
         self.comparison = None
@@ -351,10 +351,10 @@ class PlaySession:
     def _sampler(self):
         return self.imagined.env.world.world_model.config
 
-    # --- what there is to see
+    # --- views
 
     def view(self) -> View:
-        """The picture, with comparison and film strip where wanted, and the facts."""
+        """Return the picture, with comparison and film strip if they are on, and the facts."""
         picture = self._picture()
         trajectory = self._shown_trajectory()
         if trajectory is not None:
@@ -428,7 +428,7 @@ class PlaySession:
 
 
 def name_of(player: Player) -> str:
-    """Return who a player is, in a word or two."""
+    """Return a name of a player, in a word or two."""
     return getattr(player, "name", "player")
 
 

@@ -17,13 +17,13 @@ from diamond_gym.registration import DEFAULT_MAX_EPISODE_STEPS, game_name
 _MIN_SIZE, _MAX_SIZE = 256, 4096
 _MAX_PORT = 65535
 _ASK = ""
-"""Value of --pretrained and --dataset-mode without a value."""
+"""Value of --pretrained and --dataset-mode that are given without a value."""
 POSITIONAL = ("game",)
-"""What an argument without a key is."""
+"""The key of an argument without one."""
 RUN_CONFIG = Path("config", "trainer.yaml")
-"""A folder that has this is a training run."""
+"""A folder with this file is a training run."""
 _OF_A_WORLD = (RUN_CONFIG, Path("model.safetensors"))
-"""A folder that has one of these is played in when nothing else is asked for."""
+"""In a folder with one of these, play uses its world model by default."""
 
 ABOUT = """\
 Play inside a world model. In a run folder, without arguments: inside its own.
@@ -40,10 +40,10 @@ H shows the keys."""
 
 @dataclass
 class WorldOptions:
-    """Which world model, and how it imagines: the keyword arguments of `gymnasium.make`.
+    """The world model and its sampler: the keyword arguments of `gymnasium.make`.
 
     Raises:
-        InvalidInputError: A number is out of range, or there is no such backend.
+        InvalidInputError: A number is out of range, or the backend is unknown.
     """
 
     game: str | None = option(None, "the game, or a path to play at; the first argument", is_path=True)
@@ -74,7 +74,7 @@ class WorldOptions:
 
 @dataclass(frozen=True)
 class WebOptions:
-    """Where browsers find the page.
+    """The address of the page.
 
     Attributes:
         host: Name or address of this machine; with one that others can reach, the page asks for a token.
@@ -121,7 +121,7 @@ class Options(WorldOptions):
     store_original_obs: bool = option(False, "with record: the real game's screens in full size")
     num_steps_initial_collect: int = option(
         0,
-        "play so many steps of the real game first and imagine from moments of them; 0: from the "
+        "steps of the real game to play first, to imagine from contexts in them; 0: from the "
         "checkpoint's own contexts",
         flag="-n",
         least=0,
@@ -136,7 +136,7 @@ class Options(WorldOptions):
     header: bool = option(True, "draw what happens above the picture; --no-header for only the picture")
     captures: Path = option(Path("captures"), "folder of screenshots and films")
     film: Path | None = option(None, "film everything from the start, .mp4 or .gif")
-    frames: int | None = option(None, "leave after so many pictures", least=1)
+    frames: int | None = option(None, "number of pictures after which to leave", least=1)
     web: bool = option(False, "in browsers instead of a window; needs no display")
     port: int | None = option(None, f"with web: {WebOptions.port} without it, 0 takes a free one")
     host: str | None = option(
@@ -148,13 +148,13 @@ class Options(WorldOptions):
 
 @dataclass
 class Settings:
-    """Everything that was asked for.
+    """The checked settings.
 
     Attributes:
         world: The world model; `world.game` is a game's name or None, `world.checkpoint` is set.
-        dataset_mode: Folder of datasets to look at; None to play; "" for the usual place.
-        is_policy: Whether the policy begins; None where that is the checkpoint's actor-critic.
-        web: Where to serve it to browsers; None for a window.
+        dataset_mode: Folder of datasets to show; None to play; "" for the default folder.
+        is_policy: Whether the policy begins; None if it does when the checkpoint has an actor-critic.
+        web: Where to serve the page; None for a window.
     """
 
     world: WorldOptions
@@ -180,20 +180,20 @@ class Settings:
             raise InvalidInputError(f"fps must be in 1..1000, got {self.fps:g}")
         if not _MIN_SIZE <= self.size <= _MAX_SIZE:
             raise InvalidInputError(f"size must be in {_MIN_SIZE}..{_MAX_SIZE}, got {self.size}")
-        self.size -= self.size % 8  # films are made of blocks
+        self.size -= self.size % 8  # films consist of blocks
 
 
 def parse(arguments: Sequence[str]) -> Settings:
-    """Settings from a command line; see `settings_of`."""
+    """Parse a command line to settings; see `settings_of`."""
     return settings_of(cli.parse(Options, arguments, positional=POSITIONAL))
 
 
 def settings_of(options: Options) -> Settings:
-    """Settings; asks on the terminal where `pretrained` has no value.
+    """Check options and make settings; ask on the terminal where `pretrained` has no value.
 
     Raises:
         InvalidInputError: A combination is not one of those accepted.
-        UnknownGameError: What was to be played is neither a game nor a path.
+        UnknownGameError: The argument is neither a game nor a path.
     """
     if options.policy and options.human:
         raise InvalidInputError("give one of policy and human: only one can begin")
@@ -225,10 +225,10 @@ def _web_options(options: Options) -> WebOptions | None:
 
 
 def _resolve(world: WorldOptions, pretrained: str | None) -> None:
-    """Makes a game's name and a checkpoint of what was given."""
+    """Set the game's name and the checkpoint according to the arguments."""
     if pretrained is not None:
         if world.checkpoint is not None or (world.game is not None and pretrained != _ASK):
-            raise InvalidInputError("pretrained chooses game and checkpoint: give neither besides")
+            raise InvalidInputError("pretrained chooses game and checkpoint: do not give them too")
         choice = world.game or pretrained
         world.game = released.choose(choice) if choice else released.ask()
         world.checkpoint = "hub"
@@ -244,7 +244,7 @@ def _resolve(world: WorldOptions, pretrained: str | None) -> None:
 
 
 def _is_path(text: str) -> bool:
-    """Whether it means a checkpoint, not a game."""
+    """Whether a text means a checkpoint, not a game."""
     try:
         game_name(text)
         return False

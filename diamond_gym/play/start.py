@@ -1,4 +1,4 @@
-"""From settings to a session: loads the world model, sets up places, says what is what."""
+"""From settings to a session: load the world model, make the places, print an introduction."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from diamond_gym.players.actor_critic import ActorCriticPlayer
 from diamond_gym.players.player import Player, RandomPlayer, player, usual_player
 
 RECORDINGS = Path("dataset")
-"""Where recorded episodes go, and are looked for."""
+"""Folder where recorded episodes are written and found."""
 _REST_SECONDS = 0.5
-"""For so long the end of an episode stays on the screen."""
+"""Seconds for which the end of an episode stays on the screen."""
 _RANDOM_HOLD = 4
-"""Steps for which the random player holds an action at most; one a step looks like trembling."""
+"""Longest hold, in steps, of the random player's actions; with one step it looks like trembling."""
 
 
 def play_session(settings: Settings, tell: Callable[[str], object] = print) -> PlaySession:
-    """A session to play in.
+    """Make a session to play in.
 
     Raises:
-        DiamondGymError: The world model cannot be had, or the recordings' folder cannot be written.
+        DiamondGymError: The world model cannot be loaded, or the recordings' folder cannot be written.
     """
     recorder = _recorder(settings)
     return session_in(_make_env(settings.world), settings, recorder, tell)
@@ -41,7 +41,7 @@ def play_session(settings: Settings, tell: Callable[[str], object] = print) -> P
 def session_in(
     env: DiamondEnv, settings: Settings, recorder: Recorder | None, tell: Callable[[str], object]
 ) -> PlaySession:
-    """The same in an environment that is there already."""
+    """Make a session in an existing environment."""
     world, seed = env.world, settings.world.seed
     who = player_of(world, seed or 0)
     bank = _bank(settings, world, who) if settings.num_steps_initial_collect else None
@@ -62,10 +62,10 @@ def session_in(
 
 
 def dataset_browser(settings: Settings) -> DatasetBrowser:
-    """A session to look at recorded episodes.
+    """Make a session that shows recorded episodes.
 
     Raises:
-        DatasetError: There are none.
+        DatasetError: There are no recorded episodes.
     """
     datasets = find_datasets(_dataset_folder(settings))
     game = settings.world.game
@@ -102,7 +102,7 @@ def _make_env(options: WorldOptions) -> DiamondEnv:
 
 
 def _real_places(world: World, seed: int | None) -> list[RealPlace]:
-    """The real game as models are tested and trained in it; none where the world is of no such game."""
+    """Make the real game as in testing and in training, if the world is that of a real game."""
     if world.game is None or world.contexts.obs.shape[2:4] != (atari.SCREEN_SIZE, atari.SCREEN_SIZE):
         return []
     n = world.world_model.num_steps_conditioning
@@ -120,7 +120,7 @@ def player_of(world: World, seed: int) -> Player:
 
 
 def _bank(settings: Settings, world: World, who: Player) -> ContextBank:
-    """Start contexts out of steps that the player plays now, as one who remembers all of them."""
+    """Cut contexts out of steps that the player plays now."""
     n, num_steps = world.world_model.num_steps_conditioning, settings.num_steps_initial_collect
     if world.game is None:
         raise InvalidInputError("-n plays the real game first, and this world is of none: leave it out")
@@ -143,13 +143,13 @@ def _bank(settings: Settings, world: World, who: Player) -> ContextBank:
 
 
 def _policy_begins(settings: Settings, world: World) -> bool:
-    """As was asked for; else who has learned to play shows it first."""
+    """Whether the policy begins: as asked for, else if it was trained."""
     has_learned = world.agent.actor_critic is not None
     return has_learned if settings.is_policy is None else settings.is_policy
 
 
 def _introduce(session: PlaySession, world: World, tell: Callable[[str], object]) -> None:
-    """Says which world this is, who its policy is, and the game's keys."""
+    """Print the world, its policy, and the game's keys."""
     tell(f"{session.title}, imagined by {world.source}")
     tell(f"policy: {_who(session.player)}")
     for keys, meaning in session.game_keys.explain():

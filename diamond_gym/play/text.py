@@ -1,4 +1,4 @@
-"""Letters on pictures. Drawn once for each text: a header repeats itself."""
+"""Text on pictures. Each text is drawn once and cached, because headers repeat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BACKGROUND: Colour = (18, 18, 24)
 
 _SMALLEST = 7
 _SPELLED_OUT = str.maketrans({"π": "pi"})
-"""The font that comes with Pillow has no Greek letters."""
+"""Replacements for Greek letters, which Pillow's own font does not have."""
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def _font(size: int) -> Any:
 
 @functools.lru_cache(maxsize=4096)
 def _mask(text: str, size: int) -> UInt8[np.ndarray, "h w"]:
-    """How much of each pixel is covered by the text, in a box as high as any text of the size."""
+    """Return how much of each pixel the text covers, in a box as high as any text of the size."""
     from PIL import Image, ImageDraw
 
     font, text = _font(size), text.translate(_SPELLED_OUT).encode("ascii", "replace").decode()
@@ -41,18 +41,18 @@ def _mask(text: str, size: int) -> UInt8[np.ndarray, "h w"]:
 
 
 def height(size: int) -> int:
-    """Pixels from the top of a text to its bottom, tails of letters included."""
+    """Return the height of a text in pixels, descenders included."""
     ascent, descent = _font(size).getmetrics()
     return ascent + descent
 
 
 def width(text: str, size: int) -> int:
-    """Pixels from the left of a text to its right."""
+    """Return the width of a text in pixels."""
     return _mask(text, size).shape[1]
 
 
 def fitted(text: str, size: int, room: int) -> tuple[str, int]:
-    """The text and the size, or a smaller size and in the end a shorter text, not wider than the room."""
+    """Make a text fit into a width, by a smaller size and, if needed, fewer letters; return text and size."""
     while size > _SMALLEST and width(text, size) > room:
         size -= 1
     short = text
@@ -65,9 +65,9 @@ def fitted(text: str, size: int, room: int) -> tuple[str, int]:
 def write(
     canvas: UInt8[np.ndarray, "h w 3"], x: int, y: int, text: str, size: int, colour: Colour = WHITE
 ) -> int:
-    """Puts a text on a picture, its upper left corner at (x, y); gives the x after it.
+    """Draw a text on a picture, its upper left corner at (x, y); return the x after it.
 
-    What lies outside of the picture is left out.
+    Parts outside the picture are clipped.
     """
     mask = _mask(text, size)[: max(0, canvas.shape[0] - y), : max(0, canvas.shape[1] - x)]
     h, w = mask.shape

@@ -1,4 +1,4 @@
-"""What a session shows, as data: a picture and facts. Whoever shows it decides how."""
+"""What a session shows, as data: a picture and facts, independent of how they are drawn."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from jaxtyping import UInt8
 from diamond_gym.play.keys import Command, Shortcut
 
 Facts = tuple[tuple[str, str], ...]
-"""Name and value, such as ("Reward", "1")."""
+"""A name and a value, such as ("Reward", "1")."""
 
 
 @dataclass(frozen=True)
 class View:
-    """One moment on the screen.
+    """The content of the screen.
 
     Attributes:
-        picture: Without the header.
-        header: Columns of facts, all of the same height whatever happens.
-        message: What happened last, in a sentence; empty where there is nothing to tell.
+        picture: The picture, without the header.
+        header: Columns of facts, always of the same height.
+        message: What happened last, in a sentence; may be empty.
     """
 
     picture: UInt8[np.ndarray, "s s 3"]
@@ -31,12 +31,12 @@ class View:
 
 
 class Session(Protocol):
-    """What a viewer shows and passes commands on to.
+    """The interface of a session, which a viewer shows and sends commands to.
 
     Attributes:
-        title: What is shown, for a title bar or a file's name.
+        title: Title for a title bar or a file's name.
         shortcuts: Keys for its commands.
-        message: What happened last; a viewer may put others, and takes each away after a while.
+        message: What happened last; a viewer may set others, and clears each after a while.
     """
 
     title: str
@@ -44,10 +44,10 @@ class Session(Protocol):
     message: str
 
     def command(self, command: Command, value: float | None = None) -> None:
-        """Does what was asked for.
+        """Carry out a command.
 
         Args:
-            command: What; one that is not the session's own is ignored.
+            command: The command; one that is not the session's own is ignored.
             value: A number, for the commands that need or take one.
 
         Raises:
@@ -56,21 +56,21 @@ class Session(Protocol):
         ...
 
     def advance(self, held: Sequence[str]) -> None:
-        """Time goes on by one picture, with these keys held, in the order in which they were pressed."""
+        """Advance time by one picture, with these keys held, in the order in which they were pressed."""
         ...
 
     def view(self) -> View:
-        """What there is to see now."""
+        """Return what there is to see now."""
         ...
 
     def instructions(self) -> list[tuple[str, str]]:
-        """Keys and what they do, where that is not a shortcut's affair."""
+        """Return the keys that are not shortcuts, and what they do."""
         ...
 
     def held_keys(self) -> list[tuple[str, str]]:
-        """Keys that do something while they are held, and what each does alone; "" for nothing."""
+        """Return the keys that act while they are held, and what each does alone; "" for nothing."""
         ...
 
     def close(self) -> str:
-        """Ends it, keeping what can be kept; a line on what was kept, or nothing."""
+        """End the session and save its data; return a line about what was saved, which may be empty."""
         ...

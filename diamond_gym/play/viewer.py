@@ -1,7 +1,7 @@
 """What every kind of session needs on the screen: keys, help, screenshots, films, pictures with a header.
 
-A viewer takes names of keys or commands and gives pictures. Windows and web pages are two ways to get keys
-into it and pictures out.
+A viewer takes names of keys or commands and returns pictures. Windows and web pages send keys and show
+pictures.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _MESSAGE_SECONDS = 4
 
 
 class Viewer:
-    """Shows a session.
+    """A viewer of a session.
 
     Attributes:
-        has_left: Whether leaving was asked for.
-        is_fullscreen: Whether the whole screen was asked for; of interest to those who have a screen.
+        has_left: Whether the user asked to leave.
+        is_fullscreen: Whether the user asked for the full screen; only windows need it.
 
     Args:
-        session: What to show.
-        canvas: How large.
+        session: The session to show.
+        canvas: The layout.
         fps: Pictures per second, for films and for how long messages stay.
         captures: Folder of screenshots and films.
-        tell: Gets a line about each file.
+        tell: Called with a line about each file.
     """
 
     def __init__(
@@ -54,18 +54,18 @@ class Viewer:
         self._message, self._message_age = "", 0
 
     def press(self, key: str, *, is_repeated: bool = False) -> None:
-        """A key went down; see `keys` for its name. One without a meaning does nothing.
+        """Carry out the shortcut of a key that went down; other keys do nothing.
 
         Args:
-            key: Its name.
-            is_repeated: Whether it has been down for a while, and only repeats itself.
+            key: Its name, see `keys`.
+            is_repeated: Whether it has been down for a while and only repeats.
         """
         shortcut = keys.find(self.session.shortcuts, key)
         if shortcut is not None and (shortcut.repeats or not is_repeated):
             self.command(shortcut.command, shortcut.value)
 
     def command(self, command: Command, value: float | None = None) -> None:
-        """Does what was asked for; what cannot be done is told by a message on the screen."""
+        """Carry out a command, or show a message that says why it is impossible."""
         try:
             if command is Command.LEAVE:
                 self.has_left = True
@@ -83,13 +83,13 @@ class Viewer:
             self.session.message = str(error)
 
     def advance(self, held: Sequence[str]) -> Picture:
-        """Time goes on by one picture; help stops it.
+        """Advance time by one picture, except while help is shown.
 
         Args:
             held: Names of the keys that are held, in the order in which they were pressed.
 
         Returns:
-            What is to be shown now, uint8 (h, w, 3), of one size for ever.
+            The picture to show, uint8 (h, w, 3), always of the same size.
         """
         if not self.shows_help:
             self.session.advance(held)
@@ -99,16 +99,16 @@ class Viewer:
         return picture
 
     def view(self) -> View:
-        """Picture and facts, for those who write letters themselves."""
+        """Return picture and facts, for pages that draw the text themselves."""
         return self.session.view()
 
     def picture(self) -> Picture:
-        """What is to be seen now, header and help included."""
+        """Draw the whole picture, header and help included."""
         self._age_message()
         return self.canvas.draw(self.view(), self.help() if self.shows_help else None)
 
     def help(self) -> list[tuple[str, list[tuple[str, str]]]]:
-        """Titles and rows of keys and what they do."""
+        """Return the help: titles with rows of keys and what they do."""
         sections = [
             ("Game keys", self.session.instructions()),
             ("Keys", keys.explain(self.session.shortcuts)),
@@ -116,7 +116,7 @@ class Viewer:
         return [(title, rows) for title, rows in sections if rows]
 
     def close(self) -> str:
-        """Completes what was going on; what was kept, in a line.
+        """Complete films and recordings; return a line about what was saved.
 
         Raises:
             CacheError: Something cannot be written.
@@ -128,10 +128,10 @@ class Viewer:
         return kept
 
     def start_film(self, path: Path, *, replace: bool = True) -> None:
-        """Takes a film from here on, of everything that is shown; see `Film`.
+        """Start a film of everything that is shown; see `Film`.
 
         Raises:
-            DiamondGymError: The file cannot be written, or its name is no film's.
+            DiamondGymError: The file cannot be written, or its name is not that of a film.
         """
         disk.prepare_folder(path.parent)
         self.film = Film(path, self.fps, replace=replace)
@@ -165,7 +165,7 @@ class Viewer:
         return self.captures / f"{stem}{suffix}"
 
     def _age_message(self) -> None:
-        """Takes a message away when it has been there for a while."""
+        """Clear a message after a while."""
         if self.session.message != self._message:
             self._message, self._message_age = self.session.message, 0
         self._message_age += 1

@@ -1,4 +1,4 @@
-"""A viewer on the screen: keys into it, pictures out of it. The only module here that knows pygame."""
+"""A viewer in a window: keys in, pictures out. Only this module of `play` uses pygame."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ NO_DISPLAY = (
     "Play on a desktop or under `xvfb-run`; or in a browser, here or elsewhere, with `--web`; or set "
     "SDL_VIDEODRIVER=dummy and let `--film FILE --frames N` show what would have been on the screen"
 )
-"""What to do without a display."""
+"""Advice for machines without a display."""
 
 _REPEAT_DELAY_MS, _REPEAT_MS = 400, 60
 
 
 def open_window(title: str, fps: float) -> Window:
-    """A window that opens with its first picture.
+    """Make a window that opens with its first picture.
 
     Raises:
         MissingDependencyError: pygame is not installed.
@@ -30,13 +30,13 @@ def open_window(title: str, fps: float) -> Window:
 
 
 def run(viewer: Viewer, window: Window, pacing: Pacing, num_frames: int | None = None) -> None:
-    """Shows the viewer until it is left, the window is closed, or so many pictures were shown.
+    """Show the viewer until it is left, the window is closed, or `num_frames` pictures were shown.
 
     Args:
-        viewer: What to show.
-        window: Where; it is closed in the end.
-        pacing: Is told of every picture.
-        num_frames: None for no end.
+        viewer: The viewer.
+        window: The window, which is closed at the end.
+        pacing: Records the time of every picture.
+        num_frames: Number of pictures; None for no end.
     """
     keyboard = Keyboard()
     is_fullscreen = False
@@ -55,15 +55,15 @@ def run(viewer: Viewer, window: Window, pacing: Pacing, num_frames: int | None =
 
 
 class OnKey(Protocol):
-    """Is told of keys that go down."""
+    """A function that is called for keys that go down."""
 
     def __call__(self, key: str, *, is_repeated: bool) -> object:
-        """A key went down, or has been down for a while."""
+        """Handle a key that went down, or has been down for a while."""
         ...
 
 
 class Keyboard:
-    """Which keys are held, and which went down.
+    """The state of the keyboard.
 
     Attributes:
         is_closed: Whether the window was closed.
@@ -75,18 +75,18 @@ class Keyboard:
         self._keys = HeldKeys()
 
     def held(self) -> list[str]:
-        """Keys that are held or were since the last picture, in the order in which they went down."""
+        """The keys held now or since the last picture, in the order in which they were pressed."""
         return self._keys.now()
 
     def read(self, on_key: OnKey) -> None:
-        """Takes what has happened since the last picture."""
-        self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window forgets it
+        """Process the events since the last picture."""
+        self._pygame.key.set_repeat(_REPEAT_DELAY_MS, _REPEAT_MS)  # every new window resets this
         self._keys.start_picture()
         for event in self._pygame.event.get():
             if event.type == self._pygame.QUIT:
                 self.is_closed = True
             elif event.type == self._pygame.WINDOWFOCUSLOST:
-                self._keys.release()  # nobody tells when they are let go
+                self._keys.release()  # their release causes no event
             elif event.type == self._pygame.KEYUP:
                 self._keys.up(self._name(event))
             elif event.type == self._pygame.KEYDOWN:
@@ -105,7 +105,7 @@ class Keyboard:
         return _NAMES.get(name, name)
 
     def _character(self, event: Any) -> str | None:
-        """What the key types on this keyboard, for signs that are elsewhere on others."""
+        """Return the character that the key types, for signs whose place depends on the keyboard."""
         typed = getattr(event, "unicode", "")
         return typed if typed in _SIGNS and typed else None
 
@@ -121,5 +121,5 @@ _NAMES = {
     "[.]": ".",
     **{f"[{n}]": str(n) for n in range(10)},
 }
-"""pygame's names of keys -> ours, where they differ."""
+"""Maps pygame's names of keys to ours, where they differ."""
 _SIGNS = "+-=.123456789"

@@ -1,1 +1,1 @@
-"""Who plays: random, scripted and learned players, and what the scripted ones see."""
+"""Random, scripted and learned players, and the computer vision of the scripted ones."""

@@ -1,6 +1,6 @@
 """A checkpoint's actor-critic as a player.
 
-Knows one network and one stream of random numbers; nothing of games, files or training.
+The module has one network and one stream of random numbers, and knows nothing of games, files or training.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from diamond_gym.world.world_model import draw_class
 
 
 class ActorCriticPlayer:
-    """Plays with an agent's actor-critic; its memory lasts from one `reset` to the next.
+    """A player with an agent's actor-critic; its memory lasts from one `reset` to the next.
 
     Args:
-        agent: With an actor-critic; used where it is, on its device and in its dtype.
+        agent: An agent with an actor-critic, which is used on its device and in its dtype.
         epsilon: Probability in [0, 1] of a uniformly random action.
         seed: Fixes every action that follows, >= 0.
         temperature: Divides the logits before an action is sampled; 0 takes the likeliest action.
@@ -49,7 +49,7 @@ class ActorCriticPlayer:
         self.reset(seed)
 
     def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
-        """Forget what was seen and burn in the memory on `past`; with a seed, restart the random numbers."""
+        """Reset the memory and burn it in on `past`; with a seed, restart the random numbers."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
         self._hx_cx = self.actor_critic.initial_state(1)
@@ -74,13 +74,13 @@ class ActorCriticPlayer:
 
     def __deepcopy__(self, memo: object) -> ActorCriticPlayer:
         """Return a player on the same networks, with memory and random numbers of its own."""
-        other = copy.copy(self)  # the LSTM state is replaced, never written into
+        other = copy.copy(self)  # the LSTM state is replaced, never modified
         other._rng = copy.deepcopy(self._rng)
         return other
 
     @torch.no_grad()
     def _look_at(self, obs: NDArray[np.uint8]) -> tuple[NDArray[np.float64], float]:
-        """Logits and value."""
+        """Compute logits and value."""
         frame = torch.from_numpy(np.ascontiguousarray(obs.transpose(2, 0, 1)))[None]
         x = to_float(frame.to(self._hx_cx[0].device))
         logits, value, self._hx_cx = self.actor_critic.predict_act_value(x, self._hx_cx)

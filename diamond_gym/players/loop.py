@@ -1,4 +1,4 @@
-"""The one loop in which a player plays an environment; collecting, scoring and filming go through it."""
+"""The one loop in which a player plays an environment; collecting, scoring and filming use it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diamond_gym.players.player import Player
 
 @dataclass(frozen=True)
 class Step:
-    """What happened in one step.
+    """One step.
 
     Attributes:
         obs: The frame that the player saw.
-        act: What it chose.
+        act: The action that it chose.
         rew: The reward.
         terminated: Whether the episode ended with the step.
-        truncated: Whether it was cut short there.
+        truncated: Whether the episode was truncated at the step.
         next_obs: The frame after the step.
-        info: The environment's.
+        info: The environment's info.
     """
 
     obs: NDArray[np.uint8]
@@ -44,18 +44,18 @@ class Step:
 def play(env: gymnasium.Env[Any, Any], player: Player, obs: NDArray[np.uint8]) -> Iterator[Step]:
     """Let a player play from a frame on until the episode is over.
 
-    A step is made when it is asked for, so whoever iterates may stop at any time. Environment and player are
-    used as they are: reset both before.
+    Each step is made when the iterator advances, so the caller may stop at any time. Reset environment and
+    player first.
 
     Args:
-        env: Where it plays.
-        player: Who plays.
-        obs: The frame that the environment is at.
+        env: The environment.
+        player: The player.
+        obs: The current frame of the environment.
     """
     while True:
         act = player.act(obs)
         next_obs, rew, terminated, truncated, info = env.step(act)
-        frame = np.array(next_obs)  # a copy: an environment may draw every frame into the same array
+        frame = np.array(next_obs)  # a copy, because an environment may draw every frame into the same array
         step = Step(obs, act, float(rew), bool(terminated), bool(truncated), frame, info)
         yield step
         if step.is_over:

@@ -1,11 +1,11 @@
-"""Who plays: the one protocol of players, and players that need no learning.
+"""The protocol of players, and players that need no learning.
 
 A policy is any callable from a frame to an action; a player is one with memory and random numbers of its own.
-It sees neither the emulator's memory nor rewards nor lives, so it plays a real and an imagined game alike.
+It sees neither the emulator's memory nor rewards nor lives, so it can play real and imagined games.
 
 `RandomPlayer` works for every game. The scripted players of `SCRIPTED_GAMES` follow the ball they see in
 the frame, meet it with another part of the paddle every time, and blunder on purpose now and then, so that
-collected data covers more than random play. This module does not know environments.
+collected data cover more than random play. This module knows nothing of environments.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ SCRIPTED_GAMES = tuple(_SCRIPTED)
 
 
 Policy = Callable[[NDArray[np.uint8]], int]
-"""The action, 0..n-1, at a frame, uint8 (64, 64, 3)."""
+"""Maps a frame, uint8 (64, 64, 3), to an action, 0..n-1."""
 
 
 @runtime_checkable
 class Player(Protocol):
-    """Plays from frames alone; what it remembers and draws is its own.
+    """A player that sees only frames, with memory and random numbers of its own.
 
-    `copy.deepcopy` makes one that continues from here by itself; networks are shared, not copied. A player
-    may also have a `name`, and tell the `entropy` of its choice at the latest frame, in bits, and the
-    `value`, the return that it expected there: floats, or None.
+    `copy.deepcopy` makes an independent player that continues from here; networks are shared, not copied. A
+    player may also have a `name`, the `entropy` of its choice at the latest frame, in bits, and the `value`,
+    the return that it expected there: floats, or None.
     """
 
     def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
@@ -103,9 +103,9 @@ class RandomPlayer:
     """Uniformly random actions, each held for a random number of steps.
 
     Args:
-        num_actions: size of the game's action set, at least 1.
-        seed: fixes every action that follows.
-        repeat: longest hold in steps; an action is held for 1 to `repeat` steps, all equally likely. 1 draws
+        num_actions: Size of the game's action set, at least 1.
+        seed: Fixes every action that follows.
+        repeat: Longest hold in steps; an action is held for 1 to `repeat` steps, all equally likely. 1 draws
             a new action each step.
 
     Raises:
@@ -130,7 +130,7 @@ class RandomPlayer:
         self._action, self._left = 0, 0
 
     def act(self, obs: NDArray[np.uint8]) -> int:
-        """Return an action in `range(num_actions)`; the frame is not looked at."""
+        """Return an action in `range(num_actions)`; the frame is ignored."""
         if self._left == 0:
             self._action = int(self._rng.integers(self.num_actions))
             self._left = int(self._rng.integers(1, self.repeat + 1))
@@ -139,20 +139,20 @@ class RandomPlayer:
 
 
 def usual_player(game: str) -> str:
-    """The name of the player that a game gets if nobody asks for one: the scripted one where it has one."""
+    """Return the name of a game's default player: the scripted one if it has one."""
     return "scripted" if game in SCRIPTED_GAMES else "random"
 
 
 def scripted_player(game: str, seed: int = 0, noise: float = DEFAULT_NOISE) -> Player:
-    """The scripted player of a game.
+    """Make the scripted player of a game.
 
     Args:
-        game: a name of `SCRIPTED_GAMES`.
-        seed: fixes every action that follows.
-        noise: in [0, 1]; 0 is the best play.
+        game: A name of `SCRIPTED_GAMES`.
+        seed: Fixes every action that follows.
+        noise: In [0, 1]; 0 is the best play.
 
     Raises:
-        InvalidInputError: the game has no scripted player, or `noise` is out of range.
+        InvalidInputError: The game has no scripted player, or `noise` is out of range.
     """
     if game not in SCRIPTED_GAMES:
         raise InvalidInputError(
@@ -165,18 +165,18 @@ def scripted_player(game: str, seed: int = 0, noise: float = DEFAULT_NOISE) -> P
 def player(
     name: str, game: str, num_actions: int, seed: int = 0, noise: float = DEFAULT_NOISE, repeat: int = 1
 ) -> Player:
-    """A player by name.
+    """Make a player by name.
 
     Args:
-        name: one of `PLAYER_NAMES`.
-        game: the game it will play.
-        num_actions: size of the game's action set.
-        seed: fixes every action that follows.
-        noise: of the scripted player, in [0, 1].
-        repeat: longest hold of the random player's actions, in steps.
+        name: One of `PLAYER_NAMES`.
+        game: The game it will play.
+        num_actions: Size of the game's action set.
+        seed: Fixes every action that follows.
+        noise: Noise of the scripted player, in [0, 1].
+        repeat: Longest hold of the random player's actions, in steps.
 
     Raises:
-        InvalidInputError: an unknown name, or what the player itself refuses.
+        InvalidInputError: The name is unknown, or the player itself refuses an argument.
     """
     if name == "random":
         return RandomPlayer(num_actions, seed, repeat)

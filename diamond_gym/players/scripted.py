@@ -1,6 +1,6 @@
-"""What the scripted players share: how they go about it, blunders, a ball's track, plans.
+"""The common parts of the scripted players: their procedure, blunders, a ball's track, plans.
 
-Nothing here knows a game.
+Nothing here depends on a game.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from diamond_gym.errors import InvalidInputError
 DEFAULT_NOISE = 0.15
 
 _HIDDEN_STEPS = 3
-"""A ball unseen for so many steps is taken as lost."""
+"""Steps after which a ball that is not seen counts as lost."""
 
 
 class Blunders:
     """Bursts of 2 to 10 steps in which a player does not do what it should.
 
     Args:
-        rng: drawn from at every step.
-        rate: probability that a burst begins at a step outside of one.
-        num_actions: size of the game's action set.
+        rng: The random numbers, which are used at every step.
+        rate: Probability that a burst begins at a step outside of one.
+        num_actions: Size of the game's action set.
     """
 
     def __init__(self, rng: np.random.Generator, rate: float, num_actions: int) -> None:
@@ -35,7 +35,7 @@ class Blunders:
         self._held: int | None = None
 
     def __call__(self) -> int | None:
-        """In a burst, its action: one held action, or a random one each step. None outside of bursts."""
+        """Return a burst's action: one held action, or a random one each step. None outside of bursts."""
         if self._left == 0:
             if self._rng.random() >= self._rate:
                 return None
@@ -49,12 +49,12 @@ class Blunders:
 
 
 class BallTrack:
-    """Where a ball was last seen and how it moved.
+    """The last position and velocity of a ball.
 
     Attributes:
         position: (2,), x and y in pixels; None when the ball is lost.
         velocity: (2,), pixels a step; None until the ball has been seen twice.
-        hidden: steps since it was last seen.
+        hidden: Steps since it was last seen.
     """
 
     def __init__(self) -> None:
@@ -63,7 +63,7 @@ class BallTrack:
         self.hidden = 0
 
     def see(self, ball: NDArray[np.float64]) -> None:
-        """One step later the ball is at `ball` (2,), NaN where it is not visible."""
+        """Advance one step: the ball is at `ball` (2,), NaN where it is not visible."""
         if np.isnan(ball[0]):
             self.hidden += 1
             if self.hidden >= _HIDDEN_STEPS:
@@ -78,12 +78,12 @@ class ScriptedPlayer(ABC):
     """A player that looks, blunders now and then, and otherwise plays.
 
     Args:
-        seed: fixes every random choice that follows.
-        noise: in [0, 1]; 0 plays as well as it can, 1 very badly.
+        seed: Fixes every random choice that follows.
+        noise: In [0, 1]; 0 plays as well as it can, 1 very badly.
 
     Attributes:
-        blunder_rate: probability per step, at noise 1, that a burst of blunders begins.
-        num_actions: size of the game's action set.
+        blunder_rate: Probability per step, at noise 1, that a burst of blunders begins.
+        num_actions: Size of the game's action set.
 
     Raises:
         InvalidInputError: `noise` outside [0, 1].
@@ -117,28 +117,28 @@ class ScriptedPlayer(ABC):
 
     @abstractmethod
     def _forget(self) -> None:
-        """A new game: nothing has been seen or done."""
+        """Forget everything for a new game."""
 
     @abstractmethod
     def _look(self, frame: NDArray[np.uint8]) -> None:
-        """Take in the frame, uint8 (1, 64, 64, 3)."""
+        """Process the frame, uint8 (1, 64, 64, 3)."""
 
     @abstractmethod
     def _play(self) -> int:
-        """The action it means to take."""
+        """Return the intended action."""
 
     @abstractmethod
     def _remember(self, action: int) -> None:
-        """The action that was taken."""
+        """Note the action that was taken."""
 
 
 def all_plans(length: int) -> NDArray[np.int64]:
-    """Every sequence of moves, int64 (3**length, length): 0 rests, 1 and -1 go either way."""
+    """Return every sequence of moves, int64 (3**length, length): 0 rests, 1 and -1 go either way."""
     return np.array(list(itertools.product((0, 1, -1), repeat=length)))
 
 
 def cheapest(cost: NDArray[np.float64]) -> int:
-    """The first of the plans that cost least; what differs by rounding only, as CPUs do, counts as equal."""
+    """Return the first plan of least cost; costs that differ only by the rounding of CPUs count as equal."""
     return int(cost.round(6).argmin())
 
 

@@ -16,28 +16,27 @@ from diamond_gym.players.vision import breakout_ball, breakout_paddle
 NOOP, FIRE, RIGHT, LEFT = range(4)
 
 _FIELD_LEFT, _FIELD_RIGHT = 3.1, 59.9
-"""Where the ball's centre turns at the side walls, in pixels."""
+"""Columns where the ball's centre turns at the side walls, in pixels."""
 _PADDLE_LINE = 56.5
 """The row of the ball's centre when it meets the paddle."""
 _FIRST_MOVE, _WHOLE_MOVE = 3.8, 8.8
-"""A RIGHT or LEFT of one step (4 raw frames) moves the paddle so far in that step, and so far with the
-next."""
+"""Pixels that a RIGHT or LEFT of one step (4 raw frames) moves the paddle in that step, and by the next."""
 _PLAN_STEPS = 4
 _WANDER_STEPS = 7
-"""With more steps than this before the ball comes down, the paddle strolls."""
+"""Steps before the ball comes down; with more left, the paddle strolls."""
 _LEAST_EAGER, _MOST_EAGER = 0.05, 0.7
-"""Between these lies the probability of a serve at a step without a ball, drawn for each life."""
+"""Range of the probability of a serve at a step without a ball, which is drawn for each life."""
 
 
 class ScriptedBreakout(ScriptedPlayer):
-    """Plays Breakout's minimal action set (NOOP, FIRE, RIGHT, LEFT) at 4 raw frames a step, from pixels.
+    """A player of Breakout's minimal action set (NOOP, FIRE, RIGHT, LEFT), 4 raw frames a step, from pixels.
 
     It serves at once or lets the paddle stroll first, so that games without a ball are seen, too. Then it
-    predicts from two frames where the ball will come down, plans the paddle's moves for that moment, and
-    meets the ball with a part of the paddle drawn anew for each bounce, so that all angles occur.
+    predicts from two frames where the ball will come down, plans the paddle's moves for that time, and meets
+    the ball with a random part of the paddle at each bounce, so that all angles occur.
 
     Args:
-        seed: fixes every random choice that follows.
+        seed: Fixes every random choice that follows.
         noise: 0 plays as well as it can, 1 very badly. Sets how often it falls into a burst of random or held
             actions and how often it misses a ball on purpose. Mean return over whole games (5 lives): about
             200 at 0, 50 at 0.15, 10 at 0.5; a random player gets 1 to 2.
@@ -93,13 +92,13 @@ class ScriptedBreakout(ScriptedPlayer):
         return self._go_to(reflect(x, _FIELD_LEFT, _FIELD_RIGHT) + self._aim, steps)
 
     def _steps_to_paddle(self, position: NDArray[np.float64], velocity: NDArray[np.float64]) -> float:
-        """Steps until the ball is at the paddle's height; infinite while it rises."""
+        """Predict the steps until the ball is at the paddle's height; infinite while it rises."""
         if velocity[1] <= 0.1:
             return math.inf
         return max((_PADDLE_LINE - position[1]) / velocity[1] - self._ball.hidden, 0.0)
 
     def _go_to(self, target: float, steps: float) -> int:
-        """The first action of the plan that brings the paddle nearest to `target` in `steps` steps."""
+        """Return the first action of the plan that brings the paddle nearest to `target` in `steps` steps."""
         target = min(max(target, _FIELD_LEFT), _FIELD_RIGHT)
         length = min(max(math.ceil(steps), 1), _PLAN_STEPS)
         plans = _PLANS[length]
@@ -118,5 +117,5 @@ def _direction(action: int) -> int:
 
 
 def _travel(steps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How far one move has taken the paddle `steps` steps after it was chosen."""
+    """Return how far one move has taken the paddle `steps` steps after it was chosen."""
     return _FIRST_MOVE * np.minimum(steps, 1) + (_WHOLE_MOVE - _FIRST_MOVE) * np.clip(steps - 1, 0, 1)

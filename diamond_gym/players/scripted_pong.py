@@ -18,59 +18,59 @@ NOOP, FIRE, UP, DOWN, UP_FIRE, DOWN_FIRE = range(6)
 """ALE calls moving up RIGHT and moving down LEFT."""
 
 _TOP, _BOTTOM = 9.7, 58.6
-"""Where the ball's centre turns at the walls, in pixels."""
+"""Rows where the ball's centre turns at the walls, in pixels."""
 _PADDLE_TOP, _PADDLE_BOTTOM = 9.8, 59.4
-"""How far up and down the paddle's centre gets; there the walls hide about half of it or more."""
+"""Range of the paddle's centre; at its ends the walls hide about half of it or more."""
 _WHOLE_TOP, _WHOLE_BOTTOM = 12.3, 56.2
-"""Between these heights of its centre the whole paddle shows."""
+"""Range of the paddle's centre in which the whole paddle is visible."""
 _PADDLE_COLUMN = 55.7
 """The column of the ball's centre when it meets the paddle."""
 _TRAVEL = np.array((0, 0.75, 2.85, 4.95, 5.85, 6.3, 6.6, 6.7, 6.8))
-"""How far one step's move has taken the paddle 0, 0.5, 1, ... steps after it was chosen, in pixels: it has
-inertia, and steady moves make 6.8 pixels a step."""
+"""Pixels that one step's move has taken the paddle 0, 0.5, 1, ... steps after it was chosen: it has inertia,
+and steady moves make 6.8 pixels a step."""
 _LONGEST = 4
-"""Steps until a move has had its whole effect."""
+"""Steps until a move has its whole effect."""
 _BALL_LAG, _PADDLE_LAG = 0.2, 0.25
-"""A frame, pooled from two raw ones, shows ball and paddle so many steps late."""
+"""Steps by which a frame, pooled from two raw ones, shows ball and paddle late."""
 _PLAN_STEPS = 5
 _MOVE_COST = 0.03
-"""A move must bring the paddle so many pixels nearer to its target, or it rests."""
+"""Pixels by which a move must bring the paddle nearer to its target; otherwise it rests."""
 _WANDER_STEPS = 9
-"""With more steps than this before the ball arrives, the paddle strolls."""
+"""Steps before the ball arrives; with more left, the paddle strolls."""
 _STROLL = 22.0, 47.0
-"""Where it strolls; from there it reaches the fastest returns (6.4 pixels a step)."""
+"""Range in which it strolls; from there it reaches the fastest returns (6.4 pixels a step)."""
 _REACH = 2.1
-"""It aims to meet the ball so far from the paddle's centre at most, in pixels; beyond 2.8 it would miss."""
+"""Largest intended distance of the ball from the paddle's centre, in pixels; beyond 2.8 it would miss."""
 _EDGE = 1.4, 2.2
-"""Where it aims for a steep return, which takes more than 1.6."""
+"""Intended distance from the centre for a steep return, which needs more than 1.6."""
 _STEEP = 2.44
 """Speed of a steep return up or down, in pixels a step."""
 _CUNNING = 0.8
-"""Share of returns meant to be won, without noise: the opponent mostly misses steep balls that rise."""
+"""Share of returns that are meant to win, without noise: the opponent mostly misses steep rising balls."""
 _COURT = 47.4
-"""From paddle to paddle, in pixels."""
+"""Distance from paddle to paddle, in pixels."""
 _SMASH_STEPS = 1.5
-"""For so many steps before the ball arrives FIRE is held, to smash."""
+"""Steps before the ball's arrival for which FIRE is held, to smash."""
 _SPEED_STEP, _TOP_SPEED = 1.6, 6.4
-"""A smash returns the ball so much faster than it came, in pixels a step; others return it as fast."""
+"""Pixels per step by which a smash makes the ball faster; other returns keep its speed."""
 _SMASHES_OF_SLOW, _SMASHES_OF_FAST = 0.9, 0.2
-"""Share of balls that are smashed: of those at the slowest speed, and of faster ones. The opponent misses
-most at the second slowest."""
+"""Shares of balls that are smashed: at the slowest speed, and at faster ones. The opponent misses most at the
+second slowest."""
 _WALL_ERROR = 1.5
-"""So far, in pixels, a ball near a wall may be from where it was expected."""
+"""Pixels by which a ball near a wall may differ from its expected place."""
 _WITH_FIRE = {NOOP: FIRE, UP: UP_FIRE, DOWN: DOWN_FIRE}
 
 
 class ScriptedPong(ScriptedPlayer):
-    """Plays the right paddle of Pong's minimal action set at 4 raw frames a step, from pixels.
+    """A player of Pong's right paddle, minimal action set, at 4 raw frames a step, from pixels.
 
-    It predicts from two frames where the ball will arrive, plans the paddle's moves for that moment, and
-    meets the ball with a part of the paddle drawn anew for each approach. Most returns are meant to be won:
-    off the edge that lets the ball rise where the opponent meets it. While the ball flies away the paddle
+    It predicts from two frames where the ball will arrive, plans the paddle's moves for that time, and meets
+    the ball with a random part of the paddle at each approach. Most returns are meant to win: they use the
+    edge that makes the ball rise where the opponent meets it. While the ball flies away the paddle
     strolls.
 
     Args:
-        seed: fixes every random choice that follows.
+        seed: Fixes every random choice that follows.
         noise: 0 plays as well as it can, 1 very badly. Sets how often it falls into a burst of random or held
             actions, how often it misses a ball on purpose and how seldom a return is meant to be won. Mean
             return over 5 whole games (up to 21 points, 2600 to 6700 steps): 16 at 0, 3 at 0.15, -8 at 0.5; a
@@ -98,11 +98,11 @@ class ScriptedPong(ScriptedPlayer):
         self._stroll = float(self._rng.uniform(*_STROLL))
 
     def _choose_return(self, steps: float) -> tuple[float, bool]:
-        """How to return the ball that arrives in `steps`.
+        """Choose how to return the ball that arrives in `steps`.
 
         Returns:
-            How far below the ball the paddle's centre shall be, in pixels (the ball then leaves upwards), and
-            whether to smash.
+            How far below the ball the paddle's centre should be, in pixels (the ball then leaves upwards),
+            and whether to smash.
         """
         slow = self._ball.speed < 1.5 * _SPEED_STEP
         smash = bool(self._rng.random() < (_SMASHES_OF_SLOW if slow else _SMASHES_OF_FAST))
@@ -139,7 +139,7 @@ class ScriptedPong(ScriptedPlayer):
         return _WITH_FIRE[action] if self._smash and steps < _SMASH_STEPS else action
 
     def _go_to(self, target: float, steps: float) -> int:
-        """The first action of the plan that brings the paddle nearest to `target` in `steps` steps."""
+        """Return the first action of the plan that brings the paddle nearest to `target` in `steps` steps."""
         target = min(max(target, _PADDLE_TOP), _PADDLE_BOTTOM)
         length = min(max(math.ceil(steps), 1), _PLAN_STEPS)
         plans = _PLANS[length]
@@ -155,9 +155,9 @@ class _PongBall(BallTrack):
     """The ball, which keeps its speed up and down when it turns at a wall."""
 
     def see(self, ball: NDArray[np.float64]) -> None:
-        """One step later the ball is at `ball` (2,), NaN where it is not visible.
+        """Advance one step: the ball is at `ball` (2,), NaN where it is not visible.
 
-        A velocity measured across a wall's turn would be wrong: the former one, turned, takes its place.
+        A velocity measured across a turn at a wall would be wrong: the former one, turned, replaces it.
         """
         expected, before = self._unfolded_height(1), self.velocity
         super().see(ball)
@@ -168,26 +168,26 @@ class _PongBall(BallTrack):
 
     @property
     def speed(self) -> float:
-        """To the right, in pixels a step; 0 while unknown."""
+        """Speed to the right, in pixels per step; 0 while unknown."""
         return 0.0 if self.velocity is None else float(self.velocity[0])
 
     @property
     def comes(self) -> bool:
-        """Whether it flies to the right."""
+        """Whether the ball flies to the right."""
         return self.speed > 0.1
 
     def steps_to(self, column: float) -> float:
-        """Steps until its centre is in the column; infinite while it flies away."""
+        """Predict the steps until its centre is in the column; infinite while it flies away."""
         if self.position is None or not self.comes:
             return math.inf
         return max((column - float(self.position[0])) / self.speed - self.hidden, 0.0)
 
     def height_in(self, steps: float) -> float:
-        """Its y, in pixels, after so many steps; NaN while its velocity is unknown."""
+        """Predict its y, in pixels, after some steps; NaN while its velocity is unknown."""
         return reflect(self._unfolded_height(steps), _TOP, _BOTTOM)
 
     def _unfolded_height(self, steps: float) -> float:
-        """Its y if there were no walls."""
+        """Predict its y as if there were no walls."""
         if self.position is None or self.velocity is None:
             return math.nan
         return float(self.position[1] + self.velocity[1] * (steps + self.hidden))
@@ -201,7 +201,7 @@ def _direction(action: int) -> int:
 
 
 def _travel(steps: NDArray[np.floating]) -> NDArray[np.float64]:
-    """How far one move has taken the paddle `steps` steps after it was chosen."""
+    """Return how far one move has taken the paddle `steps` steps after it was chosen."""
     return np.interp(steps, np.linspace(0, _LONGEST, len(_TRAVEL)), _TRAVEL)
 
 
@@ -210,13 +210,13 @@ def _return_speed(speed: float, smash: bool) -> float:
 
 
 def _ends_rising(y: float, velocity: float, steps: float) -> bool:
-    """Whether a ball that leaves height `y` with `velocity` (downwards) flies upwards after so many steps."""
+    """Whether a ball that leaves height `y` with `velocity` (downwards) flies upwards after `steps` steps."""
     turns = math.floor((y + velocity * steps - _TOP) / (_BOTTOM - _TOP))
     return (velocity < 0) == (turns % 2 == 0)
 
 
 def _whole_paddle(seen: float, last: float) -> float:
-    """The paddle's centre, given the centre of what shows of it (NaN: nothing) and where it was last."""
+    """Compute the paddle's centre from that of its visible part (NaN for none) and its last place."""
     if math.isnan(seen):
         return _PADDLE_TOP if last < (_PADDLE_TOP + _PADDLE_BOTTOM) / 2 else _PADDLE_BOTTOM
     if seen < _WHOLE_TOP:

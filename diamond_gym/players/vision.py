@@ -1,10 +1,9 @@
-"""Where the ball and the paddles are in 64x64 frames of Breakout and Pong.
+"""Find the ball and the paddles in 64x64 frames of Breakout and Pong.
 
-Works from pixels alone, on real frames and on slightly imperfect imagined ones: each pixel becomes a *fill*
+It works from pixels, on real frames and on slightly imperfect imagined ones: each pixel becomes a *fill*
 (the fraction of it covered by something of the ball's colour), walls and bricks are taken away, and the ball
 is the strongest small blob left. Coordinates are in pixels of the 64x64 frame; the centre of the pixel in
-column i and row j is (i, j). This module does not know where frames come from: not ALE, not environments,
-not models.
+column i and row j is (i, j). This module knows nothing of ALE, environments or models.
 """
 
 from __future__ import annotations
@@ -23,17 +22,16 @@ FRAME_SHAPE = (64, 64, 3)
 _RAW_HEIGHT, _RAW_WIDTH = 210, 160
 
 _MIN_BALL = 0.35
-"""A blob needs this area in pixels; the sharp ball (2 x 4 raw pixels) has 0.98, in motion up to twice
-that."""
+"""Least area of a blob in pixels; the sharp ball (2 x 4 raw pixels) has 0.98, in motion up to twice that."""
 _MAX_BALL = 3.0
-"""A larger blob is something else, such as a brick that fades."""
+"""Largest area of a ball; a larger blob is something else, such as a brick that fades."""
 _FAINT = 0.08
-"""Fill below this is noise."""
+"""Fill below this value is noise."""
 _CHUNK = 512
 
 
 def _area_weights(raw: int, small: int) -> NDArray[np.float32]:
-    """The (small, raw) matrix by which area resizing averages pixels."""
+    """Return the (small, raw) matrix with which area resizing averages pixels."""
     scale = raw / small
     edges = np.arange(raw)
     start = np.arange(small)[:, None] * scale
@@ -55,7 +53,7 @@ _PADDLE_WIDTH = 7
 
 
 def _breakout_ink() -> NDArray[np.float32]:
-    """The colour (64, 3) that a pixel of each row has when something of the ball's colour covers it all."""
+    """Return the colour (64, 3) of a pixel in each row that is fully covered by the ball's colour."""
     raw = np.zeros((_RAW_HEIGHT, 3), np.float32)
     raw[32:57] = _GREY
     for i, colour in enumerate(_BRICK_COLOURS):
@@ -78,7 +76,7 @@ _WALL_X = _COLUMNS[:, :8].sum(1) + _COLUMNS[:, 152:].sum(1)
 
 
 def _brick_share() -> NDArray[np.float32]:
-    """How much of a row's ink (brick row, 64) each row of bricks gives, for rows that two colours share."""
+    """Return each brick row's part (brick row, 64) of a pixel row's ink, for rows with two colours."""
     share = np.zeros((6, 64), np.float32)
     for i, colour in enumerate(_BRICK_COLOURS):
         amount = np.outer(_BRICK_Y[i], colour)
@@ -105,7 +103,7 @@ def _in_chunks(detect: Callable[[Frames], Points], frames: Frames) -> Points:
 
 
 def _windows_sum(fill: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Sums over centred windows of odd size, same shape as `fill` (b, h, w)."""
+    """Sum over centred windows of odd size; same shape as `fill` (b, h, w)."""
     up, left = height // 2, width // 2
     padded = np.pad(fill, ((0, 0), (up + 1, up), (left + 1, left)))
     total = padded.cumsum(1, dtype=np.float64).cumsum(2)
@@ -115,7 +113,7 @@ def _windows_sum(fill: NDArray[np.float32], height: int, width: int) -> NDArray[
 
 
 def _blob(fill: NDArray[np.float32], reach_y: int = 2, reach_x: int = 2) -> Points:
-    """The centroid (b, 2) of the strongest small blob of `fill` (b, h, w), NaN where there is none."""
+    """Find the centroid (b, 2) of the strongest small blob of `fill` (b, h, w), NaN where there is none."""
     fill = np.where(fill > _FAINT, fill, 0)
     core = _windows_sum(fill, 3, 3)
     whole = _windows_sum(fill, 2 * reach_y + 1, 2 * reach_x + 1)
@@ -138,14 +136,14 @@ def _blob(fill: NDArray[np.float32], reach_y: int = 2, reach_x: int = 2) -> Poin
 
 
 def _breakout_fill(frames: Frames) -> NDArray[np.float32]:
-    """The fraction of every pixel covered by ink of its row, (b, 64, 64); walls taken away."""
+    """Compute the fraction of every pixel covered by ink of its row, (b, 64, 64), without walls."""
     ink = np.divide(_INK, _INK_SQUARED[:, None], out=np.zeros_like(_INK), where=_INK_SQUARED[:, None] > 0)
     fill = np.einsum("bhwc,hc->bhw", frames.astype(np.float32), ink)
     return fill - _WALL_INK[:, None] * _WALL_X
 
 
 def _without_bricks(fill: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Take away the bricks that stand: those that fill the whole width of their place."""
+    """Remove the standing bricks: those that fill the whole width of their place."""
     inside = _BRICK_X > 0.99
     shown = fill[:, _BRICK_ROWS]  # (b, 6, 64)
     lowest = np.where(inside, shown[:, :, None, :], np.inf).min(-1)
@@ -161,7 +159,7 @@ def _breakout_ball(frames: Frames) -> Points:
 
 
 def breakout_ball(frames: Frames) -> Points:
-    """The ball's centre in frames of Breakout.
+    """Find the ball's centre in frames of Breakout.
 
     Args:
         frames: uint8 (b, 64, 64, 3).
@@ -172,7 +170,7 @@ def breakout_ball(frames: Frames) -> Points:
         visible. A ball smeared over two positions counts as one, half way.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_breakout_ball, _checked(frames))
 
@@ -190,7 +188,7 @@ def _breakout_paddle(frames: Frames) -> Points:
 
 
 def breakout_paddle(frames: Frames) -> Points:
-    """The paddle's centre in frames of Breakout.
+    """Find the paddle's centre in frames of Breakout.
 
     Args:
         frames: uint8 (b, 64, 64, 3).
@@ -199,7 +197,7 @@ def breakout_paddle(frames: Frames) -> Points:
         float64 (b,): x in pixels, NaN where there is no paddle. Behind a wall, the centre of what is visible.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_breakout_paddle, _checked(frames))
 
@@ -212,11 +210,11 @@ _PONG_UNMIX = np.linalg.inv(_PONG_COLOURS - _PONG_BACKGROUND).astype(np.float32)
 _PONG_TOP, _PONG_BOTTOM = 11, 59
 _PONG_PADDLES = {1: slice(5, 9), 2: slice(55, 59)}
 _MIN_PONG_PADDLE = 2.5
-"""A third of the area, in pixels, of a paddle."""
+"""Least area of a paddle in pixels, a third of the whole."""
 
 
 def _pong_fill(frames: Frames, thing: int) -> NDArray[np.float32]:
-    """The fraction of every pixel of the field covered by one of `_PONG_COLOURS`, (b, 48, 64)."""
+    """Compute the fraction of every pixel of the field covered by one of `_PONG_COLOURS`, (b, 48, 64)."""
     field = frames[:, _PONG_TOP:_PONG_BOTTOM].astype(np.float32)
     return np.asarray((field - _PONG_BACKGROUND) @ _PONG_UNMIX[:, thing], np.float32)
 
@@ -226,7 +224,7 @@ def _pong_ball(frames: Frames) -> Points:
 
 
 def pong_ball(frames: Frames) -> Points:
-    """The ball's centre in frames of Pong.
+    """Find the ball's centre in frames of Pong.
 
     Args:
         frames: uint8 (b, 64, 64, 3).
@@ -235,7 +233,7 @@ def pong_ball(frames: Frames) -> Points:
         float64 (b, 2): x and y in pixels, NaN where no ball is visible; as for Breakout, a faint one is not.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(_pong_ball, _checked(frames))
 
@@ -250,7 +248,7 @@ def _pong_paddle(frames: Frames, thing: int) -> Points:
 
 
 def pong_left_paddle(frames: Frames) -> Points:
-    """The height of the opponent's paddle in frames of Pong.
+    """Find the height of the opponent's paddle in frames of Pong.
 
     Args:
         frames: uint8 (b, 64, 64, 3).
@@ -259,13 +257,13 @@ def pong_left_paddle(frames: Frames) -> Points:
         float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(lambda part: _pong_paddle(part, 1), _checked(frames))
 
 
 def pong_right_paddle(frames: Frames) -> Points:
-    """The height of the player's own paddle in frames of Pong.
+    """Find the height of the player's own paddle in frames of Pong.
 
     Args:
         frames: uint8 (b, 64, 64, 3).
@@ -274,6 +272,6 @@ def pong_right_paddle(frames: Frames) -> Points:
         float64 (b,): y of the centre of what is visible, in pixels; NaN where there is no paddle.
 
     Raises:
-        InvalidInputError: the frames have another shape or dtype.
+        InvalidInputError: The frames have another shape or dtype.
     """
     return _in_chunks(lambda part: _pong_paddle(part, 2), _checked(frames))

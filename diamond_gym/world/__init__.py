@@ -1,1 +1,1 @@
-"""The world model: networks, sampler, noise and what one step of imagination is. Knows no environment."""
+"""The world model: networks, sampler, noise and one step of imagination. Knows nothing of environments."""

@@ -2,7 +2,7 @@
 
 Every number is a pure function of (key, step, draw, element), computed with Philox4x32-10 (Salmon et al.,
 "Parallel random numbers: as easy as 1, 2, 3", SC 2011) in integer tensor arithmetic. There is no state to
-carry, to clone or to seed: whoever knows a game's key and how many steps it has made can repeat its future.
+carry, to clone or to seed: a game's key and number of steps are enough to repeat its future.
 Nothing here synchronises with the device, so it can be captured in a CUDA graph or traced by `torch.compile`.
 
 This module does not know what the numbers are for, nor how a key is derived from a seed.
@@ -39,7 +39,7 @@ _Words = tuple[Int64[Tensor, "2 b blocks"], Int64[Tensor, "2 b blocks"]]
 
 
 class Draw(IntEnum):
-    """What a draw is for; two purposes never share a number.
+    """The purpose of a draw; two purposes never share a number.
 
     Denoising step i draws its churn under `Draw.CHURN + i`, so `CHURN` stays the last member.
     """
@@ -49,26 +49,26 @@ class Draw(IntEnum):
     REW_END = 1
     """The categorical samples of the reward (element 0) and of the end (element 1)."""
     CHURN = 16
-    """The noise that stochastic sampling adds (Karras et al. 2022, Algorithm 2; DDPM), first of a row."""
+    """The first draw of noise of stochastic sampling (Karras et al. 2022, Algorithm 2; DDPM)."""
 
 
 def normal(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Draws standard normal numbers by Box-Muller; every value is finite, |z| < 6.8.
+    """Draw standard normal numbers by Box-Muller; every value is finite, |z| < 6.8.
 
     The transform is computed in float64 where the device has it and rounded once, so that devices agree
     although their logarithms and cosines differ in the last bit. Devices without float64 (Apple's MPS) agree
     to float32 rounding.
 
     Args:
-        key: one stream per game, 0 <= key < 2**63; all bits count.
-        step: steps since the game's start, 0 <= step < 2**63; same device as `key`.
-        draw: purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
-        shape: shape of one game's numbers, at most 2**34 of them.
+        key: One stream per game, 0 <= key < 2**63; all bits count.
+        step: Steps since the game's start, 0 <= step < 2**63; same device as `key`.
+        draw: Purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
+        shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
-        float32 of shape (b, *shape), on the device of `key`.
+        float32 of shape `(b, *shape)`, on the device of `key`.
     """
     (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
     return _normal(words, shape)
@@ -77,16 +77,16 @@ def normal(
 def uniform(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Draws numbers uniform in [0, 1): multiples of 2**-24, bit for bit the same on every device.
+    """Draw numbers uniform in [0, 1): multiples of 2**-24, bit for bit the same on every device.
 
     Args:
-        key: one stream per game, 0 <= key < 2**63; all bits count.
-        step: steps since the game's start, 0 <= step < 2**63; same device as `key`.
-        draw: purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
-        shape: shape of one game's numbers, at most 2**34 of them.
+        key: One stream per game, 0 <= key < 2**63; all bits count.
+        step: Steps since the game's start, 0 <= step < 2**63; same device as `key`.
+        draw: Purpose, a `Draw` or `Draw.CHURN + i`, 0 <= draw < 2**32.
+        shape: Shape of one game's numbers, at most 2**34 of them.
 
     Returns:
-        float32 of shape (b, *shape), on the device of `key`.
+        float32 of shape `(b, *shape)`, on the device of `key`.
     """
     (words,) = _philox_words(key, step, [(draw, math.prod(shape))])
     return _uniform(words, shape)
@@ -100,7 +100,7 @@ def normal_and_uniform(
     uniform_draw: int,
     uniform_shape: tuple[int, ...],
 ) -> tuple[Float32[Tensor, "b *normal_shape"], Float32[Tensor, "b *uniform_shape"]]:
-    """The numbers of `normal` and of `uniform` in one run of the generator: it costs as much as one."""
+    """Draw the numbers of `normal` and of `uniform` in one run of the generator, for the cost of one."""
     draws = [(normal_draw, math.prod(normal_shape)), (uniform_draw, math.prod(uniform_shape))]
     normal_words, uniform_words = _philox_words(key, step, draws)
     return _normal(normal_words, normal_shape), _uniform(uniform_words, uniform_shape)
@@ -122,7 +122,7 @@ def _uniform(words: _Words, shape: tuple[int, ...]) -> Float32[Tensor, "b *shape
 def _philox_words(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draws: list[tuple[int, int]]
 ) -> list[_Words]:
-    """Runs the blocks that hold `count` elements of every game for each (draw, count).
+    """Run the blocks that hold `count` elements of every game for each (draw, count).
 
     Returns:
         Words (0, 2) and words (1, 3) of each draw's blocks.
@@ -153,16 +153,16 @@ def philox4x32(
     and a masked shift give its halves. Words keep stray high bits until the mask that ends a round.
 
     Args:
-        even: counter words (0, 2), each in [0, 2**32).
-        odd: counter words (1, 3), each in [0, 2**32).
-        key: key words as low + 2**32 * high, one per row.
+        even: Counter words (0, 2), each in [0, 2**32).
+        odd: Counter words (1, 3), each in [0, 2**32).
+        key: Key words as low + 2**32 * high, one per row.
 
     Returns:
         Output words (0, 2) and (1, 3), each in [0, 2**32).
     """
     keys = _round_keys(key)
     if even.device.type == "cpu" and not torch.compiler.is_compiling():
-        # the same operations on the same memory: NumPy calls them in half the time
+        # the same operations on the same memory, for which NumPy needs half the time
         words = _philox_rounds(even.numpy(), odd.numpy(), [k.numpy() for k in keys], np)
         even, odd = (torch.from_numpy(w) for w in words)
     else:
@@ -171,7 +171,7 @@ def philox4x32(
 
 
 def _philox_rounds(even: Any, odd: Any, round_keys: Sequence[Any], library: Any) -> tuple[Any, Any]:
-    """The rounds on arrays of torch or of NumPy; the odd words are left with stray high bits."""
+    """Run the rounds on arrays of torch or NumPy; the odd words keep stray high bits."""
     product = library.empty_like(even)
     for round_key in round_keys:
         library.multiply(even[1], _MULTIPLIERS[1], out=product[0])
@@ -185,7 +185,7 @@ def _philox_rounds(even: Any, odd: Any, round_keys: Sequence[Any], library: Any)
 
 
 def _round_keys(key: Int64[Tensor, " b"]) -> tuple[Int64[Tensor, "2 b 1"], ...]:
-    """Returns each round's two key words (Weyl sequences), with stray bits above the 32nd."""
+    """Return each round's two key words (Weyl sequences), with stray bits above the 32nd."""
     words = torch.stack([key & _LOW_32_BITS, key >> 32]).unsqueeze(-1)
     rounds = torch.arange(_NUM_ROUNDS, device=key.device).view(-1, 1, 1)
     increments = torch.stack([rounds * increment for increment in _KEY_INCREMENTS], dim=1)
@@ -195,7 +195,7 @@ def _round_keys(key: Int64[Tensor, " b"]) -> tuple[Int64[Tensor, "2 b 1"], ...]:
 def _arrange(
     even: Float[Tensor, "2 b blocks"], odd: Float[Tensor, "2 b blocks"], shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Puts values that stand at words (0, 2) and (1, 3) in order of elements; drops those not asked for."""
+    """Put values at words (0, 2) and (1, 3) in the order of elements; drop those not needed."""
     _, batch, blocks = even.shape
     values = torch.empty(batch, blocks, 2, 2, dtype=torch.float32, device=even.device)
     by_word = values.permute(2, 0, 1, 3)

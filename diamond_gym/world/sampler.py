@@ -1,6 +1,6 @@
 """Noise schedule and samplers of Karras et al. 2022, as functions of a denoise callable.
 
-Knows nothing of networks, frames or conditioning; randomness is an argument.
+The module knows nothing of networks, frames or conditioning; randomness is an argument.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.ranges import check_integer, check_number
 
 Denoise = Callable[[Tensor, float], Tensor]
-"""(noisy (b c h w), their noise level) -> denoised (b c h w)."""
+"""Maps noisy frames (b c h w) and their noise level to denoised frames (b c h w)."""
 
 ChurnNoise = Callable[[int], Tensor]
-"""Denoising step -> unit normal noise (b c h w)."""
+"""Maps a denoising step to unit normal noise (b c h w)."""
 
 
 CHURN_LEVELS = ("sigma_hat", "sigma")
@@ -30,15 +30,15 @@ MAX_STEPS = 1000
 MIN_SIGMA, MAX_SIGMA = 1e-5, 1e4
 MAX_RHO = 100.0
 MAX_CHURN = 1e6
-"""More changes nothing: a step adds at most the noise of `sqrt(2) - 1` of its level."""
+"""Largest accepted `s_churn`; more has no effect, as a step raises its level by at most `sqrt(2) - 1`."""
 
 
 @dataclass
 class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
 
-    A denoiser with `objective` "ddpm" is sampled by `diamond_gym.world.ddpm`: of this it takes the number of
-    steps only, and neither `order` 2 nor churn.
+    A denoiser with `objective` "ddpm" is sampled by `diamond_gym.world.ddpm`, which uses only the number of
+    steps, and supports neither `order` 2 nor churn.
 
     Attributes:
         num_steps_denoising: Number of denoising steps, 1 to 1000.
@@ -50,8 +50,8 @@ class DiffusionSamplerConfig:
         s_tmin: Lowest noise level at which noise is added back.
         s_tmax: Highest noise level at which noise is added back.
         s_noise: Standard deviation of the noise added back.
-        s_churn_at: Noise level that the denoiser is told after noise was added back: "sigma_hat", the one the
-            frame has then (Algorithm 2), or "sigma", the one before (the published code).
+        s_churn_at: Noise level that the denoiser gets after noise was added back: "sigma_hat", that of the
+            frame now (Algorithm 2), or "sigma", that before (the published code).
     """
 
     num_steps_denoising: int = 3
@@ -83,7 +83,7 @@ class DiffusionSamplerConfig:
 
 
 def build_sigmas(config: DiffusionSamplerConfig, device: torch.device | str = "cpu") -> Float[Tensor, " s"]:
-    """The `num_steps_denoising` noise levels from sigma_max down to sigma_min, then 0 (equation 5)."""
+    """Return the `num_steps_denoising` noise levels from sigma_max down to sigma_min, then 0 (equation 5)."""
     ramp = torch.linspace(0, 1, config.num_steps_denoising)
     low, high = config.sigma_min ** (1 / config.rho), config.sigma_max ** (1 / config.rho)
     sigmas = (high + ramp * (low - high)) ** config.rho
@@ -91,7 +91,7 @@ def build_sigmas(config: DiffusionSamplerConfig, device: torch.device | str = "c
 
 
 def churn_gamma(config: DiffusionSamplerConfig, sigma: float) -> float:
-    """Relative increase of the noise level before a step from `sigma` (Algorithm 2)."""
+    """Return the relative increase of the noise level before a step from `sigma` (Algorithm 2)."""
     if config.s_churn == 0 or not config.s_tmin <= sigma <= config.s_tmax:
         return 0.0
     return min(config.s_churn / config.num_steps_denoising, math.sqrt(2) - 1)
@@ -104,17 +104,17 @@ def sample(
     config: DiffusionSamplerConfig,
     churn_noise: ChurnNoise | None = None,
 ) -> list[Float[Tensor, "b c h w"]]:
-    """Samples by Euler (order 1) or Heun (order 2) steps with churn (Karras et al. 2022, Algorithm 2).
+    """Sample by Euler (order 1) or Heun (order 2) steps with churn (Karras et al. 2022, Algorithm 2).
 
     Args:
         denoise: The denoiser.
-        init_noise: Where to start. Released weights expect unit normal noise, *not* scaled by sigma_max.
+        init_noise: The initial frames. Released weights expect unit normal noise, *not* scaled by sigma_max.
         sigmas: Noise levels, decreasing, the last one 0.
         config: Order and churn.
         churn_noise: Noise to add back at a step; needed only when `config.s_churn > 0`.
 
     Returns:
-        The whole trajectory, from `init_noise` to the sample: one image batch per noise level.
+        The trajectory from `init_noise` to the sample, with one image batch per noise level.
     """
     x = init_noise
     trajectory = [x]

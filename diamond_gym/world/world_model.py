@@ -1,7 +1,7 @@
-"""The learned simulator as batched torch: contexts in, frames, rewards and ends out.
+"""The learned simulator as batched PyTorch: contexts in, frames, rewards and ends out.
 
 `WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data:
-keep one, and the same future can be played again from it. Knows nothing of Gymnasium, files or training.
+a state that is kept gives the same future again. The module knows nothing of Gymnasium, files or training.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 @dataclass(frozen=True)
 class WorldModelState:
-    """Everything the future of b games depends on, besides the actions to come.
+    """Everything that the future of b games depends on, besides the actions to come.
 
     Attributes:
         obs: The last n frames, oldest first.
@@ -31,7 +31,7 @@ class WorldModelState:
         key: Key of each game's stream of random numbers, >= 0.
         time: Steps imagined since `start`.
         padding: How many of the oldest frames are padding, which networks see as 0, mid grey; None where
-            none can be.
+            there is never any.
     """
 
     obs: UInt8[Tensor, "b n c h w"]
@@ -46,20 +46,20 @@ class WorldModelState:
         return self.key.shape[0]
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """The fields, in order, without a padding that is None."""
+        """Return the fields in order, without `padding` if it is None."""
         values = (getattr(self, f.name) for f in fields(self))
         return tuple(x for x in values if x is not None)
 
     def clone(self) -> WorldModelState:
-        """A copy that shares no memory."""
+        """Return a copy that shares no memory."""
         return WorldModelState(*(x.clone() for x in self.tensors()))
 
     def select(self, index: Int64[Tensor, " k"]) -> WorldModelState:
-        """The state of some of the games (repeats allowed: that forks a game)."""
+        """Select the state of some of the games; a repeated index forks a game."""
         return WorldModelState(*(x[index] for x in self.tensors()))
 
     def replace(self, index: Int64[Tensor, " k"], other: WorldModelState) -> WorldModelState:
-        """This state with the games at `index` taken from `other`."""
+        """Return this state with the games at `index` replaced by those of `other`."""
         return WorldModelState(
             *(x.index_copy(0, index, y) for x, y in zip(self.tensors(), other.tensors(), strict=True))
         )
@@ -67,14 +67,14 @@ class WorldModelState:
 
 @dataclass(frozen=True)
 class WorldModelStep:
-    """What one imagined step gave.
+    """The result of one imagined step.
 
     Attributes:
         obs: The next frame.
         rew: Reward in {-1, 0, 1}.
         end: Whether the episode ended.
         logits_rew: Logits of the reward classes -1, 0, 1.
-        logits_end: Logits of going on and of ending.
+        logits_end: Logits of the classes "continues" and "ends".
         trajectory: The frame at every noise level, from noise to `obs`, float32, about [-1, 1].
     """
 
@@ -92,7 +92,7 @@ def draw_class(
     """Draw from each categorical, by inversion of its cumulative distribution.
 
     Args:
-        logits: Of the classes; computed with in float64 where they are that, else in float32.
+        logits: Logits of the classes; computations are in float64 where the logits are, else in float32.
         u: Uniform in [0, 1).
         temperature: Divides the logits, >= 0; 0 takes the likeliest class.
     """
@@ -104,7 +104,7 @@ def draw_class(
 
 
 def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
-    """Sets the oldest `padding` frames of each game to 0, in place."""
+    """Set the oldest `padding` frames of each game to 0, in place."""
     if padding is None:
         return frames
     is_padding = torch.arange(frames.shape[1], device=frames.device) < padding[:, None]
@@ -112,7 +112,7 @@ def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None)
 
 
 def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
-    """What sampling a frame visits: sigmas down to 0 for "edm", timesteps for "ddpm".
+    """Return the noise levels of the sampler: sigmas down to 0 for "edm", timesteps for "ddpm".
 
     Raises:
         InvalidInputError: The objective cannot be sampled like this.
@@ -128,9 +128,26 @@ def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
 
 
 class WorldModel:
-    """Imagines games with a denoiser and a reward/end model.
+    """Imagined games, from a denoiser and a reward/end model.
 
-    Both networks must be in eval mode and on the same device; frames are sampled in float32.
+    `start` takes contexts and returns a state, `step` takes a state and actions and returns the next state
+    and what was imagined. Frames are sampled in float32.
+
+    Example:
+        >>> import torch
+        >>> from diamond_gym.checkpoints import load_world
+        >>> world = load_world("Breakout", "embedded")
+        >>> obs = torch.from_numpy(world.contexts.obs[:2]).permute(0, 1, 4, 2, 3)
+        >>> act = torch.from_numpy(world.contexts.act[:2])
+        >>> state = world.world_model.start(obs, act, key=torch.tensor([0, 1]))
+        >>> state, step = world.world_model.step(state, act=torch.tensor([2, 3]))
+        >>> step.obs.shape, step.rew.shape
+        (torch.Size([2, 3, 64, 64]), torch.Size([2]))
+
+    Args:
+        denoiser: The denoiser, in eval mode.
+        rew_end_model: The reward/end model, in eval mode and on the same device.
+        config: How frames are sampled; None for the defaults.
 
     Raises:
         InvalidInputError: The denoiser cannot be sampled as `config` says.
@@ -146,7 +163,7 @@ class WorldModel:
         self._conditioners: dict[float, Conditioners] = {}
 
     def resampled(self, config: DiffusionSamplerConfig) -> WorldModel:
-        """One on the same networks, whose frames are sampled otherwise.
+        """Return a world model on the same networks with another sampler.
 
         Raises:
             InvalidInputError: The denoiser cannot be sampled as `config` says.
@@ -155,7 +172,7 @@ class WorldModel:
 
     @property
     def num_steps_conditioning(self) -> int:
-        """Frames and actions a step looks back on (n)."""
+        """Number of frames and actions that a step is conditioned on (n)."""
         return self.denoiser.config.inner_model.num_steps_conditioning
 
     @property
@@ -167,7 +184,7 @@ class WorldModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
+        """The device of the networks."""
         return self.denoiser.inner_model.conv_in.weight.device
 
     @torch.no_grad()
@@ -178,13 +195,13 @@ class WorldModel:
         key: Int64[Tensor, " b"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> WorldModelState:
-        """Starts b games from real frames; the reward/end LSTM is burned in on them.
+        """Start b games from real frames, which also burn in the reward/end LSTM.
 
         Args:
-            obs: n frames, oldest first.
+            obs: The last n frames, oldest first.
             act: The actions taken at them; the last one is ignored (the first `step` replaces it).
             key: Key of each game's random numbers, >= 0.
-            padding: How many of the oldest frames, at most n - 1, stand for what was before the episode.
+            padding: How many of the oldest frames, at most n - 1, are padding: the episode began after them.
 
         Raises:
             InvalidInputError: A shape or dtype is wrong.
@@ -205,7 +222,7 @@ class WorldModel:
         act: Int64[Tensor, "b n"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> LSTMState:
-        """State of the reward/end LSTM after the transitions between the given frames."""
+        """Return the state of the reward/end LSTM after the transitions between the given frames."""
         frames = blank(to_float(obs), padding)
         if obs.shape[1] == 1:
             return self.rew_end_model.initial_state(len(obs))
@@ -216,7 +233,7 @@ class WorldModel:
     def step(
         self, state: WorldModelState, act: Int64[Tensor, " b"]
     ) -> tuple[WorldModelState, WorldModelStep]:
-        """Takes one action in each game.
+        """Take one action in each game.
 
         Args:
             state: From `start` or an earlier `step`; it is not modified.

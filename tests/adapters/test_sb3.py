@@ -36,7 +36,7 @@ def make(tiny_world):
 
 @pytest.fixture
 def singles(tiny_world):
-    """What SB3 makes itself out of single environments."""
+    """The `VecEnv` that SB3 itself makes of single environments."""
     env = make_vec_env(
         ID,
         n_envs=3,
@@ -76,7 +76,7 @@ def test_it_is_the_vec_env_of_single_environments(make, singles):
 
 
 def assert_close(a, b):
-    """A batch may round a pixel to the level beside the one that a game alone gives it."""
+    """Compare frames: in a batch a pixel may round to a neighbouring level."""
     assert a.dtype == b.dtype == np.uint8 and a.shape == b.shape
     assert np.abs(a.astype(int) - b).max() <= 2
 

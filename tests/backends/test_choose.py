@@ -1,4 +1,4 @@
-"""Placing a world model: what is chosen, what is refused, and that the same game is imagined."""
+"""The choice of device, precision and backend: defaults, errors, and the same game in all of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def imagine(world_model, num_steps=3):
-    """Frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
+    """Imagine frames (t b c h w) and reward logits (t b 3) under fixed actions, from two contexts."""
     state = world_model.start(*starts(2), torch.tensor([3, 4]))
     steps = []
     for i in range(num_steps):
@@ -58,7 +58,7 @@ def test_float32_imagines_as_plain_networks_do(plain):
     frames, logits = imagine(build_world_model(tiny_agent(), CONFIG, **PLAIN))
     plain_frames, plain_logits = imagine(plain)
     torch.testing.assert_close(logits, plain_logits, atol=1e-3, rtol=0)
-    assert psnr(frames, plain_frames) > 60  # a level here and there, where rounding crosses a boundary
+    assert psnr(frames, plain_frames) > 60  # some pixels differ by a level, where rounding crosses a boundary
 
 
 def test_network_output_is_that_of_the_plain_network():

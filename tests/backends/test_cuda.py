@@ -35,7 +35,7 @@ CUDA = {"device": "cuda", "dtype": "float32"}
 
 @pytest.fixture
 def full_float32() -> Iterator[None]:
-    """Without TF32, so that numbers can be compared with the CPU's."""
+    """Turn TF32 off, so that numbers can be compared with the CPU's."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -48,7 +48,7 @@ def starts(num_games):
 
 
 def pair(seed=0):
-    """The same networks, imagining with and without graphs."""
+    """Two world models on the same networks, with and without graphs."""
     agent = tiny_agent(seed=seed)
     graphed = build_world_model(agent, CONFIG, **CUDA)
     return graphed, WorldModel(graphed.denoiser, graphed.rew_end_model, CONFIG)
@@ -153,7 +153,7 @@ def test_imagines_what_the_cpu_imagines(full_float32):
         frames.append(obs)
         rewards.append(rew)
         envs.close()
-    assert psnr(*frames) > 45  # a level here and there, where rounding crosses a boundary
+    assert psnr(*frames) > 45  # some pixels differ by a level, where rounding crosses a boundary
     np.testing.assert_array_equal(*rewards)
 
 
@@ -346,7 +346,7 @@ def test_bad_actions_on_the_gpu_are_refused():
 def test_memory_is_flat():
     envs = make_vec(16, output="torch", max_episode_steps=5)
     envs.reset(seed=0)
-    for num_games in (1, 2, 4, 8):  # graphs of starts that will be needed
+    for num_games in (1, 2, 4, 8):  # the graphs of starts are recorded first
         envs.reset(options={"reset_mask": np.arange(16) < num_games})
     play(envs, 20)
     torch.cuda.synchronize()
@@ -386,7 +386,7 @@ def test_every_part_trains_and_is_played(optimizer, tmp_path):
     config = parse(arguments(tmp_path / "recordings", *more))
     run = train(config, outputs=tmp_path / "runs", command="train", progress=False)
     world = load_world(None, run, device="cuda")
-    obs, acts, keys = starts(2)  # its actions are of a game that has more of them
+    obs, acts, keys = starts(2)  # its game has more actions
     state = world.world_model.start(obs, torch.zeros_like(acts), keys)
     act = torch.zeros(2, dtype=torch.int64, device="cuda")
     assert torch.isfinite(world.world_model.step(state, act)[1].logits_rew).all()

@@ -1,4 +1,4 @@
-"""What surrounds the graphs, without a GPU: their place is taken by plain calls. See test_cuda.py, too."""
+"""The code around CUDA graphs, without a GPU: plain calls replace the graphs. See test_cuda.py too."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
 
 
 class PlainCalls:
-    """Stands in for `Graphs`; keeps the batch sizes of its calls."""
+    """A replacement of `Graphs` that records the batch sizes of its calls."""
 
     def __init__(self, device):
         self.calls = []
@@ -27,7 +27,7 @@ class PlainCalls:
 
 @pytest.fixture
 def pair(monkeypatch):
-    """The same networks as a graphed world model, and as a plain one."""
+    """A graphed and a plain world model on the same networks."""
     monkeypatch.setattr(cuda_graphs, "Graphs", PlainCalls)
     agent = tiny_agent()
     return [kind(agent.denoiser, agent.rew_end_model, CONFIG) for kind in (GraphedWorldModel, WorldModel)]

@@ -1,4 +1,4 @@
-"""Environments leave the process's memory settings alone; training asks the C library to keep memory."""
+"""Environments do not change the process's memory settings; training asks the C library to keep memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
 libc.free.argtypes, libc.mallinfo2.restype = [ctypes.c_void_p], Info
 
 def is_mapped():
-    "Whether a block of 200 MiB is mapped for itself: by default all above 32 MiB are."
+    "Whether a block of 200 MiB gets its own mapping, as by default all above 32 MiB do."
     before = libc.mallinfo2().hblks
     block = libc.malloc(200 << 20)
     after = libc.mallinfo2().hblks

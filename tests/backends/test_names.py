@@ -1,4 +1,4 @@
-"""One name for what runs the networks, everywhere; the former `compile` is mapped, and said to be so."""
+"""The keyword `backend` everywhere; the deprecated `compile` is mapped to it with a warning."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ OPENVINO = {"device": "cpu", "dtype": "float32", "backend": "openvino"}
 
 
 def imagine(world_model, num_games, num_steps=3):
-    """Frames (t b c h w) and logits of rewards and ends (t b 5) under fixed actions."""
+    """Imagine frames (t b c h w) and logits of rewards and ends (t b 5) under fixed actions."""
     state = world_model.start(*starts(num_games), torch.arange(3, 3 + num_games))
     steps = []
     for i in range(num_steps):
@@ -43,7 +43,7 @@ def test_one_game_is_the_same_in_openvino_and_says_what_took_time(caplog, monkey
     ours, plain = (build_world_model(tiny_agent(), CONFIG, **how) for how in (OPENVINO, PLAIN))
     frames, logits = imagine(ours, 1)
     plain_frames, plain_logits = imagine(plain, 1)
-    assert (frames - plain_frames).abs().max() <= 1  # a level of 256, where rounding falls otherwise
+    assert (frames - plain_frames).abs().max() <= 1  # one level of 256, where rounding differs
     torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
     told = caplog.text
     assert told.count("converted InnerModel to OpenVINO") == told.count("converted RewEndEncoder") == 1

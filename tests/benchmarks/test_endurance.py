@@ -33,7 +33,7 @@ def run(tiny_world, monkeypatch):
 
 @pytest.fixture
 def steps(run):
-    """Two games, without the other parts."""
+    """Run steps of two games, without the other parts."""
     return lambda *arguments: run(*NO_SCALING, "--cycles", "0", "--num-envs", "2", *arguments)
 
 
@@ -61,7 +61,7 @@ def test_a_leak_fails(steps, monkeypatch, tmp_path, capsys):
     stop = threading.Event()
 
     def leaking(self, actions):
-        pages = np.frombuffer(mmap.mmap(-1, 8 * 10**6), np.uint8)  # new ones, not some that were freed before
+        pages = np.frombuffer(mmap.mmap(-1, 8 * 10**6), np.uint8)  # new memory, none that was freed before
         pages[:] = 1
         kept.extend([pages, (tmp_path / "file").open()])
         threading.Thread(target=stop.wait, daemon=True).start()

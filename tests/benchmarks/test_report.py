@@ -1,4 +1,4 @@
-"""The table of speeds: made of rows alone, put between two comments."""
+"""The table of speeds, which is made from rows and put between two comments."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TRAINING = [
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Writes rows to files, reports on them; returns the status, the page, standard output and error."""
+    """Write rows to files, report on them; return the status, the page, standard output and error."""
     page = tmp_path / "performance.md"
 
     def run(*groups, text=TEXT, more=()):
@@ -90,7 +90,7 @@ def run(tmp_path, capsys):
 
 
 def cells(text):
-    """The table's lines by their name, without what is in brackets."""
+    """Return the table's lines by their name, without text in brackets."""
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
     return {re.sub(r" \((?!`).*\)", "", first): rest for first, *rest in rows}
 

@@ -1,4 +1,4 @@
-"""The benchmark on a tiny world: every row is there, and its numbers hang together."""
+"""The benchmark on a tiny world: every row exists, and its numbers are consistent."""
 
 from __future__ import annotations
 

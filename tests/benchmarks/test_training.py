@@ -1,4 +1,4 @@
-"""The benchmark of training, on tiny networks: every row is there, and its numbers hang together."""
+"""The benchmark of training on tiny networks: every row exists, and its numbers are consistent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""World models on disk: sizes read off weights, saving, every way of loading, and what is refused."""
+"""World models on disk: sizes inferred from weights, saving, every way of loading, and errors."""
 
 import json
 import math
@@ -64,7 +64,7 @@ CONFIG = AgentConfig(
 
 
 def random_agent(config=CONFIG, **kwargs):
-    """An agent in which every weight matters (none starts at zero)."""
+    """Make an agent in which every weight matters (none starts at zero)."""
     agent = Agent(config, **kwargs).eval()
     generator = torch.Generator().manual_seed(0)
     for parameter in agent.parameters():
@@ -85,7 +85,7 @@ def same_weights(a, b):
 
 
 def imagine(world_model, bank, acts=(1, 0, 1)):
-    """Frames and logits of a few steps from the bank's contexts."""
+    """Return frames and logits of a few steps from some contexts."""
     obs, act = torch.from_numpy(bank.obs).permute(0, 1, 4, 2, 3), torch.from_numpy(bank.act)
     state, seen = world_model.start(obs, act, key=torch.arange(len(bank))), []
     for action in acts:
@@ -114,7 +114,7 @@ def saved(agent, bank, tmp_path):
 
 @pytest.fixture
 def pt(agent, tmp_path):
-    """A published kind of file."""
+    """A file as it is published."""
     path = tmp_path / "Breakout.pt"
     torch.save(agent.state_dict(), path)
     return path
@@ -269,7 +269,7 @@ def test_loading_draws_no_random_numbers(saved, pt):
 
 
 def test_loading_does_not_import_the_compiler(pt):
-    """Which would take seconds."""
+    """The import would take seconds."""
     program = (
         "import sys; from diamond_gym.checkpoints import load_agent; load_agent(sys.argv[1]); "
         "print('torch._dynamo' in sys.modules)"
@@ -492,7 +492,7 @@ world_model_env:
 
 
 def publish(folder, text=PUBLISHED):
-    """Makes a run look as one of the published trainer."""
+    """Make a run look like one of the published trainer."""
     (folder / "config" / "world.json").unlink()
     (folder / "config" / "trainer.yaml").write_text(text)
 
@@ -520,8 +520,8 @@ def test_our_own_description_comes_first(run):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("rho: 7", "rho: ${oc.env:HOME}", r"rho='\$\{oc\.env:HOME\}' is no number"),
-        ("rho: 7", "rho: [7]", r"rho=\[7\] is no number"),
+        ("rho: 7", "rho: ${oc.env:HOME}", r"rho='\$\{oc\.env:HOME\}' is not a number"),
+        ("rho: 7", "rho: [7]", r"rho=\[7\] is not a number"),
         ("order: 2", "order: 3", r"order must be 1 \(Euler\) or 2"),
         ("order: 2", "solver: 2", r"unknown field\(s\) \['solver'\]"),
         (
@@ -562,7 +562,7 @@ def test_contexts_can_be_given(saved, run, tmp_path):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"n": 3}, "3 frames each, this world model looks back on 4"),
+        ({"n": 3}, "3 frames each, this world model needs 4"),
         ({"size": 32}, r"\(32, 32, 3\), this world model expects \(64, 64, 3\)"),
         ({"num_actions": 9}, "has 4 actions"),
     ],
@@ -618,7 +618,7 @@ def test_an_unwritable_cache_is_no_obstacle(tmp_path, monkeypatch):
         assert len(load_world("Breakout", str(world_model_only)).contexts) == 4
 
 
-# What is refused
+# Errors
 
 
 class Trap:
@@ -735,7 +735,7 @@ def test_unusable_pt_files(agent, tmp_path, make, message):
 
 
 def rewrite(file, *, weights=None, description=None):
-    """Changes parts of a saved world."""
+    """Change parts of a saved world."""
     tensors, metadata = untrusted.read_tensors(file)
     fields = json.loads(metadata["diamond_gym.world"])
     fields = fields if description is None else description(fields)
@@ -801,7 +801,7 @@ def lost_tensor(file):
         (cut, "truncated, damaged"),
         (nothing_in_it, "truncated, damaged"),
         (pt_renamed, "truncated, damaged or of another kind"),
-        (no_metadata, "no world model of this program"),
+        (no_metadata, "not a world model of this program"),
         (other_channels, r"inner_model.channels is \[8, 16\], described as \[8, 32\]"),
         (enormous, "depths .* must be an integer from 1 to 64, got 1000000000"),
         (other_patch, "patch_size is 4, described as 2"),
@@ -810,7 +810,7 @@ def lost_tensor(file):
         (set_field("agent", [1]), "agent must be of type dict"),
         (set_field("format_version", 2), "format version 2"),
         (set_field("game", 3), "game must be"),
-        (set_field("game", "Brickout"), "none of ale-py's"),
+        (set_field("game", "Brickout"), "names a game that ale-py does not have"),
         (set_field("action_meanings", ["NOOP"]), "has 4 actions, its description names 1"),
         (set_field("action_meanings", "NOOP"), "list of names"),
         (set_field("sampler", {"order": 7}), "order must be 1"),

@@ -1,4 +1,4 @@
-"""Banks of start contexts: cut from episodes, played, saved small, and refused when damaged."""
+"""Start contexts: cut from episodes, played, saved compressed, and refused when damaged."""
 
 import json
 import zlib
@@ -32,7 +32,7 @@ N = 4
 
 
 def numbered_episode(number, length):
-    """An episode whose frames tell which episode and step they are of."""
+    """Make an episode whose frames contain the indices of episode and step."""
     obs = torch.zeros(length, 3, 8, 8, dtype=torch.uint8)
     obs[:, 0] = number
     obs[:, 1] = torch.arange(length)[:, None, None]
@@ -41,7 +41,7 @@ def numbered_episode(number, length):
 
 
 def steps_of(bank):
-    """(episode, step) of every frame of a bank of numbered episodes: two arrays (k, n)."""
+    """(episode, step) of every frame of the contexts of numbered episodes: two arrays (k, n)."""
     return bank.obs[..., 0, 0, 0].astype(int), bank.obs[..., 0, 0, 1].astype(int)
 
 
@@ -88,7 +88,7 @@ def test_every_window_is_equally_likely(episodes):
 def test_all_windows_can_be_had_and_no_more(episodes):
     bank = contexts_from_episodes(episodes, num_contexts=65, num_steps_conditioning=N, seed=0)
     assert len(np.unique(bank.obs.reshape(65, -1), axis=0)) == 65
-    with pytest.raises(DatasetError, match=r"65 windows of 4 steps, 66 contexts"):
+    with pytest.raises(DatasetError, match=r"65 contexts of 4 steps, 66 were"):
         contexts_from_episodes(episodes, num_contexts=66, num_steps_conditioning=N, seed=0)
     with pytest.raises(DatasetError, match="0 episode"):
         contexts_from_episodes([], num_contexts=1, num_steps_conditioning=N, seed=0)
@@ -128,7 +128,7 @@ def test_banks_of_the_same_kind_add_up(bank, breakout_bank):
         and np.array_equal(both.obs[10:], bank.obs)
         and np.array_equal(both.act[:10], bank.act)
     )
-    with pytest.raises(InvalidInputError, match="do not go together"):
+    with pytest.raises(InvalidInputError, match="cannot be joined"):
         bank + breakout_bank
 
 

@@ -1,4 +1,4 @@
-"""Published world models: from a Hub on loopback, from its cache, and the error when there is neither."""
+"""Published world models: from a Hub on loopback, from its cache, and the error without both."""
 
 import hashlib
 import json
@@ -35,7 +35,7 @@ print(json.dumps({"source": world.source, "contexts": len(world.contexts),
 
 
 class FakeHub(BaseHTTPRequestHandler):
-    """Answers as the Hub does for the files of one repository."""
+    """A server that answers like the Hub for the files of one repository."""
 
     files: dict[str, bytes] = {}
     requests: list[tuple[str, str]] = []
@@ -74,7 +74,7 @@ def path_on_hub(game):
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A published kind of file for Breakout."""
+    """A file for Breakout as it is published."""
     path = tmp_path_factory.mktemp("published") / "Breakout.pt"
     torch.save(random_agent().state_dict(), path)
     return path
@@ -82,7 +82,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def served(weights):
-    """The address of a Hub that has Breakout."""
+    """The address of a Hub with Breakout."""
     FakeHub.files = {path_on_hub("Breakout"): weights.read_bytes()}
     FakeHub.requests = []
     with ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
@@ -93,7 +93,7 @@ def served(weights):
 
 @pytest.fixture
 def here(monkeypatch, tmp_path):
-    """Points the huggingface_hub of this process at an address and an empty cache."""
+    """Point the huggingface_hub of this process at an address and an empty cache."""
 
     def point(address, cache=tmp_path / "hub"):
         template = address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -107,7 +107,7 @@ def here(monkeypatch, tmp_path):
 
 
 def start_process(checkpoint, **environment):
-    """A fresh interpreter that loads Breakout."""
+    """Start a fresh interpreter that loads Breakout."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
     return subprocess.Popen(
         [sys.executable, "-c", LOAD_BREAKOUT, str(checkpoint)],
@@ -126,7 +126,7 @@ def result_of(process):
 
 
 def lay_out_as_cached(folder, weights, game="Breakout"):
-    """What huggingface_hub leaves behind after a download."""
+    """Write the files that huggingface_hub leaves after a download."""
     repository = folder / "hub" / f"models--{hub.REPOSITORY.replace('/', '--')}"
     blob = repository / "blobs" / hashlib.sha256(weights.read_bytes()).hexdigest()
     blob.parent.mkdir(parents=True)
@@ -140,7 +140,7 @@ def lay_out_as_cached(folder, weights, game="Breakout"):
 
 
 def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, caplog):
-    """First use: weights from the Hub, contexts from the real game. Second use: neither is asked."""
+    """The first use gets weights from the Hub and contexts from the real game; the second needs neither."""
     cache = here(served)
     monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(start_contexts, "NUM_CONTEXTS", 8)
@@ -159,7 +159,7 @@ def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, 
 
 
 def test_a_copied_cache_works_offline(weights, tmp_path):
-    """Two processes at once, offline: both play for contexts, one file is left, nothing half-written."""
+    """Two processes at once, offline: both play for contexts, and one complete file remains."""
     file = lay_out_as_cached(tmp_path / "hf", weights)
     environment = {
         "HF_HOME": str(tmp_path / "hf"),

@@ -1,4 +1,4 @@
-"""Collection: episodes say what a policy saw and did, in any environment, with any number of processes."""
+"""Collection: episodes record what a policy saw and did, in any environment and number of processes."""
 
 import operator
 import os
@@ -21,7 +21,7 @@ TOP_LEFT_PIXEL = operator.itemgetter((0, 0, 0))  # 0 in Breakout: a policy that 
 
 
 class Counting(gymnasium.Env):
-    """Frame t of episode k is filled with 10 k + t, the reward is the action, episodes take 3 steps.
+    """Frame t of episode k is filled with 10 k + t, rewards are actions, and episodes have 3 steps.
 
     Every other one is truncated. All frames are drawn into the same array.
     """
@@ -50,7 +50,7 @@ class Counting(gymnasium.Env):
 
 
 class Remembering:
-    """Counts the frames since its reset."""
+    """A policy that counts the frames since its reset."""
 
     def __init__(self):
         self.seeds = []
@@ -106,7 +106,7 @@ def test_a_policy_with_memory_is_reset_with_its_own_seed_at_every_episode():
     report = quietly(env, policy, num_steps=9)
     assert [episode.act.tolist() for episode in report.episodes] == [[1, 2, 0]] * 3
     assert len(set(policy.seeds)) == len(policy.seeds)
-    assert env.seeds == [0, None, None], "one seed, then the environment goes on by itself"
+    assert env.seeds == [0, None, None], "one seed, then the environment continues without one"
     again = Remembering()
     quietly(Counting(), again, num_steps=9)
     assert again.seeds == policy.seeds
@@ -136,7 +136,7 @@ def test_epsilon_is_the_share_of_random_actions(epsilon, low, high):
     act = torch.cat([episode.act for episode in report.episodes])
     others = (act != torch.tensor([1, 2, 0]).repeat(200)).float().mean()  # a third of random ones agree
     assert low <= others <= high
-    assert policy.frames == 3, "the policy sees every frame, whoever chooses"
+    assert policy.frames == 3, "the policy sees every frame, also when a random action is taken"
 
 
 def test_episodes_go_to_the_dataset(tmp_path):
@@ -204,7 +204,7 @@ def test_a_killed_process_is_told(tmp_path):
         text=True,
         check=False,
     )
-    assert result.stdout.startswith("DiamondGymError a process that played was killed"), result.stderr
+    assert result.stdout.startswith("DiamondGymError a worker process was killed"), result.stderr
 
 
 def test_the_bar_shows_steps(capsys, monkeypatch):

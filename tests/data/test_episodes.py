@@ -1,4 +1,4 @@
-"""Episodes on disk: the published layout both ways, and datasets that survive whatever happens to them."""
+"""Episodes on disk: the published layout both ways, and datasets that survive all kinds of failures."""
 
 import os
 import pickle
@@ -236,7 +236,7 @@ def killed() -> None:
 
 def test_interrupted_while_replacing(tmp_path, monkeypatch):
     dataset = fill(tmp_path, 3)
-    with monkeypatch.context() as patch:  # the index is not written, as if the process were killed before
+    with monkeypatch.context() as patch:  # the index is not written, as if the process had been killed before
         patch.setattr(dataset, "_write_index", killed)
         with pytest.raises(KeyboardInterrupt):
             dataset.replace(0, make_episode(length=30))
@@ -356,7 +356,7 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path, name):
 @pytest.mark.parametrize(
     ("index", "what"),
     [
-        ({"a": 1}, "no dataset index"),
+        ({"a": 1}, "not a dataset index"),
         (None, "contradicts itself"),
         (b"junk", "cannot be read as"),
         (b"", "cannot be read as"),

@@ -1,4 +1,4 @@
-"""Other people's episodes become a dataset: recordings, Minari's, and those that need no import."""
+"""The import of episodes: recordings, Minari datasets, and datasets that need no import."""
 
 import sys
 from collections import Counter
@@ -169,7 +169,7 @@ def test_a_single_episode_cannot_be_split(tmp_path):
 
 
 def test_a_published_dataset_needs_no_import(tmp_path, capsys):
-    """`static_dataset.path` reads what the published code writes; the importer says so."""
+    """`static_dataset.path` reads the published code's datasets, and the importer says so."""
     write_as_published(tmp_path / "train", [made_up_episode(8, number=i) for i in range(3)])
     write_as_published(tmp_path / "test", [made_up_episode(5, number=9)])
     data.check_static_dataset(tmp_path)
@@ -181,7 +181,7 @@ def test_a_published_dataset_needs_no_import(tmp_path, capsys):
 
 
 def write_as_published(path, episodes):
-    """Writes a dataset as the published code does, without this package."""
+    """Write a dataset as the published code does, without this package."""
     names = ("obs", "act", "rew", "end", "trunc")
     for i, episode in enumerate(episodes):
         file = path / "000" / "00" / str(i) / f"{i}.pt"
@@ -213,7 +213,7 @@ def test_without_minari_the_extra_is_named(tmp_path, capsys, monkeypatch):
 
 @pytest.fixture
 def minari(tmp_path, monkeypatch):
-    """The library, with its datasets in a folder of the test's."""
+    """The Minari library, with its datasets in the test's folder."""
     library = pytest.importorskip("minari")
     pytest.importorskip("h5py")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "minari"))
@@ -221,7 +221,7 @@ def minari(tmp_path, monkeypatch):
 
 
 def make_minari_dataset(minari, env, name, *, key=None, num_episodes=4, **kwargs):
-    """Plays at random; returns each episode's observations and actions."""
+    """Play at random; return each episode's observations and actions."""
     from minari.data_collector import EpisodeBuffer
 
     played, buffers = [], []

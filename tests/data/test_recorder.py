@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*share an object")
 
 
 def fields(length=3, **changes):
-    """Of an episode that terminated."""
+    """Return the fields of an episode that terminated."""
     last = np.arange(length) == length - 1
     return {
         "obs": np.zeros((length + 1, 6, 5, 3), np.uint8),
@@ -176,7 +176,7 @@ def test_other_names_of_the_fields_are_known(tmp_path):
         ({"rew": np.array([0, np.nan, 0])}, "not finite"),
         ({"rew": np.array(["a", "b", "c"])}, "rew must be numbers"),
         ({"terminated": np.array([0, 2, 0])}, "terminated must be booleans"),
-        ({"terminated": np.array([0, 1, 1])}, "ends at step 1 and goes on to step 2: one episode a file"),
+        ({"terminated": np.array([0, 1, 1])}, "ends at step 1 and continues to step 2: one episode a file"),
         ({"truncated": np.zeros(2, bool)}, "truncated has 2 steps"),
         (fields(0), "at least one step"),
     ],

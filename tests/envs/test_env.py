@@ -1,4 +1,4 @@
-"""DiamondEnv keeps Gymnasium's contracts and this project's."""
+"""DiamondEnv fulfils the contracts of Gymnasium and of this project."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def env_id(endless_checkpoint: str):
 
 @contextmanager
 def two_threads() -> Iterator[None]:
-    """OpenMP in use, as in most programs: a process that is forked meanwhile does not inherit its threads."""
+    """Use OpenMP, as most programs do: a process that is forked meanwhile does not inherit its threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     torch.ones(512, 512) @ torch.ones(512, 512)
@@ -69,7 +69,7 @@ def make(checkpoint: str, **kwargs) -> DiamondEnv:
 
 
 def play(env: gym.Env, num_steps: int) -> list[tuple]:
-    """Takes actions 0, 1, 2, 3, 0, ...; resets when the game is over. Returns every result."""
+    """Take actions 0, 1, 2, 3, 0, ..., with a reset when the game is over; return every result."""
     results = []
     for t in range(num_steps):
         obs, reward, terminated, truncated, _ = env.step(t % 4)
@@ -419,7 +419,7 @@ def test_gymnasiums_vector_envs(endless_checkpoint: str, context: str):
 
 
 class TinyWorld:
-    """Makes an environment; can be pickled, as spawned workers need."""
+    """A function that makes an environment and can be pickled, as spawned workers need."""
 
     def __init__(self, checkpoint: str) -> None:
         self.checkpoint = checkpoint
@@ -429,7 +429,7 @@ class TinyWorld:
 
 
 def test_a_forked_process_goes_on_with_an_environment(endless_checkpoint: str):
-    """It would hang if it used more threads than it has."""
+    """The process would hang if it used more threads than it has."""
     env = make(endless_checkpoint)
     env.reset(seed=0)
     process = multiprocessing.get_context("fork").Process(target=env.step, args=(0,))

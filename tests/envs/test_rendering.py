@@ -46,7 +46,7 @@ def test_windows_take_turns():
     first.show(frame(1))
     np.testing.assert_array_equal(shown(), frame(1))
     second.show(frame(2, side=6))
-    first.close()  # has lost the screen already, so the second keeps it
+    first.close()  # the first has lost the screen already, so the second keeps it
     np.testing.assert_array_equal(shown(), frame(2, side=6))
     first.show(frame(3))
     np.testing.assert_array_equal(shown(), frame(3))

@@ -1,4 +1,4 @@
-"""DiamondVectorEnv is a batch of DiamondEnvs, and behaves as SyncVectorEnv does."""
+"""DiamondVectorEnv is a batch of DiamondEnvs, and behaves like SyncVectorEnv."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def finished(result: tuple) -> np.ndarray:
 
 
 def to_numpy(x: Any) -> Any:
-    """Tensors as arrays, in nested dicts and tuples."""
+    """Convert tensors in nested dicts and tuples to arrays."""
     if isinstance(x, dict):
         return {key: to_numpy(value) for key, value in x.items()}
     if isinstance(x, tuple):
@@ -64,7 +64,7 @@ def to_numpy(x: Any) -> Any:
 
 
 def assert_same(given: Any, expected: Any, *, exact: bool) -> None:
-    """Compares results of `reset` or `step`; frames may be rounded otherwise in batches of another size."""
+    """Compare results of `reset` or `step`; frames may round differently in batches of another size."""
     assert type(given) is type(expected)
     if isinstance(expected, dict):
         assert given.keys() == expected.keys()

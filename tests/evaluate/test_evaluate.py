@@ -58,7 +58,7 @@ def episode(length, seed=0):
     )
 
 
-# --- metrics against numbers worked out by hand
+# --- metrics against numbers computed by hand
 
 
 def test_mean_squared_error_and_psnr():
@@ -90,7 +90,7 @@ def test_confusion_and_scores():
     predicted = np.array([1, 2, 1, 2, 1, 2])
     matrix = metrics.confusion(real, predicted, 3)
     np.testing.assert_array_equal(matrix, [[0, 0, 1], [0, 2, 1], [0, 1, 1]])
-    found = metrics.scores(matrix, nothing=1)  # 3 events happened, 3 were predicted, 1 of them rightly
+    found = metrics.scores(matrix, nothing=1)  # 3 events occurred, 3 were predicted, 1 of them correctly
     assert (found.precision, found.recall, found.f1) == pytest.approx((1 / 3, 1 / 3, 1 / 3))
 
 
@@ -134,7 +134,7 @@ def test_drift_is_of_the_mean_frames():
 
 
 def frames_with(*levels):
-    """Frames of one start, each all of one level."""
+    """Make frames of one start, each filled with one level."""
     return np.stack([np.full((1, 2, 2), level, np.uint8) for level in levels])[None]
 
 
@@ -186,7 +186,7 @@ def test_parse():
         (["seed=-1"], "seed must be at least 0"),
         (["seed=1", "seed=2"], "key seed is given twice"),
         (["out="], "key out needs a value"),
-        (["policy=expert", "out=unused"], "policy 'expert' is none of auto, random, scripted"),
+        (["policy=expert", "out=unused"], "policy 'expert' is not one of auto, random, scripted"),
         (["game=Asterix", "policy=scripted", "out=unused"], "no scripted player for 'Asterix'"),
     ],
 )
@@ -360,7 +360,7 @@ def test_a_player_that_goes_on_in_the_real_game_does_as_it_does_there():
 
 def test_players_act_on_what_they_imagine(world_model):
     class Notes(RandomPlayer):
-        """Presses by what it sees, and notes it."""
+        """A player that acts on what it sees, and records it."""
 
         def __init__(self, num_actions):
             super().__init__(num_actions)
@@ -570,7 +570,7 @@ def test_the_whole_command(tmp_path, capsys):
 
 
 def card_and_comparison(out, world, capsys):
-    """Writes the card, compares, then with a number that has changed and with other settings."""
+    """Write the card and compare: unchanged, with a changed number, and with other settings."""
     assert card.main([str(out / "fidelity.json"), str(world)]) == 0
     text = (world / "README.md").read_text()
     assert "1 denoising step at play" in text and "told apart" in text and "Random buttons" in text

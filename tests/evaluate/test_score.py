@@ -1,4 +1,4 @@
-"""Scores: real games, and how sure one can be of their mean."""
+"""Scores of real games, and the uncertainty of their mean."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The ball's track tells what happens in a step; a prediction is right where its ball is near the real."""
+"""The ball's track shows what happens in a step; a prediction is right if its ball is near the real one."""
 
 import numpy as np
 import pytest

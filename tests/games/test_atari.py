@@ -34,7 +34,7 @@ def raw_game(game: str) -> gymnasium.Env:
 
 
 def play(env: AtariEnv, num_steps: int, seed: int = 0) -> list[tuple]:
-    """Random steps; starts the next episode where one ends."""
+    """Take random steps, and start the next episode when one ends."""
     rng = np.random.default_rng(seed)
     steps = []
     for _ in range(num_steps):
@@ -131,7 +131,7 @@ def test_without_training_only_game_over_ends_an_episode():
 
 
 def test_the_frame_at_game_over_is_the_published_one():
-    """The published preprocessing does not read the screen at game over: what was pooled before it stays."""
+    """The published preprocessing does not read the screen at game over: the earlier pooled screen stays."""
     env, raw = AtariEnv("Breakout", training=False), raw_game("Breakout")
     env.reset(seed=0)
     raw.reset(seed=0)
@@ -157,7 +157,7 @@ def test_the_frame_at_game_over_is_the_published_one():
 def test_a_game_is_truncated_after_108_000_raw_frames():
     env = AtariEnv("Pong", training=False)
     env.reset(seed=0)
-    env.ale.setInt("max_num_frames_per_episode", 200)  # the limit is ALE's; read when a ROM is loaded
+    env.ale.setInt("max_num_frames_per_episode", 200)  # ALE reads its limit when a ROM is loaded
     env.reset(seed=0)
     for _ in range(60):
         *_, terminated, truncated, info = env.step(0)
@@ -331,7 +331,7 @@ def test_states_made_by_hand_are_refused():
         "rng": {"bit_generator": "MT19937"},
     }
     for name, value in wrong.items():
-        with pytest.raises(InvalidInputError, match=r"the state is none of clone_state\(\)'s: .{5}"):
+        with pytest.raises(InvalidInputError, match=r"the state is not one of clone_state\(\): .{5}"):
             env.restore_state(replace(state, **{name: value}))
     np.testing.assert_array_equal(env.step(0)[0], twin_step(state))
 

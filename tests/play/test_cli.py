@@ -1,4 +1,4 @@
-"""The command line of play: what it means, what it prints, and one line instead of a traceback."""
+"""The command line of play: its meaning, its output, and errors in one line."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_other_options():
         (["seed=-1"], "seed must be at least 0"),
         (["--pretrained", "27"], "numbered 1 to 26, got 27"),
         (["--pretrained", "Adventure"], "no model of Adventure has been released"),
-        (["--pretrained", "Pong", "checkpoint=x"], "give neither besides"),
+        (["--pretrained", "Pong", "checkpoint=x"], "do not give them too"),
         (["Pong", "Breakout"], "written key=value, got 'Breakout'"),
     ],
 )
@@ -212,7 +212,7 @@ def test_errors_are_one_line(
 
 
 def test_recording_to_a_read_only_folder(world: str, capsys: pytest.CaptureFixture[str]):
-    Path("dataset").write_text("a file, so that there can be no folder, for root neither")
+    Path("dataset").write_text("a file, so that even root cannot make a folder here")
     assert main([world, "-r"]) == 1
     assert "cannot write to the folder dataset" in capsys.readouterr().err
 

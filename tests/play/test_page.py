@@ -27,7 +27,7 @@ SIZE = 256
 WAIT_SECONDS = 30.0
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SCREENSHOTS = os.environ.get("SCREENSHOTS")
-"""A folder to leave pictures of the pages in, to be looked at."""
+"""A folder for screenshots of the pages, to be inspected."""
 
 DESKTOP = {"viewport": {"width": 1280, "height": 800}}
 PHONE = {
@@ -54,9 +54,9 @@ class Tab:
     """A page that somebody has open.
 
     Attributes:
-        page: Playwright's.
-        errors: What went wrong in it.
-        devtools: A session of the protocol that knows fingers; None until one is needed.
+        page: Playwright's page.
+        errors: Errors in the page.
+        devtools: A session of the protocol that simulates fingers; None until one is needed.
     """
 
     def __init__(self, page: Any, url: str) -> None:
@@ -89,7 +89,7 @@ class Tab:
         self.wait(lambda: self.facts().get("Time step") is not None)
 
     def pixels(self) -> np.ndarray:
-        """What is on the canvas, uint8 (h, w, 3)."""
+        """Return the canvas, uint8 (h, w, 3)."""
         width, height, data = self.page.evaluate(
             """() => {
                 const {width, height} = document.getElementById('picture');
@@ -147,7 +147,7 @@ def served(env: DiamondEnv, tmp_path: Path) -> Iterator[Served]:
 
 
 def paddle(pixels: np.ndarray) -> float:
-    """Column of the paddle's middle, in 64ths of the picture."""
+    """Return the column of the paddle's middle, in 64ths of the picture."""
     row = pixels[57:60].astype(int).max(axis=0)
     red = (row[:, 0] > 120) & (row[:, 2] < 110)
     return float(np.flatnonzero(red[4:60]).mean()) + 4
@@ -177,7 +177,7 @@ def is_shown(picture: np.ndarray, pixels: np.ndarray, width: int) -> bool:
 
 
 def seen(served: Served) -> View:
-    """What people see; the game's own thread may be making the next."""
+    """Return what people see; the game's thread may be making the next picture."""
     view = served.game.view
     assert view is not None
     return view
@@ -333,7 +333,7 @@ def test_datasets(tmp_path: Path, open_tab: OpenTab):
         assert not tab.page.locator("#pad").is_visible()
         tab.page.get_by_role("button", name="Step on").tap()
         tab.wait(lambda: tab.facts()["Time step"].startswith("1 of"))
-        assert tab.page.evaluate("scrollY") == 0  # buttons are in sight of the picture
+        assert tab.page.evaluate("scrollY") == 0  # buttons are visible together with the picture
         tab.screenshot("phone-datasets")
 
 
@@ -341,7 +341,7 @@ def test_datasets(tmp_path: Path, open_tab: OpenTab):
 
 
 def touch(tab: Tab, *points: tuple[float, float]) -> None:
-    """Fingers are at these places now; none for no finger."""
+    """Place fingers at these positions; an empty list lifts all."""
     if tab.devtools is None:
         tab.devtools = tab.page.context.new_cdp_session(tab.page)
     kind = "touchStart" if points else "touchEnd"

@@ -1,4 +1,4 @@
-"""Play mode: every key pressed, in a window under SDL's dummy driver, and what it changes."""
+"""Play mode: every key and its effect, in a window under SDL's dummy driver."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def facts(view: View) -> dict[str, str]:
 
 
 def steps(viewer: Viewer, count: int, *held: str) -> list[np.ndarray]:
-    """Frames of the place, one after each step."""
+    """Take steps in a place and return the frame after each."""
     frames = []
     for _ in range(count):
         viewer.advance(held)
@@ -162,7 +162,7 @@ def test_held_keys_are_actions_and_m_hands_over_to_the_policy(viewer: Viewer):
     assert facts(viewer.view())["Controller"] == "policy (actor-critic)"
     actions = set()
     for _ in range(10):
-        viewer.advance(["d"])  # what a person holds does not matter now
+        viewer.advance(["d"])  # keys that a person holds have no effect now
         actions.add(facts(viewer.view())["Action"])
     assert len(actions) > 1
     viewer.press("m")
@@ -223,7 +223,7 @@ def test_a_lost_life_ends_training_episodes_only(
     lives: Any = game.place.env.ale  # pyright: ignore[reportAttributeAccessIssue]
     count = 0
     while lives.lives() == 5 and count < 200:
-        viewer.advance([" "])  # serves, and never moves
+        viewer.advance([" "])  # it serves and never moves
         count += 1
     assert lives.lives() == 4 and game.moment.is_over == loses
 
@@ -254,7 +254,7 @@ def outcomes(viewer: Viewer, count: int = 4) -> list[Any]:
 @pytest.mark.parametrize("to_place", [[], ["right", "right"], ["c"]])
 def test_a_saved_moment_has_one_future(viewer: Viewer, to_place: list[str]):
     viewer.press("l")
-    assert "no moment has been saved" in viewer.view().message
+    assert "nothing has been saved" in viewer.view().message
     for key in (*to_place, "m"):
         viewer.press(key)
     steps(viewer, 3)
@@ -445,7 +445,7 @@ def test_starts_are_taken_from_an_initial_collection(env: DiamondEnv, tmp_path: 
     assert frame.max() < 210  # a real frame of Breakout; the bank's own have a square of 250
 
 
-# --- what all sessions have
+# --- common to all sessions
 
 
 def test_help_stops_the_game_and_lists_all_keys(viewer: Viewer, game: PlaySession):
@@ -563,7 +563,7 @@ def test_without_header(env: DiamondEnv, tmp_path: Path):
 
 @pytest.fixture
 def posted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[Any]]]:
-    """Events that the window will get, a list for each picture."""
+    """Make a window get these events, a list for each picture."""
     batches: list[list[Any]] = []
     monkeypatch.setattr(pygame.event, "get", lambda: batches.pop(0) if batches else [])
     yield batches

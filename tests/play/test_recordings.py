@@ -37,7 +37,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> DiamondEnv:
 def make_session(
     env: DiamondEnv, root: Path, *, store_trajectory: bool = False, store_original: bool = False
 ) -> PlaySession:
-    """With a horizon of 6."""
+    """Make a session with a horizon of 6."""
     env.set_sampler(num_denoising_steps=1, order=1, s_churn=0)
     given = settings.parse(["game=Breakout", "seed=3", f"--size={SIZE}", "--horizon=6", "--human"])
     session = start.session_in(
@@ -48,7 +48,7 @@ def make_session(
 
 
 def play(session: PlaySession, count: int, *held: str) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Takes steps; the frame before and after each."""
+    """Take steps and return the frames before and after each."""
     frames = []
     for _ in range(count):
         before = session.place.trail.frame
@@ -137,7 +137,7 @@ def test_denoising_trajectories(env: DiamondEnv, tmp_path: Path):
     ends = ((trajectory[:, -1].float() + 1) * 127.5).round().to(torch.uint8)
     assert (ends.int() - frames.int()).abs().max() <= 1
     assert trajectory[:, 0].float().std() == pytest.approx(1, abs=0.05)
-    assert torch.equal(trajectory[0, 1], trajectory[0, 3])  # one step then: its end repeats
+    assert torch.equal(trajectory[0, 1], trajectory[0, 3])  # it had one step then, so its end repeats
     assert not torch.equal(trajectory[5, 1], trajectory[5, 3])
 
 
@@ -358,7 +358,7 @@ def test_recorded_denoising_is_shown(env: DiamondEnv, tmp_path: Path):
     browser = DatasetBrowser(find_datasets(tmp_path), None, size=SIZE)
     assert facts(browser)["Action"] == "0"
     cell = SIZE // 5
-    assert not browser.view().picture[-cell:].any()  # nothing came out of noise before the first step
+    assert not browser.view().picture[-cell:].any()  # the frame before the first step has no denoising
     press(browser, "right")
     noise = browser.view().picture[-cell:, SIZE // 2 - cell : SIZE // 2]
     assert noise.std() > 50

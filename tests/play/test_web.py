@@ -1,4 +1,4 @@
-"""Play in a browser, as far as the server goes: real sockets to a real server. The page: `test_play_page`."""
+"""The server of play in a browser, with real sockets. `test_page` tests the page."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_keys_of_a_touch_pad():
     assert GameKeys.of(["NOOP", "UPFIRE"]).alone() == [("w", ""), (" ", "")]
 
 
-# --- what the threads share, and what waits for slow pages
+# --- state shared by threads, and outboxes of slow pages
 
 
 def test_controls():
@@ -214,7 +214,7 @@ def test_the_clock_keeps_time_and_makes_no_bursts():
     assert time.perf_counter() - late > 0.005
 
 
-# --- who may
+# --- access
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_tokens_differ_and_are_needed_elsewhere():
 
 
 def closing(url: str, **more: Any) -> tuple[int, str]:
-    """Code and reason with which a socket is closed at once."""
+    """Return code and reason with which a socket is closed at once."""
     with connect(url, **more) as connection, pytest.raises(ConnectionClosed) as closed:
         while True:
             connection.recv(5)
@@ -262,7 +262,7 @@ class Answer:
 
 
 def get(url: str, **headers: str) -> Answer:
-    """Asks for a path exactly as it is written."""
+    """Request a path exactly as it is written."""
     parts = urlsplit(url)
     connection = HTTPConnection(parts.netloc, timeout=10)
     connection.request("GET", url.removeprefix(f"http://{parts.netloc}"), headers=headers)
@@ -413,7 +413,7 @@ def test_oversized_and_broken_messages_close_their_socket_only(served: Served, p
 
 
 def opened(served: Served, begin: bytes) -> socket.socket:
-    """A connection that has sent the beginning of something."""
+    """Open a connection and send the beginning of a request."""
     address = urlsplit(served.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=10)
     connection.sendall(begin)
@@ -578,7 +578,7 @@ def test_what_cannot_be_written_is_kept_for_later(env: DiamondEnv, tmp_path: Pat
         wait_until(lambda: served.told == ["error: the disk is full"])
         assert served.game.is_loaded
         with guest(served.socket_url) as player:
-            player.until("view")  # the last one, kept for whoever comes
+            player.until("view")  # the last one, which new people get
             player.until("view")  # the game has noticed the guest
         wait_until(lambda: not served.game.is_loaded)
         assert len(served.viewers) == 1
@@ -674,7 +674,7 @@ WITHOUT_PYGAME = "import sys; sys.modules['pygame'] = None"
 
 @pytest.mark.parametrize("end", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_the_program_without_display_and_pygame(env: DiamondEnv, tmp_path: Path, end: signal.Signals):
-    """What was filmed is kept and pacing is printed, whether Ctrl-C or a service's manager ends it."""
+    """Films are saved and pacing is printed, whether Ctrl-C or SIGTERM ends the program."""
     checkpoint = worlds.save_tiny_world(tmp_path / "world", end_bias=-30)
     code = f"{WITHOUT_PYGAME};  from diamond_gym.play.__main__ import main; sys.exit(main(sys.argv[1:]))"
     hidden = ("SDL_VIDEODRIVER", "DISPLAY", "WAYLAND_DISPLAY")

@@ -1,4 +1,4 @@
-"""An actor-critic plays: its probabilities, its memory, its seeds."""
+"""The player of an actor-critic: its probabilities, its memory, its seeds."""
 
 import copy
 

@@ -19,7 +19,7 @@ BLACK = np.zeros((64, 64, 3), np.uint8)
 
 
 def play(policy, seed, max_steps=4000, game="Breakout"):
-    """Actions and return of one game, whole if it is over by `max_steps`."""
+    """Play one game, up to `max_steps`; return actions and return."""
     env = AtariEnv(game, training=False)
     obs, _ = env.reset(seed=seed)
     actions, total = [], 0.0

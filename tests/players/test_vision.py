@@ -17,7 +17,7 @@ COLOURS = [(200, 72, 72), (198, 108, 58), (180, 122, 48), (162, 162, 42), (72, 1
 
 
 def screen(ball=None, paddle=None, cleared=(), colour=(200, 72, 72), strength=1.0):
-    """A screen of Breakout; `ball` and `paddle` are raw pixels of the top left corner."""
+    """Draw a screen of Breakout; `ball` and `paddle` are raw pixels of the top left corner."""
     raw = np.zeros((210, 160, 3), np.float32)
     raw[17:32] = 142
     raw[32:193, :8] = 142
@@ -35,7 +35,7 @@ def screen(ball=None, paddle=None, cleared=(), colour=(200, 72, 72), strength=1.
 
 
 def centre(x, y, width=2, height=4):
-    """Where the small frame has the centre of a raw rectangle."""
+    """Return the centre of a raw rectangle in the small frame."""
     return (x + width / 2) * 64 / 160 - 0.5, (y + height / 2) * 64 / 210 - 0.5
 
 

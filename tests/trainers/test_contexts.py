@@ -1,4 +1,4 @@
-"""`python -m trainers.contexts`: start contexts of which a share lies shortly before something is lost."""
+"""`python -m trainers.contexts`: start contexts, some of them shortly before something is lost."""
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from trainers.contexts import ContextsSettings, cut, main
 
 @pytest.fixture
 def lost():
-    """30 steps that end, 40 that lose a point at step 9 and do not end."""
+    """An episode of 30 steps that ends, and an unfinished one of 40 that loses a point at step 9."""
     ends, loses = numbered_episode(0, 30), numbered_episode(1, 40)
     ends.end[-1] = 1
     loses.rew[9] = -2

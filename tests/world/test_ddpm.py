@@ -1,4 +1,4 @@
-"""The DDPM objective: numbers of its schedule, its sampler, its loss, its way from config to play."""
+"""The DDPM objective: its schedule, its sampler, its loss, and its use from config to play."""
 
 import math
 from dataclasses import replace
@@ -35,7 +35,7 @@ SHAPE = (3, 64, 64)
 
 
 def ddpm_agent(**sizes) -> Agent:
-    """A tiny agent with random weights whose denoiser predicts the noise."""
+    """Make a tiny agent with random weights whose denoiser predicts the noise."""
     agent = worlds.tiny_agent(**sizes)
     denoiser = replace(agent.config.denoiser, objective="ddpm")
     changed = Agent(replace(agent.config, denoiser=denoiser))
@@ -115,7 +115,7 @@ def test_a_perfect_noise_predictor_gives_the_clean_image(num_steps):
 
 
 def test_a_step_has_mean_and_variance_of_the_posterior():
-    """Against the formulas of `DDPMScheduler.step` with `fixed_small`, written out."""
+    """Compare with the formulas of `DDPMScheduler.step` with `fixed_small`."""
     abar, next_abar = ddpm.alphas_cumprod(CPU)[[666, 333]].double().tolist()
     beta = 1 - abar / next_abar
     x, clean, eps = 0.7, 0.2, -1.3
@@ -176,7 +176,7 @@ def test_timesteps_are_drawn_uniformly():
 
 
 def loss_of(denoiser, batch, noises):
-    """The denoiser's loss, as it is trained."""
+    """Compute the denoiser's training loss."""
     errors = denoiser_errors(denoiser, batch, noises)
     return mean_of_predictions(errors.error, errors.counts)
 
@@ -249,7 +249,7 @@ def test_the_trajectory_has_one_image_a_step():
 
 
 def sampled_as_published(denoiser, past, act, x, step_noises, timesteps):
-    """Section 5.1 written out with `DDPMScheduler`'s formulas: the frame is quantised at the end."""
+    """Sample as in section 5.1 with the formulas of `DDPMScheduler`: the frame is quantised at the end."""
     betas = np.linspace(1e-4, 0.02, 1000)
     abars = np.cumprod(1 - betas)
     for i, t in enumerate(timesteps):
@@ -341,7 +341,7 @@ def test_a_description_with_a_spacing_of_timesteps_is_read_if_it_is_todays():
 
 
 def published_ddpm(agent: Agent) -> dict[str, torch.Tensor]:
-    """The state dict under the names of the paper's DDPM checkpoints."""
+    """Return the state dict under the names of the paper's DDPM checkpoints."""
     return {
         name.replace("denoiser.inner_model.", "denoiser.noise_model."): x
         for name, x in agent.state_dict().items()

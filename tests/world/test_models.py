@@ -1,4 +1,4 @@
-"""What the networks accept beyond the parity cases: image sizes, patches, and configs that cannot work."""
+"""The networks beyond the parity cases: image sizes, patches, and configs that are refused."""
 
 from dataclasses import asdict
 

@@ -1,4 +1,4 @@
-"""Random numbers: right (against Random123), independent, and the same whoever asks for them."""
+"""Random numbers: correct (against Random123), independent, and the same in any batch."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def int64(*values: int) -> torch.Tensor:
 
 
 def python_philox(counter: tuple[int, ...], key: tuple[int, ...]) -> tuple[int, ...]:
-    """The cipher in Python integers, as the paper writes it."""
+    """Compute the cipher in Python integers, as in the paper."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

@@ -105,8 +105,8 @@ def test_actor_critic(agent, d):
 
 @torch.no_grad()
 def test_rollout(agent, d, monkeypatch):
-    """The whole world model, fed the reference's initial noise in place of its own."""
-    # pixels that round to another level, as the order of sums decides, make others do so in later frames
+    """Run the whole world model with the reference's initial noise instead of its own."""
+    # pixels that round differently, due to another order of sums, change others in later frames
     torch.set_num_threads(2)
     init_noise = iter(d["rollout_init_noise"].unbind(1))
 

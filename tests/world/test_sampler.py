@@ -1,4 +1,4 @@
-"""Schedule, Euler, Heun and churn, against what they must give for a denoiser whose answer is known."""
+"""Schedule, Euler, Heun and churn, against the exact results for a known denoiser."""
 
 import math
 
@@ -14,13 +14,13 @@ DATA_STD = 0.5
 
 
 def gaussian_denoise(x, sigma):
-    """The ideal denoiser when the data are N(0, DATA_STD^2): a linear shrinkage."""
+    """Denoise ideally for data of N(0, DATA_STD^2), which is a linear shrinkage."""
     variance = sigma**2
     return x * DATA_STD**2 / (DATA_STD**2 + variance)
 
 
 def exact_end(x, sigma):
-    """Where the probability-flow ODE leads from noise level `sigma` to 0 (the data's Gaussian)."""
+    """Solve the probability-flow ODE from noise level `sigma` to 0 exactly, for Gaussian data."""
     return x * DATA_STD / math.sqrt(DATA_STD**2 + sigma**2)
 
 

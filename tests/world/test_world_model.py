@@ -1,4 +1,4 @@
-"""The batched simulator: what its states are, and that batches change nothing."""
+"""The batched simulator: its states, and the same results in any batch."""
 
 import copy
 
@@ -55,7 +55,7 @@ def test_a_game_is_the_same_alone_and_in_a_batch(world_model):
         one = slice(i, i + 1)
         state = world_model.start(obs[one], act[one], key[one])
         _, alone, rew, end = play(world_model, state, acts[:, one])
-        # rounding tips a pixel by a level now and then, and random weights amplify that from frame to frame
+        # rounding changes a pixel by a level sometimes, and random weights amplify that from frame to frame
         assert share_equal(alone[0, 0], together[0, i]) > 0.95
         assert (alone[:, 0].float() - together[:, i].float()).abs().mean() < 1
         assert torch.equal(rew[:, 0], rews[:, i]) and torch.equal(end[:, 0], ends[:, i])
@@ -78,7 +78,7 @@ def test_the_same_state_has_the_same_future(world_model):
     acts = actions(world_model)
     first = play(world_model, start, acts)
     for before, after in zip(kept.tensors(), start.tensors(), strict=True):
-        assert torch.equal(before, after)  # stepping does not touch the state it starts from
+        assert torch.equal(before, after)  # a step does not change the state that it starts from
     for x, y in zip(first[1:], play(world_model, kept, acts)[1:], strict=True):
         assert torch.equal(x, y)
 

@@ -1,4 +1,4 @@
-"""Who may see the page and use its socket. Knows nothing of games, nor of the web server."""
+"""Access control of the page and its socket. Knows nothing of games or of the web server."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Access:
-    """What a request must show.
+    """The conditions for a request.
 
     Attributes:
-        token: To be given as `?token=...`; None where only this machine can reach the server. Sites elsewhere
-            could still use the browser of somebody who sits here, so the server then answers to names of this
-            machine only.
+        token: To be given as `?token=...`; None where only this machine can reach the server. Other websites
+            could still use a browser on this machine, so the server then accepts only names of this
+            machine.
         host: Name or address under which the server was started.
     """
 
@@ -23,7 +23,7 @@ class Access:
     host: str
 
     def refuses(self, host: str | None, token: str | None) -> str | None:
-        """Why a page is not shown; None where it is.
+        """Return why a page is not shown; None if it is.
 
         Args:
             host: The request's Host header.
@@ -33,17 +33,17 @@ class Access:
             return None if self._is_here(host) else f"this page is served to localhost only, not to {host!r}"
         if token is None:
             return "a token is needed: it was printed where the server was started"
-        is_right = secrets.compare_digest(token.encode(), self.token.encode())  # as long for any wrong one
+        is_right = secrets.compare_digest(token.encode(), self.token.encode())  # takes constant time
         return (
             None if is_right else "the token is wrong: the right one was printed where the server was started"
         )
 
     def refuses_socket(self, host: str | None, token: str | None, origin: str | None) -> str | None:
-        """The same for its socket, which pages of other sites must not open.
+        """Return why the socket is refused, also to pages of other sites; None if it is not.
 
         Args:
-            host: See above.
-            token: See above.
+            host: The request's Host header.
+            token: The token that was given.
             origin: The request's Origin header; browsers always send one.
         """
         if origin is not None and origin.partition("://")[2] != host:
@@ -56,17 +56,17 @@ class Access:
 
 
 def access_to(address: str, host: str) -> Access:
-    """The rules for a server.
+    """Choose the conditions for a server.
 
     Args:
-        address: The IP address it listens at.
-        host: What it was called.
+        address: The IP address that it listens at.
+        host: The name under which it was started.
     """
     return Access(None if _is_loopback(address) else secrets.token_urlsafe(16), host)
 
 
 def _name_in(host: str | None) -> str:
-    """A Host header without its port, in small letters."""
+    """Return the name in a Host header, without port and in lower case."""
     try:
         return urlsplit(f"//{host or ''}").hostname or ""
     except ValueError:

@@ -21,22 +21,22 @@ from diamond_gym.play.web.room import FULL, Person, Room
 _PAGE = Path(__file__).parent / "page"
 _REFUSED = 4003
 MAX_MESSAGES_PER_SECOND = 500
-"""Of a page: ten fingers and a picture drawn at every refresh of the screen make less."""
+"""Most messages of a page: ten fingers and a picture per refresh of the screen make fewer."""
 _HEADERS = [
     (b"cache-control", b"no-cache"),
     (b"content-security-policy", b"default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 ]
-"""The page loads nothing from elsewhere, is shown in no other page, and tells nobody its address."""
+"""Headers: the page loads nothing from other sites, cannot be embedded, and sends no referrer."""
 
 
 def make_app(room: Room, access: Access) -> ASGIApp:
-    """The application.
+    """Make the application.
 
     Args:
-        room: Where people go.
-        access: Who may.
+        room: The room that people join.
+        access: Who may join it.
     """
 
     async def page(request: Request) -> Response:
@@ -63,7 +63,7 @@ def make_app(room: Room, access: Access) -> ASGIApp:
 
 
 async def _serve(websocket: WebSocket, room: Room) -> None:
-    """Looks after a person until they have gone."""
+    """Serve a person until they leave."""
     try:
         person = room.join()
     except InvalidInputError as error:
@@ -85,7 +85,7 @@ async def _serve(websocket: WebSocket, room: Room) -> None:
 
 
 async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
-    """Hands on what a page sends; one that sends too much is read from more slowly."""
+    """Pass on what a page sends; a page that sends too much is read more slowly."""
     loop = asyncio.get_running_loop()
     second, count = loop.time(), 0
     while (message := await websocket.receive())["type"] != "websocket.disconnect":
@@ -98,19 +98,19 @@ async def _receive(websocket: WebSocket, room: Room, person: Person) -> None:
 
 
 async def _send(websocket: WebSocket, person: Person) -> None:
-    """Sends what there is to send; ends where the page is closed or has gone."""
+    """Send messages until the page is closed or gone."""
     is_open = True
     while is_open:
         try:
             messages = await person.outbox.take()
             async with asyncio.timeout(PATIENCE_SECONDS):
                 is_open = await _send_all(websocket, messages)
-        except (TimeoutError, WebSocketDisconnect, RuntimeError):  # Starlette's word for a closed socket
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):  # Starlette's error for a closed socket
             is_open = False
 
 
 async def _send_all(websocket: WebSocket, messages: list[str | bytes | Close]) -> bool:
-    """Sends messages; gives whether the socket is still open then."""
+    """Send messages; return whether the socket is still open."""
     for message in messages:
         if isinstance(message, Close):
             await websocket.close(message.code, message.reason)
@@ -135,7 +135,7 @@ def _with_headers(app: ASGIApp) -> ASGIApp:
 
 
 def _asks_for_token(refusal: str, access: Access) -> str:
-    """The page instead of the page."""
+    """Return the HTML of a refused request, with a form for the token if one is needed."""
     return (
         (_PAGE / "refused.html")
         .read_text()
@@ -149,5 +149,5 @@ def _escaped(text: str) -> str:
 
 
 def _brief(reason: str) -> str:
-    """As much of a reason as fits into a closing frame."""
+    """Shorten a reason to what fits into a closing frame."""
     return reason.encode()[:120].decode(errors="ignore")

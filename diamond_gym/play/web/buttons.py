@@ -1,4 +1,4 @@
-"""What the page needs to know of a game: its keys and, for those without a keyboard, buttons."""
+"""The keys of a game for the page and, for people without a keyboard, its buttons."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ _GROUPS: dict[str, dict[Command, str]] = {
 
 
 def introduction(viewer: Viewer) -> str:
-    """A message of type "game": what the page shows besides pictures."""
+    """Make the message of type "game", with everything that the page shows besides pictures."""
     shortcuts = viewer.session.shortcuts
     return protocol.say(
         "game",

@@ -1,4 +1,4 @@
-"""What people ask of the game, handed from the web server's thread to the game's; safe in both."""
+"""People's input to the game, passed from the web server's thread to the game's; thread-safe."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from diamond_gym.play.held import HeldKeys
 
 _MAX_HELD, _MAX_PRESSES = 16, 64
-"""More keys than that between two pictures are nobody's fingers: they are dropped."""
+"""Most keys between two pictures; more are not typed by fingers, and are dropped."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,11 @@ class Press:
 
 @dataclass(frozen=True)
 class Input:
-    """What a picture needs to know.
+    """The input for a picture.
 
     Attributes:
-        held: Keys that are held or were since the last picture, in the order in which they went down.
-        presses: Keys that went down since, in order.
+        held: Keys held now or since the last picture, in the order in which they were pressed.
+        presses: Keys that went down since the last picture, in order.
     """
 
     held: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class Input:
 
 
 class Controls:
-    """The player's keys, and how many people are there."""
+    """The player's keys, and the number of people."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -48,29 +48,29 @@ class Controls:
         self._is_ended = False
 
     def down(self, key: str) -> None:
-        """A key is held from now on."""
+        """Note that a key is held from now on."""
         with self._changed:
             held = self._keys.now()
             if key in held or len(held) < _MAX_HELD:
                 self._add(Press(key, self._keys.down(key)))
 
     def up(self, key: str) -> None:
-        """A key is held no longer."""
+        """Note that a key is no longer held."""
         with self._changed:
             self._keys.up(key)
 
     def press(self, key: str) -> None:
-        """A key went down for what it asks for, and is not held."""
+        """Note that a key was tapped for its command, and is not held."""
         with self._changed:
             self._add(Press(key))
 
     def release(self) -> None:
-        """All keys are let go: the player looks elsewhere, or has gone."""
+        """Release all keys, because the player has switched away or left."""
         with self._changed:
             self._keys.release()
 
     def take(self) -> Input:
-        """What there was since the last picture."""
+        """Return the input since the last picture, and clear it."""
         with self._changed:
             taken = Input(tuple(self._keys.now()), tuple(self._presses))
             self._keys.start_picture()
@@ -78,22 +78,22 @@ class Controls:
             return taken
 
     def set_num_people(self, count: int) -> None:
-        """So many people have the page open now."""
+        """Set the number of people who have the page open."""
         with self._changed:
             self._num_people = count
             self._changed.notify_all()
 
     def end(self) -> None:
-        """The game is to end: from now on nobody is there."""
+        """Ask the game to end, as if everybody had left for good."""
         with self._changed:
             self._is_ended = True
             self._changed.notify_all()
 
     def wait_for_people(self, seconds: float | None = None) -> bool:
-        """Waits until somebody is there; gives whether somebody is.
+        """Wait until somebody has the page open; return whether somebody has.
 
         Args:
-            seconds: At most so long; None for as long as it takes.
+            seconds: Longest time to wait; None for no limit.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._is_ended or self._num_people > 0, seconds)

@@ -1,4 +1,4 @@
-"""Whether what the extra `web` brings is installed."""
+"""A check that the packages of the extra `web` are installed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from diamond_gym.errors import MissingDependencyError
 
 
 def check_installed() -> None:
-    """Imports the web server's packages.
+    """Import the web server's packages.
 
     Raises:
         MissingDependencyError: One is not installed.

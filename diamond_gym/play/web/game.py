@@ -1,4 +1,4 @@
-"""A viewer in front of people elsewhere: keys into it, pictures out of it. Knows no sockets and no pages."""
+"""A viewer for people on web pages: keys in, pictures out. Knows nothing of sockets and pages."""
 
 from __future__ import annotations
 
@@ -19,41 +19,41 @@ from diamond_gym.play.web.controls import Controls
 from diamond_gym.play.web.protocol import Frame
 
 GRACE_SECONDS = 3.0
-"""For so long after the last person left, the game waits: pages are reloaded."""
+"""Seconds for which the game waits after the last person left, because pages are reloaded."""
 
 
 class Audience(Protocol):
-    """Everybody who looks on; none of these waits for anybody."""
+    """The interface to everybody who watches; no method blocks."""
 
     def introduce(self, introduction: str) -> None:
-        """A game has been loaded."""
+        """Announce that a game has been loaded."""
         ...
 
     def show(self, frame: Frame) -> None:
-        """A new picture."""
+        """Show a new picture."""
         ...
 
     def send_player_away(self) -> None:
-        """The player asked to leave."""
+        """Disconnect the player, who asked to leave."""
         ...
 
     def forget(self) -> None:
-        """The game has been freed."""
+        """Announce that the game has been freed."""
         ...
 
     def fail(self, text: str) -> None:
-        """The game cannot be loaded."""
+        """Announce that the game cannot be loaded."""
         ...
 
 
 @dataclass
 class Shown:
-    """What was sent last.
+    """The latest picture that was sent.
 
     Attributes:
-        number: Pictures sent so far.
-        view: The latest; None before the first.
-        shows_help: Whether help was over it.
+        number: Number of pictures sent so far.
+        view: The latest view; None before the first.
+        shows_help: Whether help was drawn over it.
     """
 
     number: int = 0
@@ -71,19 +71,19 @@ class Shown:
 
 
 class Game:
-    """A viewer that is there while people are.
+    """A viewer that is loaded while people are on the page.
 
     Args:
-        open_viewer: Loads what is played, the first time at once.
-        controls: What people ask for.
-        audience: Those who look on.
+        open_viewer: Loads the viewer; the first call is made at once.
+        controls: The input of the player.
+        audience: Everybody who watches.
         fps: Pictures per second.
-        num_frames: Pictures until it is over; None for no end.
-        tell: Gets a line about each visit.
-        grace: Seconds for which the viewer is kept without anybody there.
+        num_frames: Number of pictures until the end; None for no end.
+        tell: Called with a line about each visit.
+        grace: Seconds for which the viewer is kept after everybody has left.
 
     Raises:
-        DiamondGymError: It cannot be loaded.
+        DiamondGymError: The viewer cannot be loaded.
     """
 
     def __init__(
@@ -106,16 +106,16 @@ class Game:
 
     @property
     def view(self) -> View | None:
-        """What people see; None before the first picture. Any thread may ask."""
+        """What people see; None before the first picture. This may be read from any thread."""
         return self._shown.view
 
     @property
     def is_loaded(self) -> bool:
-        """Whether there is a viewer."""
+        """Whether the viewer is loaded."""
         return self._viewer is not None
 
     def run(self) -> None:
-        """Plays whenever somebody is there, until so many pictures were shown or the controls are ended."""
+        """Play whenever somebody is there, until `num_frames` pictures were shown or the controls end."""
         while self._num_frames != 0 and self._controls.wait_for_people():
             viewer = self._viewer or self._try_to_open()
             if viewer is not None:
@@ -124,7 +124,7 @@ class Game:
                 self._try_to_close()
 
     def close(self) -> None:
-        """Ends it, and says what was kept and how evenly pictures came. Closing twice is harmless.
+        """Close the viewer; report what was saved and how regular pictures were. Closing twice is harmless.
 
         Raises:
             CacheError: Something cannot be written.
@@ -150,19 +150,19 @@ class Game:
             return None
 
     def _try_to_close(self) -> None:
-        """Frees the memory. What could not be written stays, and is tried again after the next visit."""
+        """Free the memory. Data that cannot be written stay, and are tried again after the next visit."""
         try:
             self.close()
         except DiamondGymError as error:
             self._tell(f"error: {error}")
             return
         self._audience.forget()
-        gc.collect()  # sessions hold tables of their own methods
+        gc.collect()  # sessions have reference cycles through tables of their own methods
         if torch.cuda.is_initialized():
             torch.cuda.empty_cache()
 
     def _visit(self, viewer: Viewer) -> None:
-        """Plays until the last person has left."""
+        """Play until the last person has left."""
         clock = Clock(self._fps)
         while self._num_frames != 0 and self._is_wanted():
             self._picture(viewer)
@@ -177,7 +177,7 @@ class Game:
         return self._controls.wait_for_people(self._grace)
 
     def _picture(self, viewer: Viewer) -> None:
-        """One picture: what was pressed, a step, and what there is to see now."""
+        """Handle the input, take a step and show the picture."""
         taken = self._controls.take()
         for press in taken.presses:
             viewer.press(press.key, is_repeated=press.is_repeated)
@@ -188,7 +188,7 @@ class Game:
             self._audience.send_player_away()
 
     def _show(self, view: View, shows_help: bool) -> None:
-        """Sends a picture unless it looks like the one before."""
+        """Send a picture unless it looks like the one before."""
         if not self._shown.is_like(view, shows_help):
             self._shown = Shown(self._shown.number + 1, view, shows_help)
             self._audience.show(protocol.frame(self._shown.number, view, shows_help=shows_help))

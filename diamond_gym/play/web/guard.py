@@ -1,6 +1,6 @@
-"""Connections that begin something and do not finish it: closed within seconds, and never many at once.
+"""Limits for connections with unfinished requests: they are closed within seconds, and never many at once.
 
-Whoever may open connections could otherwise hold so many of them half-open that nobody else gets one.
+Otherwise a client could hold so many half-open connections that nobody else gets one.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 PATIENCE_SECONDS = 5.0
-"""For the rest of a request's header, or of a message."""
+"""Seconds for the rest of a request's header, or of a message."""
 MAX_WAITING = 128
-"""Connections without a socket of the page at once; one more closes the oldest."""
+"""Most connections at once that are not sockets of the page; one more closes the oldest."""
 _CLOSING_SECONDS = 2.0
 _INVALID_TEXT = 1007
 _log = logging.getLogger(__name__)
 
 
 class Guard:
-    """The connections of a server that are not, or not yet, sockets of the page, oldest first."""
+    """The connections of a server that are not (yet) sockets of the page, oldest first."""
 
     def __init__(self) -> None:
         self._waiting: dict[asyncio.BaseProtocol, asyncio.Transport] = {}
 
     def enter(self, protocol: asyncio.BaseProtocol, transport: Any) -> None:
-        """One more; the oldest makes room for it."""
+        """Add a connection; close the oldest one if there are too many."""
         self._waiting[protocol] = transport
         if len(self._waiting) > MAX_WAITING:
             oldest = next(iter(self._waiting))
             self._waiting.pop(oldest).abort()
 
     def leave(self, protocol: asyncio.BaseProtocol) -> None:
-        """It is a socket of the page now, or gone."""
+        """Remove a connection, which is a socket of the page now, or gone."""
         self._waiting.pop(protocol, None)
 
     def protocols(self) -> tuple[type[asyncio.Protocol], type[asyncio.Protocol]]:
-        """Uvicorn's protocols for pages and for sockets, guarded."""
+        """Return Uvicorn's protocols for pages and for sockets, with these limits."""
         guard = self
 
         class Http(H11Protocol):
@@ -98,7 +98,7 @@ class Guard:
 
 
 class _Deadline:
-    """Ends a connection whose beginning is not followed by its end; more of the beginning does not help."""
+    """A time limit for a request or message to be completed; partial data do not extend it."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -106,7 +106,7 @@ class _Deadline:
         self.is_over = False
 
     def set(self, is_unfinished: bool) -> None:
-        """Starts to wait, or waits no longer."""
+        """Start or stop the time limit."""
         if self._timer is not None and not is_unfinished:
             self._timer.cancel()
             self._timer = None

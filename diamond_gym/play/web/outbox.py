@@ -1,4 +1,4 @@
-"""What one page is still to be sent: the latest of each kind, so that slow pages skip pictures."""
+"""The messages still to be sent to a page: the latest of each kind, so that slow pages skip pictures."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from dataclasses import dataclass
 from diamond_gym.play.web.protocol import Frame
 
 MAX_IN_FLIGHT = 4
-"""Pictures that are on their way to a page at once; the next one waits until the page has drawn one of them.
+"""Most pictures on their way to a page at once; the next one waits until the page has drawn one of them.
 
-At 15 pictures a second that is enough for a round trip of 250 ms.
+At 15 pictures per second that is enough for a round trip of 250 ms.
 """
 PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
 class Close:
-    """The connection is to be closed.
+    """A request to close the connection.
 
     Attributes:
-        code: Of the WebSocket protocol.
-        reason: At most 123 bytes.
+        code: Code of the WebSocket protocol.
+        reason: Text of at most 123 bytes.
     """
 
     code: int
@@ -30,10 +30,10 @@ class Close:
 
 
 class Outbox:
-    """Lives in the event loop.
+    """The outbox of a page; use it only in the event loop.
 
     Args:
-        patience: Seconds after which a page that draws nothing has gone.
+        patience: Seconds after which a page that draws nothing counts as gone.
     """
 
     def __init__(self, patience: float = PATIENCE_SECONDS) -> None:
@@ -45,30 +45,30 @@ class Outbox:
         self._close: Close | None = None
 
     def put(self, kind: str, text: str) -> None:
-        """A message; it takes the place of one of its kind that still waits."""
+        """Add a message, which replaces a waiting one of its kind."""
         self._texts[kind] = text
         self._changed.set()
 
     def put_frame(self, frame: Frame) -> None:
-        """A picture; it takes the place of one that still waits."""
+        """Add a picture, which replaces a waiting one."""
         self._frame = frame
         if self._has_room():
             self._changed.set()
 
     def shown(self, number: int) -> None:
-        """The page has drawn this picture; earlier ones were drawn or skipped."""
+        """Note that the page has drawn this picture; earlier ones were drawn or skipped."""
         while self._in_flight and self._in_flight[0] <= number:
             self._in_flight.popleft()
         if self._frame is not None:
             self._changed.set()
 
     def close(self, code: int, reason: str) -> None:
-        """Closes the connection once the messages that wait are sent."""
+        """Close the connection once the waiting messages are sent."""
         self._close = Close(code, reason)
         self._changed.set()
 
     async def take(self) -> list[str | bytes | Close]:
-        """Waits until there is something to send; gives it in order.
+        """Wait until there is something to send; return it in order.
 
         Raises:
             TimeoutError: The page has drawn none of its pictures for too long.

@@ -1,4 +1,4 @@
-"""What page and server say to each other.
+"""The messages between page and server.
 
 The page sends JSON objects of at most `MAX_MESSAGE_BYTES`: `{"type": "down", "key": "a"}` and the other kinds
 below. The server answers with JSON objects and, after each one of type "view", its picture as a binary PNG.
@@ -23,14 +23,14 @@ MAX_MESSAGE_BYTES = 1024
 MAX_KEY_LETTERS = 16
 _MAX_BLOCK = 64
 _FAST = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_UP]
-"""In half the time of OpenCV's other ways for pictures of this kind, and a quarter of its default's bytes."""
+"""For such pictures this takes half the time of OpenCV's other ways and a quarter of the default's bytes."""
 
 
 class Kind(StrEnum):
-    """What a page can send.
+    """The kinds of messages of a page.
 
     DOWN, UP and PRESS have a `key`: it is held from now on, no longer, or was only tapped for its command.
-    RELEASE lets go of all keys, SIT asks for the player's seat, SHOWN has the `number` of a picture that was
+    RELEASE releases all keys, SIT asks for the player's seat, SHOWN has the `number` of a picture that was
     drawn.
     """
 
@@ -47,9 +47,9 @@ class Message:
     """A message of a page.
 
     Attributes:
-        kind: What it is.
+        kind: Its kind.
         key: Name of a key as in `play.keys`; "" where the kind has none.
-        number: Of a picture, at least 0; 0 where the kind has none.
+        number: Number of a picture, at least 0; 0 where the kind has none.
     """
 
     kind: Kind
@@ -59,7 +59,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture with its facts, ready to be sent.
+    """A picture with its facts, encoded for sending.
 
     Attributes:
         number: Counts pictures from 1.
@@ -73,10 +73,10 @@ class Frame:
 
 
 def parse(text: str) -> Message:
-    """A message from what a page sent.
+    """Parse a message of a page.
 
     Raises:
-        InvalidInputError: It is none.
+        InvalidInputError: It is not a message.
     """
     fields = _object(text)
     try:
@@ -93,22 +93,22 @@ def parse(text: str) -> Message:
 
 
 def say(kind: str, **fields: object) -> str:
-    """A message to a page, as JSON."""
+    """Encode a message to a page as JSON."""
     return json.dumps({"type": kind, **fields})
 
 
 def frame(number: int, view: View, *, shows_help: bool) -> Frame:
-    """A moment, as it is sent.
+    """Encode a view.
 
-    PNG keeps every pixel, and the page enlarges pictures without smoothing. Enlarged frames, as most pictures
-    are, go out in their own size: that takes less time and fewer bytes than a JPEG of all of it.
+    PNG keeps every pixel, and the page enlarges pictures without smoothing. Most pictures are enlarged
+    frames and are sent in the frame's size: that takes less time and fewer bytes than a JPEG of the whole.
     """
     facts = say("view", number=number, header=view.header, message=view.message, shows_help=shows_help)
     return Frame(number, facts, _png(reduced(view.picture)))
 
 
 def reduced(picture: Picture) -> Picture:
-    """The picture with every block of equal pixels as one pixel, blocks being as large as they can be."""
+    """Reduce every block of equal pixels to one pixel, with the largest possible blocks."""
     side = math.gcd(*picture.shape[:2])
     for block in range(_MAX_BLOCK, 1, -1):
         if side % block == 0 and np.array_equal(picture[::block], picture[block - 1 :: block]):

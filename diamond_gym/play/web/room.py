@@ -1,4 +1,4 @@
-"""Who is there: one player, who has the keys, and viewers. Lives in the event loop."""
+"""The people on the page: one player, who has the keys, and viewers. Used only in the event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from diamond_gym.play.web.protocol import Frame, Kind, Message
 
 MAX_PEOPLE = 64
 LEFT, FAILED, FULL = 4000, 4001, 4002
-"""Codes with which a connection is closed: the player left, the world model could not be loaded, no room."""
+"""Codes for closing a connection: the player left, the world model could not be loaded, the room is full."""
 _LOADING = protocol.say("status", text="The world model is being loaded.")
 
 
@@ -18,7 +18,7 @@ class Person:
     """Somebody who has the page open.
 
     Attributes:
-        outbox: What they are to be sent.
+        outbox: The messages to them.
     """
 
     def __init__(self) -> None:
@@ -26,10 +26,10 @@ class Person:
 
 
 class Room:
-    """Hands the player's keys to the game, and the game's pictures to everybody.
+    """The room, which passes the player's keys to the game and the game's pictures to everybody.
 
     Args:
-        controls: Of the game.
+        controls: The controls of the game.
     """
 
     def __init__(self, controls: Controls) -> None:
@@ -42,10 +42,10 @@ class Room:
     # --- people
 
     def join(self) -> Person:
-        """Somebody comes in; they play if nobody does.
+        """Add a person, who plays if nobody does.
 
         Raises:
-            InvalidInputError: There are `MAX_PEOPLE` already.
+            InvalidInputError: There are already `MAX_PEOPLE`.
         """
         if len(self.people) >= MAX_PEOPLE:
             raise InvalidInputError(f"{MAX_PEOPLE} people are here already: come back later")
@@ -60,13 +60,13 @@ class Room:
         return person
 
     def leave(self, person: Person) -> None:
-        """Somebody has gone. A player lets go of the keys, and the seat is free."""
+        """Remove a person. If it was the player, release the keys and free the seat."""
         self.people.remove(person)
         self._stand_up(person)
         self._people_changed()
 
     def receive(self, person: Person, text: str | None) -> None:
-        """Takes what somebody sent; None for what is no text. What cannot be understood is answered so."""
+        """Handle a person's message, None for bytes; answer an invalid one with an error."""
         try:
             if text is None:
                 raise InvalidInputError("a message must be text, got bytes")
@@ -115,7 +115,7 @@ class Room:
     # --- the game
 
     def introduce(self, introduction: str) -> None:
-        """A game has been loaded.
+        """Announce that a game has been loaded.
 
         Args:
             introduction: Its keys and buttons, a message of type "game".
@@ -124,24 +124,24 @@ class Room:
         self._tell("status", introduction)
 
     def show(self, frame: Frame) -> None:
-        """A new picture."""
+        """Send a new picture to everybody."""
         self._frame = frame
         for person in self.people:
             person.outbox.put_frame(frame)
 
     def forget(self) -> None:
-        """The game has been freed; it will be loaded again."""
+        """Note that the game has been freed and will be loaded again."""
         self._introduction = self._frame = None
         self._tell("status", _LOADING)
 
     def fail(self, text: str) -> None:
-        """The game cannot be loaded: everybody is told so and has to come again."""
+        """Disconnect everybody, because the game cannot be loaded."""
         self._tell("status", protocol.say("status", text=text))
         for person in self.people:
             person.outbox.close(FAILED, "the world model could not be loaded")
 
     def send_player_away(self) -> None:
-        """The player asked to leave."""
+        """Disconnect the player, who asked to leave."""
         player = self.player
         if player is not None:
             self._stand_up(player)

@@ -24,14 +24,14 @@ _EVERYWHERE = ("0.0.0.0", "::")
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket for the server, to be had before anything is loaded.
+    """Open a socket for the server, before anything is loaded.
 
     Args:
         host: Name or address of this machine; 0.0.0.0 for all of its addresses.
         port: 0 takes a free one.
 
     Raises:
-        InvalidInputError: The port is in use or not allowed, or the host is none of this machine's.
+        InvalidInputError: The port is in use or not allowed, or the host is not one of this machine's.
     """
     try:
         family, *_, address = socket.getaddrinfo(
@@ -47,13 +47,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 @dataclass(frozen=True)
 class Server:
-    """A running server, as the game sees it: an `Audience` that may be called from any thread.
+    """A running server, for the game an `Audience` that may be called from any thread.
 
     Attributes:
-        url: Where the page is, with its token if it needs one.
-        controls: What people ask for.
-        room: Where they are.
-        loop: The event loop that the room lives in.
+        url: Address of the page, with its token if it needs one.
+        controls: The input of the player.
+        room: The people on the page.
+        loop: The event loop of the room.
     """
 
     url: str
@@ -88,11 +88,11 @@ class Server:
 
 @contextlib.contextmanager
 def serving(listener: socket.socket, host: str) -> Iterator[Server]:
-    """Serves the page while the block runs.
+    """Serve the page while the block runs.
 
     Args:
-        listener: From `listen`; closed in the end.
-        host: What was asked for there.
+        listener: The socket from `listen`; it is closed at the end.
+        host: The host that `listen` got.
     """
     controls = Controls()
     room = Room(controls)
@@ -115,7 +115,7 @@ def _run(loop: asyncio.AbstractEventLoop, web: uvicorn.Server, listener: socket.
 
 
 def _config(room: Room, access: Access) -> uvicorn.Config:
-    """Its log would have tokens in it. Pictures are compressed already."""
+    """Configure Uvicorn without its log, which would hold tokens, and without compression."""
     http, ws = Guard().protocols()
     return uvicorn.Config(
         app.make_app(room, access),

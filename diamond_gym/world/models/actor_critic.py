@@ -1,4 +1,4 @@
-"""The recurrent actor-critic that plays. Knows nothing of environments or training."""
+"""The recurrent actor-critic. Knows nothing of environments or training."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ActorCriticConfig:
 
 
 class ActorCriticEncoder(nn.Module):
-    """Convolution, then small residual blocks, each followed by max-pooling where asked for."""
+    """A convolution, then small residual blocks, each followed by max-pooling where `down` is 1."""
 
     def __init__(self, config: ActorCriticConfig) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class ActorCritic(nn.Module):
         init_lstm(self.lstm)
 
     def initial_state(self, batch_size: int) -> LSTMState:
-        """The zero LSTM state: two tensors of shape (batch_size, lstm_dim)."""
+        """Return the zero LSTM state: two tensors of shape (batch_size, lstm_dim)."""
         weight = self.lstm.weight_hh
         zeros = torch.zeros(batch_size, self.config.lstm_dim, device=weight.device, dtype=weight.dtype)
         return zeros, zeros.clone()
@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
     def predict_act_value(
         self, obs: Float[Tensor, "b c h w"], hx_cx: LSTMState
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"], LSTMState]:
-        """One step: action logits, value, next LSTM state. `obs` in [-1, 1]."""
+        """Run one step on `obs` in [-1, 1]; return action logits, value and next LSTM state."""
         x = self.encoder(obs.to(self.lstm.weight_hh.dtype)).flatten(1)
         hx, cx = self.lstm(x, hx_cx)
         return self.actor_linear(hx), self.critic_linear(hx).squeeze(1), (hx, cx)

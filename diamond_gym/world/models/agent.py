@@ -1,4 +1,4 @@
-"""The three networks of a DIAMOND agent under the names its checkpoints use."""
+"""The three networks of a DIAMOND agent, under the names in its checkpoints."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def config_from_dict(cls: type[T], values: dict[str, Any]) -> T:
-    """Builds a (nested) config dataclass from plain dicts, as `dataclasses.asdict` makes them.
+    """Build a (nested) config dataclass from plain dicts, as `dataclasses.asdict` makes them.
 
     Raises:
         InvalidInputError: A key is not a field of the config.
@@ -53,7 +53,7 @@ class AgentConfig:
     num_actions: int | None = None
 
     def with_num_actions(self, num_actions: int) -> AgentConfig:
-        """The same sizes for a game of `num_actions` actions."""
+        """Return the same sizes for a game of `num_actions` actions."""
         return AgentConfig(
             denoiser=replace(
                 self.denoiser, inner_model=replace(self.denoiser.inner_model, num_actions=num_actions)
@@ -65,10 +65,10 @@ class AgentConfig:
 
 
 class Agent(nn.Module):
-    """World model (denoiser, reward/end model) and actor-critic.
+    """A world model (denoiser, reward/end model) and an actor-critic.
 
     Args:
-        config: Sizes; `num_actions` must be set.
+        config: Sizes of the networks; `num_actions` must be set.
         with_actor_critic: False for a world model without a policy (as embedded ones are); `actor_critic` is
             then None.
     """

@@ -1,4 +1,4 @@
-"""The layers the three networks are made of.
+"""The layers of the three networks.
 
 Attribute names are the state-dict interface of released checkpoints.
 """
@@ -21,17 +21,17 @@ ATTENTION_HEAD_DIM = 8
 
 
 def num_groups(channels: int) -> int:
-    """Number of groups of a group norm over `channels` channels: one per 32 channels, at least one."""
+    """Return the number of groups of a group norm: one per 32 channels, at least one."""
     return max(1, channels // GROUP_SIZE)
 
 
 def conv1x1(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A convolution of each pixel on its own."""
+    """Make a convolution of each pixel on its own."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=1)
 
 
 def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
-    """A 3x3 convolution that keeps the image size."""
+    """Make a 3x3 convolution that keeps the image size."""
     return nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
 
 
@@ -46,7 +46,7 @@ class GroupNorm(nn.Module):
         return self.norm(x)
 
     def silu(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        """SiLU of the output."""
+        """Return SiLU of the output."""
         if fused_norm.applies_to(x):
             scale, shift = (v.expand(len(x), -1) for v in (self.norm.weight, self.norm.bias))
             return fused_norm.norm_scale_shift_silu(x, self.norm.num_groups, scale, shift, GROUP_NORM_EPS)
@@ -64,7 +64,7 @@ class AdaGroupNorm(nn.Module):
     """Group normalisation whose scale and shift are a linear function of a conditioning vector.
 
     Attributes:
-        first_channel: Where its part of a `Modulation` begins.
+        first_channel: Index where its part of a `Modulation` begins.
     """
 
     def __init__(self, channels: int, cond_channels: int) -> None:
@@ -79,11 +79,11 @@ class AdaGroupNorm(nn.Module):
         if torch.is_grad_enabled():
             return (x * scale).add_(shift)
         if x.dtype == torch.float32:
-            return x.mul_(scale).add_(shift)  # rounds as the published code does, addcmul would not
+            return x.mul_(scale).add_(shift)  # rounds as the published code does, unlike addcmul
         return torch.addcmul(shift, x, scale)
 
     def silu(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
-        """SiLU of the output."""
+        """Return SiLU of the output."""
         if fused_norm.applies_to(x):
             parts = (part.narrow(1, self.first_channel, x.shape[1])[:, :, 0, 0] for part in modulation)
             scale, shift = (part.expand(len(x), -1) for part in parts)
@@ -94,10 +94,10 @@ class AdaGroupNorm(nn.Module):
 class Modulator:
     """Computes the scales and shifts of all adaptive norms of a network in one matrix product.
 
-    Holds no weights: each norm keeps its own, as released checkpoints have them.
+    It has no weights: each norm keeps its own, as in released checkpoints.
 
     Args:
-        network: Whose norms.
+        network: The network with the norms.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -115,7 +115,7 @@ class Modulator:
 
 
 def _scales_first(scales_and_shifts: list[Tensor]) -> Tensor:
-    """The first halves of all tensors, then the second halves."""
+    """Concatenate the first halves of all tensors, then the second halves."""
     halves = [x.chunk(2) for x in scales_and_shifts]
     return torch.cat([scales for scales, _ in halves] + [shifts for _, shifts in halves])
 
@@ -137,7 +137,7 @@ class SelfAttention2d(nn.Module):
         x = self.norm(x)  # the skip carries the normalised input: released weights expect it
         qkv = self.qkv_proj(x).reshape(b, 3, self.num_heads, c // self.num_heads, h * w)
         q, k, v = qkv.transpose(-1, -2).unbind(1)
-        # spelled out: on CPU the fused kernel's backward is 10 times slower for so few pixels
+        # explicit, because on CPUs the fused kernel's backward is 10 times slower for so few pixels
         weights = ((q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])).softmax(dim=-1)
         y = weights @ v
         return x + self.out_proj(y.transpose(-1, -2).reshape(b, c, h, w))
@@ -157,7 +157,7 @@ class FourierFeatures(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halves the image with a strided 3x3 convolution."""
+    """A strided 3x3 convolution that halves the image."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -170,18 +170,18 @@ class Downsample(nn.Module):
 
 _SUMS_OF_ROW = torch.tensor([[0.0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
 _SUMS_OF_COPIES = torch.kron(_SUMS_OF_ROW, _SUMS_OF_ROW).T.contiguous()
-"""From the 3x3 weights to the 4x4 ones of the transposed convolution that `Upsample` can be."""
+"""Maps the 3x3 weights of `Upsample` to the 4x4 ones of the equivalent transposed convolution."""
 
 
 class Upsample(nn.Module):
-    """Doubles the image (nearest), then a 3x3 convolution.
+    """Nearest-neighbour upsampling by two, then a 3x3 convolution.
 
-    Of the nine pixels that the convolution sees, several are copies of one. With their weights summed it is a
-    transposed convolution of the small image, with 4 products for every 9: twice as fast on CPUs, and equal
+    Several of the nine pixels that the convolution sees are copies of one. With their weights summed, it is a
+    transposed convolution of the small image with 4 products instead of 9: twice as fast on CPUs, and equal
     up to rounding.
 
     Attributes:
-        merges_copies: Whether to compute it so.
+        merges_copies: Whether to compute it that way.
     """
 
     def __init__(self, channels: int) -> None:
@@ -199,7 +199,7 @@ class Upsample(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two adaptive-norm, SiLU, 3x3-convolution stages beside a skip, then attention where asked for."""
+    """Two adaptive-norm, SiLU, 3x3-convolution stages beside a skip, then optional attention."""
 
     def __init__(self, in_channels: int, out_channels: int, cond_channels: int, *, attention: bool) -> None:
         super().__init__()
@@ -219,7 +219,7 @@ class ResBlock(nn.Module):
 
 
 class ResBlocks(nn.Module):
-    """A run of residual blocks that returns every block's output; `skips` are concatenated to the inputs."""
+    """A sequence of residual blocks that returns every block's output; `skips` are concatenated to inputs."""
 
     def __init__(
         self, in_channels: list[int], out_channels: list[int], cond_channels: int, *, attention: bool
@@ -242,7 +242,7 @@ class ResBlocks(nn.Module):
 
 
 def level_channels(channels: list[int]) -> list[tuple[int, int]]:
-    """(input, output) channels of each level of a pyramid; the first level keeps its channels."""
+    """Return (input, output) channels of each level of a pyramid; the first level keeps its channels."""
     return list(zip([channels[0], *channels[:-1]], channels, strict=True))
 
 
@@ -302,7 +302,7 @@ class SmallResBlock(nn.Module):
 
 
 def init_lstm(lstm: nn.LSTM | nn.LSTMCell) -> None:
-    """Xavier input weights, orthogonal recurrent weights; biases 0, the input-side forget gate's 1."""
+    """Initialise: Xavier input weights, orthogonal recurrent weights, biases 0, input-side forget gate 1."""
     for name, p in lstm.named_parameters():
         if "weight_ih" in name:
             nn.init.xavier_uniform_(p)

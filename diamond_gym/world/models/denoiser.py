@@ -1,6 +1,6 @@
 """The diffusion model of the next frame: preconditioned denoiser and the U-Net inside it.
 
-Knows frames and actions as tensors; nothing of environments, sampling schedules or training.
+The module sees frames and actions as tensors; it knows nothing of environments, schedules or training.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_SIGMA = 1e4
 
 
 def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths: list[int]) -> None:
-    """Raises `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
+    """Raise `InvalidInputError` unless the three lists of a pyramid have one entry per level, in range."""
     check_integers(f"{owner}.depths", depths, 1, MAX_DEPTH)
     check_integers(f"{owner}.channels", channels, 1, MAX_WIDTH)
     check_integers(f"{owner}.attn_depths", attn_depths, 0, 1)
@@ -45,7 +45,7 @@ def check_levels(owner: str, depths: list[int], channels: list[int], attn_depths
 
 
 def check_group_norms(channels: list[int]) -> None:
-    """Raises `InvalidInputError` where a group norm of the U-Net would not divide its channels evenly."""
+    """Raise `InvalidInputError` if a group norm of the U-Net would not divide its channels evenly."""
     for c1, c2 in level_channels(channels):
         for width in (c1, c2, 2 * c2, c1 + c2):
             if width % num_groups(width):
@@ -61,14 +61,14 @@ class InnerModelConfig:
 
     Attributes:
         img_channels: Channels of a frame.
-        num_steps_conditioning: Past frames and actions the next frame depends on (n).
+        num_steps_conditioning: Number of past frames and actions that the next frame depends on (n).
         cond_channels: Width of the conditioning vector; must be divisible by n and by 2.
         depths: Residual blocks per level.
         channels: Channels per level.
         attn_depths: 1 where a level has self-attention, else 0.
         num_actions: Size of the action set; filled in from the game when None.
         patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
-        input_skip: Whether the last convolution also sees the network's input, so that what stands still need
+        input_skip: Whether the last convolution also sees the network's input, so that static content need
             not pass through the U-Net (False as published).
         cond_out_channels: Width of the conditioning vector that the norms see, after its projection; None for
             `cond_channels`, as published. A third of a small U-Net's weights read it.
@@ -99,7 +99,7 @@ class InnerModelConfig:
 
     @property
     def divides(self) -> int:
-        """Pixels of a frame's side that become one at the bottom of the U-Net."""
+        """Factor by which the U-Net and the patches reduce a frame's side."""
         return self.patch_size * 2 ** (len(self.channels) - 1)
 
 
@@ -112,14 +112,14 @@ OBJECTIVES = ("edm", "ddpm")
 
 @dataclass
 class DenoiserConfig:
-    """What the network predicts, the constants that wrap it, and its sizes.
+    """The network's target, the constants of its preconditioning, and its sizes.
 
     Attributes:
         inner_model: Sizes of the network.
         sigma_data: Standard deviation of frames, by which "edm" divides past frames.
-        sigma_offset_noise: Of the noise that all pixels of a channel share in training.
+        sigma_offset_noise: Standard deviation of the noise that all pixels of a channel share in training.
         objective: "edm" (Karras et al. 2022, as published) or "ddpm": the network predicts the noise
-            (`diamond_gym.world.ddpm`), for the comparison of section 5.1. Weights do not tell which, but
+            (`diamond_gym.world.ddpm`), for the comparison of section 5.1. Weights do not tell which, except
             for the paper's own of DDPM, whose network has another name.
     """
 
@@ -138,9 +138,9 @@ class DenoiserConfig:
 
 
 def rows_as_numbers(images: Tensor, p: int) -> Tensor:
-    """Images whose every p neighbours in a row are one wide number, to be moved; else unchanged.
+    """View every p neighbours in a row as one wide number, if possible, so that moving them is faster.
 
-    Moving them as one is up to six times as fast. Images that need a gradient stay as they are.
+    It is up to six times as fast. Images that need a gradient are returned unchanged.
     """
     dtype = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(p * images.element_size())
     return images if dtype is None or images.requires_grad else images.contiguous().view(dtype)
@@ -175,7 +175,7 @@ class InnerModel(nn.Module):
         nn.init.zeros_(self.conv_out.weight)
 
     def fold(self, images: Tensor) -> Tensor:
-        """Images (b c h w) as the first convolution takes them: patches in channels, its memory layout.
+        """Bring images (b c h w) to the first convolution's form: patches in channels, in its memory layout.
 
         Returns:
             Shape (b, c * p * p, h / p, w / p) for patches of p by p pixels.
@@ -199,10 +199,10 @@ class InnerModel(nn.Module):
         obs: Float[Tensor, "b nc h w"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c2 h2 w2"]:
-        """Runs the network on images from `fold`.
+        """Run the network on images from `fold`.
 
-        `obs` holds the n past frames in its channels, oldest first, already scaled; the steps that denoise a
-        frame share its fold. `c_noise` may have one entry for all images.
+        `obs` holds the n past frames in its channels, oldest first, already scaled; all denoising steps of a
+        frame use the same. `c_noise` may have one entry for all images.
         """
         cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
@@ -225,7 +225,7 @@ class Conditioners(NamedTuple):
 
 
 class Denoiser(nn.Module):
-    """Predicts the clean next frame from a noisy one, the n past frames and the n last actions.
+    """The denoiser, which predicts the next frame from a noisy one, the n past frames and n last actions.
 
     The preconditioning is that of Karras et al. 2022 (table 1, "EDM") at the noise level
     `s = sqrt(sigma^2 + sigma_offset_noise^2)`, which folds in the per-channel offset noise used in training.
@@ -246,11 +246,11 @@ class Denoiser(nn.Module):
 
     @property
     def _past_scale(self) -> float:
-        """What past frames are divided by: DDPM takes them as they are."""
+        """The divisor of past frames, which is 1 for DDPM."""
         return 1.0 if self.config.objective == "ddpm" else self.config.sigma_data
 
     def conditioners(self, level: Float[Tensor, " b"]) -> Conditioners:
-        """Coefficients at each image's noise level."""
+        """Compute the coefficients at each image's noise level."""
         return self._ddpm(level) if self.config.objective == "ddpm" else self._edm(level)
 
     def _edm(self, sigma: Float[Tensor, " b"]) -> Conditioners:
@@ -269,11 +269,11 @@ class Denoiser(nn.Module):
         return Conditioners(torch.ones_like(abar), -((1 - abar) / abar).sqrt(), abar.rsqrt(), c_noise)
 
     def fold_past(self, obs: Float[Tensor, "b nc h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
-        """What the inner network sees of the past frames; the same at every noise level."""
+        """Bring past frames to the inner network's form, which is the same at every noise level."""
         return self.inner_model.fold((obs / self._past_scale).to(self.dtype))
 
     def fold_frames(self, frames: UInt8[Tensor, "b n c h w"]) -> Float[Tensor, "b nc2 h2 w2"]:
-        """`fold_past` of past frames as they are kept: bytes are moved, not floats."""
+        """Apply `fold_past` to uint8 frames, by moving bytes instead of floats."""
         folded = to_float(self.inner_model.fold(frames.flatten(1, 2)))
         return (folded / self._past_scale).to(self.dtype)
 
@@ -284,7 +284,7 @@ class Denoiser(nn.Module):
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """Output of the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
+        """Run the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
         return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
@@ -294,7 +294,7 @@ class Denoiser(nn.Module):
         model_output: Float[Tensor, "b c h w"],
         c: Conditioners,
     ) -> Float[Tensor, "b c h w"]:
-        """Denoised frame from the network's output, clamped and quantised as released weights expect."""
+        """Compute the denoised frame, clamped and quantised as released weights expect."""
         return quantize(c.c_skip * noisy_next_obs + c.c_out * model_output)
 
     def denoise(
@@ -304,15 +304,15 @@ class Denoiser(nn.Module):
         past: Float[Tensor, "b nc2 h2 w2"],
         act: Int64[Tensor, "b n"],
     ) -> Float[Tensor, "b c h w"]:
-        """Estimate of the clean next frame in [-1, 1]: of EDM on 256 levels, of DDPM not yet quantised.
+        """Estimate the clean next frame in [-1, 1]: on 256 levels with EDM, not yet quantised with DDPM.
 
         Args:
             noisy_next_obs: The frame at a noise level, float32.
-            c: From `conditioners` of that level.
-            past: From `fold_past` or `fold_frames` of the n past frames, oldest first.
+            c: Result of `conditioners` at that level.
+            past: Result of `fold_past` or `fold_frames` for the n past frames, oldest first.
             act: The n last actions, oldest first; the newest is the one being taken.
         """
         output = self.model_output(noisy_next_obs, c, past, act)
-        if self.config.objective == "ddpm":  # whose sampled frame is quantised once, after the last step
+        if self.config.objective == "ddpm":  # quantised once, after the last step
             return (c.c_skip * noisy_next_obs + c.c_out * output).float().clamp(-1, 1)
         return self.wrap_model_output(noisy_next_obs, output, c)

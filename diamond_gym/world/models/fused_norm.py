@@ -1,7 +1,7 @@
 """Group norm, scale, shift and SiLU as one operator that reads images twice and writes them once.
 
-PyTorch's group norm on CUDA wants another memory layout than its fastest convolutions, so that each norm
-between two of them costs two conversions; and it stands for four operators. For inference on CUDA in
+PyTorch's group norm on CUDA needs another memory layout than its fastest convolutions, so that each norm
+between two of them costs two conversions; and this operator replaces four. It is for inference on CUDA in
 channels_last, where Triton is installed and works.
 """
 
@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 _MAX_BLOCK = 256
-"""Pixels that a program works on."""
+"""Number of pixels per program of a kernel."""
 
 
 def applies_to(x: Tensor) -> bool:
@@ -39,7 +39,7 @@ def is_available(device: torch.device) -> bool:
     ones = torch.ones(1, 32, device=device)
     try:
         norm_scale_shift_silu(torch.zeros(1, 32, 2, 2, device=device), 1, ones, ones, 1e-5)
-    except Exception as error:  # whatever a compiler may raise
+    except Exception as error:  # any error of a compiler
         reason = str(error).strip().partition("\n")[0]
         warnings.warn(f"Triton does not work here, group norms are slower without it: {reason}", stacklevel=2)
         return False
@@ -53,12 +53,12 @@ def norm_scale_shift_silu(
     shift: Float[Tensor, "b c"],
     eps: float,
 ) -> Float[Tensor, "b c h w"]:
-    """`silu(group_norm(x) * scale + shift)`, computed in float32, in channels_last.
+    """Compute `silu(group_norm(x) * scale + shift)` in float32, in channels_last.
 
     Args:
         x: Images in any layout.
-        num_groups: Divides their channels.
-        scale: Of each image's channels; rows may lie anywhere, or all be one.
+        num_groups: Number of groups, which divides the number of channels.
+        scale: Scales of each image's channels; rows may have any stride, also 0.
         shift: As `scale`.
         eps: Added to the variance.
     """
@@ -85,5 +85,5 @@ def norm_scale_shift_silu(
 
 
 def _power_of_two(n: int) -> int:
-    """The smallest one that is at least n."""
+    """Return the smallest power of two that is at least n."""
     return 1 << (n - 1).bit_length()

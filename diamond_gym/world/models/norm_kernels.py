@@ -1,6 +1,6 @@
-"""Kernels of `diamond_gym.world.models.fused_norm`, in Triton; importing this needs it.
+"""Triton kernels of `diamond_gym.world.models.fused_norm`; importing this module needs Triton.
 
-Images are in channels_last: pixel after pixel, all channels of one beside each other.
+Images are in channels_last: pixel after pixel, with all channels of a pixel beside each other.
 """
 
 # pyright: reportMissingImports=false
@@ -13,7 +13,7 @@ import triton.language as tl
 
 @triton.jit
 def _load_tile(x, image, group, block, pixels, channels, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Some pixels of a group's channels as float32, their offsets in the image, and which of them exist."""
+    """Load pixels of a group's channels as float32, with their offsets in the image and which exist."""
     pixel = block * BLOCK + tl.arange(0, BLOCK)
     channel = tl.arange(0, WIDTH)
     offsets = pixel[:, None] * channels + group * width + channel[None, :]
@@ -24,7 +24,7 @@ def _load_tile(x, image, group, block, pixels, channels, width, BLOCK: tl.conste
 
 @triton.jit
 def moments(x, out, groups, pixels, channels, width, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    """Mean of each block of pixels of each group of channels, and sum of squared deviations from it.
+    """Compute each block's mean and sum of squared deviations, for each group of channels.
 
     Program (i * groups + g, k) writes its two numbers to `out` (images * groups, blocks, 2).
     """
@@ -57,7 +57,7 @@ def normalize(
     WIDTH: tl.constexpr,
     BLOCKS: tl.constexpr,
 ):
-    """SiLU of the normalised images, scaled and shifted; `partial` is what `moments` wrote."""
+    """Compute SiLU of the normalised images, scaled and shifted; `partial` is the output of `moments`."""
     row, block = tl.program_id(0), tl.program_id(1)
     image, group = row // groups, row % groups
     tile, offsets, exists = _load_tile(x, image, group, block, pixels, channels, width, BLOCK, WIDTH)

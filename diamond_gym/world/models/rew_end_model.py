@@ -73,7 +73,7 @@ class RewEndModelConfig:
 
 
 class RewEndEncoder(nn.Module):
-    """Residual pyramid over a pair of frames, conditioned on the action between them."""
+    """A residual pyramid over a pair of frames, conditioned on the action between them."""
 
     def __init__(self, config: RewEndModelConfig) -> None:
         super().__init__()
@@ -121,7 +121,7 @@ class RewEndModel(nn.Module):
         init_lstm(self.lstm)
 
     def initial_state(self, batch_size: int) -> LSTMState:
-        """The zero LSTM state: two tensors of shape (1, batch_size, lstm_dim)."""
+        """Return the zero LSTM state: two tensors of shape (1, batch_size, lstm_dim)."""
         weight = self.lstm.get_parameter("weight_hh_l0")
         zeros = torch.zeros(1, batch_size, self.config.lstm_dim, device=weight.device, dtype=weight.dtype)
         return zeros, zeros.clone()
@@ -133,13 +133,13 @@ class RewEndModel(nn.Module):
         next_obs: Float[Tensor, "b t c h w"],
         hx_cx: LSTMState | None = None,
     ) -> tuple[Float[Tensor, "b t 3"], Float[Tensor, "b t 2"], LSTMState]:
-        """Runs over t steps.
+        """Run over t steps.
 
         Args:
             obs: Frames in [-1, 1] before each action.
             act: Actions.
             next_obs: Frames after each action.
-            hx_cx: LSTM state to go on from; zeros when None.
+            hx_cx: LSTM state to continue from; zeros when None.
 
         Returns:
             Reward logits, end logits and the LSTM state after the last step.

@@ -1,4 +1,4 @@
-"""Lambda-returns and the actor-critic's loss give the published implementation's numbers."""
+"""Lambda-returns and the actor-critic's loss equal those of the published implementation."""
 
 import pytest
 import torch

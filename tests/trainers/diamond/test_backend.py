@@ -1,4 +1,4 @@
-"""`training.backend`, and the keys that it replaces."""
+"""The key `training.backend`, and the keys that it replaces."""
 
 from __future__ import annotations
 

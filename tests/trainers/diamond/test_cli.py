@@ -1,4 +1,4 @@
-"""The command line: from an empty folder to a playable world model, and every error in one line."""
+"""The command line: from an empty folder to a playable world model, and errors in one line."""
 
 import json
 import shlex
@@ -39,7 +39,7 @@ def run_folders(folder):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run made by the command line, and the folder it was made in."""
+    """A run made by the command line, and its folder."""
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -51,7 +51,7 @@ def trained(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def denoiser_only(trained, tmp_path_factory):
-    """A run that trained no reward/end model, on the episodes of the other."""
+    """A run without a reward/end model, on the episodes of the other run."""
     folder = tmp_path_factory.mktemp("denoiser_only")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -76,7 +76,7 @@ def play(**kwargs):
     [("denoiser", ["denoiser"]), ("[denoiser,rew_end_model]", 2), ("denoiser,rew_end_model", 2)],
 )
 def test_lists_without_brackets_and_integers_with_exponents(given, parts):
-    """Brackets mean something to zsh."""
+    """Brackets have a meaning in zsh."""
     config = parse(["game=Breakout", f"training.parts={given}", "training.num_epochs=1e3"])
     assert config.training.parts == ["denoiser", "rew_end_model"][: parts if isinstance(parts, int) else 1]
     assert config.training.num_epochs == 1000

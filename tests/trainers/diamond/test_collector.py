@@ -1,4 +1,4 @@
-"""The policy plays the real game: every step is stored once, and a saved collector goes on exactly."""
+"""The policy plays the real game: every step is stored once, and a saved collector resumes exactly."""
 
 import io
 

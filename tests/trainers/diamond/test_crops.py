@@ -1,4 +1,4 @@
-"""Crops lie around what moves or was predicted badly, and show the frame as the network divides it."""
+"""Crops are placed around motion and large errors, and are aligned with the network's grid."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ CROP = Crop(32, 8)
 
 
 def moving_dot(length=40, size=64):
-    """A bright dot on a still field, in another row at each step; a large square that blinks far from it."""
+    """Make frames with a bright dot in another row at each step, and a large blinking square far from it."""
     dots = episode(length, size=size)
     dots.obs[:] = 90
     for t in range(length):

@@ -1,4 +1,4 @@
-"""The picture of a run's metrics: what is drawn, and what is said when there is nothing to draw."""
+"""The picture of a run's metrics: what is drawn, and the error when there is nothing to draw."""
 
 import json
 import os
@@ -26,7 +26,7 @@ LINES = [
 
 
 def drawn(axes):
-    """Label -> (epochs, values) of what an axis shows."""
+    """Return the (epochs, values) of each label on an axis."""
     handles, labels = axes.get_legend_handles_labels()
     lines = (handle.lines[0] for handle in handles)
     return {label: (*map(list, line.get_data()),) for label, line in zip(labels, lines, strict=True)}
@@ -57,7 +57,7 @@ def test_the_command(tmp_path, capsys):
 
 @pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "tkagg"])
 def test_a_notebooks_backend_does_not_matter(tmp_path, backend):
-    """A notebook tells the programs that it starts to draw in it, where its backend is not installed."""
+    """A notebook sets its backend for programs that it starts, where the backend may not be installed."""
     code = f"""
 from pathlib import Path
 from trainers.sb3 import __main__ as sb3

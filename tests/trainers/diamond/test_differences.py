@@ -1,4 +1,4 @@
-"""The page on differences from the published code: its table is that of the values of now."""
+"""The page on differences from the published code: its table has the current values."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_no_reason_is_given_for_what_is_the_same():
 
 def test_the_page_has_the_table_of_now():
     page = published.PAGE.read_text()
-    assert page == published.written(page), "python -m tests.published writes it anew"
+    assert page == published.written(page), "python -m tests.published writes it again"
 
 
 @pytest.mark.parametrize("key", sorted(published.published().keys() - flat(TrainerConfig()).keys()))

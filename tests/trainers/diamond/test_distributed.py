@@ -1,4 +1,4 @@
-"""Several processes under torchrun train as one does: the same losses, nearly the same weights."""
+"""Several processes under torchrun train like one: with the same losses and nearly the same weights."""
 
 import json
 import os
@@ -39,7 +39,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def static(tmp_path_factory):
-    """Arguments of a run on recorded episodes, short enough for segments with padding."""
+    """Return arguments of a run on recorded episodes, short enough for segments with padding."""
     folder = tmp_path_factory.mktemp("recordings")
     save_dataset(folder / "train", 6, length=5)
     save_dataset(folder / "test", 2)
@@ -47,7 +47,7 @@ def static(tmp_path_factory):
 
 
 def together(folder, *arguments, **kwargs):
-    """Starts two processes in a folder."""
+    """Start two processes in a folder."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, *TORCHRUN, "-m", "trainers.diamond", *arguments],
@@ -64,7 +64,7 @@ def finish(process, timeout=120):
     try:
         output, errors = process.communicate(timeout=timeout)
     finally:
-        process.kill()  # torchrun's processes end with it
+        process.kill()  # the processes of torchrun end with it
     return process.returncode, output, errors
 
 
@@ -95,7 +95,7 @@ def assert_same_curves(ours, theirs):
 
 
 def assert_same_steps(ours, theirs):
-    """TensorBoard was told the same of every optimiser step."""
+    """Check that TensorBoard has the same values for every optimiser step."""
     accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
 
     def losses(run):
@@ -185,7 +185,7 @@ def test_the_others_catch_up_with_what_the_first_has_collected(tmp_path):
 
 
 def worker(process, rank):
-    """Id of one of torchrun's processes."""
+    """Return the id of one of torchrun's processes."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (pid,) = [x for x in children if f"\0RANK={rank}\0" in Path(f"/proc/{x}/environ").read_text()]
     return int(pid)
@@ -208,7 +208,7 @@ def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tm
     ]
 
     def signalled(signal_number, *command):
-        """Signals process 1 when all are learning to play."""
+        """Send a signal to process 1 when all are learning to play."""
         process = together(tmp_path, *command, "-v", bufsize=1)
         assert process.stderr is not None
         while "actor_critic begins" not in process.stderr.readline():

@@ -1,11 +1,11 @@
-"""The published configuration trains as it was recorded: collection, draws, losses, gradients, warm-up."""
+"""The published configuration trains as recorded: collection, draws, losses, gradients, warm-up."""
 
 import pytest
 
 from tests import golden
 from trainers.diamond.config import PARTS
 
-# another instruction set adds in another order; quantised frames then differ in a pixel here and there
+# another instruction set adds in another order, and some pixels of quantised frames then differ
 TOLERANCE = {"denoiser": 1e-3, "rew_end_model": 1e-3, "actor_critic": 1e-2}
 
 
@@ -18,7 +18,7 @@ TOLERANCE = {"denoiser": 1e-3, "rew_end_model": 1e-3, "actor_critic": 1e-2}
     ],
 )
 def test_the_first_updates_of_every_network_are_the_recorded_ones(name, num_imagining, tmp_path):
-    """Those of the actor-critic take longest, because it imagines: a few will do where time matters."""
+    """Updates of the actor-critic take longest, because it imagines: the fast test has only a few."""
     shorter = f"actor_critic.training.steps_first_epoch={num_imagining}"
     expected, run = golden.recorded(name), golden.run(name, tmp_path, shorter)
     assert run["dataset_steps"] == expected["dataset_steps"]

@@ -1,4 +1,4 @@
-"""What was predicted badly is remembered, drawn again, and forgotten once it is predicted well."""
+"""Steps with large errors are remembered, drawn again, and forgotten once they are predicted well."""
 
 import numpy as np
 import pytest
@@ -15,14 +15,14 @@ CPU = torch.device("cpu")
 
 
 def seen(episode, time, error, **more):
-    """Errors of steps that are otherwise alike."""
+    """Return errors of steps that are otherwise alike."""
     zeros = torch.zeros_like(time)
     others = {"c_noise": zeros, "kind": zeros, "row": zeros, "column": zeros, "is_usual": zeros == 0}
     return StepErrors(**{"episode": episode, "time": time, "error": error} | others | more)
 
 
 def note(hard, errors):
-    """Notes errors by (episode, time)."""
+    """Note errors by (episode, time)."""
     places = torch.tensor(list(errors), dtype=torch.int64).reshape(-1, 2)
     hard.note(seen(places[:, 0], places[:, 1], torch.tensor(list(errors.values()))))
 
@@ -47,7 +47,7 @@ def test_errors_are_compared_with_those_of_their_kind_and_noise_level():
     hard, lengths = HardSteps(), np.array([400])
     hard.weights(lengths)
     rng = np.random.default_rng(0)
-    c_noise = torch.tensor([-0.25, 0.4]).repeat(200)  # little noise and much, in turn
+    c_noise = torch.tensor([-0.25, 0.4]).repeat(200)  # low and high noise, in turn
     kind = torch.tensor([0, 0, 1, 1]).repeat(100)
     scale = torch.tensor([1e-4, 1.0, 1e-2, 10.0]).repeat(100)
     error = scale * torch.from_numpy(rng.uniform(0.5, 1.5, 400)).float()
@@ -92,7 +92,7 @@ def objective(hard_fraction):
 
 
 def blinking(length, at):
-    """Grey frames, but for one that is white: nothing foretells it."""
+    """Make grey frames with a single white one, which cannot be predicted."""
     quiet = episode(length, size=64)
     quiet.obs[:] = 128
     quiet.obs[at] = 255

@@ -1,4 +1,4 @@
-"""The reward/end model learns from imagined frames, with real labels, as long as both games are the same."""
+"""The reward/end model learns from imagined frames with real labels, as long as both games agree."""
 
 from dataclasses import replace
 
@@ -31,7 +31,7 @@ def world_model():
 
 @pytest.fixture
 def brightening(world_model, monkeypatch):
-    """A world that is right: the next frame of `recordings.episode` is one level brighter."""
+    """A correct world model, whose next frame of `recordings.episode` is one level brighter."""
 
     def denoise(self, noisy, conditioners, past, act):
         last = past[:, -3:] if past.shape[1] >= 3 * N else past
@@ -56,7 +56,7 @@ def drawn_first(seed):
 
 
 def early():
-    """Draws the first possible step."""
+    """Draw the first possible step."""
     return np.random.default_rng(next(seed for seed in range(100) if drawn_first(seed) == N))
 
 
@@ -98,7 +98,7 @@ def test_a_world_that_is_right_gives_the_real_segments(brightening, seed):
 def test_a_segment_is_real_up_to_where_the_games_part(brightening, monkeypatch):
     monkeypatch.setattr(imagined_segments, "AGREEMENT_TOLERANCE", 1e-4)
     batch = segments([0])
-    batch.obs[:, -2:] = 200  # what happens in the end, nothing foretells
+    batch.obs[:, -2:] = 200  # the last step cannot be predicted
     changed = with_imagined_frames(batch, brightening, 1.0, early())
     assert changed.mask_padding[0].tolist() == [True] * (LENGTH - 3) + [False] * 3
     assert levels(changed)[0] == list(range(LENGTH))

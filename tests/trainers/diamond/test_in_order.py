@@ -1,4 +1,4 @@
-"""Test losses see the whole test dataset: segments in order, and what is measured on them."""
+"""Test losses use the whole test dataset: segments in order, and measurements on them."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Where training starts, where that is not each layer's own initialisation."""
+"""Initial weights that differ from each layer's own initialisation."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""Runs that learn to play: what is trained and kept, in imagination and in the real game."""
+"""Runs that learn to play, in imagination and in the real game: what is trained and saved."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_a_run_that_trains_nothing_collects_and_plays(tmp_path):
         "evaluation.every=4",
     )
     *epochs, final = metrics_of(run)
-    # the initial collection goes on for rewards, up to its maximum
+    # the initial collection continues until it has rewards, up to its maximum
     assert [m.get("collect/dataset_steps") for m in epochs] == [130, 150, 160, None]
     assert "test/return" in epochs[-1] and "final/return" in final
     assert not any(name.endswith("/loss") for m in epochs for name in m)
@@ -187,7 +187,7 @@ def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     )
     try:
         assert process.stderr is not None
-        while "actor_critic:   0%" not in process.stderr.readline():  # bars end in \r, a line to Python
+        while "actor_critic:   0%" not in process.stderr.readline():  # bars end in \r, a line for Python
             assert process.poll() is None
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)

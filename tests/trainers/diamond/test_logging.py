@@ -1,4 +1,4 @@
-"""Where a run's numbers go: files that TensorBoard and Weights & Biases read back."""
+"""A run's logs: files that TensorBoard and Weights & Biases can read."""
 
 import json
 import subprocess
@@ -166,7 +166,7 @@ def test_wandb_offline_leaves_a_run_that_can_be_sent_later(tmp_path):
         log.close()
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
     assert len(files) == 2
-    assert len({file.stem for file in files}) == 1, "a resumed run goes on under its id"
+    assert len({file.stem for file in files}) == 1, "a resumed run keeps its id"
     for file in files:
         for text in (b"denoiser/loss", b"f1_rew_positive", b"a name", b"denoiser.training.batch_size"):
             wait_until(partial(file_holds, file, text))  # wandb's own process may still be writing

@@ -1,4 +1,4 @@
-"""The trainer's losses give the published implementation's numbers on the same weights and random numbers."""
+"""The trainer's losses equal the published implementation's with the same weights and random numbers."""
 
 import copy
 
@@ -90,7 +90,7 @@ def test_what_changes_weighs_more_and_so_does_its_neighbourhood():
 
 
 def test_what_is_made_up_weighs_as_much_as_what_is_missed():
-    """The same mistake, once where something moved and once where nothing did."""
+    """The same error counts equally where something moved and where nothing did."""
     denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
     n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
     still = torch.full((1, n + 1, *shape), 100, dtype=torch.uint8)

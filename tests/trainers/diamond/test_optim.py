@@ -1,4 +1,4 @@
-"""Which weights decay, the moving average, and Muon."""
+"""Weight decay, the moving average, and Muon."""
 
 import copy
 
@@ -140,7 +140,7 @@ def test_unknown_optimizers_are_refused():
 
 
 class SameLoss:
-    """An objective whose every batch is the same."""
+    """An objective whose batches are all the same."""
 
     def __init__(self, module):
         self.module = module
@@ -157,7 +157,7 @@ class SameLoss:
 
 
 def test_gradients_of_accumulated_batches_add_up():
-    """As published: clipping and AdamW's eps see the sum."""
+    """Clipping and AdamW's eps apply to the sum, as published."""
     norms = []
     for count in (1, 3):
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""An environment that is no Atari game, from a recording to a learned simulator, by the command line."""
+"""An environment that is not an Atari game, from a recording to a learned simulator, by commands."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Presets are what they say: they compose, and what depends on a game is found for any of them."""
+"""Presets compose, have their stated sizes, and work for any game."""
 
 import pytest
 

@@ -24,7 +24,7 @@ FILES = ["README.md", "config.json", "contexts.safetensors", "model.safetensors"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run folder as the trainer leaves it, with untrained networks."""
+    """A run folder like the trainer's, with untrained networks."""
     folder = tmp_path_factory.mktemp("run")
     data = save_dataset(folder / "somewhere" / "my_data" / "train", 4).parent
     config = parse(
@@ -63,7 +63,7 @@ def server(tmp_path, monkeypatch):
 
 @pytest.fixture
 def push(run):
-    """The command, with few contexts unless it says how many."""
+    """Run the command, with few contexts by default."""
 
     def command(*arguments):
         few = [] if any(a.startswith("num_contexts=") for a in arguments) else ["num_contexts=6"]
@@ -79,7 +79,7 @@ def measured(step, **numbers):
 
 
 def fidelity(folder, **changes):
-    """A file like that of an evaluation."""
+    """Write a file like that of an evaluation."""
     result = {
         "settings": {
             "game": "Breakout",
@@ -300,7 +300,7 @@ def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert "is not a run folder" in capsys.readouterr().err
 
 
-# --- loading from anybody's repository
+# --- loading from any repository
 
 
 @pytest.fixture

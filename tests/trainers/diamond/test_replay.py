@@ -1,4 +1,4 @@
-"""Segments are drawn and padded as published, out of one uint8 copy of the episodes."""
+"""Segments are drawn and padded as published, from one uint8 copy of the episodes."""
 
 import itertools
 import tracemalloc
@@ -30,7 +30,7 @@ def draw(replay, batch_size, length, *, pad_after, seed=0, sample_weights=None):
 
 
 def first_real_steps(batch):
-    """Of each segment: the position of its first real step, the time of that step, the number of real steps.
+    """Return each segment's position of the first real step, that step's time, and number of real steps.
 
     Times are read off the frames, which hold them.
     """
@@ -40,7 +40,7 @@ def first_real_steps(batch):
 
 
 def expected_segments(num_steps, length, start_of):
-    """Probability of every (start, real steps) when step and jitter are uniform."""
+    """Return the probability of every (start, real steps) when step and jitter are uniform."""
     counts = Counter()
     for time, jitter in itertools.product(range(num_steps), range(length)):
         start = start_of(time, jitter)
@@ -96,7 +96,7 @@ def test_a_segment_holds_the_steps_of_one_episode_and_padding_around_them(pad_af
 
 
 def test_targets_of_a_transition_are_those_of_its_step():
-    """At an end the next frame is the episode's final observation; elsewhere it is the frame that follows."""
+    """At an end the next frame is the episode's final observation, elsewhere the frame that follows."""
     source = episode(4, size=4)
     batch = Replay([source]).segments(np.array([0]), np.array([-1]), 7)
     following = next_frames(batch, batch.frames())[0]
@@ -184,7 +184,7 @@ def test_without_events_segments_are_drawn_as_ever():
 
 
 def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
-    """Draws segments of 6 steps; `steps` maps (episode, time) to weights."""
+    """Draw segments of 6 steps; `steps` maps (episode, time) to weights."""
     firsts = source.lengths.cumsum() - source.lengths
     weights = np.zeros(source.num_steps, np.float32)
     for (e, time), weight in steps.items():
@@ -195,7 +195,7 @@ def hard_draw(source, steps, fraction, *, num_steps=2, count=2000):
 
 
 def where(batch, e, time):
-    """Whether each place of each segment holds a step of an episode."""
+    """Return whether each place of each segment holds a step of an episode."""
     times = batch.start[:, None] + torch.arange(batch.act.shape[1])
     return (batch.episode[:, None] == e) & (times == time) & batch.mask_padding
 

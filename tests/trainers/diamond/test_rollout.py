@@ -1,4 +1,4 @@
-"""The actor-critic plays: what it keeps of games that end, and games that can be saved and gone back to."""
+"""Rollouts of the actor-critic: what is recorded at ends, and games that can be saved and restored."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ def world_model():
 
 
 class Script:
-    """Two games whose ends are written down; every frame is filled with a number of its own."""
+    """Two games with prescribed ends, in which every frame is filled with a number of its own."""
 
     def __init__(self, ends, truncs):
         self.ends, self.truncs, self.time, self.restarts = ends, truncs, 0, []
@@ -61,7 +61,7 @@ class Script:
 
 
 def values_along(actor_critic, frames):
-    """Value of the last of some frames of one game, seen by an LSTM that starts at zero at the first."""
+    """Compute the value of the last of some frames, by an LSTM that starts at zero at the first."""
     hx_cx = actor_critic.initial_state(1)
     for frame in frames:
         _, value, hx_cx = actor_critic.predict_act_value(to_float(frame[:1]), hx_cx)
@@ -79,7 +79,7 @@ def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_wit
     assert first[0] == pytest.approx(values_along(actor_critic, [frame(0), frame(1), frame(2)]), abs=1e-5)
     assert second[0] == pytest.approx(values_along(actor_critic, context), abs=1e-5)
     assert first[1] == pytest.approx(second[1], abs=1e-6), (
-        "a game that goes on bootstraps from its next value"
+        "a game that continues bootstraps from its next value"
     )
     last = steps.val_bootstrap[1, 2].item()
     assert last == pytest.approx(values_along(actor_critic, [frame(i) for i in range(4)]), abs=1e-5)
@@ -90,7 +90,7 @@ def test_a_value_after_an_end_is_of_the_final_frame_and_the_next_game_starts_wit
 
 
 class RecordedGames:
-    """The games of a case of ac_rollout.npz: whatever is done, they bring what was recorded."""
+    """The games of a case of ac_rollout.npz, with the recorded results for any action."""
 
     def __init__(self, d):
         self.d, self.time = d, -1
@@ -130,7 +130,7 @@ def test_losses_and_gradients_of_rollouts_are_the_published_ones(case):
 
 
 class StartedScript(Script):
-    """A script whose games start where they start anew."""
+    """A script whose first games start like later ones."""
 
     def start(self):
         return self.restart(torch.arange(2))
@@ -174,7 +174,7 @@ def test_imagined_games_are_cut_at_the_horizon_and_start_at_the_replays_frames(w
 
 
 def test_what_was_before_an_episode_is_exactly_mid_grey_for_all_networks(world_model):
-    """0 in [-1, 1], which no byte is; every game starts at the first step, so that its past is padding."""
+    """Padding is 0 in [-1, 1], which no byte maps to; every game starts at its first step, after padding."""
     replay = Replay([episode(1, number=i) for i in range(3)])
     games = imagined_games(world_model, replay)
     frames = games.start()
@@ -241,7 +241,7 @@ class Bandit:
 
 
 def test_the_objective_teaches_what_is_rewarded():
-    torch.set_num_threads(1)  # the work is too small to share
+    torch.set_num_threads(1)  # the work is too small for several threads
     torch.manual_seed(0)
     sizes = {"lstm_dim": 16, "channels": [4, 4], "down": [1, 1], "img_size": 16}
     network = ActorCritic(ActorCriticConfig(num_actions=3, **sizes))

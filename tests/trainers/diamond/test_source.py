@@ -1,4 +1,4 @@
-"""Which source a run folder says it was trained by."""
+"""The record of the source code in a run folder."""
 
 import subprocess
 from pathlib import Path
@@ -16,7 +16,7 @@ def git(folder: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """With a committed file `package/code.py`."""
+    """A repository with a committed file `package/code.py`."""
     folder = tmp_path / "repository"
     (folder / "package").mkdir(parents=True)
     (folder / "package" / "code.py").write_text("x = 1\n")

@@ -1,4 +1,4 @@
-"""Runs: the published defaults, exact resume, one process a folder, failures that lose nothing."""
+"""Runs: the published defaults, exact resume, one process per folder, failures that lose nothing."""
 
 import json
 import os
@@ -46,7 +46,7 @@ def recordings(tmp_path_factory):
 
 
 def arguments(recordings, *more):
-    """A run so small that an epoch takes a moment."""
+    """Return arguments of a run so small that an epoch is very short."""
     return [
         "preset=smoke",
         f"static_dataset.path={recordings}",
@@ -96,7 +96,7 @@ def test_without_a_compiler_it_says_so_before_a_folder_is_made(recordings, tmp_p
 
 
 def edit_config(run, *more):
-    """Changes a run's configuration, as a user with an editor might."""
+    """Change a run's configuration, as a user with an editor might."""
     config = from_yaml(run.config_file)
     for key, value in more:
         owner = config
@@ -237,7 +237,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
 
     def stop(command, epochs, signal_number):
-        """Starts the trainer, waits until so many epochs are logged and the next has begun, signals it."""
+        """Start the trainer, wait until some epochs are logged and the next has begun, and signal it."""
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.diamond", *command],
             cwd=tmp_path,
@@ -267,7 +267,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
     assert code == -signal.SIGKILL
     state = run.load_state()
     assert 2 <= state["epoch"] < 6
-    # as if killed while it saved: a half-written state; an epoch logged and kept that the state lacks
+    # as if killed while saving: a half-written state, and an epoch that is logged but not in the state
     next_epoch = state["epoch"] + 1
     half = run.state_file.with_name(".state.pt.1-0a.tmp")
     half.write_bytes(run.state_file.read_bytes()[:1000])
@@ -289,7 +289,7 @@ def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not
 
 @pytest.mark.parametrize("kills", [(0.5,), pytest.param((0.3, 0.6, 1.0), marks=pytest.mark.slow)])
 def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(kills, tmp_path):
-    """Two games at once, evaluations that replace the test episodes, a kill in one stage or in several."""
+    """With two games at once, evaluations that replace test episodes, and a kill in some stages."""
     more = (
         "game=Breakout",
         "preset=smoke",
@@ -311,7 +311,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(kills,
     straight = RunFolder(launch.train(config, outputs=tmp_path / "straight", command="train", progress=False))
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = None
-    for seconds in kills:  # of work, after the run (or its state) was found
+    for seconds in kills:  # seconds of work after the run (or its state) was found
         command = ["train", *more] if run is None else ["resume", f"run={run.path}"]
         process = subprocess.Popen(
             [sys.executable, "-m", "trainers.diamond", *command],

@@ -1,4 +1,4 @@
-"""Planning: the best imagined sequence is taken, under one noise for all, and real games are played by it."""
+"""Planning: the best imagined sequence is chosen, with the same noise for all, and plays real games."""
 
 import gymnasium as gym
 import numpy as np

@@ -1,4 +1,4 @@
-"""An agent plays while it learns, and everything that it does is kept."""
+"""An agent plays while it learns, and all its steps are recorded."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""`python -m trainers.sb3 loop`: rounds of learning, playing and training the world, stopped and resumed."""
+"""`python -m trainers.sb3 loop`: rounds of learning, playing and training the world, with resume."""
 
 import json
 
@@ -27,7 +27,7 @@ SHORT += ["final_episodes=1", "max_game_steps=20", "rounds=2", "collect_steps=60
 
 @pytest.fixture(scope="module")
 def first_world(tmp_path_factory):
-    """A run of the trainer that has collected and learned next to nothing, with a sampler of its own."""
+    """A run of the trainer with few steps and updates, and a sampler of its own."""
     sampler = [f"world_model_env.diffusion_sampler.{x}" for x in ("s_churn=3.0", "s_tmax=4.0", "s_noise=1.4")]
     config = world_settings.parse(["game=Breakout", *WORLD.split(), *sampler])
     return train(config, outputs=tmp_path_factory.mktemp("first"), command="", progress=False)
@@ -86,9 +86,9 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
         "random",
     ]
 
-    monkeypatch.setattr(loop.training, "train", stop)  # all is there: nothing is done again
+    monkeypatch.setattr(loop.training, "train", stop)  # everything exists, so nothing is done again
     before = json.loads((tmp_path / "loop.json").read_text())
-    before["end_penalty"] = 0.0  # as folders were written when there was a penalty
+    before["end_penalty"] = 0.0  # like folders of the time when there was a penalty
     (tmp_path / "loop.json").write_text(json.dumps(before))
     assert main(arguments(first_world, tmp_path)) == 0
     assert agents.find_agent(str(tmp_path), "Breakout") == tmp_path / "round-2" / "agent" / "agent.zip"

@@ -1,4 +1,4 @@
-"""`python -m trainers.sb3`: a tiny run from nothing to its files, stopping, scoring, and every refusal."""
+"""`python -m trainers.sb3`: a tiny run from nothing to its files, stopping, scoring, and every error."""
 
 import json
 import shutil
@@ -72,7 +72,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
 def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_world, capsys):
     before = (finished / "agent.zip").read_bytes()
     assert main(["train", *arguments(tiny_world, finished)]) == 0
-    assert (finished / "agent.zip").read_bytes() == before  # it had learned all there was to learn
+    assert (finished / "agent.zip").read_bytes() == before  # all its steps were done
     assert "from step" in capsys.readouterr().err
     more = [x for x in arguments(tiny_world, finished) if not x.startswith("total")] + ["total_timesteps=80"]
     assert main(["train", *more]) == 0
@@ -247,7 +247,7 @@ def test_an_off_policy_agent_that_goes_on_fills_its_buffer_first(tiny_world, tmp
     assert main(["train", *given, "total_timesteps=80"]) == 0
     assert "it fills up to step 60 first" in capsys.readouterr().err
     assert main(["train", *given, "total_timesteps=100"]) == 0
-    assert "it fills up to step 100 first" in capsys.readouterr().err, "20 steps, however often it goes on"
+    assert "it fills up to step 100 first" in capsys.readouterr().err, "20 steps, however often it is resumed"
 
 
 def test_a_run_goes_on_with_other_evaluations(tiny_world, tmp_path):
@@ -375,7 +375,7 @@ def test_settings_of_earlier_versions_are_read_where_a_removed_one_did_nothing(t
             with pytest.raises(InvalidInputError, match=r"holds a run with end_penalty=0\.5, not 0\.0"):
                 training.check_unchanged(file, settings, ["seed"], "a run")
     before = asdict(settings)
-    del before["ent_coef"]  # unknown then: it had its default
+    del before["ent_coef"]  # older runs did not have the key: it had its default
     file.write_text(json.dumps(before))
     training.check_unchanged(file, settings, ["ent_coef"], "a run")
 

@@ -1,8 +1,8 @@
-// The page: keys and touches to the server, pictures and facts from it. It knows no game and no command but
+// The page: keys and touches to the server, pictures and facts from it. It knows no game and no command except
 // "fullscreen", which only a browser can do; buttons, keys and help come with the message of type "game".
 
 const RETRY_MS = [500, 1000, 2000, 4000];
-const FIRST_CODE_TO_STAY_AWAY = 4000; // the server closed on purpose: coming back is up to the person
+const FIRST_CODE_TO_STAY_AWAY = 4000; // the server closed on purpose: only the person can reconnect
 
 const SMALLEST_SCREEN = 256; // pixels
 
@@ -15,11 +15,11 @@ const state = {
   game: null,       // the latest message of type "game"
   isPlayer: false,
   isFree: false,
-  wasPlayer: false, // before the connection was lost: then the seat is asked for again
+  wasPlayer: false, // before the connection was lost: then ask for the seat again
   view: null,       // facts of the picture that comes next
   drawn: 0,         // number of the latest picture on the canvas
   status: "",
-  held: new Map(),  // what holds a key (a physical key, a finger) -> the key's names
+  held: new Map(),  // maps what holds a key (a physical key, a finger) to the key's names
 };
 
 // --- the socket
@@ -169,7 +169,7 @@ function commandButton({ key, command, label, hint }) {
   const button = make("button", { textContent: label, title: hint });
   button.dataset.command = command;
   button.dataset.key = key;
-  button.onpointerdown = (event) => event.preventDefault(); // the keyboard stays the game's
+  button.onpointerdown = (event) => event.preventDefault(); // keeps the keyboard focus on the game
   button.onclick = () => press(key);
   return button;
 }
@@ -226,7 +226,7 @@ const NAMES = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight:
 function nameOf({ key, code }) {
   if (key in NAMES) return NAMES[key];
   if (/^[\x20-\x7e]$/.test(key)) return key.toLowerCase();
-  const letter = /^Key([A-Z])$/.exec(code); // where the keyboard writes no Latin letters
+  const letter = /^Key([A-Z])$/.exec(code); // for keyboards without Latin letters
   return letter && key.length === 1 ? letter[1].toLowerCase() : key.toLowerCase();
 }
 
@@ -239,7 +239,7 @@ function keyDown(event) {
   const isShortcut = key in (state.game?.shortcuts ?? {});
   if (!isShortcut && !isGames(key)) return;
   if (!state.isPlayer && state.game.shortcuts[key] !== "fullscreen") return;
-  if (key === "f11") return; // the browser's own
+  if (key === "f11") return; // left to the browser
   event.preventDefault();
   if (event.ctrlKey || state.game.shortcuts[key] === "fullscreen") {
     if (!event.repeat) press(key);

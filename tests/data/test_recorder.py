@@ -184,7 +184,7 @@ def test_other_names_of_the_fields_are_known(tmp_path):
 )
 def test_files_of_another_form_are_refused_by_name(changes, message, tmp_path):
     np.savez(tmp_path / "bad.npz", **fields(**changes))
-    with pytest.raises(DatasetError, match=f"bad.npz: .*{message}"):
+    with pytest.raises(DatasetError, match=f"bad.npz cannot be read as a recorded episode: .*{message}"):
         RecordedEpisode.load(tmp_path / "bad.npz")
 
 

@@ -21,7 +21,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[all]"
 	touch $@
 
-demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4, demo.png; an agent that learned in dreams: agent.mp4
+demo: $(STAMP) ## imagine Breakout beside the real game: demo.mp4, demo.png; an agent that learned in imagination: agent.mp4
 	$(PY) -m diamond_gym.demo
 	$(PY) -m trainers.sb3 demo
 

@@ -3,7 +3,7 @@ r"""How fast imagination drifts with few denoising steps: EDM against DDPM (sect
     python -m benchmarks.drift edm=outputs/DATE/TIME ddpm=outputs/DATE/TIME --out drift
 
 From the same held-out moments of the real game, under the same real actions, each world model imagines open
-loop with 1, 3 and 10 denoising steps; what counts is the PSNR against the real frame by horizon. Checkpoints
+loop with 1, 3 and 10 denoising steps; the measure is the PSNR against the real frame by horizon. Checkpoints
 are those of `gymnasium.make`. Two that differ in the objective alone learn from the same episodes by
 
     python -m trainers.diamond train game=Breakout preset=small training.parts=[denoiser] \
@@ -12,8 +12,7 @@ are those of `gymnasium.make`. Two that differ in the objective alone learn from
         static_dataset.path=outputs/DATE/TIME/dataset denoiser.objective=ddpm
 
 with the first one's run folder as DATE/TIME: DDPM is trained without autoregressive steps. It visits the
-timesteps of the paper: 500 in a single step, from N > 1 on those
-of diffusers.
+timesteps of the paper: 500 in a single step, and for N > 1 those of diffusers.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curve = dict[str, Any]
-"""One world model with one number of denoising steps: its numbers by horizon."""
+"""The results of one world model with one number of denoising steps, by horizon."""
 
 
 @dataclass
@@ -50,7 +49,7 @@ class Settings:
     """What is compared.
 
     Raises:
-        InvalidInputError: A value is not one of those accepted, or there is nothing to measure.
+        InvalidInputError: A value is not accepted, or there is nothing to measure.
     """
 
     edm: str | None = option(None, "a world model of EDM", is_path=True)
@@ -60,8 +59,8 @@ class Settings:
     horizon: int = option(100, "steps imagined", least=1)
     policy: str = option("scripted", "who plays", choices=PLAYER_NAMES)
     episodes: int = option(10, "held-out episodes", least=1)
-    starts: int = option(32, "at least so many", least=1)
-    seed: int = option(0, "of episodes and imagination")
+    starts: int = option(32, "least number of starts", least=1)
+    seed: int = option(0, "fixes the episodes and the imagined games")
     batch_size: int = option(32, "games at once", least=1)
     device: str = option("auto", "auto, cpu, cuda, ...")
     out: Path = option(Path("drift"), "folder to write")
@@ -97,7 +96,7 @@ def load_worlds(args: Settings, game: str) -> dict[str, World]:
 
 
 def measure(args: Settings, game: str, worlds: dict[str, World], starts: Starts) -> Iterator[Curve]:
-    """Imagines with every world model and number of steps."""
+    """Imagine with every world model and every number of denoising steps."""
     for objective, world in worlds.items():
         for num_steps in args.num_denoising_steps:
             config = replace(world.world_model.config, num_steps_denoising=num_steps)
@@ -182,7 +181,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

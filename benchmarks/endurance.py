@@ -1,4 +1,4 @@
-"""Whether imagination stays as fast and as small as it is, and how it grows with games and denoising steps.
+"""Check that imagination stays fast and small over time, and measure how it scales.
 
     python -m benchmarks.endurance --json endurance.jsonl --plot docs/scaling.png
 
@@ -66,17 +66,17 @@ class Settings(WorldSettings):
     """What is measured."""
 
     cycles: int = option(1_000, "environments made and closed", least=0)
-    steps: int = option(1_000_000, "of all games together, for each number of games", least=0)
+    steps: int = option(1_000_000, "steps of all games together, for each number of games", least=0)
     num_envs: list[int] = option([1, 32], "games at once", least=1)
     memory_tolerance: float = option(
-        0.02, "growth that is no failure, as a share of the second tenth's memory", above=0
+        0.02, "growth that is tolerated, as a share of the second tenth's memory", above=0
     )
-    speed_tolerance: float = option(0.2, "loss of speed that is no failure, as a share", above=0)
-    max_envs: int = option(1024, "most games of the scaling", least=0)
-    denoising_steps: list[int] = option([1, 2, 3, 4], "of the scaling", least=1)
+    speed_tolerance: float = option(0.2, "loss of speed that is tolerated, as a share", above=0)
+    max_envs: int = option(1024, "largest number of games of the scaling", least=0)
+    denoising_steps: list[int] = option([1, 2, 3, 4], "denoising steps of the scaling", least=1)
     at: int = option(32, "games while the denoising steps are varied", least=1)
     plot: Path | None = option(None, "picture of the scaling")
-    seconds: float = option(3.0, "for each point of the scaling", above=0)
+    seconds: float = option(3.0, "seconds for each point of the scaling", above=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -97,18 +97,18 @@ class Settings(WorldSettings):
 
 @dataclass(frozen=True)
 class Tenth:
-    """A tenth of what is done again and again: a line of the table and of the JSON file.
+    """A tenth of the repeated actions: a line of the table and of the JSON file.
 
     Attributes:
-        what: What is done: "make and close", "1 game" or "32 games".
-        tenth: From 1.
-        count: How often: cycles, or steps of all games together.
-        per_second: Of these, over the whole tenth.
+        what: The action: "make and close", "1 game" or "32 games".
+        tenth: Number of the tenth, from 1.
+        count: Number of cycles, or of steps of all games together.
+        per_second: Rate of these, over the whole tenth.
         p50_ms: Median time of a cycle, or of a step of all games.
-        resident_bytes: The most that the process occupied; None where the system does not tell.
-        allocated_bytes: The most that PyTorch had allocated on CUDA; None elsewhere.
-        open_files: File descriptors at the end; None where the system does not tell.
-        threads: Threads at the end; None where the system does not tell.
+        resident_bytes: Peak memory of the process; None where the system does not report it.
+        allocated_bytes: Peak memory that PyTorch allocated on CUDA; None elsewhere.
+        open_files: File descriptors at the end; None where the system does not report them.
+        threads: Threads at the end; None where the system does not report them.
     """
 
     what: str
@@ -125,7 +125,7 @@ class Tenth:
 def tenths(
     what: str, act: Callable[[], Any], each: int, num_acts: int, device: torch.device
 ) -> Iterator[Tenth]:
-    """Does something `num_acts` times, at least 10; each time counts as `each`."""
+    """Do something `num_acts` times, at least 10; each time counts as `each`."""
     ends = [num_acts * i // NUM_TENTHS for i in range(NUM_TENTHS + 1)]
     for i in range(NUM_TENTHS):
         yield measure_tenth(what, i + 1, act, each, ends[i + 1] - ends[i], device)
@@ -134,7 +134,7 @@ def tenths(
 def measure_tenth(
     what: str, tenth: int, act: Callable[[], Any], each: int, num_acts: int, device: torch.device
 ) -> Tenth:
-    """Does something so many times, and looks at the process after each."""
+    """Do something `num_acts` times, and look at the process after each time."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     latencies, resident = np.empty(num_acts), 0
@@ -159,7 +159,7 @@ def measure_tenth(
 
 
 def make_and_close(game: str, options: dict[str, Any]) -> None:
-    """The whole life of an environment, as short as it can be."""
+    """Make, reset, step and close an environment, as briefly as possible."""
     env = gymnasium.make(env_id(game), **options)
     env.reset(seed=0)
     env.step(0)
@@ -167,7 +167,7 @@ def make_and_close(game: str, options: dict[str, Any]) -> None:
 
 
 def endured(args: Settings, device: torch.device) -> Iterator[Iterator[Tenth]]:
-    """What is done again and again, one after the other."""
+    """The repeated actions, one after the other."""
     game, options = game_name(args.game), args.world_options()
     if args.cycles:
         yield tenths(CYCLES, partial(make_and_close, game, options), 1, args.cycles, device)
@@ -184,7 +184,7 @@ def endured(args: Settings, device: torch.device) -> Iterator[Iterator[Tenth]]:
 
 
 def failures(rows: Sequence[Tenth], memory_tolerance: float, speed_tolerance: float) -> list[str]:
-    """What has become worse from the second tenth to the last, in sentences."""
+    """Sentences about what has become worse from the second tenth to the last."""
     second, last = rows[1], rows[-1]
     found = []
     for name, unit, size, tolerance in (
@@ -204,7 +204,7 @@ def failures(rows: Sequence[Tenth], memory_tolerance: float, speed_tolerance: fl
 
 
 def print_tenth(row: Tenth) -> None:
-    """Prints a line of the table."""
+    """Print a line of the table."""
     sizes = (row.resident_bytes, row.allocated_bytes)
     resident, allocated = ("-" if size is None else f"{size / 1e6:.1f}" for size in sizes)
     files, threads = ("-" if number is None else str(number) for number in (row.open_files, row.threads))
@@ -216,7 +216,7 @@ def print_tenth(row: Tenth) -> None:
 
 
 def measure_endurance(args: Settings, device: torch.device) -> tuple[list[Tenth], list[str]]:
-    """Measures and prints all tenths; the second list says what became worse."""
+    """Measure and print all tenths; the second list says what became worse."""
     print(
         f"{'what':<14} {'tenth':>5} {'count':>8} {'a second':>9} {'p50 ms':>9} {'memory MB':>10} "
         f"{'CUDA MB':>9} {'files':>6} {'threads':>8}",
@@ -238,19 +238,19 @@ def measure_endurance(args: Settings, device: torch.device) -> tuple[list[Tenth]
 
 
 class MemoryEndedError(DiamondGymError):
-    """A process ended, or could not get the memory that it asked for."""
+    """A process was killed, or could not allocate the memory that it asked for."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """What is measured in a process.
+    """A measurement in a process of its own.
 
     Attributes:
         against: What is varied: "num_envs" or "num_denoising_steps".
         game: The game.
         num_envs: Games at once.
         options: Keyword arguments of the environment.
-        seconds: How long, see `in_turns`.
+        seconds: Length of the measurement, see `in_turns`.
         threads: CPU threads of PyTorch; None for its own choice.
     """
 
@@ -264,7 +264,7 @@ class Point:
 
 @dataclass(frozen=True)
 class ScalingRow:
-    """What was measured of a point; `peak_bytes` is None where the system does not tell."""
+    """The measurement of a point; `peak_bytes` is None where the system does not report it."""
 
     against: str
     num_envs: int
@@ -279,7 +279,7 @@ class ScalingRow:
 
 
 def points(args: Settings) -> Iterator[list[Point]]:
-    """What is varied, each from small to large."""
+    """The points of each varied quantity, from small to large."""
     game, options = game_name(args.game), args.world_options()
     rest = args.seconds, args.threads
     doubled = [2**i for i in range(args.max_envs.bit_length())]
@@ -291,7 +291,7 @@ def points(args: Settings) -> Iterator[list[Point]]:
 
 
 def measure_point(point: Point) -> ScalingRow:
-    """Steps the games of a point. The peak of memory is that of this process since it started."""
+    """Step the games of a point. The peak of memory is that of this process since it started."""
     if point.threads is not None:
         torch.set_num_threads(point.threads)
     envs = make_envs(point.game, point.num_envs, point.options)
@@ -315,7 +315,7 @@ def measure_point(point: Point) -> ScalingRow:
 
 
 def in_fresh_process(point: Point) -> ScalingRow:
-    """What `measure_point` returns in a process of its own; its exceptions arrive here.
+    """Run `measure_point` in a process of its own; its exceptions are raised here.
 
     Raises:
         MemoryEndedError: The process was killed, or could not allocate.
@@ -332,7 +332,7 @@ def in_fresh_process(point: Point) -> ScalingRow:
 
 
 def measure_scaling(args: Settings) -> list[ScalingRow]:
-    """Measures and prints all points; says so where memory ends before."""
+    """Measure and print all points; say so where memory runs out first."""
     print(
         f"{'games':>5} {'denoising':>9} {'device':<7} {'dtype':<9} {'steps/s':>9} {'p50 ms':>9} "
         f"{'p95 ms':>9} {'peak GB':>8} {'repeats':>7}",
@@ -352,7 +352,7 @@ def measure_scaling(args: Settings) -> list[ScalingRow]:
 
 
 def print_point(row: ScalingRow) -> None:
-    """Prints a line of the table."""
+    """Print a line of the table."""
     peak = "unknown" if row.peak_bytes is None else f"{row.peak_bytes / 1e9:.3f}"
     print(
         f"{row.num_envs:>5} {row.num_denoising_steps:>9} {row.device:<7} {row.dtype:<9} "
@@ -418,7 +418,7 @@ def run(args: Settings, about: dict[str, Any]) -> int:
     for failure in found:
         print(f"failed: {failure}", file=sys.stderr)
     if endured and not found:
-        print("the last tenths are as the second ones, within the tolerances")
+        print("the last tenths equal the second ones, within the tolerances")
     return 1 if found else 0
 
 
@@ -431,7 +431,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

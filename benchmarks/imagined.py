@@ -1,4 +1,4 @@
-"""Imagined games under random actions, to be stepped again and again. Loads no more than they need."""
+"""Imagined games under random actions, for benchmarks; this module imports only what they need."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ HORIZON = 50
 
 
 def make_envs(game: str, num_envs: int, options: dict[str, Any]) -> DiamondVectorEnv:
-    """Games of a world model.
+    """Make imagined games of a world model.
 
     Args:
-        game: A game.
-        num_envs: Games at once, at least 1.
+        game: Name of the game.
+        num_envs: Number of games at once, at least 1.
         options: Keyword arguments of the environment.
 
     Raises:
-        DiamondGymError: As `DiamondVectorEnv` does.
+        DiamondGymError: The errors of `DiamondVectorEnv`.
     """
     return DiamondVectorEnv(num_envs, game, max_episode_steps=HORIZON, **options)
 
 
 def random_player(envs: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Callable[[], Any]:
-    """Starts the games; returns what takes one random action in each of them."""
+    """Start the games; return a function that takes one random action in each of them."""
     rng = np.random.default_rng(0)
     num_actions = envs.single_action_space.n  # pyright: ignore[reportAttributeAccessIssue]
     envs.reset(seed=0)
@@ -37,7 +37,7 @@ def random_player(envs: gymnasium.vector.VectorEnv[Any, Any, Any]) -> Callable[[
 
 
 def single_player(env: gymnasium.Env[Any, Any]) -> Callable[[], None]:
-    """Starts a game; returns what takes one random action in it, and resets it where it is over."""
+    """Start a game; return a function that takes one random action in it, and resets it when it is over."""
     rng = np.random.default_rng(0)
     num_actions = env.action_space.n  # pyright: ignore[reportAttributeAccessIssue]
     env.reset(seed=0)

@@ -1,4 +1,4 @@
-"""What this process holds, as Linux tells it; None on systems that do not."""
+"""Resources of this process, as Linux reports them; None on other systems."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def resident_bytes() -> int | None:
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory that this process has occupied so far.
+    """Peak memory of this process so far.
 
     `getrusage` would not do: it counts what the parent occupied when it started this process.
     """

@@ -5,9 +5,9 @@
     python -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
 prints the table, says which targets are met, and puts it between the comments <!-- bench-cpu --> and
-<!-- /bench-cpu --> of docs/performance.md (bench-cuda on CUDA). Nothing is measured here, and only what the
-rows hold appears: all of them must be of one machine, commit and device. Of several rows of one thing the
-last counts.
+<!-- /bench-cpu --> of docs/performance.md (bench-cuda on CUDA). Nothing is measured here, and the table
+shows only what the rows hold: all of them must be of one machine, commit and device. Where several rows
+measure the same thing, the last one counts.
 
 The epoch is computed from the measured seconds of its parts: what it collects, and 400 steps of each of the
 three networks. So is the full game of the published schedule; the time of test games is not in it.
@@ -50,19 +50,19 @@ class Settings:
     """What is reported, and where."""
 
     rows: list[Path] = option(MISSING, "files of rows that benchmarks wrote")
-    page: Path = option(Path("docs/performance.md"), "text to change")
-    print_only: bool = option(False, "leave the text as it is")
+    page: Path = option(Path("docs/performance.md"), "page to rewrite")
+    print_only: bool = option(False, "print the table and leave the page as it is")
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured of a line of the table.
+    """The measurement of a line of the table.
 
     Attributes:
-        value: What the target is about: a ratio, or steps a second.
-        ours: As the table shows it.
-        plain: The plain baseline, as the table shows it.
-        ratio: Ours by the baseline, as the table shows it.
+        value: The number that has a target: a ratio, or steps a second.
+        ours: Our measurement, as the table shows it.
+        plain: That of plain PyTorch, as the table shows it.
+        ratio: Their ratio, as the table shows it.
         how: Precision and settings.
     """
 
@@ -78,10 +78,10 @@ class Line:
     """A line of the table.
 
     Attributes:
-        what: Its name.
-        speed: None when it was not measured.
+        what: Name of the line.
+        speed: The measurement; None when there is none.
         target: The least `speed.value`; None for no target.
-        unit: Of the target.
+        unit: Unit of the target.
     """
 
     what: str
@@ -115,7 +115,7 @@ def find(rows: Sequence[Row], **wanted: Any) -> Row | None:
 
 
 def find_embedded(rows: Sequence[Row], **wanted: Any) -> Row | None:
-    """As `find`, of the embedded Breakout."""
+    """Call `find` for the embedded Breakout."""
     return find(rows, game="Breakout", checkpoint=EMBEDDED, model=EMBEDDED, **wanted)
 
 
@@ -142,7 +142,7 @@ def embedded_env(rows: Sequence[Row], num_envs: int, backend: str | tuple[str, .
 
 
 def overhead(rows: Sequence[Row]) -> Speed | None:
-    """What the embedded Breakout's environment takes besides the passes through the networks."""
+    """Time of the embedded Breakout's environment outside the passes through the networks."""
     env = find_embedded(rows, name="DiamondEnv", num_envs=1, backend=AUTO)
     if env is None or env["overhead_ms"] is None:
         return None
@@ -169,7 +169,7 @@ def real_game(rows: Sequence[Row], num_envs: int) -> Speed | None:
 
 
 def as_published(rows: Sequence[Row]) -> list[Row]:
-    """Rows of the paper preset in which nothing but how it is computed (`training.autocast=auto`) was set."""
+    """Rows of the paper preset in which at most its precision (`training.autocast=auto`) was changed."""
     return [
         row
         for row in rows
@@ -272,7 +272,7 @@ def lines_on_cuda(rows: Sequence[Row]) -> list[Line]:
 
 
 def lines_without_target(rows: Sequence[Row]) -> list[Line]:
-    """What the others are seen against."""
+    """Lines for comparison, without targets."""
     return [
         Line("embedded Breakout outside its networks, 1 game", overhead(rows)),
         Line("the real Breakout (`AtariVectorEnv`), 1 game", real_game(rows, 1)),
@@ -284,7 +284,7 @@ def device_of(rows: Sequence[Row]) -> str:
     """Where the networks ran: "cpu" or "cuda".
 
     Raises:
-        InvalidInputError: Nowhere, on several, or where there is no table for.
+        InvalidInputError: The rows are of no device, of several, or of one without a table.
     """
     kinds = {row["device"].partition(":")[0] for row in rows if "device" in row and row.get("dtype") != ""}
     if len(kinds) != 1 or not kinds <= set(SECTIONS):
@@ -294,7 +294,7 @@ def device_of(rows: Sequence[Row]) -> str:
 
 
 def check_same_machine(rows: Sequence[Row]) -> None:
-    """Raises `InvalidInputError` unless all rows are of one machine, with one version of everything."""
+    """Raise `InvalidInputError` unless all rows are of one machine, with one version of everything."""
     for key in MACHINE:
         values = list(dict.fromkeys(str(row.get(key)) for row in rows))
         if len(values) > 1:
@@ -328,7 +328,7 @@ def count_targets(lines: Sequence[Line]) -> str:
 
 
 def notes(rows: Sequence[Row], lines: Sequence[Line]) -> str:
-    """What the table is about, under it."""
+    """The notes below the table."""
     about, epoch = rows[0], find_epoch(rows)
     place = f"{about['cpu']}, threads: {about['num_threads']}"
     place += f", {about['gpu']}" if device_of(rows) == "cuda" else ""
@@ -357,24 +357,24 @@ def number(x: float) -> str:
 
 
 def report(rows: Sequence[Row]) -> tuple[str, str]:
-    """The device, and the section about it.
+    """Return the device of the rows, and the section about it.
 
     Raises:
-        InvalidInputError: The rows do not belong together, or hold nothing of the table.
+        InvalidInputError: The rows do not belong together, or hold no measurement of the table.
     """
     check_same_machine(rows)
     device = device_of(rows)
     try:
         lines = lines_on_cpu(rows) if device == "cpu" else lines_on_cuda(rows)
         if all(line.speed is None for line in lines):
-            raise InvalidInputError("the rows hold nothing of the table: measure with `make bench`")
+            raise InvalidInputError("the rows hold no measurement of the table: measure with `make bench`")
         return device, f"{table(lines)}\n\n{notes(rows, lines)}"
     except (KeyError, TypeError) as error:
         raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
 
 
 def replace_section(file: Path, name: str, section: str) -> bool:
-    """Puts a text between the comments <!-- name --> and <!-- /name -->; returns whether that changed it.
+    """Put a text between the comments <!-- name --> and <!-- /name -->; return whether that changed it.
 
     Raises:
         InvalidInputError: The file cannot be read, or the comments are not there once each, in this order.
@@ -399,7 +399,7 @@ def replace_section(file: Path, name: str, section: str) -> bool:
 
 
 def run(args: Settings) -> None:
-    """Prints and writes the table."""
+    """Print and writes the table."""
     device, section = report([row for file in args.rows for row in read_rows(file)])
     print(section)
     if not args.print_only:
@@ -418,7 +418,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

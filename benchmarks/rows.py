@@ -1,4 +1,4 @@
-"""What benchmarks share: measuring in turns, the machine, rows as JSON lines, common settings."""
+"""Shared parts of the benchmarks: measuring in turns, the machine, rows as JSON lines, common settings."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ MIN_REPEATS = 3
 
 @dataclass(frozen=True)
 class Took:
-    """What one step took: seconds on the clock, and of all the process's threads on the CPU together."""
+    """Duration of one step: seconds on the clock, and CPU seconds of all threads of the process."""
 
     seconds: float
     cpu_seconds: float
 
 
 def time_step(step: Callable[[], Any], device: str) -> Took:
-    """Makes one step, and waits until it is done."""
+    """Make one step, and wait until it is done."""
     synchronize(device)
     start, cpu_start = time.perf_counter(), time.process_time()
     step()
@@ -42,16 +42,16 @@ def time_step(step: Callable[[], Any], device: str) -> Took:
 
 
 def synchronize(device: str) -> None:
-    """Waits until an accelerator has done what it was given."""
+    """Wait until an accelerator has finished its work."""
     if device != "cpu":
         torch.accelerator.synchronize(device)
 
 
 def in_turns(timed: Sequence[Callable[[], Took]], seconds: float) -> list[list[Took]]:
-    """Makes timed steps in turns, so that whatever else the machine does disturbs all of them alike.
+    """Make timed steps in turns, so that whatever else the machine does disturbs all of them alike.
 
     Args:
-        timed: Each makes one step; the first step of each does not count.
+        timed: Functions that each make one step; the first step of each does not count.
         seconds: Time for each; at least `MIN_REPEATS` steps are made.
     """
     for step in timed:
@@ -77,12 +77,12 @@ def median_and_p95(values: Sequence[float]) -> tuple[float, float]:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """A precision without "torch." before it."""
+    """Name of a precision, without "torch."."""
     return str(dtype).removeprefix("torch.")
 
 
 def machine() -> dict[str, Any]:
-    """What the numbers depend on besides the code, and which code it was."""
+    """Description of the machine, the versions and the commit."""
     return {
         "torch": torch.__version__,
         "gymnasium": version("gymnasium"),
@@ -96,7 +96,7 @@ def machine() -> dict[str, Any]:
 
 
 def openvino_version() -> str | None:
-    """Of the optional package."""
+    """Version of the optional package OpenVINO."""
     try:
         return version("openvino")
     except PackageNotFoundError:
@@ -135,15 +135,15 @@ def cpu_name() -> str:
 
 
 def print_machine(about: dict[str, Any]) -> None:
-    """Prints what `machine` found."""
+    """Print what `machine` found."""
     print(", ".join(f"{name} {value}" for name, value in about.items() if value is not None), flush=True)
 
 
 def run_benchmark(run: Callable[[dict[str, Any]], int | None], *, threads: int | None) -> int | None:
-    """Prints the machine, then measures.
+    """Print the machine, then measure.
 
     Args:
-        run: Gets what `machine` found; returns the exit code, None for 0.
+        run: Called with the result of `machine`; returns the exit code, None for 0.
         threads: CPU threads of PyTorch; None for its own choice.
     """
     if threads is not None:
@@ -154,11 +154,11 @@ def run_benchmark(run: Callable[[dict[str, Any]], int | None], *, threads: int |
 
 
 def write_rows(file: Path, rows: Sequence[Any], about: dict[str, Any]) -> None:
-    """Writes dataclasses, one JSON object a line, whole or not at all.
+    """Write dataclasses, one JSON object a line, whole or not at all.
 
     Args:
-        file: Is replaced.
-        rows: Dataclasses.
+        file: The file, which is replaced.
+        rows: The dataclasses.
         about: Keys that are added to every row.
 
     Raises:
@@ -169,10 +169,10 @@ def write_rows(file: Path, rows: Sequence[Any], about: dict[str, Any]) -> None:
 
 
 def read_rows(file: Path) -> list[dict[str, Any]]:
-    """What `write_rows` wrote.
+    """Read what `write_rows` wrote.
 
     Raises:
-        InvalidInputError: The file is not there, cannot be read, or holds no such rows.
+        InvalidInputError: The file does not exist, cannot be read, or holds no such rows.
     """
     try:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -187,13 +187,13 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 @dataclass
 class BenchmarkSettings:
-    """What all benchmarks are told.
+    """Settings of all benchmarks.
 
     Raises:
-        InvalidInputError: A value is not one of those accepted.
+        InvalidInputError: A value is not accepted.
     """
 
-    threads: int | None = option(None, "CPU threads of PyTorch; without it its own choice", least=1)
+    threads: int | None = option(None, "CPU threads of PyTorch; by default PyTorch chooses", least=1)
     json: Path | None = option(None, "file for the rows, one JSON object a line")
 
     def __post_init__(self) -> None:
@@ -207,11 +207,11 @@ class PlacedSettings(BenchmarkSettings):
     """Which world model imagines, and where."""
 
     game: str = option("Breakout", "an Atari game")
-    checkpoint: str = option("auto", "as in gymnasium.make", is_path=True)
+    checkpoint: str = option("auto", "the world model, as in gymnasium.make", is_path=True)
     device: str = option("auto", "auto, cpu, cuda, ...")
     dtype: str = option("auto", "auto, float32, bfloat16, ...")
     num_denoising_steps: int | None = option(
-        None, "passes per frame; without it as the checkpoint says", least=1
+        None, "passes per frame, instead of the checkpoint's own", least=1
     )
 
 
@@ -234,10 +234,10 @@ class WorldSettings(PlacedSettings):
 
 
 def check_output_file(name: str, file: Path) -> None:
-    """Raises unless a file lies in a folder that exists and can be written.
+    """Check that a file can be written: its folder exists, and it is not a folder itself.
 
     Raises:
-        InvalidInputError: There is no such folder, or the file is one.
+        InvalidInputError: There is no such folder, or the file is a folder.
         CacheError: The folder cannot be written.
     """
     if not file.parent.is_dir():

@@ -1,9 +1,9 @@
-"""Steps per second and latency of imagined games, of what is around them, and of the real game beside them.
+"""Speed and latency of imagined games, of their wrappers and networks, and of the real game.
 
     python -m benchmarks.throughput --num-envs 1 8 32 --json rows.jsonl
 
-What is compared is measured in turns, so that whatever else the machine does disturbs all of it alike. Ratios
-are those of medians; an overhead is what the fastest step takes longer than the fastest passes through the
+Compared things are measured in turns, so that other work on the machine disturbs all of them alike. Ratios
+are those of medians; an overhead is the time of the fastest step minus that of the fastest passes through the
 networks. The plain baseline is the same weights in eager float32 PyTorch in its default memory layout; the
 paper-size model has random weights, which cost the same. Resets of the single environments are not timed,
 those of vector environments are.
@@ -63,30 +63,30 @@ class Settings(WorldSettings):
     """What is measured."""
 
     num_envs: list[int] | None = option(
-        None, "games at once; without it [1,32], on accelerators 256, too", least=1
+        None, "games at once; by default [1,32], and on accelerators 256 as well", least=1
     )
-    baseline: bool = option(True, "measure the checkpoint in plain PyTorch, too")
-    embedded: bool = option(True, "measure the checkpoint, and what is around it")
+    baseline: bool = option(True, "measure the checkpoint in plain PyTorch as well")
+    embedded: bool = option(True, "measure the checkpoint, its environments and wrappers")
     real: bool = option(True, "measure the real game")
-    paper: bool = option(True, "measure a paper-size model with random weights, too")
-    compilers: bool = option(False, "on a CPU, then measure one game by inductor and openvino, too")
+    paper: bool = option(True, "measure a paper-size model with random weights as well")
+    compilers: bool = option(False, "on a CPU, measure one game with inductor and openvino as well")
     keep_memory: bool = option(False, "have the C library keep freed memory, as training does")
-    seconds: float = option(3.0, "for each row", above=0)
+    seconds: float = option(3.0, "seconds for each row", above=0)
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something that can be stepped again and again.
+    """Something whose steps are measured.
 
     Attributes:
-        model: Which weights, or "the real game".
-        name: What is stepped.
+        model: The weights, or "the real game".
+        name: Name of what is stepped.
         num_envs: Games per step.
         step: Makes one step of all games.
-        prepare: Called before each step, not timed.
-        device: Where it runs.
-        dtype: Precision of its networks; "" when it has none.
-        backend: What runs its networks; "" when it has none.
+        prepare: Called before each step, and not timed.
+        device: Device it runs on.
+        dtype: Precision of its networks; "" without networks.
+        backend: Backend of its networks; "" without networks.
     """
 
     model: str
@@ -101,10 +101,10 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of a case: a line of the table and of the JSON file.
+    """The measurement of a case: a line of the table and of the JSON file.
 
-    `overhead_ms` is the fastest step less the fastest passes through the networks alone, `speedup` the
-    baseline's median by this one.
+    `overhead_ms` is the fastest step minus the fastest passes through the networks alone, `speedup` the
+    baseline's median divided by this one.
     """
 
     model: str
@@ -122,10 +122,10 @@ class Row:
 
 
 def measure(cases: Sequence[Case], seconds: float) -> list[Row]:
-    """Steps the cases in turns, after one step each that does not count.
+    """Step the cases in turns; the first step of each does not count.
 
     Args:
-        cases: What is compared; "networks" and "baseline" among their names give overheads and speedups.
+        cases: The compared cases; those named "networks" and "baseline" give overheads and speedups.
         seconds: Time for each case; see `in_turns`.
     """
     all_took = in_turns([partial(timed_step, case) for case in cases], seconds)
@@ -135,7 +135,7 @@ def measure(cases: Sequence[Case], seconds: float) -> list[Row]:
 
 
 def timed_step(case: Case) -> Took:
-    """Makes one step, and the preparations that do not count."""
+    """Make one step after its preparations, which are not timed."""
     case.prepare()
     return time_step(case.step, case.device)
 
@@ -229,7 +229,7 @@ def networks_case(model: str, world_model: WorldModel, num_envs: int, **about: A
 
 
 def as_it_runs(step: Callable[[], None], world_model: WorldModel) -> Callable[[], None]:
-    """Passes through networks as the world model makes them: as one CUDA graph if that is how it runs."""
+    """Pass through networks as the world model makes them: as one CUDA graph if that is how it runs."""
     if not isinstance(world_model, GraphedWorldModel):
         return step
     graphs, nothing = Graphs(world_model.device), torch.zeros(0, device=world_model.device)
@@ -245,12 +245,12 @@ def as_it_runs(step: Callable[[], None], world_model: WorldModel) -> Callable[[]
 
 
 def num_denoiser_passes(config: DiffusionSamplerConfig) -> int:
-    """Passes through the denoiser that one frame needs."""
+    """Pass through the denoiser that one frame needs."""
     return config.num_steps_denoising * config.order - (config.order - 1)
 
 
 def denoiser_passes(world_model: WorldModel, num_envs: int) -> Callable[[], None]:
-    """Makes the passes through the denoiser's network that one step needs, and nothing else."""
+    """Make the passes through the denoiser's network that one step needs, and nothing else."""
     denoiser, act = world_model.denoiser, random_state(world_model, num_envs).act
     frame = torch.zeros(num_envs, *IMAGE_SHAPE, device=world_model.device)
     past = denoiser.fold_past(frame.repeat(1, world_model.num_steps_conditioning, 1, 1))
@@ -266,7 +266,7 @@ def denoiser_passes(world_model: WorldModel, num_envs: int) -> Callable[[], None
 
 
 def rew_end_pass(world_model: WorldModel, num_envs: int) -> Callable[[], None]:
-    """Makes the pass through the reward/end model that one step needs, and nothing else."""
+    """Make the pass through the reward/end model that one step needs, and nothing else."""
     state = random_state(world_model, num_envs)
     frame = torch.zeros(num_envs, 1, *IMAGE_SHAPE, device=world_model.device)
 
@@ -362,7 +362,7 @@ def real_cases(game: str, num_envs: int) -> list[Case]:
 
 
 def print_header() -> None:
-    """Prints the column names of `print_row`."""
+    """Print the column names of `print_row`."""
     print(
         f"{'model':<14} {'what':<28} {'envs':>5} {'device':<7} {'dtype':<9} {'backend':<10} "
         f"{'steps/s':>9} {'p50 ms':>8} {'p95 ms':>8} {'overhead':>9} {'speedup':>8}"
@@ -370,7 +370,7 @@ def print_header() -> None:
 
 
 def print_row(row: Row) -> None:
-    """Prints a line of the table."""
+    """Print a line of the table."""
     overhead = "" if row.overhead_ms is None else f"{row.overhead_ms:.2f} ms"
     speedup = "" if row.speedup is None else f"{row.speedup:.2f}x"
     print(
@@ -382,7 +382,7 @@ def print_row(row: Row) -> None:
 
 
 def rounds(args: Settings) -> list[tuple[Settings, int]]:
-    """What is asked for, and for how many games, round by round."""
+    """The rounds of measurements: what is measured, and for how many games."""
     is_cpu = pick_device(args.device).type == "cpu"
     numbers = args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS)
     asked = [(args, num_envs) for num_envs in numbers]
@@ -392,7 +392,7 @@ def rounds(args: Settings) -> list[tuple[Settings, int]]:
 
 
 def wanted_cases(args: Settings, num_envs: int) -> Iterator[list[Case]]:
-    """What is compared with each other, group by group."""
+    """The groups of cases that are compared with each other."""
     if args.embedded:
         yield checkpoint_cases(args, num_envs)
     if args.real:
@@ -427,7 +427,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

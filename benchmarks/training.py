@@ -1,4 +1,4 @@
-"""Optimiser steps per second of each network and collection beside plain PyTorch, and what the replay costs.
+"""Speed of each network's training and of collection beside plain PyTorch, and the cost of the replay.
 
     python -m benchmarks.training --preset paper small --json rows.jsonl
     python -m benchmarks.training --preset paper --parts denoiser denoiser.training.batch_size=8
@@ -7,7 +7,7 @@ Every step is the trainer's own, on made-up episodes. The plain baseline makes t
 same batches) in eager float32, in PyTorch's default memory layout, with its default AdamW and the C library's
 default memory settings. Both run in processes of their own and make their steps in turns; the ratio is that
 of the medians. Collection is the actor-critic playing the real Breakout as in every epoch, its episodes
-written to disk. "CPU s" is the time of all threads on the CPU, for machines that do other work meanwhile.
+written to disk. "CPU s" is the CPU time of all threads, for machines that do other work at the same time.
 Arguments `key=value` change the presets, as in `python -m trainers.diamond train`.
 """
 
@@ -71,14 +71,14 @@ class Settings(BenchmarkSettings):
     parts: list[str] = option(list(PARTS), "networks to measure", choices=PARTS)
     device: str = option("auto", "auto, cpu, cuda, ...")
     frames: int = option(NUM_REPLAY_FRAMES, "frames in the replay", least=1)
-    replay: bool = option(True, "measure the replay, too")
-    collection: bool = option(True, "measure collection, too")
-    seconds: float = option(10.0, "for each row", above=0)
-    overrides: list[str] = option([], "changes to the presets: all keys that are not among these")
+    replay: bool = option(True, "measure the replay as well")
+    collection: bool = option(True, "measure collection as well")
+    seconds: float = option(10.0, "seconds for each row", above=0)
+    overrides: list[str] = option([], "changes to the presets: all keys besides these")
 
 
 class ProcessEndedError(DiamondGymError):
-    """A measured process ended before it was told to."""
+    """A measured process ended before it was asked to."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class StepRow:
 
 @dataclass(frozen=True)
 class CollectRow:
-    """What an epoch collects: a line of the JSON file. `num_steps` steps of the real game take `seconds`."""
+    """An epoch's collection, a line of the JSON file: `num_steps` steps of the real game take `seconds`."""
 
     preset: str
     part: str
@@ -133,7 +133,7 @@ class CollectRow:
 class ReplayRow:
     """A replay in memory, and drawing batches from it.
 
-    `resident_bytes` is what the process grew by; None where the system does not tell.
+    `resident_bytes` is the growth of the process; None where the system does not report it.
     """
 
     preset: str
@@ -165,7 +165,7 @@ def random_episodes(num_frames: int, shape: tuple[int, ...]) -> Iterator[Episode
 
 
 def configuration(preset: str, overrides: Sequence[str], device: str) -> TrainerConfig:
-    """A preset on made-up data: nothing is collected, and newer episodes are preferred where they would be.
+    """A preset on made-up data; nothing is collected, but batches are drawn as from collected data.
 
     Raises:
         InvalidInputError: An override is wrong.
@@ -209,7 +209,7 @@ def build_part(case: Case) -> tuple[Learner, Replay]:
 
 @contextmanager
 def training_steps(case: Case) -> Iterator[Callable[[], Any]]:
-    """Makes an optimiser step of a network."""
+    """Make an optimiser step of a network."""
     part, replay = build_part(case)
     seed = case.config.common.seed
     with part.as_trained():
@@ -218,7 +218,7 @@ def training_steps(case: Case) -> Iterator[Callable[[], Any]]:
 
 @contextmanager
 def collecting(case: Case, folder: Path) -> Iterator[Callable[[], Any]]:
-    """Collects the steps of an epoch from the real game, into a dataset in `folder`."""
+    """Collect the steps of an epoch from the real game, into a dataset in `folder`."""
     sampling, seed = case.config.collection.train, case.config.common.seed
     actor_critic = build_agent(case).eval().actor_critic
     assert actor_critic is not None
@@ -232,13 +232,13 @@ def collecting(case: Case, folder: Path) -> Iterator[Callable[[], Any]]:
 
 
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """AdamW of the same parameters and numbers, computed as PyTorch does by default."""
+    """AdamW of the same parameters and settings, computed as PyTorch does by default."""
     names = ("params", "lr", "betas", "eps", "weight_decay")
     return torch.optim.AdamW([{name: group[name] for name in names} for group in optimizer.param_groups])
 
 
 def serve(case: Case, folder: Path, connection: Connection) -> None:
-    """Makes a step whenever it is asked to and sends what it took; the life of a measured process."""
+    """Make a step whenever one is asked for and send what it took; a measured process runs this."""
     if case.threads is not None:
         torch.set_num_threads(case.threads)
     device = find_device(case.config.common.device).type
@@ -249,9 +249,9 @@ def serve(case: Case, folder: Path, connection: Connection) -> None:
 
 
 class Measured:
-    """A case in a process of its own: the C library's settings of one do not reach another.
+    """A case in a process of its own, with the C library's settings of its own.
 
-    Leaving its context ends the process.
+    The process ends with the context.
     """
 
     def __init__(self, case: Case) -> None:
@@ -265,7 +265,7 @@ class Measured:
         theirs.close()
 
     def step(self) -> Took:
-        """Makes one step.
+        """Make one step.
 
         Raises:
             ProcessEndedError: The process has ended.
@@ -291,7 +291,7 @@ class Measured:
 
 
 def measure_in_turns(config: TrainerConfig, part: str, args: Settings) -> list[list[Took]]:
-    """Makes steps of a network, or collects, and of the baseline in turns."""
+    """Make steps, of a network or of collection, and those of the baseline in turns."""
     with ExitStack() as stack:
         measured = [
             stack.enter_context(Measured(Case(config, part, is_plain, args.threads)))
@@ -301,7 +301,7 @@ def measure_in_turns(config: TrainerConfig, part: str, args: Settings) -> list[l
 
 
 def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings) -> StepRow:
-    """Measures a network's steps and those of its baseline."""
+    """Measure a network's steps and those of its baseline."""
     took, baseline = measure_in_turns(config, part, args)
     seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
     cpu, plain_cpu = (float(np.median([t.cpu_seconds for t in steps])) for steps in (took, baseline))
@@ -321,7 +321,7 @@ def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings)
 
 
 def measure_collection(preset: str, config: TrainerConfig, args: Settings) -> CollectRow:
-    """Measures what an epoch collects, with the trainer's actor-critic and with the plain one."""
+    """Measure an epoch's collection, with the trainer's actor-critic and with the plain one."""
     took, baseline = measure_in_turns(config, COLLECTION, args)
     seconds, plain_seconds = (float(np.median([t.seconds for t in steps])) for steps in (took, baseline))
     return CollectRow(
@@ -337,7 +337,7 @@ def measure_collection(preset: str, config: TrainerConfig, args: Settings) -> Co
 
 
 def measure_replay(preset: str, config: TrainerConfig, num_frames: int) -> list[ReplayRow]:
-    """Fills a replay and draws the batches that the denoiser and the reward/end model learn from."""
+    """Fill a replay and draw the batches that the denoiser and the reward/end model learn from."""
     gc.collect()
     before = resident_bytes()
     replay = Replay(random_episodes(num_frames, config.frame_shape), num_frames)
@@ -359,7 +359,7 @@ def measure_replay(preset: str, config: TrainerConfig, num_frames: int) -> list[
 
 
 def draw_batches(replay: Replay, config: TrainerConfig, part: str, length: int) -> list[Took]:
-    """Draws batches as the trainer does; the first, which builds the index, does not count."""
+    """Draw batches as the trainer does; the first one, which builds the index, does not count."""
     training = getattr(config, part).training
 
     def draw(i: int) -> None:
@@ -376,7 +376,7 @@ def draw_batches(replay: Replay, config: TrainerConfig, part: str, length: int) 
 
 
 def print_step_header() -> None:
-    """Prints the column names of `print_step_row`."""
+    """Print the column names of `print_step_row`."""
     print(
         f"{'preset':<8} {'part':<14} {'device':<7} {'batch':>5} {'steps/s':>9} {'baseline':>9} {'ratio':>6} "
         f"{'CPU s':>8} {'baseline':>9} {'ratio':>6} {'repeats':>7}",
@@ -385,7 +385,7 @@ def print_step_header() -> None:
 
 
 def print_step_row(row: StepRow) -> None:
-    """Prints a line of the table of steps."""
+    """Print a line of the table of steps."""
     print(
         f"{row.preset:<8} {row.part:<14} {row.device:<7} {row.batch_size:>5} {row.steps_per_second:>9.3f} "
         f"{row.baseline_steps_per_second:>9.3f} {row.ratio:>5.2f}x {row.cpu_seconds:>8.3f} "
@@ -395,7 +395,7 @@ def print_step_row(row: StepRow) -> None:
 
 
 def print_collect_row(row: CollectRow) -> None:
-    """Prints what collecting an epoch's steps takes."""
+    """Print how long an epoch's collection takes."""
     print(
         f"{row.preset}: collecting {row.num_steps} steps of {GAME} in {row.seconds:.3f} s, "
         f"baseline {row.baseline_seconds:.3f} s, ratio {row.ratio:.2f}x, repeats {row.repeats}",
@@ -404,7 +404,7 @@ def print_collect_row(row: CollectRow) -> None:
 
 
 def print_replay_row(row: ReplayRow) -> None:
-    """Prints what a replay costs."""
+    """Print the cost of a replay."""
     size = "unknown" if row.resident_bytes is None else f"{row.resident_bytes / 1e9:.3f} GB"
     print(
         f"{row.preset}: replay of {row.num_frames} frames, {size} resident; {row.batch_size} segments of "
@@ -445,7 +445,7 @@ COMMAND = cli.Command(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the benchmark; returns the exit code."""
+    """Run the benchmark; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -229,6 +229,10 @@ def parse(
         values[name] = text if isinstance(text, list) else [text]
         is_flag_of[name] = is_flag
     converted = {name: _value(known[name], texts) for name, texts in values.items()}
+    required = [name for name, key in known.items() if key.default is MISSING and name not in values]
+    for name in (text.partition("=")[0] for text in converted.get(rest or "", [])):
+        if difflib.get_close_matches(name, required, n=1):
+            raise InvalidInputError(_unknown(name, known))
     return build(kind, _nested(converted))
 
 

@@ -17,7 +17,7 @@ _LINK = re.compile(r"(?P<image>!?)\[(?P<text>[^\]]*)\]\((?P<target>[^)\s]+)\)")
 
 
 def absolute_links(text: str, repository: str, revision: str) -> str:
-    """Returns the text with images at `repository`/raw/`revision` and other files at .../blob/....
+    """Return the text with images at `repository`/raw/`revision` and other files at .../blob/....
 
     Links with a scheme and links within the page stay as they are; so does what stands in code blocks.
     """
@@ -34,7 +34,7 @@ def absolute_links(text: str, repository: str, revision: str) -> str:
 
 
 def main(argv: list[str]) -> int:
-    """Rewrites a file; returns the exit status."""
+    """Rewrite a file; return the exit status."""
     if len(argv) != 3:
         print("usage: python docs/absolute_links.py FILE REPOSITORY REVISION", file=sys.stderr)
         return 2

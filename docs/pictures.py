@@ -1,9 +1,9 @@
 """The pictures of README and documentation: `make pictures`, or `python docs/pictures.py NAME...`.
 
-`breakout.png` and `play.gif` show the embedded Breakout as it plays now. Curves are drawn from the numbers in
-`docs/recorded`. Those in `drift.jsonl` are from `benchmarks.drift`. Those in `scaling.jsonl` (commit
-4566015438) and `training.jsonl` (commit df7a411) were read off the pictures that were drawn when they were
-measured, to a pixel. `make endurance` measures and draws the scaling anew.
+`breakout.png` and `play.gif` show the embedded Breakout as it plays now. The curves are drawn from the
+numbers in `docs/recorded`. Those in `drift.jsonl` are from `benchmarks.drift`. Those in `scaling.jsonl`
+(commit 4566015438) and `training.jsonl` (commit df7a411) were read off the pictures that were drawn when they
+were measured, to a pixel. `make endurance` measures the scaling again and draws it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from diamond_gym.evaluate import pictures  # noqa: E402
 
 
 def recorded(name: str) -> list[dict[str, Any]]:
-    """Numbers that are drawn."""
+    """Read the numbers of a picture."""
     return [json.loads(line) for line in (DOCS / "recorded" / f"{name}.jsonl").read_text().splitlines()]
 
 
 def breakout() -> None:
-    """Draws real above imagined Breakout: the film strip of the demonstration."""
+    """Draw real above imagined Breakout: the film strip of the demonstration."""
     from diamond_gym import demo
 
     with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +35,7 @@ def breakout() -> None:
 
 
 def play() -> None:
-    """Films imagined Breakout, real beside imagined, and imagination continued from a real frame."""
+    """Film imagined Breakout, real beside imagined, and imagination continued from a real frame."""
     from diamond_gym.play import settings, start
     from diamond_gym.play.canvas import Canvas
     from diamond_gym.play.keys import Command
@@ -59,14 +59,14 @@ def play() -> None:
 
 
 def drift() -> None:
-    """Draws the error by imagined step of EDM and DDPM."""
+    """Draw the error by imagined step of EDM and DDPM."""
     from benchmarks import drift
 
     pictures.write_figure(drift.plot(recorded("drift")), DOCS / "drift.png")
 
 
 def scaling() -> None:
-    """Draws speed, latency and memory by number of games and of denoising steps."""
+    """Draw speed, latency and memory by number of games and of denoising steps."""
     from benchmarks import endurance
 
     rows = [endurance.ScalingRow(**row) for row in recorded("scaling")]
@@ -74,7 +74,7 @@ def scaling() -> None:
 
 
 def training() -> None:
-    """Draws the curves of an actor-critic that learns in imagined Breakout."""
+    """Draw the curves of an actor-critic that learns in imagined Breakout."""
     from trainers.diamond import curves
 
     pictures.write_figure(curves.figure(recorded("training")), DOCS / "training.png")
@@ -84,7 +84,7 @@ DRAWN = {"breakout": breakout, "play": play, "drift": drift, "scaling": scaling,
 
 
 def main(arguments: list[str]) -> int:
-    """Draws the pictures that are named, or all; returns the exit code."""
+    """Draw the pictures that are named, or all; return the exit code."""
     unknown = sorted(set(arguments) - set(DRAWN))
     if unknown:
         print(f"error: unknown picture {unknown[0]}: accepted are {', '.join(DRAWN)}", file=sys.stderr)

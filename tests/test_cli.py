@@ -224,7 +224,11 @@ def started(*arguments, **environment):
     command = [sys.executable, "-c", PROGRAM, *arguments]
     env = {**os.environ, "PYTHONPATH": os.getcwd(), **environment}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, env=env, **pipes)
+    return subprocess.Popen(command, env=env, preexec_fn=_heed_hang_ups, **pipes)
+
+
+def _heed_hang_ups() -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may ignore them, as nohup does
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

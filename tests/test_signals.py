@@ -9,6 +9,14 @@ from diamond_gym import signals
 from diamond_gym.signals import Terminated
 
 
+@pytest.fixture(autouse=True)
+def heeded_hang_ups():
+    """Whoever runs the tests may ignore hang-ups, as nohup does, and then so would what is tested."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize(
     ("number", "error"),
     [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated), (signal.SIGHUP, Terminated)],

@@ -1,4 +1,4 @@
-"""What a single-file trainer needs to be continued: one file, written every two minutes and on signals."""
+"""Checkpoints of the single-file trainers: one file, written every two minutes and on signals."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from diamond_gym.signals import Requests
 
 _NUM_BYTES = 50 * 2**20
 SECONDS = 120.0
-"""So much of learning is lost at most, when a process is killed."""
+"""Seconds between two checkpoints: a killed process loses no more than this."""
 
 
 class Checkpoint:
-    """The parts of a training in `checkpoint.pt`, and the weights of the agent alone in `agent.pt`.
+    """The state of a training in `checkpoint.pt`, and the weights of the agent alone in `agent.pt`.
 
     Args:
-        folder: Where they are.
-        parts: What has a `state_dict`, by name; one is "agent".
-        settings: Plain values that must be the same when it is continued.
+        folder: The folder of both files.
+        parts: Objects with a `state_dict`, by name; one of them is "agent".
+        settings: Plain values that must be the same when the training is resumed.
     """
 
     def __init__(self, folder: Path, parts: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -33,10 +33,10 @@ class Checkpoint:
         self._saved_at = time.monotonic()
 
     def load(self) -> int:
-        """Puts the parts where they were; returns how much was done, 0 where nothing was saved.
+        """Load the saved state into the parts; return the progress, or 0 where nothing was saved.
 
         Raises:
-            InvalidInputError: It was begun with other settings.
+            InvalidInputError: The training was begun with other settings.
             CheckpointError: The file is damaged.
         """
         path = self.folder / "checkpoint.pt"
@@ -61,12 +61,12 @@ class Checkpoint:
         return done
 
     def save_if_due(self, done: int, requests: Requests, *, is_last: bool) -> None:
-        """Saves after a step: the last one, or when two minutes have passed, or a signal asks for it.
+        """Save after the last step, when two minutes have passed, or when a signal asks for it.
 
         Args:
-            done: How much is done.
+            done: Progress so far, in the units that `load` returns.
             requests: What signals have asked for.
-            is_last: Whether that is all.
+            is_last: Whether this was the last step.
         """
         is_time = time.monotonic() - self._saved_at >= SECONDS
         if is_last or is_time or requests.save or requests.stop:
@@ -80,6 +80,6 @@ class Checkpoint:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be continued from ({first_line(error)}): remove it to begin anew, or choose another "
+        f"{path} cannot be resumed from ({first_line(error)}): remove it to begin again, or choose another "
         "out="
     )

@@ -36,7 +36,7 @@ from diamond_gym.registration import game_name
 
 FRAME_BYTES = 64 * 64 * 3
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
-"""Of the scripted players; each plays an equal share of the steps."""
+"""Noise of the scripted players; each plays an equal share of the steps."""
 
 
 @dataclass
@@ -62,7 +62,7 @@ class ContextsSettings:
         "without episodes: real steps to play, by the scripted player, good and bad, or at random",
         least=1,
     )
-    seed: int = option(0, "fixes the games and the draw")
+    seed: int = option(0, "fixes the games and the choice of contexts")
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -71,13 +71,13 @@ class ContextsSettings:
 
 
 def check_share(before_losses: float) -> None:
-    """Raises `InvalidInputError` unless a share of contexts lies in [0, 1]."""
+    """Raise `InvalidInputError` unless a share of contexts lies in [0, 1]."""
     if not 0 <= before_losses <= 1:
         raise InvalidInputError(f"before_losses must be a share from 0 to 1, got {before_losses}")
 
 
 def make(settings: ContextsSettings, *, progress: bool = True) -> ContextBank:
-    """Plays or reads, and cuts.
+    """Play or read episodes, and cut contexts out of them.
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -100,18 +100,17 @@ def cut(
     num_steps_conditioning: int,
     seed: int,
 ) -> ContextBank:
-    """A bank of which a share lies shortly before losses, the rest anywhere.
+    """Start contexts: a share of them shortly before losses, the rest anywhere.
 
     Args:
         episodes: Recorded games; a lost life ends one.
-        max_contexts: Number of contexts, at least 1; of either kind there are fewer where the episodes hold
-            fewer.
+        max_contexts: Number of contexts, at least 1; fewer of either kind where the episodes hold fewer.
         before_losses: The share, in [0, 1].
-        num_steps_conditioning: Frames and actions of each, at least 1.
+        num_steps_conditioning: Frames and actions of each context, at least 1.
         seed: Fixes the draw, >= 0.
 
     Raises:
-        DatasetError: The episodes hold none.
+        DatasetError: The episodes hold no context.
     """
     n, num_before = num_steps_conditioning, round(before_losses * max_contexts)
     starts = starts_before_losses(episodes, n) if num_before else []
@@ -141,13 +140,13 @@ def _episodes(settings: ContextsSettings, progress: bool) -> Sequence[Episode] |
 def play(
     game: str, num_steps: int, *, seed: int, dataset: EpisodeDataset | None = None, progress: bool = True
 ) -> list[Episode]:
-    """Real games of the scripted player, good and bad, or of a random one where there is none.
+    """Play real games: scripted players of several strengths, or a random one in games without them.
 
     Args:
         game: Canonical name.
-        num_steps: Of all players together, at least 1.
+        num_steps: Steps of all players together, at least 1.
         seed: Fixes the games and the players, >= 0.
-        dataset: Where to keep the episodes, too.
+        dataset: Where to store the episodes as well; None for memory alone.
         progress: Show a bar on stderr.
     """
     players = _players(game, seed)
@@ -160,14 +159,14 @@ def play(
 
 
 def _players(game: str, seed: int) -> list[Player]:
-    """Good and bad: an agent starts where it gets to by itself."""
+    """Good and bad players, so that contexts also lie where an agent gets to by itself."""
     if usual_player(game) == "scripted":
         return [scripted_player(game, seed, noise) for noise in _NOISES]
     return [RandomPlayer(num_actions(game), seed, repeat=4)]
 
 
 def run(settings: ContextsSettings) -> None:
-    """Makes the contexts and writes them."""
+    """Make the contexts and write them."""
     num_frames = settings.max_contexts * settings.num_steps_conditioning
     disk.prepare_folder(Path(settings.out).parent, num_frames * FRAME_BYTES)
     bank = make(settings)
@@ -178,15 +177,15 @@ def run(settings: ContextsSettings) -> None:
 COMMAND = cli.Command(
     "python -m trainers.contexts",
     """\
-Plays the real game, or takes recorded episodes, and cuts start contexts out of them: a share a few steps
-before a lost life or point, the rest anywhere.""",
+Plays the real game, or takes recorded episodes, and cuts start contexts out of them: a share of them a few
+steps before a lost life or point, the rest anywhere.""",
     ContextsSettings,
     run,
 )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say; returns the exit code."""
+    """Do what the arguments say; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

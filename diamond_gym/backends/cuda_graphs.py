@@ -152,6 +152,22 @@ class GraphedWorldModel(WorldModel):
         *of_step, trajectory = (getattr(step, f.name) for f in fields(step))
         return (*state.tensors(), *of_step, *trajectory)
 
+    def imagine(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        key: Int64[Tensor, " b"],
+        actions: Int64[Tensor, "b k"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> UInt8[Tensor, "b k c h w"]:
+        """See `WorldModel.imagine`; by whole steps, which are recorded."""
+        state = self.start(obs, act, key, padding)
+        frames = []
+        for action in actions.unbind(1):
+            state, step = self.step(state, action)
+            frames.append(step.obs)
+        return torch.stack(frames, dim=1)
+
     def burn_in(
         self,
         obs: UInt8[Tensor, "b n c h w"],

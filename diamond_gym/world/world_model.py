@@ -260,16 +260,56 @@ class WorldModel:
             logits_end=logits_end[:, 0],
             trajectory=trajectory,
         )
-        next_state = WorldModelState(
+        return self._after(state, act_history, frame, hx[0], cx[0]), step
+
+    @torch.no_grad()
+    def imagine(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        key: Int64[Tensor, " b"],
+        actions: Int64[Tensor, "b k"],
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> UInt8[Tensor, "b k c h w"]:
+        """Imagine the frames of `start` and k times `step`, without the rewards and ends and what they cost.
+
+        Args:
+            obs: See `start`, as for `act`, `key` and `padding`.
+            act: The last one is ignored.
+            key: Key of each game's random numbers.
+            actions: Actions in 0..num_actions-1, to be taken one after the other.
+            padding: How many of the oldest frames stand for what was before the episode.
+        """
+        hx, cx = self.rew_end_model.initial_state(len(obs))
+        obs, act, key = (x.to(self.device) for x in (obs, act, key))
+        padding = None if padding is None else padding.to(self.device)
+        state = WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key), padding)
+        frames = []
+        for action in actions.unbind(1):
+            act_history = torch.cat([state.act[:, :-1], action[:, None]], dim=1)
+            init_noise = noise.normal(key, state.time, noise.Draw.FRAME, tuple(obs.shape[2:]))
+            frames.append(to_uint8(self._sample(state, act_history, init_noise)[-1]))
+            state = self._after(state, act_history, frames[-1], state.hx, state.cx)
+        return torch.stack(frames, dim=1)
+
+    @staticmethod
+    def _after(
+        state: WorldModelState,
+        act_history: Int64[Tensor, "b n"],
+        frame: UInt8[Tensor, "b c h w"],
+        hx: Float[Tensor, "b d"],
+        cx: Float[Tensor, "b d"],
+    ) -> WorldModelState:
+        """The state after a step that gave `frame`."""
+        return WorldModelState(
             obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),
-            act=torch.cat([act_history[:, 1:], act[:, None]], dim=1),
-            hx=hx[0],
-            cx=cx[0],
+            act=torch.cat([act_history[:, 1:], act_history[:, -1:]], dim=1),
+            hx=hx,
+            cx=cx,
             key=state.key,
             time=state.time + 1,
             padding=None if state.padding is None else (state.padding - 1).clamp(min=0),
         )
-        return next_state, step
 
     def _sample(
         self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]

@@ -128,7 +128,7 @@ def test_unavailable_devices_list_those_there_are(device):
         pick_device(device)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "", None, torch.float32])
+@pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "", None, torch.float16])
 def test_dtypes_not_for_cpu(dtype):
     with pytest.raises(InvalidInputError, match="float32, bfloat16"):
         pick_dtype(dtype, CPU)

@@ -159,7 +159,7 @@ def test_what_was_not_measured_says_so(run):
 )
 def test_rows_of_something_else_are_not_shown(run, rows):
     status, text, _, error = run(rows)
-    assert status == 2 and text == TEXT and "hold nothing of the table" in error
+    assert status == 2 and text == TEXT and "hold no measurement of the table" in error
 
 
 def test_an_overhead_that_drowned_in_noise(run):

@@ -139,7 +139,7 @@ def lay_out_as_cached(folder, weights, game="Breakout"):
     return file
 
 
-def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, capsys):
+def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, caplog):
     """The first use gets weights from the Hub and contexts from the real game; the second needs neither."""
     cache = here(served)
     monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "cache"))
@@ -147,14 +147,15 @@ def test_download_then_cache_then_contexts(served, here, tmp_path, monkeypatch, 
     first = load_world("Breakout", "hub", **PLAIN)
     assert ("GET", path_on_hub("Breakout")) in FakeHub.requests
     assert first.source.startswith(str(cache)) and first.agent.actor_critic is not None
-    assert "collecting start contexts of Breakout with the checkpoint's policy" in capsys.readouterr().err
+    assert "collecting start contexts of Breakout with the checkpoint's policy" in caplog.text
     (bank,) = (tmp_path / "cache" / "contexts").iterdir()
     assert len(ContextBank.load(bank)) == len(first.contexts)
     FakeHub.requests.clear()
+    caplog.clear()
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     second = load_world("Breakout", "hub", **PLAIN)
     assert second.source == first.source and not FakeHub.requests
-    assert "collecting" not in capsys.readouterr().err
+    assert "collecting" not in caplog.text
 
 
 def test_a_copied_cache_works_offline(weights, tmp_path):

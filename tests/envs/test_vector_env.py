@@ -88,6 +88,33 @@ def assert_same(given: Any, expected: Any, *, exact: bool) -> None:
         assert given == expected
 
 
+def with_contexts_of(started: np.ndarray, result: tuple) -> tuple:
+    """A step's result as a batch gives it: with the contexts of the games that begin in this step alone.
+
+    A single game tells its context after every step, so that the keys of its infos stay the same.
+    """
+    *others, infos = result
+    infos = without_contexts(infos)
+    if "final_info" in infos:
+        infos["final_info"] = without_contexts(infos["final_info"])
+    if started.any():
+        context = result[4]["context"]
+        kept = {
+            key: np.where(expand(started, value), value, 0) for key, value in context.items() if key[0] != "_"
+        }
+        masks = {f"_{key}": started for key in kept}
+        infos |= {"context": kept | masks, "_context": started}
+    return (*others, infos)
+
+
+def without_contexts(infos: dict) -> dict:
+    return {key: value for key, value in infos.items() if key not in ("context", "_context")}
+
+
+def expand(mask: np.ndarray, like: np.ndarray) -> np.ndarray:
+    return mask.reshape(-1, *[1] * (like.ndim - 1))
+
+
 @pytest.mark.parametrize("num_envs", [1, 3])
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_sync_vector_env(checkpoint: str, mode: str, num_envs: int):
@@ -99,8 +126,11 @@ def test_equals_sync_vector_env(checkpoint: str, mode: str, num_envs: int):
     assert_same(ours.reset(seed=3), sync.reset(seed=3), exact=exact)
     assert ours.np_random_seed == sync.np_random_seed == tuple(range(3, 3 + num_envs))
     terminated = truncated = 0
+    ended = np.zeros(num_envs, bool)
     for act in actions(num_envs, 30):
         result, expected = ours.step(act), sync.step(act)
+        started = {"NEXT_STEP": ended, "SAME_STEP": finished(result), "DISABLED": ended & False}[mode]
+        ended, expected = finished(result), with_contexts_of(started, expected)
         assert_same(result, expected, exact=exact)
         terminated, truncated = terminated + result[2].sum(), truncated + result[3].sum()
         mask = finished(result)

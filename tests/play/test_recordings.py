@@ -157,14 +157,14 @@ def test_original_screens(env: DiamondEnv, tmp_path: Path):
 
 def test_a_disk_that_fails_loses_nothing(env: DiamondEnv, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     session = make_session(env, tmp_path)
-    save, is_full = Episode.save, True
+    append, is_full = EpisodeDataset.append, True
 
-    def fail_at_first(self: Episode, path: Any) -> None:
+    def fail_at_first(self: EpisodeDataset, episode: Episode) -> int:
         if is_full:
             raise CacheError("the disk is full")
-        save(self, path)
+        return append(self, episode)
 
-    monkeypatch.setattr(Episode, "save", fail_at_first)
+    monkeypatch.setattr(EpisodeDataset, "append", fail_at_first)
     play(session, 6, "d")
     assert "1 episode(s) not saved yet" in session.message and "disk is full" in session.message
     play(session, 7, "a")

@@ -61,6 +61,17 @@ def test_a_game_is_the_same_alone_and_in_a_batch(world_model):
         assert torch.equal(rew[:, 0], rews[:, i]) and torch.equal(end[:, 0], ends[:, i])
 
 
+@pytest.mark.parametrize("padding", [None, torch.tensor([0, 1, 2, 3, 0])])
+@pytest.mark.parametrize("s_churn", [0.0, 1.0])
+def test_imagined_frames_are_those_of_the_steps(world_model, padding, s_churn):
+    config = DiffusionSamplerConfig(s_churn=s_churn)
+    world = WorldModel(world_model.denoiser, world_model.rew_end_model, config)
+    obs, act, key = context(world)
+    acts = actions(world)
+    frames = play(world, world.start(obs, act, key, padding), acts)[1]
+    assert torch.equal(world.imagine(obs, act, key, acts.mT, padding), frames.transpose(0, 1))
+
+
 def test_the_same_state_has_the_same_future(world_model):
     start = world_model.start(*context(world_model))
     kept = copy.deepcopy(start)

@@ -1,7 +1,7 @@
 """`python -m trainers.diamond`: its commands, and their exit codes.
 
-Under torchrun, which ends all processes as soon as one fails, those that only follow the first leave with 0,
-so that it can save and say what went wrong.
+Under torchrun, which ends all processes as soon as one fails, the others exit with 0 when rank 0 fails, so
+that it can save and say what went wrong.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TRAIN = """\
 usage: python -m trainers.diamond train [key=value ...]
 
 Collects episodes of a game, trains a world model on them and an actor-critic in its imagination, plays test
-games, and leaves everything in outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C and SIGTERM finish the step, save, and say
+games, and writes everything to outputs/YYYY-MM-DD/hh-mm-ss. Ctrl-C and SIGTERM finish the step, save, and say
 how to resume; SIGUSR1 saves and continues.
 
   train game=Breakout                                (as published: days on a GPU)
@@ -34,7 +34,7 @@ how to resume; SIGUSR1 saves and continues.
   train game=Breakout preset=small training.parts=actor_critic static_dataset.path=folder
         initialization.path_to_ckpt=outputs/2026-01-31/12-00-00
   train game=Freeway collection.train.temperature=0.01
-  train game=Pong training.model_free=true           (no world model: learns in the real game)
+  train game=Pong training.model_free=true           (no world model: the agent learns in the real game)
   train config=my.yaml training.num_epochs=20        (an edited config/trainer.yaml)
   train game=Breakout out=runs/first                 (the run folder; hydra.run.dir= is the same)
 
@@ -42,10 +42,11 @@ preset= is one of {presets} (default: {default}).
 env.train.id=BreakoutNoFrameskip-v4 means game=Breakout.
 A list is written a,b; nothing is written null.
 
-Several GPUs, or CPUs, share every batch (batch_size is that of all together, and a multiple of their number):
+Several GPUs, or CPUs, share every batch (batch_size is the size over all of them, and a multiple of their
+number):
   torchrun --nproc-per-node=4 -m trainers.diamond train game=Breakout
-Several machines: torchrun's --nnodes and --rdzv-* options, and outputs/ (and static_dataset.path) in a folder
-that all of them see. Resume is started likewise, by any number of processes.
+Several machines need torchrun's --nnodes and --rdzv-* options, and outputs/ (and static_dataset.path) in a
+folder that all of them see. A run is resumed in the same way, by any number of processes.
 
 keys, with {preset}'s values:
 {keys}"""
@@ -62,20 +63,20 @@ that follows a cosine rises to where it would be in a run of the new length. Oth
 common.device, training.num_threads, training.num_final_epochs, and all of checkpointing, evaluation, export,
 logging and tensorboard.
 
-SIGTERM ends a run like Ctrl-C: it finishes the step, saves and leaves with 143. SIGUSR1, which clusters send
+SIGTERM ends a run like Ctrl-C: it finishes the step, saves and exits with 143. SIGUSR1, which clusters send
 as a warning, saves and continues."""
 
 
 @dataclass
 class ResumeSettings:
-    """Which run is resumed, and what changes."""
+    """Which run to resume, and what to change."""
 
     run: str = option(MISSING, "the run folder", is_path=True)
     changes: list[str] = option([], "key=value arguments of `train`, of keys that may change")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Do what the arguments say and return the exit code."""
     rank = _rank()
     try:
         code = cli.main(COMMANDS, arguments, process=f"process {rank}: " if rank else "")
@@ -105,7 +106,7 @@ def _train(arguments: Sequence[str]) -> None:
 
 
 def _train_usage(given: Sequence[str]) -> str:
-    """The help, with the values that the arguments besides --help lead to."""
+    """The help text, with the values that the other arguments result in."""
     from trainers.diamond.config import DEFAULT_PRESET, PRESETS, help_text, parse, split_run_folder
 
     config = parse(split_run_folder(given)[0])

@@ -1,7 +1,7 @@
-"""Every knob of the trainer under the published names, and the one door through which values come in.
+"""All settings of the trainer under their published names, and the one place where their values are read.
 
 Plain dataclasses, validated when they are made, are the single source of defaults (the paper's). Hydra
-composes presets and `key=value` arguments, OmegaConf checks their types; what is returned is these
+composes presets and `key=value` arguments, OmegaConf checks their types, and `parse` returns these
 dataclasses. The working directory never changes and no folder is made.
 """
 
@@ -48,14 +48,14 @@ BACKENDS_OF_TRAINING = tuple(name for name in BACKENDS if name != "openvino")
 
 
 def require(ok: bool, message: str) -> None:
-    """Raises `InvalidInputError(message)` unless `ok`."""
+    """Raise `InvalidInputError(message)` unless `ok` is true."""
     if not ok:
         raise InvalidInputError(message)
 
 
 @dataclass
 class CommonConfig:
-    """Where and with which seed the run takes place.
+    """The device and the seed of the run.
 
     Attributes:
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -75,11 +75,11 @@ class PlayerConfig:
 
     Attributes:
         name: "random", "scripted" (some games have one), "auto" (scripted where the game has one, else
-            random), or "ppo": Stable-Baselines3's PPO, which learns the game from nothing while it plays, so
-            that its steps are of all strengths (needs the extra "sb3").
+            random), or "ppo": Stable-Baselines3's PPO, which learns the game from scratch while it plays, so
+            that its steps show play of all strengths (needs the extra "sb3").
         num_steps: How many steps it plays.
-        noise: In [0, 1], how badly the scripted player plays.
-        repeat: The random player holds each action for up to so many steps.
+        noise: How badly the scripted player plays, in [0, 1].
+        repeat: Largest number of steps for which the random player holds an action.
     """
 
     name: str = "random"
@@ -104,7 +104,7 @@ class FirstEpochConfig:
     Attributes:
         min: Steps it collects in any case.
         max: Steps after which it stops; null for no limit.
-        threshold_rew: How many steps must carry a reward of one of the two rarer signs.
+        threshold_rew: Number of steps that must carry a reward of one of the two rarer signs.
     """
 
     min: int = 5_000
@@ -130,8 +130,8 @@ class SamplingConfig:
         temperature: Divides the action logits before an action is sampled; 1 as in the paper, lower is
             greedier, 0 takes the likeliest action. Freeway needs a low one: nothing is scored before UP has
             been held nearly all the way across the road, which a policy that has learned nothing does not do
-            at 1. Small differences between its logits, made large, hold an action for long. The published
-            Freeway results rely on it; who trains Freeway at 1 gets 0:
+            at 1. A low temperature enlarges the small differences between its logits, so that it holds an
+            action for long. The published Freeway results rely on it; a training of Freeway at 1 scores 0:
             `train game=Freeway collection.train.temperature=0.01`
     """
 
@@ -151,11 +151,11 @@ class TrainCollectionConfig(SamplingConfig):
 
     Attributes:
         num_steps_total: Steps after which the dataset no longer grows.
-        steps_per_epoch: Steps collected in every epoch; in the first one after the initial collection, which
-            proceeds by as many.
+        steps_per_epoch: Steps collected in every epoch (in the first one after the initial collection, which
+            also collects in units of so many).
         first_epoch: How long the initial collection is; the steps of `players` count.
-        players: Play first, one after the other, before epoch 1. null: nobody where the actor-critic is
-            trained, which then collects everything; else a random player, `num_steps_total` steps.
+        players: Players that play before epoch 1, one after the other. null: none where the actor-critic is
+            trained, which then collects everything; else a random player for `num_steps_total` steps.
     """
 
     epsilon: float = 0.01
@@ -179,10 +179,10 @@ class TestCollectionConfig(SamplingConfig):
         num_episodes: Games at each evaluation.
         num_final_episodes: Games at the end of the run.
         max_episode_steps: Steps after which a game is cut short; null for the emulator's own limit of 27 000,
-            which a policy that has unlearned to serve the ball reaches.
-        players: Fill the test dataset before epoch 1, for losses on data that training does not see. null:
-            the games of the newest evaluation take that place where the actor-critic is trained; else a
-            random player's, a twentieth of `collection.train.num_steps_total`.
+            which a policy reaches that has forgotten how to serve the ball.
+        players: Players that fill the test dataset before epoch 1, for losses on data that training does not
+            see. null: where the actor-critic is trained, the games of the newest evaluation are the test
+            dataset; else a random player plays a twentieth of `collection.train.num_steps_total`.
     """
 
     num_episodes: int = 4
@@ -223,7 +223,7 @@ class StaticDatasetConfig:
 
     Attributes:
         path: A folder with `train` and, optionally, `test` datasets.
-        ignore_sample_weights: Whether all steps are equally likely, instead of the newer ones likelier.
+        ignore_sample_weights: Whether all steps are drawn equally often, instead of newer ones more often.
     """
 
     path: str | None = None
@@ -235,12 +235,13 @@ class InitializationConfig:
     """Weights to start from, and which parts to take from them.
 
     Attributes:
-        path_to_ckpt: Any checkpoint that loads as a world; null for random weights.
+        path_to_ckpt: A checkpoint that loads as a world; null for random weights.
         load_denoiser: Whether the denoiser is taken from it.
-        load_rew_end_model: Whether the reward/end model is.
-        load_actor_critic: Whether the actor-critic is.
-        new_actions: Whether it may be of a game with another number of actions: what depends on that number
-            starts anew. Between games with equally many actions everything is taken, whatever they mean.
+        load_rew_end_model: Whether the reward/end model is taken from it.
+        load_actor_critic: Whether the actor-critic is taken from it.
+        new_actions: Whether it may be of a game with another number of actions. Weights that depend on that
+            number then stay random. Between games with equally many actions all weights are taken, whatever
+            the actions mean.
     """
 
     path_to_ckpt: str | None = None
@@ -252,11 +253,11 @@ class InitializationConfig:
 
 @dataclass
 class CheckpointingConfig:
-    """Which agent versions are kept, besides the newest epoch's, which is always there.
+    """Which agent versions are kept besides that of the newest epoch, which is always kept.
 
     Attributes:
         save_agent_every: Epochs from one kept version to the next.
-        num_to_keep: How many are kept, the newest; null for all.
+        num_to_keep: Number of versions that are kept, the newest ones; null for all.
     """
 
     save_agent_every: int = 5
@@ -272,13 +273,13 @@ class CheckpointingConfig:
 
 @dataclass
 class EvaluationConfig:
-    """Whether the run is evaluated, and every how many epochs.
+    """Whether and how often the run is evaluated.
 
-    That is: test games are played, real games are imagined for a video, and losses are measured on the whole
-    test dataset (after the last epoch, too).
+    An evaluation plays test games, imagines real games for a video, and measures losses on the whole test
+    dataset (these after the last epoch, too).
 
     Attributes:
-        should: Whether it is.
+        should: Whether the run is evaluated.
         every: Epochs from one evaluation to the next.
     """
 
@@ -291,26 +292,28 @@ class EvaluationConfig:
 
 @dataclass
 class TrainingConfig:
-    """What is trained, for how long.
+    """What is trained, and for how long.
 
     Attributes:
         should: False trains nothing: the epochs only collect and evaluate.
         parts: Networks to train, among "denoiser", "rew_end_model" and "actor_critic".
         model_free: True trains the actor-critic alone, in the real game instead of in imagination.
         num_epochs: Epochs in all; each trains every part for its `steps_per_epoch` (the first for
-            `steps_first_epoch`) and ends with a saved state. null: as many as it takes the policy to collect
-            `collection.train.num_steps_total`, whoever collects, and `num_final_epochs`; those alone with a
-            static dataset or `model_free`.
+            `steps_first_epoch`) and ends with a saved state. null: as many as the policy would need to
+            collect `collection.train.num_steps_total` steps (also where players collect them), and then
+            `num_final_epochs`; the latter alone with a static dataset or `model_free`.
         num_final_epochs: Epochs without collection at the end, where `num_epochs` is null (at least one
             epoch is trained).
         autocast: "bfloat16" runs the networks in mixed precision, null in float32; "auto" is bfloat16 where
-            the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), else float32, which is faster there.
+            the hardware multiplies it (AMX, AVX-512 BF16, most CUDA), and float32 elsewhere, where it is
+            faster.
         tf32: Whether CUDA may round the factors of float32 products to TF32, which is several times as fast.
         backend: What runs the networks. "inductor" compiles the denoiser, which takes minutes at the start
             and shortens every step; on CUDA, games are imagined as CUDA graphs. "cuda_graph", on CUDA,
-            imagines games and computes losses and gradients of denoiser and reward/end model as graphs (these
-            by one process, with `grad_acc_steps` 1). "auto" is "cuda_graph" on CUDA, else "eager".
-        num_threads: CPU threads; null leaves torch's choice.
+            imagines games and computes losses and gradients of denoiser and reward/end model as graphs (the
+            latter only in one process, with `grad_acc_steps` 1). "auto" is "cuda_graph" on CUDA, else
+            "eager".
+        num_threads: CPU threads; null leaves the choice to PyTorch.
     """
 
     should: bool = True
@@ -362,14 +365,14 @@ class TrainingConfig:
 
 @dataclass
 class OptimizerConfig:
-    """How steps are made.
+    """The optimiser of a network.
 
     Attributes:
-        name: "adamw" (as published), or "muon": weights of layers by Muon, the rest by AdamW. Twice AdamW's
-            learning rate is a good one for it.
+        name: "adamw" (as published), or "muon": Muon for weights of layers, AdamW for all others. A good
+            learning rate for it is twice that of AdamW.
         lr: Learning rate.
-        weight_decay: Of the weights of layers; biases, norms and embeddings have none.
-        eps: AdamW's.
+        weight_decay: Decay of the weights of layers; biases, norms and embeddings have none.
+        eps: Term added to the denominator of AdamW.
     """
 
     name: str = "adamw"
@@ -392,15 +395,16 @@ class PartTrainingConfig:
     """How one network is trained.
 
     Attributes:
-        start_after_epochs: Epochs at the start of the run that leave this network alone.
+        start_after_epochs: Epochs at the start of the run that do not train this network.
         steps_first_epoch: Optimiser steps in epoch 1.
-        steps_per_epoch: In every later epoch.
-        sample_weights: Weights of the parts of the replay by age, oldest first; null draws by length.
-        batch_size: Segments a step (of the actor-critic: games), over all processes.
+        steps_per_epoch: Optimiser steps in every later epoch.
+        sample_weights: Weights of equal parts of the replay by age, oldest first; null draws episodes in
+            proportion to their length.
+        batch_size: Segments a step (for the actor-critic: games), over all processes.
         grad_acc_steps: Batches whose gradients are added up in one optimiser step.
         lr_warmup_steps: Steps of linear warm-up; the first has learning rate 0.
         lr_schedule: "constant" (as published) or "cosine": down to 0 at the end of the run.
-        max_grad_norm: Gradients are clipped to this norm.
+        max_grad_norm: Norm to which gradients are clipped.
         event_fraction: Share of the segments drawn around a step with a reward or an end (0 as published).
         ema_decay: Decay of the moving average of the weights that is saved and played; 0 for none (as
             published).
@@ -455,22 +459,22 @@ class PartTrainingConfig:
 
 @dataclass
 class DenoiserTrainingConfig(PartTrainingConfig):
-    """As `PartTrainingConfig`, and what only the denoiser has.
+    """Settings of `PartTrainingConfig`, and those that only the denoiser has.
 
     Attributes:
         num_autoregressive_steps: Predictions beyond the first, each conditioned on the earlier ones; 0 with
             `denoiser.objective=ddpm` where it is not given, as in the paper.
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves, or is wrongly predicted
-            to be (0 as published).
+            to move (0 as published).
         hard_fraction: Share of the segments drawn around steps in proportion to how badly they were predicted
-            when they were last seen, for their noise level (0 as published); an episode's first steps, which
-            nothing foretells, are left out.
+            when they were last seen, for their noise level (0 as published); the first steps of an episode,
+            which nothing foretells, are left out.
         crop_size: Side in pixels of crops around what moves, on which a share of the steps is trained; null
             for whole frames only (as published).
         crop_batch_size: Crops a step, over all processes.
         crop_fraction: Share of the optimiser steps that are on crops; these make one prediction.
-        crops_only_until_step: Before this optimiser step all steps are on crops.
+        crops_only_until_step: Optimiser step before which all steps are on crops.
     """
 
     num_autoregressive_steps: int = 1
@@ -500,7 +504,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         )
 
     def is_on_crops(self, step: int) -> bool:
-        """Whether an optimiser step is trained on crops; those that are lie evenly among the others."""
+        """Whether an optimiser step is trained on crops; these steps are spread evenly among the others."""
         if self.crop_size is None:
             return False
         if step < self.crops_only_until_step:
@@ -515,14 +519,14 @@ class DenoiserTrainingConfig(PartTrainingConfig):
 
 @dataclass
 class RewEndTrainingConfig(PartTrainingConfig):
-    """As `PartTrainingConfig`, and for the reward/end model.
+    """Settings of `PartTrainingConfig`, and those that only the reward/end model has.
 
     Attributes:
         seq_length: Steps of a segment.
         difference_init: Whether the first convolution starts as a detector of change, which
             finds rare and small events much sooner (False as published).
-        imagined_fraction: Share of the segments that go on in imagination from some step on, as at play, as
-            long as that shows the same as the real game (0 as published).
+        imagined_fraction: Share of the segments that continue in imagination from some step on, as at play,
+            for as long as the imagined frames agree with the real ones (0 as published).
     """
 
     seq_length: int = 19
@@ -558,7 +562,7 @@ class RewEndPartConfig:
 
 @dataclass
 class ActorCriticTrainingConfig(PartTrainingConfig):
-    """As `PartTrainingConfig`, for the actor-critic; nothing is drawn around events, whatever is asked."""
+    """Settings of `PartTrainingConfig` for the actor-critic; `event_fraction` must be 0."""
 
     steps_first_epoch: int = 5_000
     max_grad_norm: float = 100.0
@@ -579,7 +583,7 @@ class ActorCriticPartConfig:
 
 @dataclass
 class WorldModelEnvConfig:
-    """Imagination.
+    """How games are imagined.
 
     Attributes:
         horizon: Steps of an imagined game.
@@ -595,15 +599,16 @@ class WorldModelEnvConfig:
 
 @dataclass
 class ExportConfig:
-    """Whether a finished run writes its world model, as the command `export` does, to its folder `world`.
+    """How a finished run writes its world model to its folder `world`, as the command `export` does.
 
     Attributes:
-        should: Whether it does.
+        should: Whether the world model is written.
         average: Whether its denoiser is the best average of the run's snapshots instead of the newest one.
         evaluate: Whether it is evaluated and gets a model card (minutes).
         dtype: "float16" or "float32".
-        num_contexts: Start contexts, drawn from the run's data.
-        max_mb: Largest size in MB (10^6 bytes), such as 4 for a world that a package embeds; null for any.
+        num_contexts: Number of start contexts, drawn from the run's data.
+        max_mb: Largest size in MB (10^6 bytes), such as 4 for a world that a package embeds; null for no
+            limit.
     """
 
     should: bool = False
@@ -627,11 +632,11 @@ class ExportConfig:
 
 @dataclass
 class LoggingConfig:
-    """What TensorBoard and Weights & Biases are told besides the numbers of every epoch.
+    """What is logged to TensorBoard and Weights & Biases besides the numbers of every epoch.
 
     Attributes:
         every_steps: Optimiser steps of a network from one entry of its losses to the next (1 as published);
-            on a GPU, an entry waits for the step. null for none.
+            on a GPU, an entry waits for the step to finish. null for none.
         every_episodes: Episodes of the real game from one entry of return and length to the next; null for
             none.
     """
@@ -650,7 +655,7 @@ class LoggingConfig:
 
 @dataclass
 class TensorBoardConfig:
-    """TensorBoard.
+    """Logging to TensorBoard.
 
     Attributes:
         enabled: Whether curves are written into the run's folder `tensorboard`, where it is installed.
@@ -661,15 +666,15 @@ class TensorBoardConfig:
 
 @dataclass
 class WandbConfig:
-    """Weights & Biases.
+    """Logging to Weights & Biases.
 
     Attributes:
         mode: "disabled", "online", or "offline": everything is written to the run's folder `wandb`, to be
             sent later with `wandb sync`.
         project: Project to log to.
         entity: User or team; null for the default one.
-        name: The run's name; null for a made-up one.
-        group: Group of runs.
+        name: The run's name; null for a generated one.
+        group: Name of a group of runs.
         tags: Labels of the run.
         notes: A longer description.
     """
@@ -726,7 +731,7 @@ class TrainerConfig:
 
     @property
     def num_collected(self) -> int:
-        """Steps the training dataset will have where the actor-critic fills it, else 0."""
+        """Number of steps that the training dataset will reach where the actor-critic fills it, else 0."""
         return self.collection.train.num_steps_total if self.collects else 0
 
     @property
@@ -737,7 +742,7 @@ class TrainerConfig:
 
     @property
     def players(self) -> dict[str, list[PlayerConfig]]:
-        """Who plays before epoch 1, for the "train" and the "test" dataset; nobody with a static dataset."""
+        """The players before epoch 1, for the "train" and the "test" dataset; none with a static dataset."""
         if self.static_dataset.path is not None or self.training.model_free:
             return {"train": [], "test": []}
         num_steps = self.collection.train.num_steps_total
@@ -753,14 +758,14 @@ class TrainerConfig:
 
 
 # --- checks
-# What must hold between the parts of a configuration.
+# Conditions that span several parts of a configuration.
 
 
 def check_parts(config: TrainerConfig) -> None:
-    """Makes sure that the parts of a configuration go together.
+    """Check that the parts of a configuration fit together.
 
     Raises:
-        InvalidInputError: They do not, or the sampler does not go with the denoiser's objective.
+        InvalidInputError: They do not fit, or the sampler does not fit the denoiser's objective.
     """
     _check_frames(config)
     noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
@@ -771,7 +776,7 @@ def check_parts(config: TrainerConfig) -> None:
 
 
 def _check_frames(config: TrainerConfig) -> None:
-    """The networks must take the same frames, and those of the real game where it is played."""
+    """Check that the networks take the same frames, and those of the real game where it is played."""
     denoiser, rew_end = config.agent.denoiser.inner_model, config.agent.rew_end_model
     if denoiser.img_channels != rew_end.img_channels:
         raise InvalidInputError(
@@ -795,12 +800,12 @@ def _check_frames(config: TrainerConfig) -> None:
 
 
 def _check_playing(config: TrainerConfig) -> None:
-    """Who learns to play needs a game, or a world that has learned one."""
+    """Check that an actor-critic has a game to learn in, real or imagined."""
     training, initialization = config.training, config.initialization
     if not config.learns_to_play:
         return
     if config.game is None and (config.collects or training.model_free):
-        raise InvalidInputError("what to play? give game=Breakout")
+        raise InvalidInputError("no game to play is given: give one, such as game=Breakout")
     given = [
         part
         for part in WORLD_MODEL_PARTS
@@ -815,7 +820,7 @@ def _check_playing(config: TrainerConfig) -> None:
 
 
 def _check_segments(config: TrainerConfig) -> None:
-    """Segments of the reward/end model that go on in imagination need frames to start from."""
+    """Check that segments that continue in imagination hold the frames to start from."""
     n, training = config.agent.denoiser.inner_model.num_steps_conditioning, config.rew_end_model.training
     if training.imagined_fraction > 0 and training.seq_length <= n:
         raise InvalidInputError(
@@ -826,7 +831,7 @@ def _check_segments(config: TrainerConfig) -> None:
 
 
 def _check_crops(config: TrainerConfig) -> None:
-    """Crops must lie within the frame, and be divided by the network as it is."""
+    """Check that crops lie within the frame and have a size that the network can downsample."""
     size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
     divides = config.agent.denoiser.inner_model.divides
     if size is not None and (size > side or size % divides):
@@ -838,7 +843,7 @@ def _check_crops(config: TrainerConfig) -> None:
 
 
 def _check_export(config: TrainerConfig) -> None:
-    """A world model that was not trained cannot be exported, and one of no game not be evaluated."""
+    """Check that there is a world model to export, and a game to evaluate it in."""
     export, training = config.export, config.training
     if not export.should:
         return
@@ -849,10 +854,10 @@ def _check_export(config: TrainerConfig) -> None:
 
 
 # --- settings
-# The one door through which configurations come in: presets, `key=value` arguments, a run's `trainer.yaml`.
+# Configurations are read here and nowhere else: presets, `key=value` arguments, a run's `trainer.yaml`.
 #
-# Hydra composes them, OmegaConf checks their types; what leaves this module is plain dataclasses. Nothing
-# else of the trainer knows either library. The working directory never changes and no folder is made.
+# Hydra composes them and OmegaConf checks their types; this module returns plain dataclasses, and no other
+# module of the trainer uses either library. The working directory never changes and no folder is made.
 
 
 PRESETS_FOLDER = Path(__file__).parent / "presets"
@@ -860,9 +865,9 @@ PRESETS = tuple(sorted(path.stem for path in PRESETS_FOLDER.glob("*.yaml")))
 DEFAULT_PRESET = "paper"
 
 CONFIG = "config"
-"""The key of a file that takes the place of a preset."""
+"""Key of a file that replaces the preset."""
 RUN_FOLDER_KEYS = ("out", "hydra.run.dir")
-"""Keys of the run folder: ours, and the one by which it is published."""
+"""Keys of the run folder: ours, and the published one."""
 
 _COMPOSITION_ERRORS = (HydraException, OmegaConfBaseException, InvalidInputError)
 _ALIASES = {
@@ -871,36 +876,36 @@ _ALIASES = {
     "common.devices": "common.device",
     "denoiser.objective": "agent.denoiser.objective",
 }
-"""Published or short names of keys, and ours."""
+"""Our names of keys, by their published or short names."""
 _REMOVED = {
     "rew_end_model.training.event_weight": 1.0,
     "world_model_env.diffusion_sampler.timestep_spacing": "leading",
 }
-"""Keys that earlier versions had, with the values at which they did nothing: such runs are still read."""
+"""Keys of earlier versions, with the values that had no effect: configurations with these are still read."""
 _FORMER_BACKEND = {
     "training.compile_wm": {True: "inductor", False: "auto"},
     "training.compile": {True: "inductor", False: "auto"},
     "training.cuda_graphs": {True: "auto", False: "eager"},
 }
-"""Keys that `training.backend` replaces (the first is a published one), with what their values mean there."""
+"""Keys that `training.backend` replaces (the first is a published one), with the backends they mean."""
 _WITHOUT_MEANING = {
     "env.train.done_on_life_loss": "training games end with a life",
     "env.train.size": "real games have frames of 64x64 pixels",
     "env.train.max_episode_steps": "training games are as long as ALE lets them",
     "env.test.id": "test games are of the training's game",
-    "env.test.done_on_life_loss": "test games go on to game over",
+    "env.test.done_on_life_loss": "test games last until game over",
     "env.test.size": "real games have frames of 64x64 pixels",
     "env.keymap": "`play` knows the keys of every game",
     "training.cache_in_ram": "episodes are always kept in memory",
     "training.num_workers_data_loaders": "batches are drawn from memory, without workers",
     "world_model_env.num_batches_to_preload": "start segments are drawn when they are needed",
-    "common.resume": "`resume run=PATH` goes on with a run",
+    "common.resume": "`resume run=PATH` resumes a run",
 }
-"""Published keys that nothing here corresponds to, and why."""
+"""Published keys without a counterpart here, and the reason."""
 _DDPM_PREDICTIONS = "denoiser.training.num_autoregressive_steps=0"
-"""How the paper trains DDPM (section 5.1), unless told otherwise."""
+"""The default for DDPM, as in the paper (section 5.1)."""
 _PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
-"""Keys whose values are taken as they are: a path may hold characters that mean something to Hydra."""
+"""Keys whose values are taken literally: a path may hold characters that mean something to Hydra."""
 _GIVEN = "given"
 """Hydra's name for the file of `config=`."""
 
@@ -908,17 +913,17 @@ CHANGEABLE = (
     *("training.num_epochs", "training.num_final_epochs", "training.num_threads", "common.device"),
     *("checkpointing.", "evaluation.", "export.", "logging.", "tensorboard."),
 )
-"""Keys, and beginnings of keys, that `resume` accepts: they change how long a run is trained, where, and what
-is told and kept of it, not what it learns from."""
+"""Keys, and beginnings of keys, that `resume` accepts: they change how long a run is trained, where, and
+what is logged and kept, but not what it learns from."""
 
 ConfigStore.instance().store("trainer", TrainerConfig)
 
 
 def parse(arguments: Sequence[str]) -> TrainerConfig:
-    """The configuration that arguments such as `["game=Breakout", "preset=small"]` describe.
+    """Parse the configuration that arguments such as `["game=Breakout", "preset=small"]` describe.
 
-    `config=FILE` takes a whole configuration, such as an edited config/trainer.yaml, instead of a preset. Of
-    a key that is given twice, the last value counts. With `denoiser.objective=ddpm`, predictions are not
+    `config=FILE` takes a whole configuration, such as an edited config/trainer.yaml, instead of a preset.
+    Where a key is given twice, the last value counts. With `denoiser.objective=ddpm`, predictions are not
     conditioned on earlier ones unless `denoiser.training.num_autoregressive_steps` is given. Games are
     returned in their own spelling, paths are made absolute.
 
@@ -926,7 +931,7 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
         InvalidInputError: A key is unknown, or a value is not of its type or range; the message is one
             line that names it.
         UnknownGameError: ale-py has no such game.
-        CheckpointError: The file of `config=` is no configuration of this trainer.
+        CheckpointError: The file of `config=` is not a configuration of this trainer.
     """
     request = _read(arguments)
     try:
@@ -948,7 +953,7 @@ def changed(file: Path, changes: Sequence[str]) -> TrainerConfig:
         changes: `key=value` arguments.
 
     Raises:
-        InvalidInputError: A key is not among those that a run may change, or as `parse` does.
+        InvalidInputError: A key is not among those that may change within a run, or `parse` raises it.
         CheckpointError: The file is damaged.
     """
     for change in changes:
@@ -970,7 +975,7 @@ def split_run_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
     """The arguments without the one that chooses the run folder, and that folder.
 
     Raises:
-        InvalidInputError: It is given twice, or empty.
+        InvalidInputError: The run folder is given twice, or is empty.
     """
     chosen = [argument for argument in arguments if argument.partition("=")[0] in RUN_FOLDER_KEYS]
     if len(chosen) > 1:
@@ -984,15 +989,15 @@ def split_run_folder(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
 
 
 def to_yaml(config: TrainerConfig) -> str:
-    """The whole configuration, for `from_yaml`."""
+    """The whole configuration as YAML, for `from_yaml`."""
     return yaml.safe_dump(asdict(config), sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(path: Path) -> TrainerConfig:
-    """Reads what `to_yaml` wrote. Text is literal: nothing in it is looked up.
+    """Read what `to_yaml` wrote. Text is literal: `${...}` in it means nothing.
 
     Raises:
-        CheckpointError: The file is damaged, or no configuration of this trainer.
+        CheckpointError: The file is damaged, or not a configuration of this trainer.
     """
     what = "a configuration of this trainer"
     content = untrusted.read_yaml(path, CheckpointError, what)
@@ -1000,12 +1005,14 @@ def from_yaml(path: Path) -> TrainerConfig:
         _drop_removed_keys(content)
         _replace_former_backend(content)
         return cli.build(TrainerConfig, content)
-    except Exception as error:  # besides OmegaConf's and our own, what comes of keys that are no text
+    except (
+        Exception
+    ) as error:  # OmegaConf's errors, our own, and those that keys of other types than text cause
         raise CheckpointError(f"{path} cannot be read as {what}: {_reason(error)}") from error
 
 
 def _drop_removed_keys(content: Any) -> None:
-    """Takes keys that no longer exist out of an older run's configuration, where they did nothing there."""
+    """Remove keys that no longer exist from an older run's configuration, where they had no effect."""
     for key, neutral in _REMOVED.items():
         *path, name = key.split(".")
         section = content
@@ -1016,7 +1023,7 @@ def _drop_removed_keys(content: Any) -> None:
 
 
 def _replace_former_backend(content: Any) -> None:
-    """Writes an older run's keys of how its networks ran as `training.backend`."""
+    """Translate the keys by which an older run chose a backend into `training.backend`."""
     section = content.get("training") if isinstance(content, dict) else None
     if not isinstance(section, dict):
         return
@@ -1026,28 +1033,33 @@ def _replace_former_backend(content: Any) -> None:
         section.setdefault("backend", _backend_of(former))
 
 
-def _backend_of(former: Mapping[str, bool]) -> str:
-    """What former keys mean together: compiling counts before what the others leave out."""
+def _backend_of(former: Mapping[str, Any]) -> str:
+    """The backend that former keys mean together; "inductor" takes precedence.
+
+    Raises:
+        InvalidInputError: One of them is neither true nor false.
+    """
+    for key, value in former.items():
+        if not isinstance(value, bool):
+            raise InvalidInputError(
+                f"{key}={value}: accepted are true and false; training.backend replaces it"
+            )
     meant = {_FORMER_BACKEND[key][value] for key, value in former.items()}
     return next(backend for backend in ("inductor", "eager", "auto") if backend in meant)
 
 
 def _with_backend(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `training.backend` in the place of its former keys.
+    """The arguments with `training.backend` in place of its former keys.
 
     Raises:
-        InvalidInputError: One of them is neither true nor false, or given beside `training.backend`.
+        InvalidInputError: A former key is neither true nor false, or given beside `training.backend`.
     """
     pairs = [(argument, *argument.partition("=")[::2]) for argument in arguments]
     former = {key: value for _, key, value in pairs if key in _FORMER_BACKEND}
     if not former:
         return list(arguments)
-    for key, value in former.items():
-        if value.lower() not in ("true", "false"):
-            raise InvalidInputError(
-                f"{key}={value}: accepted are true and false; training.backend replaces it"
-            )
-    backend = _backend_of({key: value.lower() == "true" for key, value in former.items()})
+    values = {"true": True, "false": False}
+    backend = _backend_of({key: values.get(value.lower(), value) for key, value in former.items()})
     if any(key == "training.backend" for _, key, _ in pairs):
         raise InvalidInputError(f"training.backend replaces {' and '.join(former)}: give it alone")
     if set(former) != {"training.compile_wm"}:
@@ -1056,12 +1068,12 @@ def _with_backend(arguments: Sequence[str]) -> list[str]:
 
 
 def flat(config: TrainerConfig) -> dict[str, Any]:
-    """Every key with its value, as it is written on the command line."""
+    """Every key and its value, with keys as on the command line."""
     return _flatten(asdict(config), "")
 
 
 def help_text(config: TrainerConfig) -> str:
-    """What each key is for, with its value in this configuration."""
+    """Help text: what each key is for, with its value in this configuration."""
     known = cli.keys(TrainerConfig)
     players = cli.keys(PlayerConfig)
     lines: list[str] = []
@@ -1072,10 +1084,10 @@ def help_text(config: TrainerConfig) -> str:
 
 
 def split(argument: str) -> tuple[str, str]:
-    """`key=value` in two.
+    """Split `key=value` into key and value.
 
     Raises:
-        InvalidInputError: It is something else.
+        InvalidInputError: The argument has another form.
     """
     key, equals, value = argument.partition("=")
     if not equals or not key:
@@ -1085,13 +1097,13 @@ def split(argument: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Request:
-    """What a command line asks for.
+    """The configuration that a command line asks for, before values are checked.
 
     Attributes:
         preset: Name of the preset.
-        given: The values of the file of `config=`, which takes the preset's place; None without one.
-        overrides: In Hydra's grammar; paths are hidden.
-        literals: What hides them.
+        given: The values of the file of `config=`, which replace the preset; None without such a file.
+        overrides: Arguments in Hydra's grammar, with placeholders for paths.
+        literals: The texts that the placeholders stand for.
     """
 
     preset: str
@@ -1108,7 +1120,10 @@ class _Request:
         return self.literals.objects(config)
 
     def explain(self, error: Exception) -> str:
-        """Names the override without which the others compose, else the first that does not compose alone."""
+        """Describe an error, naming the override that causes it.
+
+        That is the one without which the others compose, else the first that does not compose alone.
+        """
         for i, override in enumerate(self.overrides):
             if self._problem(self.overrides[:i] + self.overrides[i + 1 :]) is None:
                 return self._blame(override, error)
@@ -1130,7 +1145,7 @@ class _Request:
 
 
 def _read(arguments: Sequence[str]) -> _Request:
-    """What the arguments ask for; keys and presets are checked, values are not."""
+    """Read the arguments; keys and presets are checked, values are not."""
     preset, given, overrides, literals = DEFAULT_PRESET, None, [], cli.Literals()
     lists = [name for name, key in cli.keys(TrainerConfig).items() if key.is_list]
     known = ["preset", CONFIG, *RUN_FOLDER_KEYS, *_ALIASES, *flat(_with_players())]
@@ -1158,7 +1173,7 @@ def _read(arguments: Sequence[str]) -> _Request:
 
 
 def _number(key: str, value: str) -> str:
-    """`1e3` as `1000`, where an integer is wanted."""
+    """Write `1e3` as `1000`, where the key takes an integer."""
     known = cli.keys(TrainerConfig).get(key)
     if known is None or known.kind is not int or known.is_list:
         return value
@@ -1169,13 +1184,13 @@ def _number(key: str, value: str) -> str:
 
 
 def _hidden(path: str, literals: cli.Literals) -> str:
-    """A path for Hydra, which then takes it as it is; quotes around it are left out."""
+    """A placeholder for a path, so that Hydra does not interpret it; quotes around the path are dropped."""
     is_quoted = len(path) >= 2 and path[0] == path[-1] and path[0] in "'\""
     return path if path in ("", "null") else f"'{literals.mark(path[1:-1] if is_quoted else path)}'"
 
 
 def _with_players() -> TrainerConfig:
-    """A configuration in which every key occurs."""
+    """A configuration in which every key occurs, those of players included."""
     config = TrainerConfig()
     config.collection.train.players, config.collection.test.players = [PlayerConfig()], [PlayerConfig()]
     return config
@@ -1207,7 +1222,7 @@ def _nearest_key(key: str, known: list[str]) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of the error that started it."""
+    """The first line of the original error."""
     while error.__cause__ is not None:
         error = error.__cause__
     return first_line(error)

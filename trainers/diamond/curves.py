@@ -37,7 +37,7 @@ PANELS: dict[str, dict[str, str]] = {
 """What is drawn: the metrics of a panel, `[i]` of a list, and their labels. Empty panels are left out."""
 
 _MAX_BYTES = 2**28
-"""Of a log; an epoch writes some kilobytes."""
+"""Largest size of a log; an epoch writes some kilobytes."""
 
 
 @dataclass
@@ -49,13 +49,13 @@ class CurvesOptions:
 
 
 def draw(options: CurvesOptions) -> Path:
-    """Writes the picture; returns its path.
+    """Write the picture; return its path.
 
     Raises:
-        InvalidInputError: The run has logged nothing that is drawn.
+        InvalidInputError: The run has logged nothing that can be drawn.
         MissingDependencyError: matplotlib is not installed.
         CheckpointError: There is no run.
-        CacheError: The file cannot be written.
+        CacheError: The picture cannot be written.
     """
     pictures.require_matplotlib()
     run = RunFolder.existing(Path(options.run))
@@ -75,10 +75,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def figure(lines: list[dict[str, Any]]) -> Figure:
-    """The panels of which something was logged.
+    """The panels for which something was logged.
 
     Raises:
-        InvalidInputError: Nothing was.
+        InvalidInputError: Nothing was logged for any panel.
     """
     from matplotlib.ticker import MaxNLocator
 

@@ -1,6 +1,6 @@
 """The episodes a run learns from: collected from the real game into its folder, or recorded earlier.
 
-Knows nothing of networks or of how they are trained.
+This module knows nothing of networks or of how they are trained.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
 Players = Mapping[str, Sequence[PlayerConfig]]
-"""Who plays for the "train" and for the "test" dataset."""
+"""The players of the "train" and of the "test" dataset."""
 
 _log = logging.getLogger(__name__)
 _FIRST_TRAIN_SEED, _FIRST_TEST_SEED = 1_000, 999
 _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
-"""Action, reward, ends and the file's own entries, of a step on the disk."""
+"""Bytes of a step on disk besides its frame: action, reward, ends and the file's own entries."""
 _STATE_COPIES = 2 * 4
 _HELD_OUT = 10
-"""Without test episodes, one in so many is held out of training."""
+"""Without test episodes, one in this many training episodes is held out."""
 
 
 def static_folders(path: Path) -> tuple[Path, Path]:
@@ -52,10 +52,10 @@ def static_folders(path: Path) -> tuple[Path, Path]:
 
 
 def check_static_dataset(path: Path) -> None:
-    """Makes sure that there are episodes to train on.
+    """Check that there are episodes to train on.
 
     Raises:
-        DatasetError: There are none, or the index is corrupt.
+        DatasetError: There are no episodes, or the index is corrupt.
     """
     train, _ = static_folders(path)
     if not train.is_dir():
@@ -71,7 +71,7 @@ def check_static_dataset(path: Path) -> None:
 
 
 def count_actions(path: Path) -> int:
-    """Actions that occur in a static dataset: the largest one, and 1."""
+    """Number of actions in a static dataset: the largest one that occurs, plus 1."""
     return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(static_folders(path)[0]))
 
 
@@ -81,10 +81,10 @@ def player_name(config: PlayerConfig, game: str) -> str:
 
 
 def check_players(players: Players, game: str) -> None:
-    """Makes sure that every player can play the game.
+    """Check that every player can play the game.
 
     Raises:
-        InvalidInputError: One cannot.
+        InvalidInputError: A player cannot play it.
         MissingDependencyError: PPO is to play, and Stable-Baselines3 is not installed.
     """
     for p in chain(*players.values()):
@@ -95,7 +95,7 @@ def check_players(players: Players, game: str) -> None:
 
 
 def require_stable_baselines3() -> None:
-    """Fails early.
+    """Check that Stable-Baselines3 is installed.
 
     Raises:
         MissingDependencyError: Stable-Baselines3 is not installed.
@@ -118,18 +118,18 @@ def check_space(
     copies: int = 1,
     num_weights: int = 0,
 ) -> None:
-    """Makes sure that what the players and the actor-critic collect, and what is saved, fits on the disk.
+    """Check that the disk has room for what is collected and saved.
 
     Args:
-        run: The run's folder, which may not be there yet; splits that are complete need no more room.
-        players: Who plays for each split.
+        run: The run's folder, which may not exist yet; complete splits need no more room.
+        players: The players of each split.
         num_collected: Steps that the actor-critic collects.
-        frame_shape: Of a frame, one byte a number.
+        frame_shape: Shape of a frame, one byte a number.
         copies: How many agents are kept.
-        num_weights: Of all networks.
+        num_weights: Number of weights of all networks.
 
     Raises:
-        CacheError: It does not.
+        CacheError: There is not enough room.
     """
     missing = [split for split in players if not RunFolder(run).dataset(split).is_dir()]
     steps = num_collected + sum(player.num_steps for split in missing for player in players[split])
@@ -140,7 +140,7 @@ def check_space(
 
 
 def collect_datasets(run: RunFolder, game: str, players: Players, *, seed: int, progress: bool) -> None:
-    """Lets the players fill the run's datasets; a split that is complete is left alone.
+    """Let the players fill the run's datasets; complete splits are left alone.
 
     A split appears as a whole once all of its players are done. The same seed gives the same episodes.
 
@@ -199,17 +199,17 @@ def load_replays(
     num_collected: int = 0,
     progress: bool,
 ) -> tuple[Replay, Replay]:
-    """Train and test episodes in memory.
+    """Load train and test episodes into memory.
 
     Where there are no test episodes, every tenth training episode (at least one) is held out, unless the
     run's own policy collects: its test episodes come later, and both replays may be empty.
 
     Args:
-        folders: Of train and test episodes.
-        frame_shape: The frames (c, h, w) that the networks take.
-        num_actions: How many actions they know.
+        folders: Folders of the train and test episodes.
+        frame_shape: Shape (c, h, w) of the frames that the networks take.
+        num_actions: Number of actions that the networks know.
         num_collected: Steps the training dataset will have where the run's own policy collects, else 0.
-        progress: Show what happens.
+        progress: Whether to show progress.
 
     Raises:
         DatasetError: Episodes are missing, corrupt, too few, or do not fit the networks.
@@ -234,7 +234,7 @@ def load_replays(
 
 
 class _Fits:
-    """Checks that episodes are what the networks take."""
+    """The check that episodes fit the networks."""
 
     def __init__(self, frame_shape: tuple[int, ...], num_actions: int) -> None:
         self.frame_shape, self.num_actions = frame_shape, num_actions
@@ -249,11 +249,13 @@ class _Fits:
         low, high = int(episode.act.min()), int(episode.act.max())
         if low < 0 or high >= self.num_actions:
             wrong = low if low < 0 else high
-            raise DatasetError(f"{path} holds action {wrong}, there are {self.num_actions}: another game's?")
+            raise DatasetError(
+                f"{path} holds action {wrong}, but there are only {self.num_actions}: is it of another game?"
+            )
 
 
 def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:
-    """Takes in what another process has stored in the dataset since.
+    """Add to a replay what another process has stored in the dataset since the last call.
 
     Raises:
         DatasetError: An episode is missing or corrupt.
@@ -266,13 +268,13 @@ def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:
 
 
 def load_test_replay(run: RunFolder) -> Replay:
-    """The test episodes that lie in the run folder now."""
+    """Load the test episodes that are in the run folder now."""
     dataset = EpisodeDataset(run.dataset("test"))
     return Replay(dataset, dataset.num_steps)
 
 
 def cut_back_to(run: RunFolder, state: dict[str, Any]) -> None:
-    """The run's training dataset as it was when the state was saved.
+    """Cut the run's training dataset back to what it was when the state was saved.
 
     Raises:
         CheckpointError: The state is of a run that did not collect.
@@ -286,11 +288,11 @@ def cut_back_to(run: RunFolder, state: dict[str, Any]) -> None:
 
 
 def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
-    """A dataset as it was: what a killed process collected after its last saved state is dropped.
+    """Cut a dataset back: drop what a killed process collected after its last saved state.
 
     Args:
-        dataset: At least as long as it was.
-        lengths: Steps of each episode then.
+        dataset: The dataset, at least as long as it was.
+        lengths: Number of steps of each episode at that time.
 
     Raises:
         DatasetError: Episodes are missing, or shorter than they were.
@@ -300,12 +302,14 @@ def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
     if now == lengths:
         return dataset
     if len(now) < len(lengths) or any(n < then for n, then in zip(now, lengths, strict=False)):
-        raise DatasetError(f"{dataset.path} lacks episodes or steps that the run's state knows of")
+        raise DatasetError(
+            f"{dataset.path} does not hold all episodes and steps that the run's state refers to"
+        )
     if not lengths:
         shutil.rmtree(dataset.path)
         return EpisodeDataset(dataset.path, create=True)
     try:
-        # first the index: without it, the files that are there are counted
+        # the index first: without it, the files that exist are counted
         (dataset.path / "info.pt").unlink(missing_ok=True)
         for number in reversed(range(len(lengths), len(now))):
             dataset.episode_path(number).unlink()
@@ -320,13 +324,13 @@ def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
 
 
 def _beginning(episode: Episode, num_steps: int) -> Episode:
-    """The first steps of an episode that went on."""
+    """The first steps of an episode that has continued since."""
     names = ("obs", "act", "rew", "end", "trunc")
     return Episode(*(getattr(episode, name)[:num_steps].clone() for name in names))
 
 
 def replace_test_dataset(run: RunFolder, episodes: Iterable[Episode]) -> None:
-    """Puts episodes in the place of the run's test episodes.
+    """Replace the run's test episodes by others.
 
     Raises:
         CacheError: The run folder cannot be written.
@@ -362,16 +366,16 @@ def _replay(
 def choose_contexts(
     folders: tuple[Path, Path], num_steps_conditioning: int, *, seed: int, num_contexts: int | None = None
 ) -> ContextBank:
-    """Start contexts out of a run's data: of the test episodes if they are enough, else of the others.
+    """Choose start contexts from the test episodes if there are enough of them, else from the others.
 
     Args:
-        folders: Of train and test episodes; the latter may not exist.
+        folders: Folders of the train and test episodes; the latter may not exist.
         num_steps_conditioning: Frames of a context.
         seed: Fixes the choice.
-        num_contexts: How many, at least 1; None takes the usual number, or as many as there are.
+        num_contexts: Number of contexts, at least 1; None takes the usual number, or as many as there are.
 
     Raises:
-        DatasetError: There are not so many.
+        DatasetError: The episodes do not hold so many contexts.
     """
     train_folder, test_folder = folders
     wanted = NUM_CONTEXTS if num_contexts is None else num_contexts

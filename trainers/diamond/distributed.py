@@ -23,7 +23,7 @@ from trainers.diamond.errors import FirstProcessFailed, ProcessLostError, StopRe
 _STEP_TIMEOUT = timedelta(minutes=30)
 """How long processes that compute together wait for each other."""
 _WAIT_TIMEOUT = timedelta(days=7)
-"""How long the others wait for what the first does alone; if it dies they know at once."""
+"""How long the others wait while rank 0 works alone; if it dies, they know at once."""
 _TORCHRUN = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 _T = TypeVar("_T")
 
@@ -33,9 +33,9 @@ class Group:
     """The processes of a run, seen from one of them.
 
     Attributes:
-        rank: Its number.
-        world_size: How many there are.
-        local_rank: Its number on its machine, which is that of its GPU.
+        rank: Number of this process.
+        world_size: Number of processes.
+        local_rank: Number of this process on its machine, which is also that of its GPU.
     """
 
     rank: int = 0
@@ -49,7 +49,7 @@ class Group:
         return self.rank == 0
 
     def shard(self, count: int) -> slice:
-        """Which of `count` things are this process's; `count` is a multiple of `size`."""
+        """Which of `count` things belong to this process; `count` is a multiple of `world_size`."""
         assert count % self.world_size == 0, f"{count} things cannot be shared by {self.world_size} processes"
         each = count // self.world_size
         return slice(self.rank * each, (self.rank + 1) * each)
@@ -64,7 +64,7 @@ class Group:
         return x
 
     def all_reduce_(self, tensors: list[Tensor]) -> None:
-        """Replaces tensors of one type by their sums over the processes, in one message."""
+        """Replace tensors of one type by their sums over the processes, in one message."""
         if self.world_size == 1:
             return
         sums = self.all_reduce(torch.cat([x.flatten() for x in tensors])).split([x.numel() for x in tensors])
@@ -72,16 +72,16 @@ class Group:
             x.copy_(total.view_as(x))
 
     def any(self, *flags: bool) -> list[bool]:
-        """Whether each flag is set in any process; no GPU is waited for."""
+        """Whether each flag is set in any process; this does not wait for a GPU."""
         counts = torch.tensor(flags, dtype=torch.int64)
         return [bool(count) for count in (flags if self.world_size == 1 else self.all_reduce(counts))]
 
     def on_rank_zero(self, work: Callable[[], _T]) -> _T:
-        """What `work` returns in the first process; the others wait for it.
+        """Do `work` on rank 0 and return its result on every rank; the others wait for it.
 
         Raises:
             StopRequested: `work` raised it.
-            FirstProcessFailed: In the others, when `work` failed.
+            FirstProcessFailed: On the other ranks, when `work` failed.
             ProcessLostError: A process is gone.
         """
         if self.world_size == 1:
@@ -113,11 +113,11 @@ class Group:
         return box[0]
 
     def gather(self, state: Any) -> Any:
-        """In the first process the shares of all, put together; in the others their own.
+        """On rank 0, return the shards of all ranks put together; on the others, their own.
 
         Args:
-            state: Tensors and lists with an entry for each thing shared out, in dictionaries; under the key
-                `REPLICATED`, what all processes hold alike.
+            state: Dictionaries of tensors and lists with an entry for each sharded thing; under the key
+                `REPLICATED`, what is the same in all processes.
         """
         if self.world_size == 1 or not state:
             return state
@@ -127,17 +127,17 @@ class Group:
         return state if states is None else _concatenated(states)
 
     def shard_state(self, state: Any) -> Any:
-        """This process's share of what `gather` put together, whatever the number of processes was then."""
+        """This process's shard of what `gather` put together; the number of processes may have changed."""
         if isinstance(state, dict):
             return {name: x if name == REPLICATED else self.shard_state(x) for name, x in state.items()}
         return state if self.world_size == 1 else state[self.shard(len(state))]
 
 
 REPLICATED = "common"
-"""In a state that is shared out, the key of what every process holds alike."""
+"""In a sharded state, the key of what is the same in every process."""
 
 SINGLE_PROCESS = Group()
-"""The only process."""
+"""The group of a single process."""
 
 
 @contextmanager
@@ -150,7 +150,7 @@ def process_group() -> Iterator[Group]:
     if not os.environ.keys() >= _TORCHRUN or int(os.environ["WORLD_SIZE"]) == 1:
         yield SINGLE_PROCESS
         return
-    # gloo beside NCCL: what is said by the CPU does not wait for the GPU
+    # gloo beside NCCL: messages on the CPU do not wait for the GPU
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _all_there():
         dist.init_process_group(backend, timeout=_STEP_TIMEOUT)
@@ -166,8 +166,8 @@ def _all_there() -> Iterator[None]:
     except RuntimeError as error:  # of the backends, which have many kinds
         reason = str(error).strip().partition("\n")[0]
         raise ProcessLostError(
-            f"another process of this run is gone, or does not answer ({reason}); `resume` goes on from the "
-            "last saved epoch"
+            f"another process of this run is gone, or does not answer ({reason}); `resume` continues from "
+            "the last saved epoch"
         ) from error
 
 

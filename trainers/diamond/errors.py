@@ -10,11 +10,11 @@ class DivergedError(DiamondGymError, FloatingPointError):
 
 
 class LoggingError(DiamondGymError, RuntimeError):
-    """A log that was asked for cannot be opened."""
+    """A requested log cannot be opened."""
 
 
 class HubError(DiamondGymError, RuntimeError):
-    """The Hugging Face Hub cannot be reached, or refuses."""
+    """The Hugging Face Hub cannot be reached, or refuses a request."""
 
 
 class ProcessLostError(DiamondGymError, ConnectionError):
@@ -22,7 +22,7 @@ class ProcessLostError(DiamondGymError, ConnectionError):
 
 
 class StopRequested(Exception):
-    """The step is finished; the run is to be saved and left."""
+    """The step is finished; the run is to be saved and ended."""
 
 
 class SaveRequested(Exception):
@@ -30,4 +30,4 @@ class SaveRequested(Exception):
 
 
 class FirstProcessFailed(Exception):
-    """The first of several processes failed, and says itself why."""
+    """Rank 0 failed, and reports the reason itself."""

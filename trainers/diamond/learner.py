@@ -1,7 +1,7 @@
 """A learner: one network, its optimiser, moving average and objective, and what one step does to them.
 
 An objective draws a batch from the replay, or plays one, and computes its loss, given the random numbers.
-Knows nothing of epochs or files.
+This module knows nothing of epochs or files.
 """
 
 from __future__ import annotations
@@ -46,20 +46,19 @@ from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch,
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_imagined_frames
 
 # --- graphed loss
-# Losses and their gradients as CUDA graphs: what they launch is recorded once and launched again as a
-# whole.
+# Losses and their gradients as CUDA graphs: their kernels are recorded once and launched again as a whole.
 #
-# A training step of a small network launches some thousand kernels, which takes longer than they run.
-# Weights are read, and gradients written, where they are; autograd sees a graph as one operation. Knows
-# nothing of what is trained.
+# A training step of a small network launches some thousand kernels; launching them takes longer than running
+# them. Weights are read and gradients written in place; autograd sees a graph as one operation. This section
+# knows nothing of what is trained.
 
 
 Loss = Callable[..., tuple[Tensor, ...]]
-"""Tensors on one device in, tensors out, the loss first; without random numbers and without waiting."""
+"""Maps tensors on one device to tensors, the loss first; it draws no random numbers and never waits."""
 
 
 class _WithParameters(nn.Module):
-    """A function as a module with the network's parameters: gradients are recorded for those alone."""
+    """A function as a module with the network's parameters, which alone get gradients."""
 
     def __init__(self, network: nn.Module, function: Loss) -> None:
         super().__init__()
@@ -70,7 +69,7 @@ class _WithParameters(nn.Module):
 
 
 class _Setting(NamedTuple):
-    """What a recording depends on besides the shapes of its inputs."""
+    """The settings that a recording depends on, besides the shapes of its inputs."""
 
     places: tuple[int, ...]
     autocast: bool
@@ -83,10 +82,10 @@ class _Setting(NamedTuple):
 
 
 class GraphedLoss:
-    """Computes losses of one network by one function as CUDA graphs, one for each shape of the inputs.
+    """A loss of one network, computed by CUDA graphs, one for each shape of the inputs.
 
-    The first computation of each shape is slow, because it is recorded; so is the first one after the weights
-    have moved to other memory. Autocast is honoured.
+    The first computation for each shape is slow because it is recorded; so is the first one after the weights
+    have moved to other memory. Autocast is respected.
     """
 
     def __init__(self) -> None:
@@ -94,10 +93,10 @@ class GraphedLoss:
         self._graphs: dict[Hashable, Loss] = {}
 
     def __call__(self, network: nn.Module, loss: Loss, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """What the function returns for these inputs, in fresh memory; gradients flow to the network only.
+        """Return what the function returns for these inputs; gradients flow to the network only.
 
-        They are written to the same memory every time: a second backward pass would spoil what is kept of the
-        first.
+        The result is in fresh memory. The gradients are written to the same memory every time, so a second
+        backward pass would overwrite those of the first.
         """
         if not torch.is_grad_enabled():
             return loss(*inputs)
@@ -113,17 +112,17 @@ class GraphedLoss:
 
 def _record(network: nn.Module, loss: Loss, inputs: tuple[Tensor, ...], setting: _Setting) -> Loss:
     static = tuple(x.clone(memory_format=torch.contiguous_format) for x in inputs)
-    # weights must be cast anew each time
+    # weights must be cast again each time
     with torch.autocast("cuda", dtype=setting.dtype, enabled=setting.autocast, cache_enabled=False):
         module = _WithParameters(network, loss)
         return cast(Loss, torch.cuda.make_graphed_callables(module, static, allow_unused_input=True))
 
 
 # --- objectives
-# What each network learns from: a batch drawn from the replay or played, and its loss.
+# What each network learns from: a batch, drawn from the replay or played, and its loss.
 #
-# An objective is given its random numbers; what it must remember from one step to the next (the games that
-# the actor-critic is playing) is its state. Knows nothing of optimisers, epochs or files.
+# An objective is given its random numbers. Its state is what it must remember from one step to the next, such
+# as the games that the actor-critic is playing. It knows nothing of optimisers, epochs or files.
 
 
 Autocast = Callable[[], AbstractContextManager]
@@ -131,7 +130,7 @@ Autocast = Callable[[], AbstractContextManager]
 
 
 def autocast_of(name: str | None, device: torch.device) -> Autocast:
-    """Makes contexts in which networks run in the precision of `training.autocast`."""
+    """A function that makes contexts in which networks run in the precision of `training.autocast`."""
     if name == "auto":
         name = "bfloat16" if has_fast_bfloat16(device) else None
     return lambda: torch.autocast(device.type, dtype=torch.bfloat16, enabled=name is not None)
@@ -139,9 +138,9 @@ def autocast_of(name: str | None, device: torch.device) -> Autocast:
 
 @dataclass(frozen=True)
 class Example:
-    """One batch, or one process's share of it: its loss, what is worth measuring, and the batch itself.
+    """One batch, or one rank's shard of it: its loss, its metrics, and the batch itself.
 
-    Losses and metrics of all shares add up to those of the batch.
+    Losses and metrics of all shards add up to those of the batch.
     """
 
     loss: Tensor
@@ -150,30 +149,30 @@ class Example:
 
 
 class Objective(Protocol):
-    """What a network minimises."""
+    """The objective of a network."""
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
-        """Draws a batch with `rng`, for optimiser step `step`, and computes its loss."""
+        """Draw a batch with `rng`, for optimiser step `step`, and computes its loss."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers."""
+        """The state of the objective."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what it remembered."""
+        """Restore a saved state."""
         ...
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Draws segments for a network onto its device.
+    """A source of batches: segments of the replay, on the device of the network.
 
     Attributes:
         training: Batch size and weights.
         by_age: Whether recent episodes are preferred; else longer ones.
-        device: Where the network is.
-        group: Who shares the batches: all draw the same, each cuts out its share.
+        device: Device of the network.
+        group: The processes that share the batches: all draw the same ones, and each cuts out its shard.
     """
 
     training: PartTrainingConfig
@@ -183,7 +182,7 @@ class Draw:
 
     @property
     def share(self) -> slice:
-        """Which of a batch's segments are this process's."""
+        """Which segments of a batch belong to this process."""
         return self.group.shard(self.training.batch_size)
 
     def __call__(
@@ -198,7 +197,7 @@ class Draw:
         hard: Hard | None = None,
         crop: Crop | None = None,
     ) -> SegmentBatch:
-        """This process's share of a batch of segments of `length` steps; see `Replay.draw`."""
+        """Draw this process's shard of a batch of segments of `length` steps; see `Replay.draw`."""
         batch_size = self.training.batch_size if batch_size is None else batch_size
         batch = replay.draw(
             rng,
@@ -217,9 +216,9 @@ class Draw:
 
 @dataclass(frozen=True)
 class DenoiserObjective:
-    """The denoiser's loss on segments of the replay, or crops of them.
+    """The denoiser's loss on segments of the replay, or on crops of them.
 
-    Remembers which steps are hard, if they are favoured.
+    Its state tells which steps are hard, if `hard_fraction` is above 0.
     """
 
     denoiser: Denoiser
@@ -253,12 +252,12 @@ class DenoiserObjective:
         return Example(loss, {"loss": loss.detach()}, vars(batch))
 
     def test_batches(self, replay: Replay) -> Iterator[SegmentBatch]:
-        """All of a replay, in segments for `measure`."""
+        """The whole replay, in segments for `measure`."""
         training, n = self.config.training, self.denoiser.config.inner_model.num_steps_conditioning
         return batches_in_order(replay, n + 1 + training.num_autoregressive_steps, training.batch_size)
 
     def measure(self, batch: SegmentBatch, rng: np.random.Generator, step: int) -> Metrics:
-        """Metrics of a batch that this process has to itself, as after `step` optimiser steps."""
+        """Metrics of a batch that is not sharded, as after `step` optimiser steps."""
         alone = replace(self, draw=replace(self.draw, group=SINGLE_PROCESS))
         batch = batch.to(self.draw.device)
         num_predictions = self.config.training.num_predictions(step, on_crops=False)
@@ -278,7 +277,7 @@ class DenoiserObjective:
     def _noise(
         self, rng: np.random.Generator, count: int, shape: tuple[int, ...], num_predictions: int
     ) -> list[Tensor]:
-        """Random numbers for this process's `count` segments of a batch, prediction after prediction."""
+        """Random numbers for the `count` segments of this process, prediction by prediction."""
         generator = torch.Generator(self.draw.device).manual_seed(int(rng.integers(2**62)))
         size = count * self.draw.group.world_size
         share = self.draw.group.shard(size)
@@ -289,7 +288,7 @@ class DenoiserObjective:
         return [x[share] for noise in noises for x in noise]
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The loss, and what is known of every prediction, of a batch and its random numbers."""
+        """The loss, and the errors of every prediction, given a batch and its random numbers."""
         size, each = len(fields(SegmentBatch)), len(DenoiserNoise._fields)
         batch, random = SegmentBatch(*tensors[:size]), tensors[size:]
         noises = [DenoiserNoise(*random[i : i + each]) for i in range(0, len(random), each)]
@@ -299,10 +298,10 @@ class DenoiserObjective:
         return loss, errors.error.detach(), *errors[1:]
 
     def _remember(self, batch: SegmentBatch, errors: DenoiserErrors, *, on_crops: bool) -> None:
-        """Notes the whole batch in every process, so that all draw the same; waits for the GPU."""
+        """Note the errors of the whole batch in every process, so that all draw alike; waits for the GPU."""
         count, p = errors.error.shape
         n = batch.act.shape[1] - p
-        has_past = batch.mask_padding[:, :p]  # without it nobody could have known
+        has_past = batch.mask_padding[:, :p]  # without it nothing foretold the frame
         order = torch.arange(p, device=errors.error.device)
         row, column = (errors.worst + batch.corner[:, None]).unbind(2)
         told = StepErrors(
@@ -325,11 +324,11 @@ class DenoiserObjective:
         self.hard_steps.note(StepErrors(*(x[kept.bool()] for x in numbers)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Which steps are hard."""
+        """The errors noted so far."""
         return {REPLICATED: self.hard_steps.state_dict()} if self.config.training.hard_fraction > 0 else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remembers which steps were hard."""
+        """Restore the errors noted before."""
         if REPLICATED in state:
             self.hard_steps.load_state_dict(state[REPLICATED])
 
@@ -349,7 +348,7 @@ class RewEndObjective:
         training, model = self.config.training, self.world_model.rew_end_model
         batch = self.draw(replay, rng, training.seq_length, pad_after=True)
         if training.imagined_fraction > 0:
-            with self.autocast():  # apart: its copies of the weights have no gradients
+            with self.autocast():  # a separate context: its copies of the weights have no gradients
                 batch = with_imagined_frames(batch, self.world_model, training.imagined_fraction, rng)
         compute = self._loss if self.graph is None else partial(self.graph, model, self._loss)
         with self.autocast():
@@ -357,39 +356,39 @@ class RewEndObjective:
         return Example(loss, dict(zip(REW_END_METRICS, values, strict=True)), vars(batch))
 
     def test_batches(self, replay: Replay) -> Iterator[SegmentBatch]:
-        """All of a replay, in segments for `measure`."""
+        """The whole replay, in segments for `measure`."""
         return batches_in_order(replay, self.config.training.seq_length, self.config.training.batch_size)
 
     def measure(self, batch: SegmentBatch, rng: np.random.Generator, step: int) -> Metrics:
-        """Metrics of a batch that this process has to itself; they depend on neither `rng` nor `step`."""
+        """Metrics of a batch that is not sharded; they depend on neither `rng` nor `step`."""
         with self.autocast():
             loss, metrics = rew_end_loss(self.world_model.rew_end_model, batch.to(self.draw.device))
         return metrics | {"loss": loss}
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The loss and its metrics, of a batch."""
+        """The loss of a batch, and its metrics."""
         batch, total = SegmentBatch(*tensors), self.draw.group.all_reduce
         loss, metrics = rew_end_loss(self.world_model.rew_end_model, batch, total=total)
         return loss, *(metrics[name] for name in REW_END_METRICS)
 
     def state_dict(self) -> dict[str, Any]:
-        """It remembers nothing."""
+        """Return an empty state: there is nothing to save."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """There is nothing to do."""
+        """Do nothing, for there is no state."""
 
 
 class ActorCriticObjective:
-    """The actor-critic's loss on steps it plays, in games that go on from one optimiser step to the next.
+    """The actor-critic's loss on steps it plays, in games that continue from one optimiser step to the next.
 
     Args:
         actor_critic: The network.
-        games: What it plays, imagined or real; the replay is theirs to look at.
+        games: The games that it plays, imagined or real.
         num_steps: Steps played for each loss.
         config: The loss.
         autocast: Makes the context in which networks run.
-        group: Who else plays: `games` is this process's share.
+        group: The processes that play together; `games` is the shard of this process.
     """
 
     def __init__(
@@ -422,17 +421,17 @@ class ActorCriticObjective:
 
     @torch.no_grad()
     def _start(self) -> PlayerState:
-        """Starts all games, without memory: as published, that is burned in only where games start anew."""
+        """Start all games, with an empty memory; as published, it is burned in only when games restart."""
         return begin(self.actor_critic, self.games.start()[:, -1:])
 
     def state_dict(self) -> dict[str, Any]:
-        """The games, and where they stand for the player."""
+        """The state of the games, and that of the player."""
         if self._player is None:
             return {}
         return {"games": self.games.state_dict(), "player": self._player.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on with the games."""
+        """Restore the games and the player."""
         if state:
             self.games.load_state_dict(state["games"])
             device = self.actor_critic.lstm.weight_hh.device
@@ -440,18 +439,20 @@ class ActorCriticObjective:
 
 
 # --- in order
-# All of a replay, cut into segments one after the other: what test losses are measured on.
+# A whole replay, cut into consecutive segments: the data of test losses.
 #
-# As published, every step lies in one segment; nothing is drawn.
+# As published, every step lies in exactly one segment; nothing is drawn at random.
 
 
 def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[SegmentBatch]:
-    """Segments of `length` steps, the last one of an episode padded; one of a single step is left out.
+    """Yield consecutive segments of `length` steps; the last one of an episode is padded.
+
+    A segment of a single step is left out.
 
     Args:
         replay: The episodes.
         length: Steps of a segment, at least 1.
-        batch_size: Segments of a batch; the last batch may have fewer.
+        batch_size: Number of segments in a batch; the last batch may have fewer.
     """
     starts = [np.arange(0, num_steps, length) for num_steps in replay.lengths]
     kept = [x[num_steps - x >= 2] for x, num_steps in zip(starts, replay.lengths, strict=True)]
@@ -465,15 +466,15 @@ def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[S
 # --- learner
 # A network being trained: its optimiser, moving average and objective, and what one step does to them.
 #
-# Knows nothing of epochs, files or games.
+# It knows nothing of epochs, files or games.
 
 
 _STEPS_BETWEEN_CHECKS = 20
-"""On a GPU: to look at a loss is to wait for it."""
+"""Steps between looks at the loss on a GPU, because each look waits for the GPU."""
 
 
 class NotFiniteError(Exception):
-    """A loss or gradient is not finite; holds what can be told and saved of that step."""
+    """A loss or gradient is not finite; holds the metrics and the batch of that step."""
 
     def __init__(self, part: str, step: int, numbers: dict[str, float], batch: dict[str, Tensor]) -> None:
         super().__init__(f"{part}: step {step}: {numbers}")
@@ -517,16 +518,16 @@ class Learner:
         objective: Objective,
         group: Group = SINGLE_PROCESS,
     ) -> Learner:
-        """Nothing is trained yet."""
+        """Make a learner that has made no step."""
         ema = ExponentialMovingAverage.of(module, training.ema_decay) if training.ema_decay else None
         made = make_optimizer(module, optimizer)
         return cls(name, module, training, optimizer.lr, made, ema, objective, group)
 
     def step(self, replay: Replay, *, seed: int, lr_factor: float) -> Metrics:
-        """Makes one optimiser step; its randomness is a function of seed, part and step.
+        """Make one optimiser step; its randomness is a function of seed, part and step.
 
         Returns:
-            Its metrics, to be added up over steps and then by `total`.
+            Metrics of the step, to be summed over steps and then over processes by `total`.
 
         Raises:
             NotFiniteError: The loss or the gradient is not finite.
@@ -554,9 +555,9 @@ class Learner:
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
-        """The module is in training mode, its weights laid out to train fast, for as long as it lasts.
+        """Put the module into training mode, with weights laid out for fast training, within the context.
 
-        channels_last always plays faster, but see `trains_fast_in_channels_last`.
+        Inference is always faster in channels_last; for training see `trains_fast_in_channels_last`.
         """
         convolutions = [p for p in self.module.parameters() if p.ndim == 4]
         weights = [p for p in convolutions if not trains_fast_in_channels_last(p.device)]
@@ -572,8 +573,8 @@ class Learner:
                 p.data = torch.empty_strided(p.shape, stride, dtype=p.dtype).copy_(p.data)
 
     def total(self, sums: Metrics) -> Metrics:
-        """Sums of metrics of steps, over all processes."""
-        known = ("loss", "grad_norm")  # by every process, of the whole batch
+        """Sum metrics over all processes."""
+        known = ("loss", "grad_norm")  # every process has these for the whole batch
         return {name: x if name in known else self.group.all_reduce(x) for name, x in sums.items()}
 
     def _watch(self, loss: Tensor, norm: Tensor, batch: dict[str, Tensor]) -> None:
@@ -582,10 +583,10 @@ class Learner:
             self.check_finite()
 
     def check_finite(self) -> None:
-        """Looks at the steps that were made since it last did.
+        """Check the steps made since the last check.
 
         Raises:
-            NotFiniteError: Of the first step whose loss or gradient is not finite.
+            NotFiniteError: A loss or gradient is not finite; the error is about the first such step.
         """
         unchecked, self._unchecked = self._unchecked, []
         if not unchecked:
@@ -596,13 +597,13 @@ class Learner:
                 raise NotFiniteError(self.name, step, {"loss": loss, "grad_norm": norm}, batch)
 
     def weights(self) -> dict[str, Tensor]:
-        """State dict to save and play: averaged weights where there is an average."""
+        """State dict to save and play: the EMA weights where there is a moving average."""
         weights = {name: x.detach().clone() for name, x in self.module.state_dict().items()}
         return weights if self.ema is None else weights | {k: v.clone() for k, v in self.ema.values.items()}
 
     @contextmanager
     def as_played(self) -> Iterator[None]:
-        """The module holds the weights that are saved and played, for as long as it lasts."""
+        """Give the module its EMA weights, where it has them, within the context."""
         if self.ema is None:
             yield
             return
@@ -614,7 +615,7 @@ class Learner:
             self.module.load_state_dict(trained)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on exactly; all processes must ask, the first gets all."""
+        """The state for an exact resume; all processes must call this, and rank 0 gets the whole state."""
         return {
             "module": self.module.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -624,7 +625,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a saved state."""
+        """Restore a saved state."""
         self.module.load_state_dict(state["module"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.num_steps = state["num_steps"]
@@ -634,11 +635,11 @@ class Learner:
 
 
 def diverged(error: NotFiniteError, batch_file: str) -> DivergedError:
-    """What to tell the user."""
+    """The message for the user."""
     name, value = next((k, v) for k, v in error.numbers.items() if not math.isfinite(v))
     return DivergedError(
         f"{error.part}: the {name} is {value} at step {error.step}; its batch is in {batch_file}, the last "
-        "good epoch is kept. To go on from its weights, start a run with initialization.path_to_ckpt=RUN "
+        "good epoch is kept. To continue from its weights, start a run with initialization.path_to_ckpt=RUN "
         f"and a lower {error.part}.optimizer.lr"
     )
 

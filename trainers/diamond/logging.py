@@ -1,4 +1,4 @@
-"""What a run tells: numbers of steps and epochs, TensorBoard, Weights & Biases, and films of imagination."""
+"""Logs of a run: metrics of steps and epochs, TensorBoard, Weights & Biases, and videos of imagination."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainers.diamond.replay import Replay, SegmentBatch
 from trainers.diamond.run_folder import RunFolder
 
 # --- metrics
-# From tensors of single steps to the numbers of an epoch.
+# From tensors of single steps to the metrics of an epoch.
 
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _SHOWN = ("/loss", "/test_loss", "collect/return", "test/return", "final/return"
 
 
 def add(sums: Metrics, metrics: Metrics) -> Metrics:
-    """Sums so far, and one step more."""
+    """Add the metrics of one step to the sums so far."""
     return {name: sums[name] + value if name in sums else value for name, value in metrics.items()}
 
 
@@ -65,21 +65,21 @@ def class_scores(confusion: Tensor) -> dict[str, list[float]]:
 
 
 def one_line(metrics: dict[str, Any]) -> str:
-    """An epoch's losses and returns, to be shown."""
+    """An epoch's losses and returns on one line, to be shown."""
     shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(_SHOWN)]
     return f"epoch {metrics['epoch']}: {', '.join(shown)}"
 
 
 # --- open loop
-# Imagination beside reality: real frames above, what the world model makes of the same actions below.
+# Imagination beside reality: real frames above, frames imagined under the same actions below.
 
 
 _GAP = 2
-"""Black pixels between games, and between the rows."""
+"""Width in pixels of the black gaps between games and between rows."""
 
 
 def draw_starts(replay: Replay, num_games: int, num_steps: int, seed: int) -> SegmentBatch | None:
-    """The same segments every time, without padding; None where no episode is as long."""
+    """Draw segments without padding, the same ones every time; None where no episode is long enough."""
     long_enough = np.flatnonzero(replay.lengths >= num_steps)
     if not len(long_enough):
         return None
@@ -90,7 +90,7 @@ def draw_starts(replay: Replay, num_games: int, num_steps: int, seed: int) -> Se
 
 @torch.no_grad()
 def imagine(world_model: WorldModel, batch: SegmentBatch) -> UInt8[Tensor, "b t c h w"]:
-    """The frames after the first n, imagined under the segments' actions; same noise every time."""
+    """Imagine the frames after the first n under the segments' actions, with the same noise every time."""
     n = world_model.num_steps_conditioning
     state = world_model.start(batch.obs[:, :n], batch.act[:, :n], torch.arange(len(batch.obs)))
     frames = []
@@ -103,14 +103,14 @@ def imagine(world_model: WorldModel, batch: SegmentBatch) -> UInt8[Tensor, "b t 
 def mean_psnr(
     real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]
 ) -> Float[np.ndarray, " t"]:
-    """Peak signal-to-noise ratio in dB at each step, of the mean error of all games."""
+    """Peak signal-to-noise ratio in dB at each step, from the mean error over all games."""
     return psnr(mean_squared_error(real.numpy(), imagined.numpy()).mean(axis=0))
 
 
 def side_by_side(
     real: UInt8[Tensor, "b t c h w"], imagined: UInt8[Tensor, "b t c h w"]
 ) -> UInt8[Tensor, "t h2 w2 3"]:
-    """Games from left to right; real frames above."""
+    """Arrange games from left to right, with real frames above imagined ones."""
     pad = (0, _GAP, 0, _GAP)
     rows = [torch.cat(list(torch.nn.functional.pad(x, pad).unbind(0)), dim=-1) for x in (real, imagined)]
     frames = torch.cat(rows, dim=-2).permute(0, 2, 3, 1)
@@ -118,14 +118,15 @@ def side_by_side(
 
 
 def to_gif(frames: UInt8[Tensor, "t h w 3"], fps: int) -> bytes:
-    """A GIF that starts again at its end."""
+    """Encode frames as a GIF that loops."""
     return imageio.imwrite("<bytes>", frames.numpy(), extension=".gif", duration=1000 / fps, loop=0)
 
 
 # --- run log
-# Where a run's numbers and videos go: metrics.jsonl always, TensorBoard and Weights & Biases where wanted.
+# Where a run's metrics and videos go: to metrics.jsonl always, to TensorBoard and Weights & Biases if
+# enabled.
 #
-# Knows nothing of what the numbers mean, but for the names of classes.
+# This section knows nothing of what the numbers mean, except for the names of classes.
 
 
 if TYPE_CHECKING:
@@ -137,18 +138,18 @@ VIDEO_FPS = 8
 
 
 class Sink(Protocol):
-    """One place that curves and videos go to."""
+    """One destination of curves and videos."""
 
     def log(self, epoch: int, scalars: dict[str, float]) -> None:
-        """Takes the numbers of an epoch."""
+        """Log the metrics of an epoch."""
         ...
 
     def point(self, series: str, index: int, scalars: dict[str, float]) -> None:
-        """Takes the numbers of one step or episode, `index` of those that `series` counts."""
+        """Log the metrics of one step or episode: number `index` of the series `series`."""
         ...
 
     def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
-        """Takes a moving picture of (height, width)."""
+        """Log a video of (height, width)."""
         ...
 
     def close(self) -> None:
@@ -157,13 +158,13 @@ class Sink(Protocol):
 
 
 class RunLog:
-    """Logs a run; curves and videos are written once `open` was called.
+    """The logs of a run; curves and videos are written once `open` was called.
 
     Args:
         run: The run's folder.
         logging: How often single steps and episodes are logged.
-        tensorboard: Whether TensorBoard is wanted.
-        wandb: Whether and how Weights & Biases is.
+        tensorboard: Whether to write TensorBoard logs.
+        wandb: Whether and how to log to Weights & Biases.
         settings: The run's configuration by key, for Weights & Biases to show.
     """
 
@@ -180,14 +181,14 @@ class RunLog:
         self._sinks: list[Sink] = []
 
     def open(self, epoch: int, next_of: Mapping[str, int] | None = None) -> None:
-        """Starts at an epoch; what a killed process logged of it and of later ones is hidden.
+        """Open the logs at an epoch; what a killed process logged of it and of later ones is hidden.
 
-        Weights & Biases cannot hide: its curves show twice what was logged and is done again.
+        Weights & Biases cannot hide entries: its curves show epochs that are trained again twice.
 
         Args:
-            epoch: The first one to be logged.
-            next_of: The first step or episode of a series to be logged, by `step_series(part)` and
-                `episode_series(split)`; 0 where one is missing.
+            epoch: The first epoch to be logged.
+            next_of: The first step or episode to be logged of each series, by `step_series(part)` and
+                `episode_series(split)`; 0 for a series that is not given.
 
         Raises:
             CacheError: The run folder cannot be written.
@@ -200,10 +201,10 @@ class RunLog:
             self._sinks.append(_Wandb(self.run.path, self.wandb, self.settings))
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Takes the numbers of `metrics["epoch"]`.
+        """Log the metrics of the epoch `metrics["epoch"]`.
 
         Raises:
-            CacheError: They cannot be written.
+            CacheError: The log cannot be written.
         """
         self.run.log(metrics)
         numbers = scalars(metrics)
@@ -211,41 +212,41 @@ class RunLog:
             sink.log(metrics["epoch"], numbers)
 
     def wants_step(self, step: int) -> bool:
-        """Whether the numbers of a network's optimiser step are to be logged; the same in every process."""
+        """Whether an optimiser step of a network is to be logged; the same in every process."""
         has_logs = self.tensorboard.enabled or self.wandb.mode != "disabled"
         return has_logs and _is_due(step, self.logging.every_steps)
 
     def step(self, part: str, step: int, scalars: dict[str, float]) -> None:
-        """Takes the numbers of optimiser step `step` of a network, one of those that are wanted.
+        """Log the metrics of optimiser step `step` of a network, for which `wants_step` holds.
 
         Raises:
-            CacheError: They cannot be written.
+            CacheError: The log cannot be written.
         """
         for sink in self._sinks:
             sink.point(step_series(part), step, scalars)
 
     def episode(self, split: str, number: int, episode_return: float, length: int) -> None:
-        """Takes an episode of the real game that was played for a dataset; not all are logged.
+        """Log an episode of the real game, if it is one of every `every_episodes`.
 
         Raises:
-            CacheError: It cannot be written.
+            CacheError: The log cannot be written.
         """
         if _is_due(number, self.logging.every_episodes):
             for sink in self._sinks:
                 sink.point(episode_series(split), number, {"return": episode_return, "length": length})
 
     def video(self, epoch: int, name: str, gif: bytes, size: tuple[int, int]) -> None:
-        """Takes a moving picture, which is kept as videos/NAME_epoch_EPOCH.gif too.
+        """Log a video, and keep it as videos/NAME_epoch_EPOCH.gif.
 
         Raises:
-            CacheError: It cannot be written.
+            CacheError: The log cannot be written.
         """
         write_file(self.run.video_file(name, epoch), gif)
         for sink in self._sinks:
             sink.video(epoch, name, gif, size)
 
     def close(self) -> None:
-        """Finishes all logs."""
+        """Finish all logs."""
         for sink in self._sinks:
             sink.close()
         self._sinks = []
@@ -266,7 +267,7 @@ def _is_due(index: int, every: int | None) -> bool:
 
 
 def scalars(metrics: dict[str, Any]) -> dict[str, float]:
-    """Single numbers, those of a class under its name; tables are left out."""
+    """Single numbers of the metrics, those of a class under its name; tables are left out."""
     result: dict[str, float] = {}
     for name, value in metrics.items():
         if isinstance(value, int | float):
@@ -277,10 +278,10 @@ def scalars(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def check_dependencies(config: WandbConfig) -> None:
-    """Makes sure that what is asked for is installed.
+    """Check that the requested loggers are installed.
 
     Raises:
-        MissingDependencyError: It is not.
+        MissingDependencyError: Weights & Biases is requested and not installed.
     """
     if config.mode == "disabled":
         return
@@ -301,9 +302,9 @@ def _tensorboard(folder: Path, epoch: int, next_of: dict[str, int]) -> Sink | No
 
 
 class _TensorBoard:
-    """Curves over epochs in the folder itself, those over steps and episodes each in one of its own.
+    """TensorBoard logs: curves over epochs in the folder itself, those of each series in a folder of its own.
 
-    TensorBoard hides all of a folder from some number on, and epochs, steps and episodes are counted apart.
+    TensorBoard hides entries by folder, from some number on, and epochs, steps and episodes count separately.
     """
 
     def __init__(self, folder: Path, epoch: int, next_of: dict[str, int]) -> None:
@@ -313,7 +314,7 @@ class _TensorBoard:
         self._writer = self._open(folder, epoch)
 
     def _open(self, folder: Path, first: int) -> SummaryWriter:
-        """A writer that hides what the folder holds from `first` on."""
+        """A writer that hides the folder's entries from number `first` on."""
         from torch.utils.tensorboard import SummaryWriter
 
         try:
@@ -359,11 +360,11 @@ class _TensorBoard:
             raise self._unwritable(error) from error
 
     def _unwritable(self, error: OSError) -> CacheError:
-        return CacheError(f"cannot write {self.folder}: {error}; tensorboard.enabled=false does without")
+        return CacheError(f"cannot write {self.folder}: {error}; tensorboard.enabled=false trains without it")
 
 
 class _Wandb:
-    """Rows in the order in which they come; every curve says what it is over: epochs, steps or episodes."""
+    """Weights & Biases: rows in the order of logging; curves over epochs, steps or episodes."""
 
     def __init__(self, folder: Path, wanted: WandbConfig, settings: Mapping[str, Any]) -> None:
         import wandb  # pyright: ignore
@@ -385,10 +386,10 @@ class _Wandb:
                 config=dict(settings),
                 settings=wandb.Settings(silent=True),
             )
-        except Exception as error:  # wandb's own, and whatever its network and files raise
+        except Exception as error:  # wandb's own errors, and whatever its network and files raise
             reason = str(error).partition("\n")[0]
             raise LoggingError(
-                f"wandb.mode={wanted.mode}: {reason}; offline writes to the run folder, disabled does without"
+                f"wandb.mode={wanted.mode}: {reason}; offline writes to the run folder, disabled does not log"
             ) from error
 
     def log(self, epoch: int, scalars: dict[str, float]) -> None:
@@ -414,7 +415,7 @@ class _Wandb:
 
 
 def _wandb_id(folder: Path) -> str:
-    """The run's name on the server, kept so that a resumed run goes on with its curves."""
+    """The run's id on the server, kept so that a resumed run continues its curves."""
     file = folder / "wandb" / "id.txt"
     if not file.is_file():
         write_file(file, secrets.token_hex(4).encode())

@@ -1,7 +1,7 @@
 """What each network minimises, as functions of a network, a batch and the random numbers.
 
-Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that reading them is the
-caller's choice. Knows nothing of optimisers or of where batches come from.
+Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that the caller decides
+when to read them. This module knows nothing of optimisers or of where batches come from.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from trainers.diamond.replay import SegmentBatch
 
 Metrics = dict[str, Tensor]
 Total = Callable[[Tensor], Tensor]
-"""Sums over the processes that share a batch: their losses and metrics then add up to the batch's."""
+"""Sums over the processes that share a batch, so that their losses and metrics add up to the batch's."""
 
 REW_END_METRICS = ("loss_rew", "loss_end", "confusion_rew", "confusion_end")
 """What `rew_end_loss` measures."""
 MOTION_RADIUS = 2
-"""Pixels around a change that still count as moving."""
+"""Distance in pixels from a change up to which a pixel counts as moving."""
 WORST_SIZE = 5
-"""Side, in pixels, of the square in which an error is looked for: a ball and where it should have been."""
+"""Side, in pixels, of the square in which errors are summed; it holds a ball and its true place."""
 
 
 @dataclass
@@ -43,8 +43,8 @@ class SigmaDistributionConfig:
     Attributes:
         loc: Mean of ln sigma.
         scale: Standard deviation of ln sigma, above 0.
-        sigma_min: Lower noise levels are raised to it.
-        sigma_max: Higher noise levels are lowered to it.
+        sigma_min: Lowest noise level; lower ones are raised to it.
+        sigma_max: Highest noise level; higher ones are lowered to it.
     """
 
     loc: float = -0.4
@@ -73,9 +73,9 @@ def draw_denoiser_noise(
     batch_size: int,
     generator: torch.Generator,
 ) -> DenoiserNoise:
-    """Draws noise for `batch_size` predictions of frames (c, h, w), on the generator's device.
+    """Draw noise for `batch_size` predictions of frames (c, h, w), on the generator's device.
 
-    Timesteps of objective "ddpm" are uniform; `config` is that of "edm".
+    Timesteps of objective "ddpm" are uniform; `config` applies to "edm" only.
     """
     device = generator.device
     if objective == "ddpm":
@@ -91,9 +91,9 @@ def draw_denoiser_noise(
 def add_noise(
     config: DenoiserConfig, obs: Float[Tensor, "b c h w"], noise: DenoiserNoise
 ) -> Float[Tensor, "b c h w"]:
-    """Frames at the drawn noise levels.
+    """Add noise to frames, at the drawn noise levels.
 
-    EDM adds offset noise of standard deviation `sigma_offset_noise` whatever sigma is. In DDPM it is part of
+    EDM adds offset noise of standard deviation `sigma_offset_noise` at every sigma. In DDPM it is part of
     the noise that the schedule scales and the network predicts, `eps + sigma_offset_noise * offset`, as in
     the training scripts of diffusers.
     """
@@ -107,7 +107,7 @@ def neighbourhood_weight(change: Float[Tensor, "b c h w"], weight: float) -> Flo
     """1 + `weight` x the largest change in the neighbourhood of each pixel.
 
     Args:
-        change: What weighs more, of values in [-1, 1]: differences in [0, 2].
+        change: Differences, in [0, 2], of frames with values in [-1, 1].
         weight: Weight, at least 0, of a pixel that changes from black to white.
     """
     size = 2 * MOTION_RADIUS + 1
@@ -120,9 +120,9 @@ class DenoiserErrors(NamedTuple):
 
     Attributes:
         error: Mean squared error of the preconditioned target.
-        counts: Whether it counts: not where the predicted frame is padding.
+        counts: Whether the error counts; False where the predicted frame is padding.
         c_noise: The noise level, as the network sees it.
-        worst: Row and column of the middle of the worst square of `WORST_SIZE` pixels.
+        worst: Row and column of the centre of the worst square, whose side is `WORST_SIZE` pixels.
     """
 
     error: Float[Tensor, "b p"]
@@ -148,7 +148,7 @@ def denoiser_errors(
         batch: Segments of n + len(noises) steps.
         noises: Random numbers of each prediction.
         moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves, or is wrongly
-            predicted to be; 0 as published.
+            predicted to move; 0 as published.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
@@ -174,7 +174,7 @@ def denoiser_errors(
 
 
 def worst_place(error: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b 2"]:
-    """Row and column of the middle of the square of `WORST_SIZE` pixels with the largest error."""
+    """Row and column of the centre of the square of side `WORST_SIZE` with the largest error."""
     blurred = F.avg_pool2d(error.mean(dim=1, keepdim=True), WORST_SIZE, stride=1, padding=WORST_SIZE // 2)
     width = blurred.shape[-1]
     index = blurred.flatten(1).argmax(dim=1)
@@ -184,12 +184,12 @@ def worst_place(error: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b 2"]:
 def mean_of_predictions(
     errors: Float[Tensor, "b p"], mask: Bool[Tensor, "b p"], total: Total = no_all_reduce
 ) -> Float[Tensor, ""]:
-    """The denoiser's loss: each prediction weighs the same, however many of its errors count.
+    """The denoiser's loss: the mean over predictions of the mean of the errors that count.
 
     Args:
-        errors: Of the predictions.
+        errors: Errors of the predictions.
         mask: Which of them count.
-        total: Adds up what the processes count that share the batch.
+        total: Sums counts over the processes that share the batch.
     """
     predictions = zip(errors.unbind(1), mask.unbind(1), strict=True)
     return torch.stack([masked_mean(error, counts, total) for error, counts in predictions]).mean()
@@ -208,7 +208,7 @@ def confusion_matrix(
     """Counts of (true class, most likely class) where `mask` holds."""
     k = logits.shape[-1]
     index = torch.where(mask, target * k + logits.argmax(dim=-1), k * k)
-    counts = index.new_zeros(k * k + 1)  # bincount would wait for a GPU
+    counts = index.new_zeros(k * k + 1)  # bincount would wait for the GPU
     return counts.index_add_(0, index.flatten(), torch.ones_like(index).flatten())[: k * k].reshape(k, k)
 
 
@@ -228,7 +228,7 @@ def rew_end_loss(
     Args:
         model: The network.
         batch: Segments.
-        total: Adds up what the processes count that share the batch.
+        total: Sums counts over the processes that share the batch.
 
     Returns:
         The loss, and {"loss_rew", "loss_end", "confusion_rew" (3, 3), "confusion_end" (2, 2)}.
@@ -261,7 +261,7 @@ def masked_cross_entropy(
 # --- actor critic loss
 # The actor-critic's loss: REINFORCE with a value baseline on lambda-returns (Sutton and Barto, 2018).
 #
-# Functions of tensors only. Knows nothing of where the steps came from, imagination or the real game.
+# Functions of tensors only, for steps of imagined and of real games.
 
 
 @dataclass
@@ -271,7 +271,8 @@ class ActorCriticLossConfig:
     Attributes:
         backup_every: Steps played for each optimiser step; null for `world_model_env.horizon`.
         gamma: Discount of a step, in [0, 1].
-        lambda_: In [0, 1]; 0 trusts the value after one step, 1 only what was played.
+        lambda_: Weight of later rewards in lambda-returns, in [0, 1]: 0 uses the value after one step, 1 only
+            the rewards that were played.
         weight_value_loss: Weight of the squared error of the values.
         weight_entropy_loss: Weight of the policy's entropy (in nats), which is maximised.
     """
@@ -302,9 +303,9 @@ class PlayedSteps:
         act: Actions taken.
         rew: Rewards; only their sign is learned from.
         end: Whether the step ended the episode.
-        trunc: Whether it cut the episode short.
-        val: Values of the frames acted at; gradients flow through them.
-        val_bootstrap: Values of the frames that followed, the final frame where the episode was over.
+        trunc: Whether the step cut the episode short.
+        val: Values of the frames at which the actions were taken; gradients flow through them.
+        val_bootstrap: Values of the frames that followed: the final frame where the episode was over.
     """
 
     logits_act: Float[Tensor, "b t a"]
@@ -326,10 +327,10 @@ def lambda_returns(
     gamma: float,
     lambda_: float,
 ) -> Float[Tensor, "b t"]:
-    """Returns of the rewards' signs, by recursion from the last step.
+    """Lambda-returns of the signs of the rewards, by recursion from the last step.
 
-    `G_t = sign(r_t) + gamma * ((1 - lambda) * V_{t+1} + lambda * G_{t+1})`; V alone where the episode was cut
-    short or the steps run out, nothing at all where it ended.
+    `G_t = sign(r_t) + gamma * ((1 - lambda) * V_{t+1} + lambda * G_{t+1})`; V alone follows the reward where
+    the episode was cut short or the steps run out, and nothing where it ended.
     """
     returns = torch.empty_like(val_bootstrap)
     following = val_bootstrap[:, -1]

@@ -1,4 +1,4 @@
-"""A run's networks: fresh weights, or those of a checkpoint, on the device where they train fast."""
+"""A run's networks: with fresh weights or those of a checkpoint, placed so that they train fast."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from trainers.diamond.distributed import SINGLE_PROCESS, Group
 
 _log = logging.getLogger(__name__)
 _DIFFERENCE_GAIN = 15.0
-"""Changes between frames are sparse and small."""
+"""Factor for differences of frames, because changes are sparse and small."""
 _RECURRENT_GAIN = 3.0
-"""Without it too little of a rare event reaches the loss; one batch ends at 0.33 instead of 0.002."""
+"""Without this factor too little of a rare event reaches the loss: one batch ends at 0.33, not at 0.002."""
 
 
 @torch.no_grad()
 def start_with_differences(model: RewEndModel) -> None:
-    """Lets the first convolution see only what changes between the frames, and LSTM and head hear it."""
+    """Let the first convolution see only changes between frames, and amplify them for LSTM and head."""
     weight = model.encoder.conv_in.weight  # (out, 2 c p^2, 3, 3): the frame before, then the frame after
     half = weight.shape[1] // 2
     weight[:, half:] *= _DIFFERENCE_GAIN
@@ -35,10 +35,10 @@ def start_with_differences(model: RewEndModel) -> None:
 
 
 def find_device(name: str, group: Group = SINGLE_PROCESS) -> torch.device:
-    """The device of a name; "auto" is CUDA where available, and each process of several has its own GPU.
+    """Find a device by its name; "auto" is CUDA where available, and each process has its own GPU.
 
     Raises:
-        DeviceError: There is no such device here.
+        DeviceError: This machine has no such device.
     """
     if group.world_size > 1 and name not in ("auto", "cpu", "cuda"):
         raise DeviceError(f"common.device={name} with several processes: accepted are auto, cpu, cuda")
@@ -59,9 +59,9 @@ def new_agent(
     """Networks with fresh weights, on the CPU.
 
     Args:
-        sizes: Of the networks; the number of actions is known.
+        sizes: Sizes of the networks; the number of actions is known.
         seed: Fixes the weights.
-        with_actor_critic: Whether there is an actor-critic.
+        with_actor_critic: Whether to make an actor-critic as well.
         difference_init: Whether the reward/end model starts as a detector of change.
 
     Raises:
@@ -81,7 +81,7 @@ def new_agent(
 
 @torch.no_grad()
 def _try_out(agent: Agent) -> None:
-    """Runs the networks once, so that sizes that do not go together are found before any work is done."""
+    """Run the networks once, so that sizes that do not fit together are found before any work is done."""
     inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
     n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
     act = torch.zeros(1, n, dtype=torch.int64)
@@ -93,11 +93,11 @@ def _try_out(agent: Agent) -> None:
 
 
 def initialize(agent: Agent, initialization: InitializationConfig) -> None:
-    """Takes the weights of the parts that `initialization` names from its checkpoint.
+    """Load the weights of the parts that `initialization` selects from its checkpoint.
 
     Raises:
         CheckpointNotFoundError: There is no checkpoint.
-        CheckpointError: It is damaged, or its networks are of other sizes.
+        CheckpointError: The checkpoint is damaged, or its networks are of other sizes.
     """
     num_actions = agent.config.num_actions
     if initialization.path_to_ckpt is None:
@@ -121,24 +121,24 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
 
 
 def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
-    """All that have our shapes; what depends on another number of actions stays as it is."""
+    """Take all weights of matching shapes; those that depend on the number of actions stay as they are."""
     weights = ours.state_dict()
     taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
     ours.load_state_dict(weights | taken)
     if len(taken) < len(weights):
         anew = ", ".join(sorted(weights.keys() - taken.keys()))
-        _log.info("%s: other actions, %s start anew", name, anew)
+        _log.info("%s: the number of actions differs, so these weights stay random: %s", name, anew)
 
 
 def place(agent: Agent, device: torch.device, backend: str) -> None:
-    """Puts networks on their device so that they train fast: layout, upsampling, compilation.
+    """Put networks on their device so that they train fast: layout, upsampling, compilation.
 
     Args:
         agent: The networks, changed in place.
-        device: Where they train.
-        backend: As in `TrainingConfig`.
+        device: Device on which they train.
+        backend: The backend, as in `TrainingConfig`.
     """
     lay_out(agent, device)
     if pick_backend(backend, device) == "inductor":
-        # in place: the names of the weights stay; a graph for each shape, of crops and of whole frames
+        # in place, so that the names of the weights stay; one graph for crops and one for whole frames
         agent.denoiser.inner_model.compile(dynamic=False)

@@ -15,24 +15,26 @@ from diamond_gym.backends.cuda_graphs import Graphs
 from trainers.diamond.config import OptimizerConfig
 
 # --- muon
-# Muon (Jordan et al. 2024): momentum whose every matrix is made orthogonal before it is taken as a step.
+# Muon (Jordan et al. 2024): every matrix of momenta is made orthogonal before it becomes an update.
 #
-# Gradients of weight matrices lie mostly in a few directions; all of them move equally far here. A small
-# denoiser needs about half of AdamW's steps (docs/experiments.md).
+# Gradients of weight matrices lie mostly in a few directions; here an update is equally large in all of them.
+# A small denoiser needs about half of AdamW's steps (docs/experiments.md).
 
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration of Jordan et al.: it takes singular values in (0, 1] to about 1 in five steps."""
+"""Coefficients of the quintic iteration of Jordan et al., which takes singular values in (0, 1] to about 1
+in five steps."""
 _NUM_ITERATIONS = 5
 _RMS = 0.2
-"""AdamW's steps have about this root mean square, in learning rates (Liu et al. 2025, section 2.2)."""
+"""Root mean square of AdamW's updates, in learning rates (Liu et al. 2025, section 2.2)."""
 MOMENTUM = 0.95
 
 
 class Muon(torch.optim.AdamW):
-    """Muon in the parameter groups with `muon=True`, whose parameters have 2 dimensions or more, AdamW else.
+    """Muon in the parameter groups with `muon=True`, AdamW in the others.
 
-    A kernel (out, in, h, w) is the matrix (out, in * h * w). Steps are scaled to the size of AdamW's, so that
+    Muon's parameters have 2 dimensions or more; a kernel (out, in, h, w) is the matrix (out, in * h * w).
+    Updates are scaled to the size of AdamW's, so that
     learning rates and weight decay mean the same in both kinds of group.
     """
 
@@ -40,7 +42,7 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Moves all parameters that have gradients, and drops the gradients of those in Muon's groups."""
+        """Update all parameters that have gradients, and drop the gradients of those in Muon's groups."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -48,7 +50,7 @@ class Muon(torch.optim.AdamW):
         for group in self.param_groups:
             if group["muon"]:
                 self._step(group)
-        super().step()  # sees what has a gradient left
+        super().step()  # updates the parameters that still have a gradient
         return loss
 
     def _step(self, group: dict[str, Any]) -> None:
@@ -62,7 +64,7 @@ class Muon(torch.optim.AdamW):
             p.grad = None
 
     def _orthogonalized(self, *matrices: Tensor) -> tuple[Tensor, ...]:
-        """On CUDA as a graph: of many small products, launching takes longer than computing."""
+        """Orthogonalise; on CUDA as a graph, because launching many small products takes longest."""
         if not matrices[0].is_cuda:
             return orthogonalized(*matrices)
         if self._graphs is None:
@@ -70,10 +72,10 @@ class Muon(torch.optim.AdamW):
         return self._graphs.run(orthogonalized, *matrices)
 
     def _momenta(self, parameters: list[Tensor]) -> tuple[Tensor, ...]:
-        """Nesterov's: a step ahead of the averages of the gradients."""
+        """Nesterov momenta: one step ahead of the averages of the gradients."""
         gradients = [p.grad for p in parameters if p.grad is not None]
         for p in parameters:
-            if not self.state[p]:  # AdamW looks for a step
+            if not self.state[p]:  # AdamW expects a step
                 self.state[p] |= {"step": torch.zeros(()), "momentum_buffer": torch.zeros_like(p)}
         averages = [self.state[p]["momentum_buffer"] for p in parameters]
         torch._foreach_add_([self.state[p]["step"] for p in parameters], 1)
@@ -86,7 +88,7 @@ def _is_channels_last(x: Tensor) -> bool:
 
 
 def _as_matrix(x: Tensor) -> Float[Tensor, "rows columns"]:
-    """The first dimension and all others, without a copy: the order of the columns is the memory's."""
+    """View a kernel as a matrix without a copy; its columns are in the order of memory."""
     return (x.permute(0, 2, 3, 1) if _is_channels_last(x) else x).flatten(1)
 
 
@@ -99,9 +101,9 @@ def _as_shaped(matrix: Float[Tensor, "rows columns"], like: Tensor) -> Tensor:
 
 
 def orthogonalized(*matrices: Float[Tensor, "_ _"]) -> tuple[Float[Tensor, "_ _"], ...]:
-    """About the nearest matrices with orthonormal rows (or columns, where there are fewer of those).
+    """Approximately the nearest matrices with orthonormal rows (or columns, where there are fewer columns).
 
-    Their singular values end between 0.7 and 1.2; those of zeros stay 0.
+    Their singular values lie between 0.7 and 1.2; those of zero matrices stay 0.
 
     Every iteration multiplies a matrix X by a polynomial of X X^T, so the products of the polynomials are
     computed from X X^T alone, which is small, and multiply X once: 0.4 of the arithmetic.
@@ -122,7 +124,7 @@ def orthogonalized(*matrices: Float[Tensor, "_ _"]) -> tuple[Float[Tensor, "_ _"
 
 
 def _iterated(grams: Float[Tensor, "n a a"]) -> Float[Tensor, "n a a"]:
-    """What the iterations multiply matrices X of norm 1 by, given X X^T."""
+    """The factor by which the iterations multiply matrices X of norm 1, given X X^T."""
     a, b, c = _COEFFICIENTS
     product = torch.eye(grams.shape[1], dtype=grams.dtype, device=grams.device).expand_as(grams)
     for _ in range(_NUM_ITERATIONS):
@@ -154,7 +156,7 @@ def weight_decay_groups(module: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """The two groups of `weight_decay_groups`, both AdamW's, or the first one Muon's."""
+    """Make an optimiser of the two groups of `weight_decay_groups`: AdamW, or Muon for the first one."""
     decay, no_decay = weight_decay_groups(module)
     parameters = dict(module.named_parameters())
     groups: list[dict[str, Any]] = [
@@ -166,7 +168,9 @@ def make_optimizer(module: nn.Module, config: OptimizerConfig) -> torch.optim.Ad
             group["muon"] = is_muon
         on_cpu = next(module.parameters()).device.type == "cpu"
         return Muon(groups, lr=config.lr, eps=config.eps, foreach=not on_cpu, fused=on_cpu)
-    on_gpu = next(module.parameters()).is_cuda  # there one kernel does it all, and nothing waits for the GPU
+    on_gpu = next(
+        module.parameters()
+    ).is_cuda  # one kernel updates all parameters, and nothing waits for the GPU
     return torch.optim.AdamW(groups, lr=config.lr, eps=config.eps, foreach=not on_gpu, fused=on_gpu)
 
 
@@ -180,12 +184,12 @@ class ExponentialMovingAverage:
 
     @classmethod
     def of(cls, module: nn.Module, decay: float) -> ExponentialMovingAverage:
-        """Starts at the module's present weights."""
+        """Start an average at the module's current weights."""
         return cls(decay, 0, {name: p.detach().clone() for name, p in module.named_parameters()})
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Moves towards the module's weights."""
+        """Update the average with the module's current weights."""
         self.num_updates += 1
         decay = min(self.decay, (1 + self.num_updates) / (10 + self.num_updates))
         parameters = dict(module.named_parameters())
@@ -194,11 +198,11 @@ class ExponentialMovingAverage:
         )
 
     def state_dict(self) -> dict[str, object]:
-        """What `load_state_dict` needs to go on."""
+        """The state for `load_state_dict`."""
         return {"num_updates": self.num_updates, "values": self.values}
 
     def load_state_dict(self, state: dict) -> None:
-        """Goes on from a saved average."""
+        """Restore a saved average."""
         self.num_updates = state["num_updates"]
         for name, value in state["values"].items():
             self.values[name].copy_(value)

@@ -39,32 +39,31 @@ from trainers.diamond.errors import HubError
 from trainers.diamond.run_folder import RunFolder
 
 # --- average
-# The best average of a run's snapshots, searched on its test episodes (Karras et al. 2023, EDM2, section
-# 3).
+# The best average of a run's snapshots, chosen on its test episodes (Karras et al. 2023, EDM2, section 3).
 #
-# Snapshots late in a run are weights of one descent: their average is often truer than any of them, most of
-# all in what lasts (walls, scores). Which one is best is not known beforehand, and cheap to try.
+# Snapshots late in a run lie close together: their average is often truer than any of them, most of all in
+# what lasts (walls, scores). Which average is best is not known beforehand, but cheap to find out.
 
 
 _log = logging.getLogger(__name__)
 NUM_STARTS, HORIZON = 96, 30
-"""Moments from which is imagined, and for how many steps."""
+"""Number of moments to imagine from, and of steps to imagine."""
 STEPS = (1, 5, 15, 30)
-"""Steps that count."""
+"""Imagined steps that are scored."""
 DECIBELS = 30.0
-"""An object that is always in the right place is worth so many dB."""
+"""Weight, in dB, of objects that are always in the right place."""
 
 Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Validation:
-    """How true a world model is on episodes that neither training nor the model card sees.
+    """A score of world models on episodes that neither training nor the model card uses.
 
     Attributes:
         game: The game's name; None for other environments.
-        episodes: Finished episodes, and those cut short.
-        starts: Moments in them.
+        episodes: Episodes, finished or cut short.
+        starts: Moments in them to imagine from.
     """
 
     game: str | None
@@ -73,7 +72,7 @@ class Validation:
 
     @classmethod
     def of(cls, game: str | None, episodes: Sequence[Episode], num_steps_conditioning: int) -> Validation:
-        """Moments spread evenly over the episodes.
+        """Choose moments that are spread evenly over the episodes.
 
         Raises:
             InvalidInputError: All episodes are shorter than a context.
@@ -85,7 +84,7 @@ class Validation:
     def score(self, world_model: WorldModel) -> float:
         """Mean PSNR in dB at `STEPS`, and `DECIBELS` times the mean share of objects in the right place.
 
-        Objects count in games where they can be found, at `STEPS` and after single steps of every kind.
+        Objects count in games where they can be located, at `STEPS` and after single steps of every kind.
         """
         imagined = Imaginer(world_model, seed=0, progress=False).future(self.starts)
         real, valid = self.starts.future_obs.numpy(), self.starts.valid.numpy()
@@ -103,14 +102,14 @@ class Validation:
 
 
 def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]]:
-    """Averages of the last snapshots of a network: of 1, 2, 3, 5, 8, ... and of all of them.
+    """Yield averages of the last 1, 2, 3, 5, 8, ... snapshots of a network, and of all of them.
 
     Args:
         files: Weights of agents, oldest first; at least one.
-        prefix: What the names of the network's weights begin with; it is taken away.
+        prefix: Beginning of the names of the network's weights, which is removed.
 
     Yields:
-        How many snapshots it is the average of, and the average, in float32.
+        The number of averaged snapshots, and their average in float32.
     """
     sums: dict[str, Tensor] = {}
     wanted = _window_sizes(len(files))
@@ -125,7 +124,7 @@ def averages(files: Sequence[Path], prefix: str) -> Iterator[tuple[int, Weights]
 
 
 def _window_sizes(count: int) -> set[int]:
-    """1, 2, 3, 5, 8, ... up to a count, and the count."""
+    """The numbers 1, 2, 3, 5, 8, ... below a count, and the count."""
     sizes, following = 1, 2
     result = {count}
     while sizes <= count:
@@ -137,15 +136,15 @@ def _window_sizes(count: int) -> set[int]:
 def best_average(
     files: Sequence[Path], world_model: WorldModel, validation: Validation
 ) -> tuple[int, dict[int, float]]:
-    """Puts the average with the highest score into a world model's denoiser.
+    """Put the average with the highest score into a world model's denoiser.
 
     Args:
         files: Weights of agents, oldest first; at least one.
-        world_model: In eval mode; its denoiser is changed.
-        validation: Scores.
+        world_model: World model in eval mode, whose denoiser is changed.
+        validation: Scores the averages.
 
     Returns:
-        How many of the last snapshots the best average is of, and the score of each average.
+        The number of last snapshots in the best average, and the score of each average.
     """
     scores: dict[int, float] = {}
     best: Weights = {}
@@ -164,7 +163,7 @@ def best_average(
 
 @dataclass
 class ExportOptions:
-    """What to write, and where.
+    """What to export, and where to.
 
     Raises:
         InvalidInputError: A number is out of range, or there is no such precision.
@@ -176,15 +175,13 @@ class ExportOptions:
         None, "run folder whose reward/end model is taken instead", is_path=True
     )
     dtype: str = option("float16", "precision of the weights", choices=("float16", "float32"))
-    num_contexts: int = option(64, "contexts of real games to start from", least=1)
+    num_contexts: int = option(64, "number of start contexts, from real games", least=1)
     max_mb: float | None = option(
         None,
-        "refuse to write more than so many MB (10^6 bytes), such as 4 for a world that a package embeds",
+        "largest size in MB (10^6 bytes), such as 4 for a world that a package embeds",
         above=0,
     )
-    average: bool = option(
-        False, "take the best average of the run's snapshots, searched on its test episodes"
-    )
+    average: bool = option(False, "take the best average of the run's snapshots, chosen on its test episodes")
     evaluate: bool = option(False, "measure the world and write its model card (minutes)")
 
     def __post_init__(self) -> None:
@@ -198,7 +195,7 @@ EXPORT = (
 
 @dataclass(frozen=True)
 class _Trained:
-    """A run that has an agent."""
+    """A run that has saved an agent."""
 
     run: RunFolder
     config: TrainerConfig
@@ -215,13 +212,13 @@ class _Trained:
         return cls(run, config, WorldDescription.load(run.world_file), epoch, agent)
 
     def learned(self, part: str) -> bool:
-        """Whether the part's weights are more than random."""
+        """Whether the part has been trained, or started from trained weights."""
         initialization = self.config.initialization
         given = initialization.path_to_ckpt is not None and getattr(initialization, f"load_{part}")
         return given or part in self.config.training.trained_parts
 
     def training(self, part: str) -> dict[str, Any]:
-        """What is worth telling about how the part was trained."""
+        """Description of the part's training, for the model card."""
         training = getattr(self.config, part).training
         told: dict[str, Any] = {"command": (self.description.training or {}).get("command")}
         if part in self.config.training.trained_parts:
@@ -234,7 +231,7 @@ class _Trained:
         return data.dataset_folders(self.run, self.config.static_dataset)
 
     def data(self) -> dict[str, Any]:
-        """What the run learned from."""
+        """Description of the data that the run learned from."""
         folder, _ = self.dataset_folders
         dataset = EpisodeDataset(folder)
         counts = {"episodes": dataset.num_episodes, "steps": dataset.num_steps}
@@ -244,14 +241,14 @@ class _Trained:
 
 
 def export(options: ExportOptions) -> dict[str, int]:
-    """Writes the folder.
+    """Write a run's world model as a folder.
 
     Returns:
         Size in bytes of each file.
 
     Raises:
         InvalidInputError: A part was not trained, the two runs do not fit together, or the folder would be
-            too large; nothing is written then.
+            too large; nothing is written in these cases.
         CheckpointNotFoundError: A path is not a run folder, or holds no agent yet.
         CacheError: The folder cannot be written.
     """
@@ -261,7 +258,7 @@ def export(options: ExportOptions) -> dict[str, int]:
         sources["rew_end_model"] = _Trained.read(options.rew_end_model_run)
     _check(sources)
     if options.evaluate and source.description.game is None:
-        raise InvalidInputError("evaluate=true plays the real game, and the run has none: leave it out")
+        raise InvalidInputError("evaluate=true plays the real game, but the run has no game: leave it out")
     told = {part: trained.training(part) for part, trained in sources.items()}
     agent = _combined(sources["denoiser"].agent, sources["rew_end_model"].agent)
     if options.average:
@@ -302,7 +299,7 @@ def export(options: ExportOptions) -> dict[str, int]:
 
 
 def _average(source: _Trained, agent: Agent) -> int:
-    """Puts the best average of the run's snapshots into the agent's denoiser; of how many it is."""
+    """Put the best average of the run's snapshots into the agent's denoiser; return how many it has."""
     train, test = source.dataset_folders
     folder = test if (test / "info.pt").is_file() else train
     n = agent.denoiser.config.inner_model.num_steps_conditioning
@@ -316,7 +313,7 @@ def _average(source: _Trained, agent: Agent) -> int:
 
 
 def _evaluate(folder: Path, game: str) -> None:
-    """Measures a saved world and writes its model card."""
+    """Measure a saved world and write its model card."""
     with tempfile.TemporaryDirectory() as out:
         evaluation.run(Settings(game=game, checkpoint=str(folder), out=out))
         card.write_card(Path(out) / "fidelity.json", folder)
@@ -327,7 +324,7 @@ def _check(sources: dict[str, _Trained]) -> None:
         if not trained.learned(part):
             key = "rew_end_model_run" if part == "rew_end_model" else "run"
             raise InvalidInputError(
-                f"the run {trained.run.path} has not trained its {part}: give {key}=PATH of one that has"
+                f"the run {trained.run.path} has not trained its {part}: give {key}=PATH of a run that has"
             )
     denoiser, rew_end = (sources[part].description for part in WORLD_MODEL_PARTS)
     if denoiser.game != rew_end.game:
@@ -338,7 +335,7 @@ def _check(sources: dict[str, _Trained]) -> None:
 
 
 def _combined(denoiser: Agent, rew_end: Agent) -> Agent:
-    """A world model of one agent's denoiser and the other's reward/end model."""
+    """Combine one agent's denoiser and the other's reward/end model into a world model."""
     first, second = denoiser.config, rew_end.config
     if first.num_actions != second.num_actions:
         raise InvalidInputError(
@@ -375,17 +372,17 @@ _LICENSE = re.compile(r"[a-z0-9.-]+")
 
 @dataclass
 class PublishOptions:
-    """What to publish, and where.
+    """What to publish, and where to.
 
     Raises:
         InvalidInputError: A value is not one of those accepted.
     """
 
     run: str = option(MISSING, "the run folder; its newest agent is taken", is_path=True)
-    repo_id: str = option(MISSING, "the repository; it is made if it is not there")
+    repo_id: str = option(MISSING, "the repository, which is created if it does not exist")
     private: bool = option(False, "make the repository private")
     dry_run: bool = option(False, "write the folder `out` and send nothing")
-    out: str | None = option(None, "folder to write, and to keep", is_path=True)
+    out: str | None = option(None, "folder to write, which is kept", is_path=True)
     fidelity: str | None = option(
         None, "fidelity.json of `python -m diamond_gym.evaluate`, for the card", is_path=True
     )
@@ -394,7 +391,7 @@ class PublishOptions:
         None, "run folder whose reward/end model is taken instead", is_path=True
     )
     dtype: str = option("float16", "precision of the weights", choices=("float16", "float32"))
-    num_contexts: int = option(64, "contexts of real games to start from", least=1)
+    num_contexts: int = option(64, "number of start contexts, from real games", least=1)
 
     def __post_init__(self) -> None:
         cli.check(self)
@@ -407,16 +404,16 @@ class PublishOptions:
 
 
 def push_to_hub(options: PublishOptions) -> str:
-    """Writes the folder and, unless it is a dry run, uploads it.
+    """Write the folder and, unless it is a dry run, upload it.
 
     Returns:
-        What to tell the user.
+        The message for the user.
 
     Raises:
         InvalidInputError: A part was not trained, or the fidelity is of another game or file.
         CheckpointNotFoundError: A path is not a run folder, or holds no agent yet.
         CacheError: The folder is not empty, or cannot be written.
-        HubError: Nobody is logged in, or the Hub cannot be reached or refuses.
+        HubError: Nobody is logged in, or the Hub cannot be reached or refuses the request.
     """
     if not options.dry_run and get_token() is None:
         raise HubError("nobody is logged in: run `hf auth login`, or set HF_TOKEN to a token that may write")
@@ -432,7 +429,7 @@ def push_to_hub(options: PublishOptions) -> str:
 
 
 def write_world(options: PublishOptions, folder: Path) -> None:
-    """Writes everything that is published."""
+    """Write all published files into a folder."""
     result = None if options.fidelity is None else card.read_result(Path(options.fidelity).expanduser())
     export(
         ExportOptions(
@@ -469,7 +466,7 @@ def _header(options: PublishOptions, game: str | None) -> str:
 
 
 def _public_config(run: str) -> str:
-    """The run's configuration, without the folders and accounts of who made it."""
+    """The run's configuration, without the folders and accounts of its author."""
     config = from_yaml(RunFolder.existing(Path(run)).config_file)
     config.static_dataset = replace(config.static_dataset, path=_name(config.static_dataset.path))
     path = _name(config.initialization.path_to_ckpt)
@@ -483,7 +480,7 @@ def _name(path: str | None) -> str | None:
 
 
 def _upload(options: PublishOptions, folder: Path) -> str:
-    """Makes the repository if it is not there and commits all files at once; returns its address."""
+    """Create the repository if it does not exist, commit all files at once, and return its address."""
     api, made = HfApi(), False
     try:
         url = api.create_repo(options.repo_id, private=options.private or None, exist_ok=True)
@@ -495,11 +492,13 @@ def _upload(options: PublishOptions, folder: Path) -> str:
                 [CommitOperationAdd(file.name, file) for file in visible(folder)],
                 commit_message="Publish a world model",
             )
-    except Exception as error:  # which HTTP library's errors, depends on the version of huggingface_hub
+    except (
+        Exception
+    ) as error:  # the HTTP library, and so its errors, depends on the version of huggingface_hub
         raise HubError(_explained(error, options.repo_id, made)) from error
     if is_public:
         raise HubError(
-            f"{options.repo_id} is there already and public: make it private on the Hub, choose another "
+            f"{options.repo_id} exists already and is public: make it private on the Hub, choose another "
             "repo_id, or leave out private=true; no file was uploaded"
         )
     return str(url)
@@ -513,10 +512,10 @@ def _explained(error: BaseException, repo_id: str, made: bool) -> str:
     if status == 401:
         what = "does not accept the token: log in again with `hf auth login`, or set HF_TOKEN to another"
     elif status in (403, 404):
-        what = f"does not let this token write to {repo_id}: take a token that may, or a repo_id of your own"
+        what = f"does not let this token write to {repo_id}: take one that may write, or your own repo_id"
     elif status is not None:
         what = f"refused (status {status})"
     else:
         what = f"cannot be reached at {constants.ENDPOINT}, or broke off"
-    done = "the repository is there, but no file was uploaded" if made else "nothing was uploaded"
+    done = "the repository exists, but no file was uploaded" if made else "nothing was uploaded"
     return f"the Hugging Face Hub {what}; {done}. It said: {reason}"

@@ -1,7 +1,7 @@
 """Episodes in memory as uint8, and the segments and crops that training draws from them.
 
 Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees
-the batches it would have seen. Knows nothing of networks, losses or files.
+the batches it would have seen. This module knows nothing of networks, losses or files.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ from diamond_gym.errors import DatasetError
 from diamond_gym.world.pixels import to_float
 
 # --- crops
-# Crops of segments: where in a frame training looks when it does not look at all of it.
+# Crops of segments: the part of a frame that a training step uses.
 #
-# A frame of a game is mostly still, and what decides how it continues, a ball that meets a paddle, is
+# A frame of a game is mostly still, and what decides how it continues, such as a ball that meets a paddle, is
 # small. Training on crops around what moves costs a fraction of a whole frame (Patch Diffusion, arXiv
-# 2304.12526). This module sees pixels only: no game's objects, no networks.
+# 2304.12526). Only pixels are used: no objects of a game, no networks.
 
 
 MOTION_CELL = 4
-"""Side, in pixels, of the squares among which a place that moves is drawn: all of them are equally likely, so
+"""Side, in pixels, of the cells among which a moving place is drawn: all moving cells are equally likely, so
 that a ball is drawn as often as a paddle."""
 MOTION_THRESHOLD = 16
-"""A change of a colour channel by less than this, of 255, is no motion."""
+"""Smallest change of a colour channel, out of 255, that counts as motion."""
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Which crops are cut.
+    """Size and alignment of crops.
 
     Attributes:
         size: Side in pixels.
-        multiple: Rows and columns of their upper left corners are multiples of this, so that the network
-            divides a crop as it divides the frame around it.
+        multiple: Divisor of the rows and columns of their upper left corners, so that the network
+            downsamples a crop as it downsamples the frame around it.
     """
 
     size: int
@@ -51,11 +51,11 @@ class Crop:
     def corners(
         self, rng: np.random.Generator, place: Int64[np.ndarray, "b 2"], frame: tuple[int, int]
     ) -> NDArray[np.int64]:
-        """Draws corners (b, 2) of crops that hold a place in their middle half, where the frame allows it.
+        """Draw corners (b, 2) of crops that hold a place in their middle half, where the frame allows it.
 
         Args:
-            rng: Source of the draw.
-            place: Row and column.
+            rng: Source of randomness.
+            place: Row and column of the place.
             frame: Height and width of the frames.
         """
         low = -(-(place - 3 * self.size // 4) // self.multiple)
@@ -67,7 +67,7 @@ class Crop:
 def is_moving(
     before: UInt8[np.ndarray, "b c h w"], after: UInt8[np.ndarray, "b c h w"]
 ) -> Bool[np.ndarray, "b h2 w2"]:
-    """Which squares of `MOTION_CELL` pixels change between two frames, without a narrower rest at an edge."""
+    """Which cells of side `MOTION_CELL` change between two frames; narrower cells at an edge are ignored."""
     change = np.where(after > before, after - before, before - after).max(1) >= MOTION_THRESHOLD
     b, h, w = change.shape
     h, w = h // MOTION_CELL, w // MOTION_CELL
@@ -76,7 +76,7 @@ def is_moving(
 
 
 def moving_places(rng: np.random.Generator, moves: Bool[np.ndarray, "b h w"]) -> Int64[np.ndarray, "b 2"]:
-    """Draws a pixel (row, column) out of each frame's moving squares; any pixel where nothing moves."""
+    """Draw a pixel (row, column) from each frame's moving cells; any pixel where nothing moves."""
     b, _, w = moves.shape
     order = rng.random(moves.shape) + moves  # those that move come last
     cell = order.reshape(b, -1).argmax(1)
@@ -87,7 +87,7 @@ def moving_places(rng: np.random.Generator, moves: Bool[np.ndarray, "b h w"]) ->
 def cut(
     frames: UInt8[np.ndarray, "b *t c h w"], corner: Int64[np.ndarray, "b 2"], size: int
 ) -> UInt8[np.ndarray, "b *t c s s"]:
-    """Cuts a square out of every frame; all frames of a segment are cut alike."""
+    """Cut a square out of every frame; all frames of a segment are cut alike."""
     windows = np.empty((*frames.shape[:-2], size, size), frames.dtype)
     for i, (row, column) in enumerate(corner.tolist()):
         windows[i] = frames[i, ..., row : row + size, column : column + size]
@@ -97,29 +97,29 @@ def cut(
 # --- hard steps
 # Which steps of the replay are predicted badly: prioritised replay (Schaul et al. 2016), proportional.
 #
-# Most steps of a game are easy; what makes an imagined game part from the real one, a ball's bounce, say,
-# is rare and looks like the rest. Knows nothing of networks.
+# Most steps of a game are easy; what makes an imagined game depart from the real one, such as a bounce of the
+# ball, is rare and looks like the rest. This section knows nothing of networks.
 
 
 _NUM_LEVELS = 15
 _LEVELS = (-0.4, 1.1)
-"""Noise levels, as the network sees them, are told apart in so many equal bins between these."""
+"""Number of equal bins of noise levels, as the network sees them, and the range that they divide."""
 _MEAN_DECAY = 0.99
-"""Of the usual error of a kind of prediction, by every error noted."""
+"""Decay of the usual error of a kind of prediction with every noted error."""
 
 
 class StepErrors(NamedTuple):
-    """How badly k steps were predicted; their numbers may be of any type.
+    """Prediction errors of k steps; the arrays may have any number type.
 
     Attributes:
         episode: Number of the episode.
-        time: Number of the step in it.
-        error: At least 0.
+        time: Number of the step in the episode.
+        error: Error, at least 0.
         c_noise: Noise level, as the network sees it.
-        kind: Number, at least 0, of what is compared with its like only.
-        row: Row in the frame of the worst of it.
-        column: Its column.
-        is_usual: Whether the step was drawn as any other; the hard steps must not decide what is usual.
+        kind: Kind of prediction, at least 0; only errors of the same kind are compared.
+        row: Row in the frame of the largest error.
+        column: Column in the frame of the largest error.
+        is_usual: Whether the step was drawn in the usual way; hard steps must not decide what is usual.
     """
 
     episode: Shaped[Tensor, " k"]
@@ -136,8 +136,8 @@ class HardSteps:
     """How badly each step was predicted when it was last seen, and where in the frame.
 
     Errors are noted as multiples of the usual error of their kind, that is of predictions at the same noise
-    level and as far into a segment: a plain step under little noise and a bounce under much of it are
-    otherwise alike. A step never seen weighs 0.
+    level and as far into a segment; otherwise a plain step under much noise would look as hard as a bounce
+    under little noise. A step that was never seen has weight 0.
     """
 
     def __init__(self) -> None:
@@ -150,7 +150,7 @@ class HardSteps:
         """How much each step should be drawn, episode after episode.
 
         Args:
-            lengths: Of the episodes; they grow, and more come, but none shrinks.
+            lengths: Lengths of the episodes; they may grow in length and number, but never shrink.
         """
         if not np.array_equal(lengths, self._lengths):
             self._errors = self._with_room(self._errors, lengths)
@@ -160,11 +160,11 @@ class HardSteps:
 
     @property
     def places(self) -> NDArray[np.uint8]:
-        """Row and column, in pixels, where each step was predicted worst; in the order of `weights`."""
+        """Row and column, in pixels, of each step's largest error; in the order of `weights`."""
         return self._places
 
     def note(self, seen: StepErrors) -> None:
-        """Remembers errors of steps that `weights` has heard of; what is not finite is left out."""
+        """Note errors of steps that were covered by `weights`; errors that are not finite are left out."""
         seen = StepErrors(*(x[seen.error.isfinite()] for x in seen))
         episode, time = seen.episode.long().numpy(), seen.time.long().numpy()
         index = (self._lengths.cumsum() - self._lengths)[episode] + time
@@ -177,7 +177,7 @@ class HardSteps:
     def _update_means(
         self, error: NDArray[np.float64], kind: NDArray[np.int64], is_usual: NDArray[np.bool_]
     ) -> None:
-        """Moves the usual error of every kind, a geometric mean, towards that of steps drawn as any other."""
+        """Update the usual error of every kind, a geometric mean, from steps drawn in the usual way."""
         logs = np.log(np.maximum(error, np.finfo(np.float32).tiny))
         for k in np.unique(kind).tolist():
             of_kind = kind == k
@@ -190,7 +190,7 @@ class HardSteps:
                 self._means[k] = decay * self._means[k] + (1 - decay) * float(logs[chosen].mean())
 
     def _with_room(self, known: NDArray, lengths: NDArray[np.int64]) -> NDArray:
-        """What is known of each step, where episodes have grown to `lengths`."""
+        """Extend the noted values to episodes that have grown to `lengths`."""
         grown = np.zeros((int(lengths.sum()), *known.shape[1:]), known.dtype)
         first, first_before = 0, 0
         for length, before in zip(lengths, self._lengths, strict=False):
@@ -199,7 +199,7 @@ class HardSteps:
         return grown
 
     def state_dict(self) -> dict[str, Any]:
-        """What is remembered."""
+        """The noted errors, for `load_state_dict`."""
         return {
             "lengths": torch.from_numpy(self._lengths.copy()),
             "errors": torch.from_numpy(self._errors.copy()),
@@ -208,7 +208,7 @@ class HardSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remembers what was known then."""
+        """Restore saved errors."""
         self._lengths, self._errors, self._places = (
             state[name].numpy().copy() for name in ("lengths", "errors", "places")
         )
@@ -232,19 +232,19 @@ class SegmentBatch:
     """b segments of l steps.
 
     Attributes:
-        obs: Frames; anything where `mask_padding` is False.
-        episode: Which episode it is of.
-        start: Time of its first step in the episode, negative where that is padding.
+        obs: Frames; arbitrary where `mask_padding` is False.
+        episode: Number of the episode.
+        start: Time of the first step in the episode, negative where that step is padding.
         act: Actions, 0 where padded.
         rew: Raw rewards, 0 where padded.
         end: Whether the episode terminated at the step.
-        trunc: Whether it was cut short at the step.
+        trunc: Whether the episode was cut short at the step.
         mask_padding: True where the segment holds a step of the episode.
         final_obs: The frame after each segment's last step of the episode, where the segment reaches it
-            (`has_final`); else anything.
+            (`has_final`); else arbitrary.
         has_final: Whether `final_obs` is known and the segment holds the episode's last step.
-        corner: Row and column in the episode's frames of the upper left pixel; 0 but in crops.
-        is_hard: Whether it was drawn around a hard step.
+        corner: Row and column of the upper left pixel in the episode's frames; 0 except in crops.
+        is_hard: Whether the segment was drawn around a hard step.
     """
 
     obs: UInt8[Tensor, "b l c h w"]
@@ -265,15 +265,15 @@ class SegmentBatch:
         return to_float(self.obs).masked_fill_(~self.mask_padding[:, :, None, None, None], PADDING_LEVEL)
 
     def padding_before(self) -> Int64[Tensor, " b"]:
-        """How many steps of each segment lie before its episode."""
+        """Number of steps of each segment that lie before its episode."""
         return (-self.start).clamp(min=0)
 
     def select(self, segments: slice) -> SegmentBatch:
-        """Some of the segments."""
+        """Select some of the segments."""
         return SegmentBatch(**{name: x[segments] for name, x in vars(self).items()})
 
     def to(self, device: torch.device | str) -> SegmentBatch:
-        """The same batch on a device (frames travel as uint8); a GPU's host goes on meanwhile."""
+        """Copy the batch to a device, with frames as uint8; the host does not wait for a GPU."""
         tensors = vars(self)
         if torch.device(device).type == "cuda":
             tensors = {name: x.pin_memory() for name, x in tensors.items()}
@@ -287,7 +287,7 @@ class Hard:
     Attributes:
         fraction: Share of the segments, in [0, 1].
         weights: How much each step should be drawn, >= 0, episode after episode.
-        places: Row and column of what is hard there, for crops.
+        places: Row and column of what is hard in each step, for crops.
     """
 
     fraction: float
@@ -296,19 +296,19 @@ class Hard:
 
 
 def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
-    """Batches of segments of one length as one."""
+    """Concatenate batches of segments of one length."""
     return SegmentBatch(**{x: torch.cat([vars(batch)[x] for batch in batches]) for x in vars(batches[0])})
 
 
 class Replay:
     """All steps of a growing set of episodes in flat arrays: one byte a pixel, one copy.
 
-    Steps lie in the order in which they came; an index leads from an episode's steps to them, so that any
-    episode can go on after others have begun.
+    Steps are stored in the order in which they were added; an index maps an episode's steps to rows, so that
+    any episode can continue after others have begun.
 
     Args:
-        episodes: What is there already, all with frames of the same shape.
-        num_steps: Steps to make room for; room is made when it is needed, too.
+        episodes: Episodes to begin with, all with frames of the same shape.
+        num_steps: Number of steps to make room for; more room is made when it is needed.
 
     Raises:
         DatasetError: Their frames differ in shape.
@@ -332,7 +332,7 @@ class Replay:
         return len(self.lengths)
 
     def add(self, episode: Episode) -> int:
-        """Takes in one more episode; returns its number."""
+        """Add an episode; return its number."""
         e = len(self.lengths)
         shape = tuple(episode.obs.shape[1:])
         if e and shape != self._obs.shape[1:]:
@@ -348,7 +348,7 @@ class Replay:
         return e
 
     def go_on(self, e: int, episode: Episode) -> None:
-        """Takes in what has been added to episode `e` since; `episode` is all of it."""
+        """Add the new steps of episode `e`; `episode` is the whole episode."""
         known, added = int(self.lengths[e]), len(episode) - int(self.lengths[e])
         first, last = self.num_steps, self.num_steps + added
         if last > len(self._act):
@@ -386,12 +386,12 @@ class Replay:
         return self._obs.shape[1:]
 
     def reward_sign_counts(self) -> dict[int, int]:
-        """How many steps carry a reward of each sign."""
+        """Number of steps with a reward of each sign (-1, 0, 1)."""
         signs = np.sign(self._rew[: self.num_steps])
         return {sign: int((signs == sign).sum()) for sign in (-1, 0, 1)}
 
     def segments(self, episode: NDArray[np.int64], start: NDArray[np.int64], length: int) -> SegmentBatch:
-        """Cuts segments `start .. start + length` out of episodes; what lies outside is padding."""
+        """Cut segments `start .. start + length` out of episodes; steps outside an episode are padding."""
         lengths = self.lengths[episode]
         time = start[:, None] + np.arange(length)
         mask = (time >= 0) & (time < lengths[:, None])
@@ -421,7 +421,7 @@ class Replay:
 
         Args:
             sample_weights: Weight of each part of the episodes by age, oldest first (equal within a part);
-                None, or fewer episodes than parts: by length.
+                with None, or fewer episodes than parts, the probability is proportional to length.
         """
         if sample_weights is None or len(self.lengths) < len(sample_weights):
             return self.lengths / self.num_steps
@@ -445,21 +445,22 @@ class Replay:
         crop: Crop | None = None,
         share: slice = slice(None),
     ) -> SegmentBatch:
-        """Draws segments around uniformly drawn steps of drawn episodes.
+        """Draw segments around uniformly drawn steps of drawn episodes.
 
         Args:
             rng: Source of all randomness.
             batch_size: Number of segments.
-            length: Steps of each.
+            length: Number of steps of each segment.
             sample_weights: See `episode_probabilities`.
             pad_after: False: a segment ends within its episode, so only its beginning can be padding
                 (denoiser, actor-critic). True: it may also run past the end (reward/end).
-            num_learned: So many last steps of a segment are learned from, the others only looked at; None for
-                all. Events and hard steps lie among them.
+            num_learned: Number of last steps of a segment that are learned from (the others are context);
+                None for all. Events and hard steps lie among them.
             event_fraction: Share of the segments drawn around a step with a reward or an end instead.
-            hard: Which of the segments are drawn around hard steps instead.
-            crop: Cuts each segment to a square around what is hard in it, or moves in its learned frames.
-            share: Which of the segments to cut out; all are drawn.
+            hard: How segments are drawn around hard steps instead; None for none.
+            crop: Cuts each segment to a square around what is hard in it, or around motion in its learned
+                frames.
+            share: Segments to return; all are drawn, so that processes draw the same batch.
         """
         num_learned = length if num_learned is None else num_learned
         episode, start = self._starts(
@@ -485,7 +486,7 @@ class Replay:
         pad_after: bool,
         event_fraction: float,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Draws episodes and first times of segments, by age and around events; see `draw`."""
+        """Draw episodes and first times of segments, by age and around events; see `draw`."""
         p = self.episode_probabilities(sample_weights)
         episode = rng.choice(len(p), batch_size, p=p)
         time = rng.integers(self.lengths[episode])
@@ -509,7 +510,7 @@ class Replay:
         length: int,
         num_learned: int,
     ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Moves a share of the segments to hard steps; returns also where those are (b, 2), else -1."""
+        """Redraw a share of the segments around hard steps; return also their places (b, 2), else -1."""
         batch_size = len(episode)
         around_hard = rng.random(batch_size) < hard.fraction
         total = hard.weights.cumsum(dtype=np.float64)
@@ -529,15 +530,15 @@ class Replay:
         num_steps: int,
         place: NDArray[np.int64],
     ) -> NDArray[np.int64]:
-        """Draws corners of crops around given places, or, where these are negative, around what moves.
+        """Draw corners of crops around given places or, where these are negative, around motion.
 
         Args:
-            rng: Source of the draw.
-            crop: Which crops.
+            rng: Source of randomness.
+            crop: Size and alignment of the crops.
             episode: Episode of each segment.
             first: Time of its first learned step.
-            num_steps: How many steps are learned.
-            place: Row and column (b, 2).
+            num_steps: Number of learned steps.
+            place: Rows and columns (b, 2) of the places.
         """
         rows = self._rows_at(episode, first[:, None] + np.arange(-1, num_steps))
         frames = self._obs.take(rows, axis=0)
@@ -548,7 +549,7 @@ class Replay:
     def _draw_events(
         self, rng: np.random.Generator, count: int
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Episodes and times of steps with a reward or an end; of any steps if there are none."""
+        """Draw episodes and times of steps with a reward or an end; of any steps if there are none."""
         rows = self._index
         events = np.flatnonzero((self._rew[rows] != 0) | self._end[rows])
         return self._located(rng.choice(events if len(events) else len(rows), count))
@@ -571,7 +572,7 @@ def _cropped(batch: SegmentBatch, corner: NDArray[np.int64], size: int) -> Segme
 
 
 def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:
-    """A longer copy; what is new is zero (and costs no memory before it is written)."""
+    """A longer copy whose new rows are zero (and take no memory before they are written)."""
     grown = np.zeros((capacity, *(array.shape[1:] if shape is None else shape)), array.dtype)
     if len(array):
         grown[: len(array)] = array

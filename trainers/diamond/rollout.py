@@ -1,4 +1,4 @@
-"""Playing: the actor-critic in real and in imagined games, and segments that continue in imagination."""
+"""Rollouts: the actor-critic in real and imagined games, and segments that continue in imagination."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from trainers.diamond.replay import Replay, SegmentBatch, concatenated
 
 
 class Outcome(NamedTuple):
-    """What one step of b games brought; `obs` is the last frame of a game that is over."""
+    """The result of one step of b games; `obs` is the final frame of a game that is over."""
 
     obs: UInt8[Tensor, "b c h w"]
     rew: Float[Tensor, " b"]
@@ -42,36 +42,36 @@ class Games(Protocol):
     """b games that are played in step."""
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
-        """Takes one action in each game."""
+        """Take one action in each game."""
         ...
 
     def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n c h w"]:
-        """Starts some games anew; the last of the frames is where they start, the others came before it.
+        """Restart some games; return n frames, the last of which is where they start.
 
-        Frames are in [-1, 1], for padding, mid grey, is no byte.
+        Frames are floats in [-1, 1], because padding, mid grey, has no value as a byte.
         """
         ...
 
 
 class SavedGames(Games, Protocol):
-    """Games whose every moment can be saved and gone back to."""
+    """Games whose state can be saved and restored at any step."""
 
     def start(self) -> Float[Tensor, "b n c h w"]:
-        """Starts all games; returns frames as `restart` does."""
+        """Start all games; return frames as `restart` does."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """This moment, as plain data and tensors."""
+        """The state of the games, as plain data and tensors."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved moment."""
+        """Restore a saved state."""
         ...
 
 
 @dataclass
 class PlayerState:
-    """Where b games stand for the one who plays them: the frame to act at, and the LSTM's memory."""
+    """The state of the player of b games: the frames to act at, and the LSTM's memory."""
 
     obs: UInt8[Tensor, "b c h w"]
     hx: Float[Tensor, "b d"]
@@ -83,12 +83,12 @@ class PlayerState:
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], device: torch.device) -> PlayerState:
-        """What `state_dict` returned, on a device."""
+        """Restore what `state_dict` returned, on a device."""
         return cls(**{f.name: state[f.name].to(device) for f in fields(cls)})
 
 
 def begin(actor_critic: ActorCritic, frames: Float[Tensor, "b n c h w"]) -> PlayerState:
-    """The state at the last of n frames: the LSTM starts at zero, burned in on the frames before.
+    """The state at the last of n frames: the LSTM starts at zero and is burned in on the frames before.
 
     Gradients flow into the burn-in where they are enabled, as they do in the published code.
     """
@@ -104,7 +104,7 @@ def play(
     state: PlayerState,
     u: Float[Tensor, "t b"],
 ) -> tuple[PlayerState, PlayedSteps]:
-    """Plays t steps of each game, with gradients; games that are over start anew, burned in with gradients.
+    """Play t steps of each game, with gradients; games that are over restart, burned in with gradients.
 
     The value after a step comes from the frame it led to and the LSTM's memory of the episode so far; where
     the episode was over, from its final frame, before the memory is cleared.
@@ -112,11 +112,11 @@ def play(
     Args:
         actor_critic: The policy; actions are sampled from it.
         games: The games, at the frames of `state`.
-        state: Where they stand; no gradient flows into it.
-        u: Numbers in [0, 1) that decide the actions, t at least 1, on the networks' device.
+        state: The state of the player; no gradient flows into it.
+        u: Numbers in [0, 1) that decide the actions, with t at least 1, on the device of the networks.
 
     Returns:
-        Where the games stand now, and the steps.
+        The new state of the player, and the steps.
     """
     obs, hx_cx = state.obs, (state.hx, state.cx)
     logits, val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
@@ -155,9 +155,9 @@ def _float(hx_cx: LSTMState) -> LSTMState:
 
 
 # --- real games
-# Several real games at once, whose every moment can be saved and gone back to.
+# Several real games at once, whose state can be saved and restored at any step.
 #
-# The only random numbers are the games' own, fixed by the seed. Knows nothing of who plays or why.
+# The only random numbers are the games' own, fixed by the seed. This section does not know who plays.
 
 
 class RealGames:
@@ -166,7 +166,7 @@ class RealGames:
     Args:
         game: Name of an Atari game.
         num_envs: Number of games (b), at least 1.
-        training: Whether a lost life ends an episode (the game goes on), as when training data are collected.
+        training: Whether a lost life ends an episode (the game itself continues), as for training data.
         seed: Fixes the games, >= 0.
 
     Attributes:
@@ -186,11 +186,11 @@ class RealGames:
         return len(self.envs)
 
     def start(self) -> Float[Tensor, "b 1 c h w"]:
-        """The frames the games are at, in [-1, 1]: they have begun already."""
+        """The current frames, in [-1, 1]: the games have begun already."""
         return to_float(self.obs[:, None])
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
-        """Takes one action in each game; those that are over wait for `restart`."""
+        """Take one action in each game; those that are over wait for `restart`."""
         steps = [env.step(a) for env, a in zip(self.envs, act.tolist(), strict=True)]
         self.obs = torch.stack([channels_first(frame) for frame, *_ in steps])
         return Outcome(
@@ -201,24 +201,24 @@ class RealGames:
         )
 
     def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k 1 c h w"]:
-        """Starts the next episode of some games; returns their first frames, in [-1, 1]."""
+        """Start the next episode of some games; return their first frames, in [-1, 1]."""
         self.obs = self.obs.clone()
         for i in index.tolist():
             self.obs[i] = channels_first(self.envs[i].reset()[0])
         return to_float(self.obs[index][:, None])
 
     def state_dict(self) -> dict[str, Any]:
-        """This moment of the games, as plain data and tensors."""
+        """The state of the games, as plain data and tensors."""
         return {"envs": [_to_plain(env.clone_state()) for env in self.envs]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved moment of as many games of the same kind.
+        """Restore a saved state of the same number of games of the same kind.
 
         Raises:
-            ValueError: It is of another number of games.
+            ValueError: The state is of another number of games.
         """
         if len(state["envs"]) != len(self.envs):
-            raise ValueError(f"it holds {len(state['envs'])} games, {len(self.envs)} are played")
+            raise ValueError(f"the state holds {len(state['envs'])} games, but {len(self.envs)} are played")
         frames = [env.restore_state(_from_plain(s)) for env, s in zip(self.envs, state["envs"], strict=True)]
         self.obs = torch.stack([channels_first(frame) for frame in frames])
 
@@ -267,26 +267,26 @@ def _from_plain(plain: dict[str, Any]) -> AtariState:
 # --- collector
 # The actor-critic plays the real game: episodes for the datasets, and returns.
 #
-# A collector that is stopped after any step, saved and loaded goes on exactly: games, memory, random
-# numbers and the steps that are not in the dataset yet are part of its state.
+# A collector can be stopped after any step, saved, loaded and continued exactly: its state holds games,
+# memory, random numbers and the steps that are not in the dataset yet.
 
 
 @dataclass
 class _Recording(EpisodeBuilder):
-    """The steps of an episode so far; its number and how much of it is stored, once it is in the dataset."""
+    """The steps of an episode so far, and, once it is in the dataset, its number and its stored length."""
 
     number: int | None = None
     num_stored: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where its stored steps are, and the others."""
+        """The location of the stored steps, and the other steps themselves."""
         first = self.num_stored
         frames = torch.stack([channels_first(x) for x in self.obs[first:]]) if self.obs[first:] else None
         return {"number": self.number, "obs": frames, "act": self.act[first:], "rew": self.rew[first:]}
 
     @classmethod
     def from_state_dict(cls, state: dict[str, Any], dataset: EpisodeDataset) -> _Recording:
-        """What `state_dict` returned, with the stored steps out of the dataset."""
+        """Restore what `state_dict` returned, with the stored steps read from the dataset."""
         recording = cls(number=state["number"])
         if recording.number is not None:
             stored = dataset.load(recording.number)
@@ -301,7 +301,7 @@ class _Recording(EpisodeBuilder):
 
 @dataclass
 class PlayReport:
-    """What was played: lengths and returns (raw rewards) of the episodes that came to an end."""
+    """Lengths and returns (raw rewards) of finished episodes."""
 
     lengths: list[int] = field(default_factory=list)
     returns: list[float] = field(default_factory=list)
@@ -337,14 +337,14 @@ class PlayReport:
 
 
 class Collector:
-    """Plays some games and records them.
+    """A collector plays some games and records them.
 
     Args:
-        actor_critic: The policy, used as it is when it is called.
+        actor_critic: The policy, with the weights that it has at each step.
         games: The games.
         sampling: How actions are chosen.
-        seed: Fixes them, >= 0.
-        keeps_frames: False for lengths and returns alone.
+        seed: Fixes the actions, >= 0.
+        keeps_frames: Whether frames are recorded; False for lengths and returns alone.
         max_episode_steps: Steps after which an episode is cut short and a new game begins; None for no limit.
     """
 
@@ -376,15 +376,15 @@ class Collector:
         should_stop: Callable[[], bool],
         on_episode: Callable[[int, float, int], object] = lambda number, episode_return, length: None,
     ) -> PlayReport:
-        """Plays, and stores every step, those of unfinished episodes too unless it is stopped before.
+        """Play, and store every step; steps of unfinished episodes are left out if it is stopped early.
 
         Args:
-            dataset: Where episodes go.
-            replay: What it holds, in memory.
-            num_steps: Steps to play at least, in all games together.
-            bar: Told how many steps were played.
-            should_stop: Asked after every step whether to leave it at that.
-            on_episode: Given number, return and length of every episode that is over.
+            dataset: Dataset to which episodes are added.
+            replay: The content of the dataset in memory.
+            num_steps: Least number of steps to play, in all games together.
+            bar: Progress bar, which is updated with the number of steps played.
+            should_stop: Called after every step; True stops the collection.
+            on_episode: Called with number, return and length of every finished episode.
         """
         report, start = PlayReport(), time.perf_counter()
         while report.num_steps < num_steps and not should_stop():
@@ -406,20 +406,20 @@ class Collector:
 
     @property
     def num_pending(self) -> int:
-        """Steps played that are not in the dataset yet; some only after an interruption."""
+        """Number of played steps that are not in the dataset yet; above 0 only after an interruption."""
         return sum(len(recording) - recording.num_stored for recording in self._recordings)
 
     @property
     def stored_numbers(self) -> set[int]:
-        """Of the episodes under way, the numbers of those whose beginning is in the dataset."""
+        """Numbers of the unfinished episodes whose beginning is in the dataset."""
         return {recording.number for recording in self._recordings if recording.number is not None}
 
     @torch.no_grad()
     def step(self) -> list[tuple[int, _Recording, Episode | None]]:
-        """Plays one step of each game.
+        """Play one step of each game.
 
         Returns:
-            Of each game whose episode is over: its index, the recording, and the episode if frames are kept.
+            For each game whose episode is over: its index, the recording, and the episode if frames are kept.
         """
         obs = self.games.obs
         act = self._choose()
@@ -455,14 +455,14 @@ class Collector:
         return torch.where(explores < sampling.epsilon, (anything * logits.shape[1]).long(), act)
 
     def _forget(self, over: Int64[Tensor, " k"]) -> None:
-        """Starts the next episodes of some games, without memory of the last ones."""
+        """Start the next episodes of some games, without memory of the last ones."""
         fresh = begin(self.actor_critic, self.games.restart(over).to(self._device))
         over = over.to(self._device)
         self._state.hx = self._state.hx.index_copy(0, over, fresh.hx)
         self._state.cx = self._state.cx.index_copy(0, over, fresh.cx)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to go on."""
+        """The state for `load_state_dict`."""
         return {
             "games": self.games.state_dict(),
             "player": self._state.state_dict(),
@@ -471,11 +471,11 @@ class Collector:
         }
 
     def load_state_dict(self, state: dict[str, Any], dataset: EpisodeDataset) -> None:
-        """Goes on from a saved moment.
+        """Restore a saved state.
 
         Args:
-            state: From `state_dict`.
-            dataset: As it was then.
+            state: State from `state_dict`.
+            dataset: The dataset as it was at that time.
         """
         self.games.load_state_dict(state["games"])
         self._state = PlayerState.from_state_dict(state["player"], self._device)
@@ -502,14 +502,14 @@ def play_whole_games(
     should_stop: Callable[[], bool],
     on_episode: Callable[[Episode], object] = lambda episode: None,
 ) -> PlayReport:
-    """Plays a number of episodes, each game its share, so that short ones are not preferred.
+    """Play a number of episodes, equally many in each game, so that short ones are not preferred.
 
     Args:
-        collector: Its games have just begun.
-        num_episodes: How many, at least 1.
-        bar: Told of every episode that counts.
-        should_stop: Asked after every step whether to leave it at that.
-        on_episode: Given every episode that counts, if the collector keeps frames.
+        collector: A collector whose games have just begun.
+        num_episodes: Number of episodes, at least 1.
+        bar: Progress bar, which is updated with every episode that counts.
+        should_stop: Called after every step; True stops the play.
+        on_episode: Called with every episode that counts, if the collector keeps frames.
     """
     report, start = PlayReport(), time.perf_counter()
     b = len(collector.games)
@@ -529,22 +529,22 @@ def play_whole_games(
 
 
 # --- imagined games
-# Imagination as the actor-critic meets it: games that start at replay segments and last for a horizon.
+# Imagined games for the actor-critic: they start at replay segments and last for a horizon.
 #
-# Random numbers are counted, not carried along: start number k of game i is the same whenever it happens,
-# and whichever of the games are played beside it.
+# Random numbers are functions of counts, not a stream: start number k of game i is the same whenever it
+# happens, and whichever games are played beside it.
 
 
 class ImaginedGames:
-    """b games imagined in step.
+    """b imagined games, played in step.
 
     Args:
-        world_model: Imagines them.
+        world_model: Imagines the games.
         draw: Draws one replay segment of n steps.
         num_games: Number of games (b), at least 1.
         horizon: Steps after which a game is cut short, at least 1.
         seed: Fixes where games start and what happens in them, two numbers >= 0.
-        first: Number of the first of the games, >= 0.
+        first: Number of the first game, >= 0.
 
     Attributes:
         num_starts: How often each game was started.
@@ -565,18 +565,18 @@ class ImaginedGames:
         self.num_starts = torch.zeros(num_games, dtype=torch.int64)
 
     def start(self) -> Float[Tensor, "b n c h w"]:
-        """Starts all games; returns the frames up to where they start, in [-1, 1]."""
+        """Start all games; return the frames up to where they start, in [-1, 1]."""
         self._state = self._start(torch.arange(self.num_games))
         return blank(to_float(self._state.obs), self._state.padding)
 
     def step(self, act: Int64[Tensor, " b"]) -> Outcome:
-        """Takes one action in each game."""
+        """Take one action in each game."""
         assert self._state is not None, "start() comes first"
         self._state, step = self.world_model.step(self._state, act)
         return Outcome(step.obs, step.rew, step.end, self._state.time >= self.horizon)
 
     def restart(self, index: Int64[Tensor, " k"]) -> Float[Tensor, "k n c h w"]:
-        """Starts some games at fresh segments; returns the frames up to there, in [-1, 1]."""
+        """Restart some games at newly drawn segments; return the frames up to their start, in [-1, 1]."""
         assert self._state is not None, "start() comes first"
         fresh = self._start(index.cpu())
         self._state = self._state.replace(index, fresh)
@@ -591,17 +591,17 @@ class ImaginedGames:
         return self.world_model.start(batch.obs, batch.act, keys, batch.padding_before())
 
     def state_dict(self) -> dict[str, Any]:
-        """This moment of the games."""
+        """The state of the games."""
         state = self._state
         names = [f.name for f in fields(WorldModelState)]
         tensors = {} if state is None else dict(zip(names, state.tensors(), strict=True))
         return {"num_starts": self.num_starts.clone(), "state": tensors}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved moment."""
+        """Restore a saved state."""
         self.num_starts = (
             torch.as_tensor(state["num_starts"]).expand(self.num_games).clone()
-        )  # once one number
+        )  # earlier versions saved one number
         device = self.world_model.device
         tensors = {name: x.to(device) for name, x in state["state"].items()}
         if tensors and "padding" not in tensors:  # saved by an earlier version, which had mid grey frames
@@ -610,31 +610,31 @@ class ImaginedGames:
 
 
 # --- imagined segments
-# Segments whose later frames are imagined: what the reward/end model meets at play, with real labels.
+# Segments whose later frames are imagined, with real labels: what the reward/end model meets at play.
 #
 # A model that learns from real frames judges imagined ones at play. Where these look a little different, it
-# overlooks ends, and a lost ball costs an agent nothing. Knows nothing of the loss.
+# overlooks ends, and a lost ball costs an agent nothing. This section knows nothing of the loss.
 
 
 AGREEMENT_RADIUS = 2
 """Frames are compared by averages over windows of 2 r + 1 pixels: a ball may be a pixel off."""
 AGREEMENT_TOLERANCE = 0.05
-"""Largest difference of such averages, of values in [-1, 1], that still is the same game; a missing ball of
-Atari makes 0.06 to 0.1."""
+"""Largest difference of such averages, for values in [-1, 1], at which two frames agree; a missing ball in
+Atari makes a difference of 0.06 to 0.1."""
 
 
 def with_imagined_frames(
     batch: SegmentBatch, world_model: WorldModel, fraction: float, rng: np.random.Generator
 ) -> SegmentBatch:
-    """The batch, where a share of the segments goes on in imagination, from a drawn step on.
+    """Let a share of the segments of a batch continue in imagination, from a drawn step on.
 
     Actions stay, and so do rewards and ends, as long as the imagined game is still the real one; the rest of
     the segment is then masked. The frame after an end, which the denoiser never learns, need not be alike.
 
     Args:
-        batch: Segments longer than the world model looks back.
-        world_model: Imagines; it learns nothing.
-        fraction: Share of the segments, in [0, 1]; the first ones.
+        batch: Segments that are longer than the world model's context.
+        world_model: Imagines the frames; it is not trained here.
+        fraction: Share of the segments, in [0, 1]; the first ones are taken.
         rng: Draws the step, the same for all, and the noise.
     """
     n, length = world_model.num_steps_conditioning, batch.obs.shape[1]
@@ -652,16 +652,12 @@ def with_imagined_frames(
 def _imagined(
     batch: SegmentBatch, world_model: WorldModel, first: int, keys: Tensor
 ) -> UInt8[Tensor, "b k c h w"]:
-    """Frames `first` to the segment's length, the one after its last step included."""
+    """Imagine the frames from `first` on, up to the one after the segment's last step."""
     n = world_model.num_steps_conditioning
     past = slice(first - n, first)
     padding = (n - first - batch.start).clamp(min=0)
-    state = world_model.start(batch.obs[:, past], batch.act[:, past], keys, padding)
-    frames = []
-    for act in batch.act[:, first - 1 :].unbind(1):
-        state, step = world_model.step(state, act)
-        frames.append(step.obs)
-    return torch.stack(frames, dim=1)
+    actions = batch.act[:, first - 1 :]
+    return world_model.imagine(batch.obs[:, past], batch.act[:, past], keys, actions, padding)
 
 
 def _judged(batch: SegmentBatch, frames: UInt8[Tensor, "b k c h w"], first: int) -> SegmentBatch:
@@ -683,7 +679,7 @@ def _judged(batch: SegmentBatch, frames: UInt8[Tensor, "b k c h w"], first: int)
 
 
 def agreement(real: UInt8[Tensor, "b k c h w"], imagined: UInt8[Tensor, "b k c h w"]) -> Bool[Tensor, "b k"]:
-    """Whether two frames show the same, up to small shifts."""
+    """Whether two frames agree up to small shifts of objects."""
     difference = (to_float(real) - to_float(imagined)).flatten(0, 1)
     return (_blurred(difference).abs().amax(dim=(1, 2, 3)) <= AGREEMENT_TOLERANCE).unflatten(
         0, real.shape[:2]

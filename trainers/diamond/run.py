@@ -1,7 +1,7 @@
 """From a configuration to a trained run, and from an unfinished run to its end.
 
 `build` puts the parts of a run together. Every step can be repeated: what an earlier, killed process has
-finished is found in the run folder and left alone. Of several processes, the first does whatever writes, and
+finished is found in the run folder and left alone. With several processes, rank 0 does whatever writes, and
 the others read the episodes from the run folder.
 """
 
@@ -81,11 +81,11 @@ def build(
     test: Replay,
     group: Group = SINGLE_PROCESS,
 ) -> Trainer:
-    """Puts a run together: world model, learners, data, test games and logs.
+    """Put a run together: world model, learners, data, test games and log.
 
     Args:
         config: The run.
-        run: Where it is saved.
+        run: The folder it is saved in.
         agent: The networks, on their device.
         train: Episodes to learn from.
         test: Episodes to measure the losses on.
@@ -98,7 +98,7 @@ def build(
     kind = world_model_kind(backend, device)
     world_model = kind(agent.denoiser, agent.rew_end_model, config.world_model_env.diffusion_sampler)
 
-    # learners: a network, its objective on what is drawn from the replay or played, its optimiser
+    # learners: each has a network, an objective on drawn or played batches, and an optimiser
     by_age = config.static_dataset.path is None or not config.static_dataset.ignore_sample_weights
 
     def objective(name: str, training: PartTrainingConfig) -> Objective:
@@ -161,7 +161,7 @@ def build(
 
 
 def schedule(config: TrainerConfig) -> Schedule:
-    """How long the run lasts; where players have collected, as long as if the policy had."""
+    """The length of the run; where players have collected, it is as long as if the policy had."""
     collection = config.collection.train
     if config.static_dataset.path is not None or config.training.model_free:
         return Schedule(config.training, None)
@@ -192,7 +192,7 @@ def _imagined_games(
 def load_replays(
     config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
 ) -> tuple[Replay, Replay]:
-    """Train and test episodes in memory, none for a run without a world model; see `data.load_replays`."""
+    """Load train and test episodes, none for a run without a world model; see `data.load_replays`."""
     if config.training.model_free:
         return Replay(), Replay()
     folders = data.dataset_folders(run, config.static_dataset)
@@ -213,17 +213,17 @@ def train(
     progress: bool = True,
     group: Group = SINGLE_PROCESS,
 ) -> Path:
-    """Trains from an empty run folder to the last epoch.
+    """Train from an empty run folder to the last epoch.
 
     Everything that can be wrong with the configuration is found before the folder is made.
 
     Args:
         config: The run.
-        outputs: Where `YYYY-MM-DD/hh-mm-ss` is made.
-        command: The command line, for the record.
-        folder: The run folder instead; it must not exist, or be empty.
-        progress: Show what happens.
-        group: The processes that train it together; each calls this.
+        outputs: Folder in which `YYYY-MM-DD/hh-mm-ss` is made.
+        command: The command line, which the run folder records.
+        folder: The run folder instead of one in `outputs`; it must be empty or not exist.
+        progress: Whether to show progress.
+        group: The processes that train the run together; each of them calls this function.
 
     Returns:
         The run folder.
@@ -233,11 +233,11 @@ def train(
             cannot share a batch.
         DatasetError: The static dataset has no episodes, or they do not fit.
         DeviceError: The device is not available, or the backend needs another one.
-        MissingDependencyError: What the backend, or a logger, needs is not installed.
+        MissingDependencyError: A package that the backend or a logger needs is not installed.
         CheckpointError: The initial weights cannot be read or do not fit.
         CacheError: The run folder cannot be written.
         DivergedError: A loss is no longer finite; the last good epoch is kept.
-        KeyboardInterrupt: It was interrupted; the run can be resumed.
+        KeyboardInterrupt: The run was interrupted; it can be resumed.
         ProcessLostError: Another of the processes is gone.
     """
     device = find_device(config.common.device, group)
@@ -256,7 +256,7 @@ def _new_run(
     group: Group,
     stack: ExitStack,
 ) -> tuple[RunFolder, Agent]:
-    """A run folder, locked until the stack ends, and networks."""
+    """Make a run folder, locked until the stack ends, and the networks."""
     description, agent = prepare(config, command, group)
     place = outputs.absolute() / "run" if folder is None else folder.absolute()
     num_weights = sum(x.numel() for x in agent.parameters())
@@ -281,12 +281,12 @@ def _new_run(
 def prepare(
     config: TrainerConfig, command: str = "", group: Group = SINGLE_PROCESS
 ) -> tuple[WorldDescription, Agent]:
-    """What the run's world model will be, and its networks with their first weights, on the CPU.
+    """Describe the run's world model, and make its networks with their first weights, on the CPU.
 
-    Finds whatever is wrong with a configuration, but for its device (`find_device`).
+    This finds everything that is wrong with a configuration except its device (see `find_device`).
 
     Raises:
-        DiamondGymError: As `train` does.
+        DiamondGymError: The errors that `train` lists.
     """
     check_shares(config, group)
     check_dependencies(config.wandb)
@@ -297,7 +297,7 @@ def prepare(
 
 
 def _new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
-    """Networks with fresh weights, as large as the run's description says."""
+    """Networks with fresh weights, of the sizes in the run's description."""
     if description.agent is None:
         raise CheckpointError("config/world.json does not say how large the networks are")
     return new_agent(
@@ -311,23 +311,23 @@ def _new_agent(config: TrainerConfig, description: WorldDescription) -> Agent:
 def resume(
     path: Path, *, changes: Sequence[str] = (), progress: bool = True, group: Group = SINGLE_PROCESS
 ) -> Path:
-    """Goes on with a run from where it was stopped or killed; on the CPU, exactly as if it had not been.
+    """Resume a run that was stopped or killed; on the CPU, the result is the same as without a stop.
 
-    The number of processes may be another than before.
+    The number of processes may differ from before.
 
     Args:
         path: The run folder.
-        changes: `key=value` arguments of keys that may change, see `config.changed`; they are kept.
-        progress: Show what happens.
-        group: The processes that train it together; each calls this.
+        changes: `key=value` arguments of keys that may change (see `config.changed`); they are kept.
+        progress: Whether to show progress.
+        group: The processes that train the run together; each of them calls this function.
 
     Returns:
-        The run folder. A run that is finished is left alone, unless it is given more epochs.
+        The run folder. A finished run is left alone unless it is given more epochs.
 
     Raises:
         InvalidInputError: A key may not change, or a value is not accepted.
         CheckpointNotFoundError: The folder is not that of a run.
-        CheckpointError: It is a run of the published trainer, or damaged.
+        CheckpointError: The run is of the published trainer, or damaged.
         FolderInUseError: Another process is training it.
     """
     with ExitStack() as stack:
@@ -341,7 +341,7 @@ def resume(
 def _existing_run(
     path: Path, changes: Sequence[str], group: Group, stack: ExitStack
 ) -> tuple[RunFolder, tuple[TrainerConfig, Agent] | None]:
-    """A run folder, locked until the stack ends, and what is to be trained, if anything."""
+    """Open a run folder, locked until the stack ends, with what is left to train, if anything."""
     run = RunFolder.existing(path.absolute())
     _refuse_published(run)
     stack.enter_context(run.locked())
@@ -350,7 +350,7 @@ def _existing_run(
     if config != before:
         _keep_changes(run, before, config, progress_so_far)
     if _is_finished(config, progress_so_far):
-        if not run.world_folder.is_dir():  # it was stopped in between
+        if not run.world_folder.is_dir():  # it was stopped before the export
             _export(config, run)
         print(
             f"{run.path} is finished: all {progress_so_far.epoch} epochs are trained; {_how_to_extend(run)}"
@@ -369,16 +369,18 @@ def _is_finished(config: TrainerConfig, progress: Progress) -> bool:
 
 
 def _keep_changes(run: RunFolder, before: TrainerConfig, config: TrainerConfig, progress: Progress) -> None:
-    """Writes a changed configuration, and says what follows from it.
+    """Write a changed configuration, and log what follows from the changes.
 
     Raises:
-        InvalidInputError: It has fewer epochs than are trained.
+        InvalidInputError: The new number of epochs is below the number already trained.
     """
     find_device(config.common.device)
     check_parts(config)
     lengths = [schedule(x).num_epochs(progress.first_epoch_steps) for x in (before, config)]
     if lengths[1] is not None and lengths[1] < progress.epoch:
-        raise InvalidInputError(f"{run.path} has {progress.epoch} epochs already, {lengths[1]} are too few")
+        raise InvalidInputError(
+            f"{run.path} has {progress.epoch} epochs already: training.num_epochs={lengths[1]} is too few"
+        )
     write_file(run.config_file, to_yaml(config).encode())
     old = flat(before)
     for key, value in flat(config).items():
@@ -399,10 +401,10 @@ def _how_to_extend(run: RunFolder) -> str:
 
 
 def _refuse_published(run: RunFolder) -> None:
-    """Another trainer's optimisers, counts and games under way would not go on as they were.
+    """Refuse a run of the published trainer, whose optimiser state, counts and games cannot be resumed here.
 
     Raises:
-        CheckpointError: It is a run of the published trainer.
+        CheckpointError: The run is of the published trainer.
     """
     if run.world_file.is_file() or not published_run.is_published(run.path):
         return
@@ -411,17 +413,17 @@ def _refuse_published(run: RunFolder) -> None:
     data = run.path / "dataset"
     from_data = f"; with static_dataset.path={shlex.quote(str(data))} it learns from that run's episodes"
     raise CheckpointError(
-        f"{run.path} is a run of the published trainer, whose state.pt this one cannot go on from. A new run "
+        f"{run.path} is a run of the published trainer, whose state.pt this trainer cannot resume. A new run "
         f"starts from its weights: python -m trainers.diamond train {known} "
         f"initialization.path_to_ckpt={shlex.quote(str(run.path))}{from_data if data.is_dir() else ''}"
     )
 
 
 def check_shares(config: TrainerConfig, group: Group) -> None:
-    """Makes sure that the processes can share every batch.
+    """Check that the processes can share every batch.
 
     Raises:
-        InvalidInputError: The size of one is not a multiple of their number.
+        InvalidInputError: A batch size is not a multiple of the number of processes.
     """
     sizes = {
         f"{name}.training.batch_size": getattr(config, name).training.batch_size
@@ -439,11 +441,11 @@ def check_shares(config: TrainerConfig, group: Group) -> None:
 
 
 def describe(config: TrainerConfig, command: str) -> WorldDescription:
-    """What the run's world model will be.
+    """Describe the world model that the run will train.
 
     Raises:
         InvalidInputError: No game and no data are given, a player cannot play the game, or the sampler does
-            not go with the denoiser's objective.
+            not fit the denoiser's objective.
         UnknownGameError: ale-py has no such game.
         DatasetError: The static dataset has no episodes.
     """
@@ -460,7 +462,9 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
         meanings = None
         num_actions = config.agent.num_actions or data.count_actions(Path(path))
     else:
-        raise InvalidInputError("what to learn? give game=Breakout, or static_dataset.path=FOLDER")
+        raise InvalidInputError(
+            "nothing to learn is given: give game=Breakout, or static_dataset.path=FOLDER"
+        )
     return WorldDescription(
         agent=config.agent.with_num_actions(num_actions),
         sampler=config.world_model_env.diffusion_sampler,
@@ -473,7 +477,7 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
 def _fit(
     config: TrainerConfig, run: RunFolder, agent: Agent, device: torch.device, progress: bool, group: Group
 ) -> None:
-    """Everything that a resumed run repeats."""
+    """Train the run to its end: the steps that a new and a resumed run share."""
     progress = progress and group.is_rank_zero
     if keep_freed_memory() and progress:
         _log.info(MEMORY_IS_KEPT)
@@ -495,7 +499,7 @@ def _fit(
         with closing(trainer.log), signals.deferred() as trainer.requests:
             group.on_rank_zero(lambda: trainer.log.open(trainer.epoch + 1, trainer.next_of()))
             trainer.fit(progress=progress)
-            with trainer.requests.at_once():  # minutes, in which nothing is trained
+            with trainer.requests.at_once():  # takes minutes, and there is no training step to finish first
                 group.on_rank_zero(lambda: _export(config, run))
     except KeyboardInterrupt:
         if group.is_rank_zero:
@@ -506,7 +510,7 @@ def _fit(
 
 
 def _export(config: TrainerConfig, run: RunFolder) -> None:
-    """Writes the run's world model as a small folder, where it is to be."""
+    """Write the run's world model as a small folder, if the configuration asks for it."""
     if config.export.should:
         options = asdict(config.export)
         del options["should"]
@@ -514,7 +518,7 @@ def _export(config: TrainerConfig, run: RunFolder) -> None:
 
 
 def _complete_data(config: TrainerConfig, run: RunFolder, progress: bool) -> bool:
-    """Puts the episodes on disk with which training goes on; whether it has begun before."""
+    """Put the episodes on disk that training needs; return whether the run has a saved state."""
     if config.static_dataset.path is None:
         data.check_space(run.path, config.players, config.num_collected, config.frame_shape)
         assert config.game is not None

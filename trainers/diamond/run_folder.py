@@ -1,6 +1,6 @@
-"""A run on disk, laid out as published: checkpoints, config, datasets, metrics.
+"""The run folder, laid out as published: checkpoints, config, datasets, metrics.
 
-Knows nothing of what is trained.
+This module knows nothing of what is trained.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from diamond_gym.files import write_file, write_torch
 from diamond_gym.ranges import check_integer
 
 # --- source
-# Which source trains a run: its commit, and what differs from it.
+# The source that trains a run: its commit, and the differences from it.
 
 
 _SECONDS = 30
@@ -40,24 +40,24 @@ class Source:
     """The source of a run.
 
     Attributes:
-        version: Of the package, and the commit where it runs from a repository.
-        diff: What `git diff` says of files that differ from the commit, empty where none does.
+        version: Version of the package, and the commit where it runs from a repository.
+        diff: Output of `git diff` for files that differ from the commit; empty if there are none.
     """
 
     version: str
     diff: bytes = b""
 
     def text(self) -> str:
-        """What to write into a run folder."""
+        """The text for the run folder."""
         return f"diamond-gym {self.version}{' with the changes in source.diff' if self.diff else ''}\n"
 
 
 def find_source(file: Path = Path(__file__)) -> Source:
-    """The source that this process runs.
+    """Find the source that this process runs.
 
     Args:
-        file: One of its files. A repository that does not track it, such as a project in whose virtual
-            environment the package is installed, is not its own.
+        file: One of its files. A repository that does not track this file, such as a project in whose virtual
+            environment the package is installed, is not the package's.
     """
     try:
         known = version("diamond-gym")
@@ -72,7 +72,7 @@ def find_source(file: Path = Path(__file__)) -> Source:
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
-    """What git answers; nothing where it cannot, or is not installed."""
+    """The output of git; empty where git fails or is not installed."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, timeout=_SECONDS, check=True
@@ -87,7 +87,7 @@ def _git(folder: Path, *arguments: str) -> bytes:
 
 _RESUME_SCRIPT = """\
 #!/usr/bin/env bash
-# Goes on with this run; from any folder.
+# Resumes this run, from any folder.
 set -euo pipefail
 run="$(cd "$(dirname "${{BASH_SOURCE[0]}}")/.." && pwd)"
 python={python}
@@ -104,10 +104,10 @@ class RunFolder:
 
     @classmethod
     def new(cls, outputs: Path) -> RunFolder:
-        """Makes `outputs/YYYY-MM-DD/hh-mm-ss`, with `-2`, `-3`, ... where another run took that second.
+        """Make `outputs/YYYY-MM-DD/hh-mm-ss`, with `-2`, `-3`, ... where another run has that name.
 
         Raises:
-            CacheError: It cannot be made.
+            CacheError: The folder cannot be made.
         """
         for path in disk.numbered(outputs / datetime.now().strftime("%Y-%m-%d/%H-%M-%S")):
             try:
@@ -120,10 +120,10 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
-        """Makes a chosen folder, or takes one that is empty.
+        """Make a chosen folder, or take one that is empty.
 
         Raises:
-            CacheError: It cannot be made, or holds something.
+            CacheError: The folder cannot be made, or is not empty.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class RunFolder:
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
-        """An earlier run.
+        """Open the folder of an earlier run.
 
         Raises:
             CheckpointNotFoundError: The folder is not that of a run.
@@ -151,7 +151,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes from working on the run; the system releases a killed process's lock.
+        """Keep other processes from working on the run; the system releases a killed process's lock.
 
         Raises:
             FolderInUseError: Another process works on it.
@@ -169,12 +169,12 @@ class RunFolder:
 
     @property
     def world_file(self) -> Path:
-        """What `diamond_gym` needs to know to play the run's world model."""
+        """The description that `diamond_gym` needs to play the run's world model."""
         return self.path / "config" / "world.json"
 
     @property
     def world_folder(self) -> Path:
-        """The finished run's world model, small enough to give away, if it was asked for."""
+        """Folder of the finished run's exported world model, if the configuration asks for it."""
         return self.path / WORLD_FOLDER
 
     @property
@@ -184,39 +184,39 @@ class RunFolder:
 
     @property
     def state_file(self) -> Path:
-        """Everything needed to go on."""
+        """The state from which the run is resumed."""
         return self.path / "checkpoints" / "state.pt"
 
     @property
     def resume_script(self) -> Path:
-        """Goes on with the run."""
+        """Script that resumes the run."""
         return self.path / "scripts" / "resume.sh"
 
     def write_resume_script(self, python: str) -> None:
-        """Writes a script that works from any folder, and after the run folder was moved.
+        """Write a script that works from any folder, and after the run folder was moved.
 
         Args:
-            python: The interpreter that has this package; the environment's PYTHON takes its place.
+            python: The interpreter that has this package; the environment variable PYTHON overrides it.
 
         Raises:
-            CacheError: It cannot be written.
+            CacheError: The script cannot be written.
         """
         with disk.replacing(self.resume_script) as file:
             file.write(_RESUME_SCRIPT.format(python=shlex.quote(python)).encode())
             os.chmod(file.name, 0o755)  # before anybody can put a link at its path
 
     def write_source(self, source: Source) -> None:
-        """Notes the source that trains the run in config/: its version and commit, and changes since.
+        """Record in config/ the source that trains the run: its version and commit, and later changes.
 
         Raises:
-            CacheError: It cannot be written.
+            CacheError: The files cannot be written.
         """
         write_file(self.config_file.with_name("source.txt"), source.text().encode())
         if source.diff:
             write_file(self.config_file.with_name("source.diff"), source.diff)
 
     def video_file(self, name: str, epoch: int) -> Path:
-        """A moving picture made after an epoch."""
+        """File of a video made after an epoch."""
         return self.path / "videos" / f"{name}_epoch_{epoch:05d}.gif"
 
     def dataset(self, split: str) -> Path:
@@ -224,14 +224,14 @@ class RunFolder:
         return self.path / "dataset" / split
 
     def agent_file(self, epoch: int) -> Path:
-        """Weights after an epoch."""
+        """File of the weights after an epoch."""
         return self.path / "checkpoints" / "agent_versions" / f"agent_epoch_{epoch:05d}.pt"
 
     def newest_epoch(self) -> int:
         """The last epoch whose weights are kept.
 
         Raises:
-            CheckpointNotFoundError: There are none.
+            CheckpointNotFoundError: There are no weights.
         """
         epochs = self._agent_files().keys()
         if not epochs:
@@ -239,11 +239,11 @@ class RunFolder:
         return max(epochs)
 
     def save_state(self, state: dict[str, Any]) -> None:
-        """Replaces the state as a whole."""
+        """Replace the state as a whole."""
         write_torch(self.state_file, state)
 
     def load_state(self) -> dict[str, Any]:
-        """Reads the state.
+        """Read the state.
 
         Raises:
             CheckpointNotFoundError: No epoch of the run was finished.
@@ -260,13 +260,13 @@ class RunFolder:
         return state
 
     def save_agent(self, epoch: int, weights: dict[str, Tensor], every: int, num_to_keep: int | None) -> None:
-        """Writes the weights of an epoch and deletes earlier ones.
+        """Write the weights of an epoch and delete earlier ones.
 
         Args:
-            epoch: The epoch, whose weights stay until the next are written.
-            weights: What to write.
-            every: Weights of every so many epochs are kept,
-            num_to_keep: so many of them, the newest; None for all.
+            epoch: The epoch, whose weights are kept at least until the next ones are written.
+            weights: The weights.
+            every: Epochs from one kept version to the next.
+            num_to_keep: Number of versions that are kept, the newest ones; None for all.
         """
         write_torch(self.agent_file(epoch), weights)
         versions = self._agent_files()
@@ -285,7 +285,7 @@ class RunFolder:
         return {int(match[1]): file for file, match in matches.items() if match is not None}
 
     def save_bad_batch(self, part: str, step: int, content: dict[str, Any]) -> Path:
-        """Keeps what made a loss or gradient infinite; returns the file."""
+        """Write the batch that made a loss or gradient infinite; return the file."""
         path = self.path / "diverged" / f"{part}_step_{step:06d}.pt"
         write_torch(path, content)
         return path
@@ -296,15 +296,15 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     def log(self, metrics: dict[str, Any]) -> None:
-        """Appends a line to metrics.jsonl.
+        """Append a line to metrics.jsonl.
 
         Raises:
-            CacheError: It cannot be written.
+            CacheError: The file cannot be written.
         """
         disk.append_line(self.metrics_file, json.dumps(metrics))
 
     def forget_metrics_after(self, num_epochs: int) -> None:
-        """Drops what a killed process logged of later epochs, which will be trained again.
+        """Drop the metrics that a killed process logged of later epochs, which will be trained again.
 
         Raises:
             CacheError: The file cannot be written.

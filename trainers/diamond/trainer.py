@@ -1,8 +1,8 @@
 """Trains the networks of a run, epoch by epoch, and saves after each one.
 
-Batches and noise are functions of (seed, part, step); what else a resumed run needs to go on exactly
-(weights, optimisers, games under way, counts) is in the saved state. Of several processes, all train and the
-first does everything else. `run.build` puts a trainer together.
+Batches and noise are functions of (seed, part, step). The saved state holds whatever else a resumed run needs
+to continue exactly: weights, optimisers, games in progress, counts. With several processes, all train and
+rank 0 does everything else. `run.build` puts a trainer together.
 """
 
 from __future__ import annotations
@@ -68,20 +68,20 @@ from trainers.diamond.rollout import Collector, PlayReport, RealGames, play_whol
 from trainers.diamond.run_folder import RunFolder
 
 # --- schedule
-# How long a run lasts and when it collects how much: arithmetic on the configuration and on counts.
+# How long a run lasts, and how much it collects when: arithmetic on the configuration and on counts.
 #
-# Every answer follows from the run's saved state, so that a resumed run asks and goes on.
+# Every answer follows from the run's saved state, so that a resumed run continues in the same way.
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long a run lasts.
+    """The length of a run.
 
     Attributes:
-        training: What is trained, for how long.
-        collection: How the training dataset grows; None where it does not, with a static dataset, say.
-        first_epoch_steps: Steps of the initial collection where that is not the policy's, which decides
-            itself when it has seen enough.
+        training: What is trained, and for how long.
+        collection: How the training dataset grows; None where it does not, such as with a static dataset.
+        first_epoch_steps: Steps of the initial collection where players collect; None where the policy
+            collects, which stops when it has seen enough.
     """
 
     training: TrainingConfig
@@ -89,10 +89,10 @@ class Schedule:
     first_epoch_steps: int | None = None
 
     def num_epochs(self, first_epoch_steps: int | None) -> int | None:
-        """Epochs of the run in all; None while that is not known yet.
+        """Number of epochs of the run; None while it is not known yet.
 
         Args:
-            first_epoch_steps: Steps of the initial collection, once known.
+            first_epoch_steps: Steps of the initial collection; None while they are not known.
         """
         first_epoch_steps = self.first_epoch_steps or first_epoch_steps
         if self.training.num_epochs is not None:
@@ -112,15 +112,15 @@ def collection_goal(
     reward_counts: Mapping[int, int],
     first_epoch_steps: int | None,
 ) -> int:
-    """Steps the training dataset should have, for now: ask again when it has them.
+    """Number of steps that the training dataset should reach next; ask again once it has them.
 
     Args:
         config: How much is collected.
         epoch: The epoch that collects, from 1.
-        num_steps: Steps the dataset has.
-        reward_counts: How many of them carry a reward of each sign (-1, 0, 1).
-        first_epoch_steps: Steps of the initial collection, once that is over; every epoch then adds to it,
-            the first one, too.
+        num_steps: Steps in the dataset.
+        reward_counts: Number of steps with a reward of each sign (-1, 0, 1).
+        first_epoch_steps: Steps of the initial collection once it is over, else None; every epoch then adds
+            to them, the first one included.
     """
     if first_epoch_steps is None:
         return min(_initial_goal(config, num_steps, reward_counts), config.num_steps_total)
@@ -128,7 +128,7 @@ def collection_goal(
 
 
 def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: Mapping[int, int]) -> int:
-    """What the initial collection should reach; `num_steps` itself when it has seen enough."""
+    """Number of steps that the initial collection should reach; `num_steps` when it is over."""
     first, chunk = config.first_epoch, config.steps_per_epoch
     if num_steps < first.min:
         return first.min
@@ -145,20 +145,20 @@ def _initial_goal(config: TrainCollectionConfig, num_steps: int, reward_counts: 
 _log = logging.getLogger(__name__)
 _VIDEO_GAMES = 4
 COLLECTION, TEST_GAMES, RL_GAMES = range(3)
-"""What real or imagined games are played for: their seeds differ."""
+"""Purposes of games, real or imagined; each has seeds of its own."""
 
 
 @dataclass
 class Progress:
-    """Where a run stands.
+    """The progress of a run.
 
     Attributes:
-        epoch: Epochs finished.
-        first_epoch_steps: Steps of the initial collection, in epoch 1, once it is over.
-        collection_goal: Steps it should have; None when nothing is being collected.
+        epoch: Number of finished epochs.
+        first_epoch_steps: Steps of the initial collection in epoch 1; None until it is over.
+        collection_goal: Steps that the dataset should reach; None when nothing is being collected.
         num_test_episodes: Test games played so far.
-        is_finished: Whether the final evaluation is done, too.
-        metrics: Of the stages of the present epoch that are done.
+        is_finished: Whether the final evaluation is done as well.
+        metrics: Metrics of the finished stages of the current epoch.
     """
 
     epoch: int = 0
@@ -170,7 +170,7 @@ class Progress:
 
     @classmethod
     def of(cls, state: dict[str, Any]) -> Progress:
-        """Out of a run's state; what an older one lacks has its default."""
+        """Read the progress from a run's state; fields missing in an older state get their defaults."""
         return cls(**{name: state[name] for name in cls.__dataclass_fields__ if name in state})
 
 
@@ -181,9 +181,9 @@ class WholeGames:
     Attributes:
         actor_critic: The network that plays.
         game: The game.
-        sampling: How many games, and how it plays.
+        sampling: Number of games, and how actions are chosen.
         seed: Fixes the games, together with the epoch.
-        fill_test_dataset: Whether the newest evaluation's games are the test episodes.
+        fill_test_dataset: Whether the games of the newest evaluation become the test dataset.
     """
 
     actor_critic: ActorCritic
@@ -193,7 +193,7 @@ class WholeGames:
     fill_test_dataset: bool
 
     def collector(self, epoch: int, num_episodes: int, *, keeps_frames: bool) -> Collector:
-        """Plays games that only the epoch's number decides."""
+        """A collector whose games are fixed by the seed and the epoch."""
         seed = derived_seed(self.seed, TEST_GAMES, epoch)
         return Collector(
             self.actor_critic,
@@ -207,30 +207,30 @@ class WholeGames:
 
 @dataclass(kw_only=True)
 class Trainer:
-    """Runs the epochs of a run.
+    """The training loop: it runs the epochs of a run.
 
     Attributes:
-        run: Where it is saved.
+        run: The folder it is saved in.
         agent: The networks, on their device.
-        learners: Those that are trained, in the order in which an epoch trains them.
+        learners: The trained networks, in the order in which an epoch trains them.
         train: Episodes to learn from; grows where the run collects.
         test: Episodes to measure the losses on.
-        world_model: Imagines games for a video,
-        horizon: of so many steps,
-        autocast: in this precision.
+        world_model: Imagines games for a video.
+        horizon: Steps of these games.
+        autocast: Precision of these games.
         schedule: How long the run lasts.
-        evaluation: Whether and when it is evaluated.
+        evaluation: Whether and when the run is evaluated.
         checkpointing: Which weights are kept.
-        log: Where its numbers go.
+        log: Takes the metrics and videos.
         seed: Fixes the run.
-        dataset: The training episodes on disk where the run collects.
-        collector: Collects them, in the first process.
-        whole_games: What the actor-critic is scored in, if it is.
-        choose_contexts: Chooses start contexts out of the run's episodes.
+        dataset: The training episodes on disk where the run collects, else None.
+        collector: Collects them on rank 0; None elsewhere.
+        whole_games: The games that score the actor-critic, if any.
+        choose_contexts: Chooses start contexts from the run's episodes.
         group: The processes that train the run together, each with a trainer of its own.
-        progress: Where the run stands.
-        requests: Set its `stop` (in a signal handler, say) to have `fit` finish its step, save and raise
-            `KeyboardInterrupt`, its `save` to have it save and continue.
+        progress: The progress of the run.
+        requests: Set `requests.stop`, for example in a signal handler, to have `fit` finish its step, save
+            and raise `KeyboardInterrupt`; set `requests.save` to have it save and continue.
     """
 
     run: RunFolder
@@ -262,20 +262,20 @@ class Trainer:
 
     @property
     def num_epochs(self) -> int | None:
-        """Epochs of the run; None while that depends on what is still to be collected."""
+        """Number of epochs of the run; None while it depends on steps still to be collected."""
         return self.schedule.num_epochs(self.progress.first_epoch_steps)
 
     def fit(self, *, progress: bool = True) -> None:
-        """Trains to the last epoch, saving state and weights after each, and evaluates.
+        """Train to the last epoch, saving state and weights after each, and evaluate.
 
         Raises:
-            DivergedError: A loss or gradient is not finite; what was saved before is kept.
+            DivergedError: A loss or gradient is not finite; earlier checkpoints are kept.
             CacheError: The run folder cannot be written.
             KeyboardInterrupt: `requests.stop` was set; the state is saved as it was after the last step.
         """
         self._shows_progress = progress and self.group.is_rank_zero
         if not self.group.on_rank_zero(self.run.state_file.is_file):
-            self.save_state()  # tells what was collected later from what was there at the start
+            self.save_state()  # so that a resumed run knows what was collected after the start
         try:
             while self.num_epochs is None or self.epoch < self.num_epochs:
                 self._run_epoch_or_save()
@@ -289,7 +289,7 @@ class Trainer:
             self.group.on_rank_zero(lambda: self._diverge(error, batch))
 
     def _run_epoch_or_save(self) -> None:
-        """An epoch; or a part of it, when the state is to be saved before the rest."""
+        """Run an epoch, or a part of it when a signal asks to save the state before the rest."""
         try:
             self._run_epoch()
         except SaveRequested:
@@ -331,10 +331,10 @@ class Trainer:
             _log.info("%s", one_line(metrics))
         self.log.log(metrics)
 
-    # -- stages of an epoch: each does what is left to do, and tells nothing when that is nothing
+    # -- stages of an epoch: each does what is left to do and returns its metrics, empty if nothing was left
 
     def _collected(self) -> dict[str, Any]:
-        """The first process plays; the others read what it has stored."""
+        """Collect on rank 0; the other ranks read what it has stored."""
         metrics, self.progress.first_epoch_steps = self.group.on_rank_zero(
             lambda: (self._collect(), self.progress.first_epoch_steps)
         )
@@ -343,13 +343,14 @@ class Trainer:
         return metrics
 
     def _collect(self) -> dict[str, Any]:
-        """Plays the real game until the training dataset is as large as it should be now."""
+        """Play the real game until the training dataset has reached the goal of the epoch."""
         collector = self.collector
         if collector is None or self.dataset is None:
             return {}
         report = PlayReport()
         with self._as_played("actor_critic"), self._bar("collect", unit="step") as bar:
             while (goal := self._collection_goal(collector)) is not None:
+                self._stop_if_requested()
                 left = goal - self.train.num_steps - collector.num_pending
                 bar.total = (bar.total or 0) + left
                 report += collector.collect(
@@ -360,14 +361,12 @@ class Trainer:
                     should_stop=lambda: self.requests.stop,
                     on_episode=partial(self.log.episode, "train"),
                 )
-                if self.requests.stop and collector.num_pending:
-                    raise StopRequested
         self._stop_if_requested()
         counts = {"dataset_steps": self.train.num_steps, "dataset_episodes": len(self.train)}
         return report.metrics() | counts if report.num_steps else {}
 
     def _collection_goal(self, collector: Collector) -> int | None:
-        """Steps that the training dataset should have next; None when the epoch's collection is over."""
+        """Number of steps that the dataset should reach next; None when the epoch's collection is over."""
         progress, num_steps = self.progress, self.train.num_steps + collector.num_pending
         if progress.collection_goal is not None and num_steps < progress.collection_goal:
             return progress.collection_goal  # as it was before an interruption
@@ -389,7 +388,7 @@ class Trainer:
         )
 
     def _train_learner(self, learner: Learner) -> dict[str, Any]:
-        """Makes the steps that are left of the part's epoch: all, unless the epoch was interrupted."""
+        """Make the optimiser steps that are left in the network's epoch: all, unless it was interrupted."""
         training = learner.training
         total = training.num_steps(self.num_epochs or self.epoch + 1)
         steps = training.num_steps(self.epoch + 1) - learner.num_steps
@@ -417,14 +416,14 @@ class Trainer:
         return result | {"steps_per_s": steps / (time.perf_counter() - start)}
 
     def _log_step(self, learner: Learner, metrics: Metrics, lr_factor: float) -> None:
-        """Logs the numbers of the step that was just made, if it is its turn."""
+        """Log the metrics of the step that was just made, if this step is to be logged."""
         if self.log.wants_step(learner.num_steps):
             numbers = learner.total({name: x for name, x in metrics.items() if x.ndim == 0})
             scalars = {name: x.item() for name, x in numbers.items()}
             self.log.step(learner.name, learner.num_steps, scalars | {"lr": learner.base_lr * lr_factor})
 
     def next_of(self) -> dict[str, int]:
-        """The next step of each network and episode of each dataset, as `RunLog.open` takes them."""
+        """The next step of each network and the next episode of each dataset, for `RunLog.open`."""
         under_way = set() if self.collector is None else self.collector.stored_numbers
         last = len(self.train) - 1
         return {step_series(learner.name): learner.num_steps + 1 for learner in self.learners} | {
@@ -433,7 +432,7 @@ class Trainer:
         }
 
     def _evaluate(self, epoch: int) -> dict[str, Any]:
-        """Where it is time to: plays whole games, imagines, and measures the weights to be saved."""
+        """Evaluate if the epoch is due: play whole games, imagine, and measure the EMA weights."""
         config, metrics = self.evaluation, {}
         is_time = epoch % config.every == 0
         if config.should and is_time:
@@ -456,7 +455,7 @@ class Trainer:
         return _prefixed("test", report.metrics())
 
     def _imagine(self, epoch: int) -> dict[str, Any]:
-        """Imagines real games under their actions, in a video."""
+        """Imagine real games under their recorded actions, and log a video."""
         replay = self.test if len(self.test) else self.train
         n = self.world_model.num_steps_conditioning
         starts = draw_starts(replay, _VIDEO_GAMES, n + self.horizon, seed=0)
@@ -474,7 +473,7 @@ class Trainer:
 
     @torch.no_grad()
     def _measure(self, learner: Learner) -> dict[str, Any]:
-        """Losses of the weights to be saved on the whole test dataset, under the same noise every time."""
+        """Losses of the EMA weights on the whole test dataset, under the same noise every time."""
         objective = learner.objective
         if learner.num_steps == 0 or not isinstance(objective, DenoiserObjective | RewEndObjective):
             return {}
@@ -497,7 +496,7 @@ class Trainer:
         on_episode: Callable[[Episode], object] = lambda episode: None,
         desc: str = "test",
     ) -> PlayReport:
-        """Plays whole games of a collector with the weights that are saved, and logs them."""
+        """Play whole games with the EMA weights, and log them."""
         with self._as_played("actor_critic"), self._bar(desc, total=num_episodes, unit="episode") as bar:
             report = play_whole_games(
                 new_collector(num_episodes),
@@ -520,7 +519,7 @@ class Trainer:
 
     @contextmanager
     def _as_played(self, *names: str) -> Iterator[None]:
-        """Some of the trained networks hold the weights that are saved and played, meanwhile."""
+        """Give some of the trained networks their EMA weights for the duration of the context."""
         with ExitStack() as stack:
             for learner in self.learners:
                 if learner.name in names:
@@ -534,7 +533,7 @@ class Trainer:
     # -- what is saved
 
     def save(self) -> None:
-        """Writes the weights and the state."""
+        """Write the weights and the state."""
         self.group.on_rank_zero(self._save_agent)
         self.save_state()
 
@@ -551,7 +550,7 @@ class Trainer:
         self.run.save_agent(self.epoch, weights, config.save_agent_every, config.num_to_keep)
 
     def save_state(self) -> None:
-        """Writes all that `resume` needs, by any number of processes."""
+        """Write everything that `resume` needs; any number of processes may resume from it."""
         parts = {learner.name: learner.state_dict() for learner in self.learners}
         self.group.on_rank_zero(lambda: self._save_state(parts))
 
@@ -572,14 +571,14 @@ class Trainer:
         )
 
     def weights(self) -> dict[str, Tensor]:
-        """State dict of the agent, averaged where averages are kept."""
+        """State dict of the agent, with EMA weights where there is a moving average."""
         weights = {name: x.detach().clone() for name, x in self.agent.state_dict().items()}
         for learner in self.learners:
             weights |= {f"{learner.name}.{name}": x for name, x in learner.weights().items()}
         return weights
 
     def resume(self) -> None:
-        """Goes on from the run's saved state; the training dataset must be as it was then.
+        """Load the run's saved state; the training dataset must be as it was when that was saved.
 
         Raises:
             CheckpointError: The state does not fit the configuration.
@@ -597,7 +596,7 @@ class Trainer:
 
 
 def derived_seed(*numbers: int) -> int:
-    """A seed >= 0 out of several numbers."""
+    """Derive a seed >= 0 from several numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

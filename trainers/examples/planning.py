@@ -1,10 +1,10 @@
-"""Model-predictive control: an agent that has learned nothing plans in imagination and acts in the real game.
+"""Model-predictive control: an agent without any training plans in imagination and acts in the real game.
 
     python -m trainers.examples.planning game=Breakout episodes=2 num_sequences=32 horizon=15
 
 Before every few real steps it draws action sequences, imagines what each of them leads to from the real
 game's last frames, and takes the first actions of the best one ("random shooting"). All are imagined
-in one batch under the same noise, so they differ by nothing but their actions.
+in one batch under the same noise, so they differ only in their actions.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from diamond_gym.registration import env_id, game_name
 gym.register_envs(diamond_gym)
 
 LONGEST_HOLD = 4
-"""Steps for which a drawn action is held, at most: a paddle that is pushed to and fro goes nowhere."""
+"""Largest number of steps for which a drawn action is held: short holds would cancel each other out."""
 
 Policy = Callable[[dict[str, NDArray]], Sequence[int]]
 """The next actions, one or more, at a context: the latest frames and actions."""
@@ -39,7 +39,7 @@ Policy = Callable[[dict[str, NDArray]], Sequence[int]]
 
 @dataclass
 class PlannerConfig:
-    """How far and how widely to look.
+    """Length and number of the imagined sequences.
 
     Raises:
         InvalidInputError: A number is out of range.
@@ -47,7 +47,9 @@ class PlannerConfig:
 
     num_sequences: int = option(32, "action sequences that are imagined")
     horizon: int = option(15, "steps imagined")
-    num_taken: int = option(2, "actions taken of the best one before planning anew, at most horizon")
+    num_taken: int = option(
+        2, "actions of the best one that are taken before planning again, at most horizon"
+    )
     gamma: float = option(0.97, "discount of a reward per step, from 0 to 1")
     end_penalty: float = option(2.0, "what an imagined end costs, in rewards")
 
@@ -88,11 +90,11 @@ class Settings(PlannerConfig):
 
 
 class Planner:
-    """Plans by random shooting in a batch of imagined games.
+    """A planner by random shooting in a batch of imagined games.
 
     Args:
         envs: A `DiamondVectorEnv` of `config.num_sequences` games.
-        config: How far to look.
+        config: Length and number of the sequences.
         seed: Fixes the drawn sequences and the noise.
     """
 
@@ -121,7 +123,7 @@ class Planner:
         return np.take_along_axis(acts, latest, axis=1)
 
     def _imagine(self, sequences: NDArray[np.int64]) -> NDArray[np.float64]:
-        """What each sequence brings up to its end or the horizon."""
+        """The discounted return of each sequence up to its end or the horizon."""
         returns, alive = np.zeros(len(sequences)), np.ones(len(sequences), bool)
         for t, acts in enumerate(sequences.T):
             _, rew, end, _, _ = self.envs.step(acts)
@@ -132,12 +134,12 @@ class Planner:
 
 
 class ContextPlayer:
-    """A player that asks a policy for the next actions whenever the last ones are taken.
+    """A player that asks a policy for the next actions whenever it has taken the last ones.
 
-    Until there are enough frames for a context, nothing is pressed.
+    It does nothing until there are enough frames for a context.
 
     Args:
-        policy: Sees the latest frames and actions of the game.
+        policy: Chooses actions at the latest frames and actions of the game.
         num_conditioning: Frames of a context.
     """
 
@@ -189,7 +191,7 @@ def play(settings: Settings) -> dict[str, list[float]]:
 
 
 def run(settings: Settings) -> None:
-    """Plays and prints scores."""
+    """Play and print scores."""
     for name, values in play(settings).items():
         print(f"{name}: {Score.of(name, values).in_words()}, each: {values}")
 
@@ -198,7 +200,7 @@ COMMAND = cli.Command("python -m trainers.examples.planning", __doc__ or "", Set
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plays and prints scores; returns the exit code."""
+    """Play and print scores; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -3,7 +3,7 @@
     python -m trainers.examples.ppo env_id=DiamondBreakout-v0 total_timesteps=500000
 
 Frames, actions and rewards stay tensors (`output="torch"`): nothing is copied to NumPy on the way. In the end
-the agent plays whole games of the real one. The same command continues a training that was stopped. PPO is
+the agent plays whole games of the real one. The same command resumes a training that was stopped. PPO is
 that of Schulman et al. (2017) with the details of Huang et al. (2022), "The 37 Implementation Details of
 Proximal Policy Optimization".
 """
@@ -63,10 +63,10 @@ class Settings:
     horizon: int = option(50, "steps of an imagined game", least=1)
     num_frames: int = option(4, "frames that the agent sees, at most 4", least=1)
     learning_rate: float = option(2.5e-4, "of Adam", above=0)
-    num_epochs: int = option(4, "passes over what was played", least=1)
+    num_epochs: int = option(4, "passes over the steps of a rollout", least=1)
     minibatch_size: int = option(256, "steps in a minibatch", least=1)
     gamma: float = option(0.985, "discount of a step")
-    gae_lambda: float = option(0.95, "how far advantages trust what was played")
+    gae_lambda: float = option(0.95, "lambda of the advantage estimates, from 0 to 1")
     clip: float = option(0.1, "PPO's bound on the change of a probability")
     ent_coef: float = option(0.01, "weight of the entropy bonus")
     num_games: int = option(30, "real games to score the agent by, or 0", least=0)
@@ -79,17 +79,17 @@ class Settings:
             raise InvalidInputError(f"num_frames must be at most 4, got {self.num_frames}")
 
     def world(self) -> dict[str, Any]:
-        """Keyword arguments that say which world is imagined, and where."""
+        """Keyword arguments that choose the world and its device."""
         names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
 
     def kept(self) -> dict[str, Any]:
-        """Settings that a training keeps when it is continued."""
+        """Settings that must stay the same when a training is resumed."""
         free = ("device", "total_timesteps", "num_games", "max_game_steps", "out")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def real_games(self) -> dict[str, Any]:
-        """Keyword arguments of `real_scores` that say which real games score the agent."""
+        """Keyword arguments of `real_scores` that choose the real games."""
         return {"num_games": self.num_games, "seed": self.seed, "max_steps": self.max_game_steps}
 
 
@@ -145,7 +145,7 @@ class Games:
         self.stack = self._contexts(infos)
 
     def step(self, act: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Rewards, ends, horizons reached, and the stacks that the step led to, before any reset."""
+        """Step all games; return rewards, ends, truncations and the next stacks before any reset."""
         obs, rew, end, trunc, infos = self.envs.step(act)
         over = end | trunc
         last = torch.where(over[:, None, None, None], infos["final_obs"], obs) if over.any() else obs
@@ -161,7 +161,7 @@ class Games:
 
 @dataclass
 class Rollout:
-    """t steps of b games; `rew` of a game cut short holds the value of what would have come."""
+    """t steps of b games; where a game was cut short, `rew` includes the discounted value of what follows."""
 
     frames: Tensor
     act: Tensor
@@ -184,7 +184,7 @@ class Rollout:
 
 @torch.no_grad()
 def play(agent: Agent, games: Games, num_steps: int, gamma: float) -> Rollout:
-    """Lets the agent play."""
+    """Let the agent play a rollout."""
     steps: list[tuple[Tensor, ...]] = []
     for _ in range(num_steps):
         frames = games.stack
@@ -199,7 +199,7 @@ def play(agent: Agent, games: Games, num_steps: int, gamma: float) -> Rollout:
 
 
 def learn(agent: Agent, optimizer: torch.optim.Optimizer, rollout: Rollout, args: Settings) -> None:
-    """A few epochs of minibatches."""
+    """Update the agent in a few epochs of minibatches."""
     advantages = rollout.advantages(args.gamma, args.gae_lambda).flatten()
     returns = advantages + rollout.val.flatten()
     frames, act, log_prob = (x.flatten(0, 1) for x in (rollout.frames, rollout.act, rollout.log_prob))
@@ -231,10 +231,10 @@ def score(agent: Agent, game: str, args: Settings) -> list[float]:
 
 
 def train(args: Settings) -> Agent:
-    """Trains an agent, or continues one that was stopped, and writes its weights as agent.pt.
+    """Train an agent, or continue one that was stopped, and write its weights as agent.pt.
 
-    What it needs to be continued is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals,
-    and at the end. A training that is continued begins with new games.
+    The state is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals, and at the end. A
+    resumed training begins with new games.
     """
     torch.manual_seed(args.seed)
     games = Games(args)
@@ -262,7 +262,7 @@ def train(args: Settings) -> Agent:
 
 
 def run(settings: Settings) -> None:
-    """Trains and scores an agent."""
+    """Train and score an agent."""
     if keep_freed_memory():
         print(MEMORY_IS_KEPT)
     game = real_game(settings.env_id)
@@ -276,7 +276,7 @@ COMMAND = cli.Command("python -m trainers.examples.ppo", __doc__ or "", Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains and scores an agent; returns the exit code."""
+    """Train and score an agent; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

@@ -1,10 +1,10 @@
-"""PPO of TorchRL: its collector, its advantages and its loss, on imagined games.
+"""TorchRL's PPO in imagined games: with its collector, its advantages and its loss.
 
     python -m trainers.examples.torchrl_ppo env_id=DiamondBreakout-v0 total_frames=500000
 
-An example of a library's own loop around `diamond_gym.adapters.torchrl`; nothing in it is about world models
-but the lines that make the games. In the end the agent plays whole games of the real one.
-The same command continues a training that was stopped.
+An example of a library's own loop around `diamond_gym.adapters.torchrl`; only the lines that make the
+games are about world models. In the end the agent plays whole games of the real one.
+The same command resumes a training that was stopped.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class Settings:
     num_steps: int = option(64, "steps of each game between updates", least=1)
     horizon: int = option(50, "steps of an imagined game", least=1)
     learning_rate: float = option(2.5e-4, "of Adam", above=0)
-    num_epochs: int = option(4, "passes over what was played", least=1)
+    num_epochs: int = option(4, "passes over the steps of a rollout", least=1)
     minibatch_size: int = option(256, "steps in a minibatch", least=1)
     gamma: float = option(0.985, "discount of a step")
-    gae_lambda: float = option(0.95, "how far advantages trust what was played")
+    gae_lambda: float = option(0.95, "lambda of the advantage estimates, from 0 to 1")
     clip: float = option(0.1, "PPO's bound on the change of a probability")
     ent_coef: float = option(0.01, "weight of the entropy bonus")
     num_games: int = option(30, "real games to score the agent by, or 0", least=0)
@@ -89,17 +89,17 @@ class Settings:
         cli.check(self)
 
     def world(self) -> dict[str, Any]:
-        """Keyword arguments that say which world is imagined, and where."""
+        """Keyword arguments that choose the world and its device."""
         names = ("checkpoint", "num_denoising_steps", "device", "backend", "contexts")
         return {name: getattr(self, name) for name in names}
 
     def kept(self) -> dict[str, Any]:
-        """Settings that a training keeps when it is continued."""
+        """Settings that must stay the same when a training is resumed."""
         free = ("device", "total_frames", "num_games", "max_game_steps", "out")
         return {name: value for name, value in asdict(self).items() if name not in free}
 
     def real_games(self) -> dict[str, Any]:
-        """Keyword arguments of `real_scores` that say which real games score the agent."""
+        """Keyword arguments of `real_scores` that choose the real games."""
         return {"num_games": self.num_games, "seed": self.seed, "max_steps": self.max_game_steps}
 
 
@@ -145,10 +145,10 @@ def make_networks(num_actions: int, device: torch.device) -> tuple[Probabilistic
 
 
 def train(args: Settings) -> tuple[ProbabilisticActor, list[float]]:
-    """Trains an agent, or continues one that was stopped, and writes its weights as agent.pt.
+    """Train an agent, or continue one that was stopped, and write its weights as agent.pt.
 
-    What it needs to be continued is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals,
-    and at the end. A training that is continued begins with new games.
+    The state is saved as checkpoint.pt every two minutes, on Ctrl-C and other signals, and at the end. A
+    resumed training begins with new games.
 
     Returns:
         The agent, and the mean imagined return of each batch's episodes.
@@ -219,14 +219,14 @@ def score(agent: ProbabilisticActor, game: str, args: Settings) -> list[float]:
 
     def policy(stack: NDArray[np.uint8]) -> int:
         pixels = torch.from_numpy(stack).to(device).flatten(0, 1)[None] / 255  # as in `make_env`
-        with set_exploration_type(ExplorationType.RANDOM):  # drawn, as it learned
+        with set_exploration_type(ExplorationType.RANDOM):  # actions are drawn, as in training
             return int(agent(TensorDict({"pixels": pixels}))["action"])
 
     return real_scores(FrameStackPlayer(policy, NUM_FRAMES), game, **args.real_games())
 
 
 def run(settings: Settings) -> None:
-    """Trains and scores an agent."""
+    """Train and score an agent."""
     if keep_freed_memory():
         print(MEMORY_IS_KEPT)
     game = real_game(settings.env_id)
@@ -242,7 +242,7 @@ COMMAND = cli.Command("python -m trainers.examples.torchrl_ppo", __doc__ or "", 
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains and scores an agent; returns the exit code."""
+    """Train and score an agent; return the exit code."""
     return cli.main(COMMAND, arguments)
 
 

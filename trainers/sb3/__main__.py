@@ -1,4 +1,4 @@
-"""`python -m trainers.sb3`: trains and scores agents of Stable-Baselines3."""
+"""`python -m trainers.sb3`: train and score agents of Stable-Baselines3."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
 PROG = "python -m trainers.sb3"
 _MODULES = ("stable_baselines3", "tensorboard", "matplotlib")
 TRAIN = """\
-The agent learns in imagined games (or, where=real, in real ones), plays the real game now and then, and in
-the end beside an untrained and a random player. The run folder gets agent.zip, score.json,
+The agent learns in imagined games (with where=real in real ones) and is scored in the real game now and then.
+At the end it is scored beside an untrained and a random player. The run folder gets agent.zip, score.json,
 learning_curve.png, film.mp4, and logs for TensorBoard. The agent is saved every two minutes and on Ctrl-C,
-SIGTERM and SIGUSR1 (which then continues); the same command continues a run that was stopped.
-Zips of agents, in out= and of beside=, are loaded without what is pickled in them, unless trust=true says so.
+SIGTERM and SIGUSR1 (after which the run continues); the same command resumes a run that was stopped.
+Zips of agents, in out= and beside=, are loaded without unpickling anything, unless trust=true is given.
 
-What is behind the agents that come with the package:
+The commands behind the agents that come with the package:
   train game=Breakout horizon=64 num_denoising_steps=2 total_timesteps=375000
   train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
 
 To compare with the same algorithm after as many real steps (horizon, checkpoint, contexts and
-num_denoising_steps mean nothing there):
+num_denoising_steps have no effect there):
   train game=Breakout total_timesteps=375000 where=real out=real
   train game=Breakout total_timesteps=375000 horizon=64 num_denoising_steps=2 beside=real"""
 LOOP = """\
-DIAMOND's loop for any algorithm: the agent learns in imagination, plays the real game, and the world goes on
-learning from what it had and from the agent's episodes; then the next round begins. Every round leaves its
-agent, its episodes and its world in the folder. Ctrl-C saves everything but real games that are still being
-collected; the same command goes on.
+DIAMOND's loop for any algorithm: the agent learns in imagination, then plays the real game, and the world is
+trained further on the earlier data and the agent's episodes; then the next round begins. Every round writes
+its agent, its episodes and its world to the folder. Ctrl-C saves everything except real games that are still
+being collected; the same command resumes the loop.
 
-The world keeps the sizes of its networks: world="preset=finetune" is for small ones, as the embedded worlds
-are, world="preset=paper ..." for released models, on a GPU. Needs the extra "train", too."""
+The world keeps the sizes of its networks: world="preset=finetune" is for small ones like the embedded worlds,
+world="preset=paper ..." for released models, on a GPU. The loop also needs the extra "train"."""
 EVALUATE = """\
-Scores an agent's zip. Such zips hold pickled Python, which is not loaded: the agent is built anew and gets
-its weights. One with a policy of its own needs trust=true, for zips of people you trust only."""
+Scores an agent's zip. Such zips hold pickled Python, which is not loaded: a new agent is built and gets the
+weights. An agent with a custom policy needs trust=true; give it for zips of people you trust only."""
 DEMO = """\
-An agent plays the real game; beside it the world model imagines the same steps, anew every 50 steps. What is
-pickled in its zip is not loaded; one with a policy of its own needs trust=true, if you trust who made it."""
+An agent plays the real game; beside it the world model imagines the same steps, from a new real context every
+50 steps. The pickled Python in the zip is not loaded; an agent with a custom policy needs trust=true, if you
+trust its author."""
 
 
 def _train(settings: TrainSettings) -> None:
@@ -70,7 +71,7 @@ def _demo(settings: DemoSettings) -> None:
 
 
 def _loop() -> Command:
-    """The command, whose settings need what it needs."""
+    """The command `loop`; its settings are imported here because they need the extra "train"."""
     _require_sb3()
     from diamond_gym.evaluate.score import table
     from trainers.sb3 import loop
@@ -83,13 +84,13 @@ def _loop() -> Command:
 
 
 def _require_sb3() -> None:
-    """Stable-Baselines3, and what its logs and our curves need."""
+    """Check that Stable-Baselines3 and the packages for its logs and our curves are installed."""
     missing = [name for name in _MODULES if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"this needs {', '.join(missing)}: pip install 'diamond-gym[sb3]'")
     from diamond_gym.evaluate.pictures import require_matplotlib
 
-    require_matplotlib()  # it may be there and broken, and Stable-Baselines3 imports it, too
+    require_matplotlib()  # it may be installed but broken, and Stable-Baselines3 imports it as well
 
 
 COMMANDS = Commands(
@@ -122,7 +123,7 @@ COMMANDS = Commands(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Does what the arguments say and returns the exit code."""
+    """Do what the arguments say and return the exit code."""
     return cli.main(COMMANDS, arguments)
 
 

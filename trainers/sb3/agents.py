@@ -1,4 +1,4 @@
-"""Stable-Baselines3's algorithms by name: made, saved and loaded."""
+"""Agents of Stable-Baselines3: make, save and load them."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ from trainers.sb3.settings import OFF_POLICY, PRESETS, RECURRENT
 
 AGENT_FILE = "agent.zip"
 EMBEDDED = Path(__file__).parent / "embedded"
-"""GAME.zip: agents that learned in imagination and nowhere else; the README.md beside them tells how."""
+"""Folder of GAME.zip: agents that learned in imagination only; the README.md beside them says how."""
 _WHAT = "an agent that this Stable-Baselines3 loads"
 _MAX_BYTES, _MAX_DATA_BYTES = 2**29, 2**24
 _MAX_ACTIONS, _MAX_FRAMES, _MAX_NUMBER = 1024, 64, 10**7
 _COUNTS = ("num_timesteps", "_n_updates", "_episode_num", "_n_calls")
-"""What an agent that goes on has counted."""
+"""Counters that a resumed agent keeps."""
 
 
 def algorithm(name: str) -> type[BaseAlgorithm]:
     """The class of an algorithm.
 
     Raises:
-        MissingDependencyError: it is one of sb3-contrib, which is not installed.
+        MissingDependencyError: The algorithm is one of sb3-contrib, which is not installed.
     """
     if name in ("ppo", "a2c", "dqn"):
         return {"ppo": PPO, "a2c": A2C, "dqn": DQN}[name]
@@ -55,7 +55,7 @@ def algorithm(name: str) -> type[BaseAlgorithm]:
 
 
 def new_agent(name: str, env: VecEnv, *, seed: int, device: str, **kwargs: Any) -> BaseAlgorithm:
-    """An agent that has learned nothing."""
+    """Make an untrained agent."""
     return algorithm(name)(_policy(name), env, seed=seed, device=pick_device(device), **kwargs)
 
 
@@ -64,25 +64,25 @@ def _policy(name: str) -> str:
 
 
 def save_agent(agent: BaseAlgorithm, path: Path) -> None:
-    """Writes an agent as a zip that Stable-Baselines3 loads; an older one stays until this one is complete.
+    """Write an agent as a zip that Stable-Baselines3 loads; an older one stays until this one is complete.
 
     Raises:
-        CacheError: the folder cannot be written.
+        CacheError: The folder cannot be written.
     """
     with replacing(path) as file:
         agent.save(file)  # pyright: ignore[reportArgumentType]  (any binary file will do)
 
 
 def find_agent(name: str, game: str) -> Path:
-    """The zip of an agent.
+    """Find the zip of an agent.
 
     Args:
-        name: path of the zip, of a run folder or of a loop's (its last round), or "embedded": the one that
-            comes with the package.
-        game: the game it will play.
+        name: Path of the zip, of a run folder or of a loop's folder (its last round), or "embedded": the
+            agent that comes with the package.
+        game: The game it will play.
 
     Raises:
-        CheckpointNotFoundError: there is none.
+        CheckpointNotFoundError: There is no such agent.
     """
     if name == "embedded":
         return _embedded_agent(game)
@@ -94,7 +94,7 @@ def find_agent(name: str, game: str) -> Path:
 
 
 def _agent_in(folder: Path) -> Path:
-    """Of a run, or of the last round of a loop."""
+    """The zip in the folder of a run, or of the last round of a loop."""
     rounds = {
         int(match[1]): path
         for path in folder.glob(f"round-*/agent/{AGENT_FILE}")
@@ -120,25 +120,26 @@ def load_agent(
     keywords: Mapping[str, Any] | None = None,
     trust: bool = False,
 ) -> BaseAlgorithm:
-    """An agent out of its zip.
+    """Load an agent from its zip.
 
-    Such a zip holds pickled Python, which can run anything when it is loaded. Here it is never unpickled: the
-    agent is built anew, of its algorithm and for its frames and actions, which the zip also tells in plain
-    text, and gets its weights.
+    Such a zip holds pickled Python, which can run anything when it is unpickled. That is not done here unless
+    `trust` is True: a new agent is built from the plain text that is also in the zip (algorithm, frames,
+    actions), and gets the weights.
 
     Args:
-        path: the zip.
-        device: where its policy runs.
-        algo: its algorithm; None finds out.
-        env: games to go on learning from; their spaces must be the agent's.
-        keywords: of the algorithm, for an agent that goes on; numbers that the zip tells count before them.
-        trust: load the zip as Stable-Baselines3 does, whatever is pickled in it.
+        path: The zip.
+        device: Device of the policy.
+        algo: Name of the algorithm; None recognises it.
+        env: Games in which the agent is to continue learning; their spaces must be the agent's.
+        keywords: Keyword arguments of the algorithm, for an agent that continues learning; numbers in the zip
+            take precedence.
+        trust: Whether to load the zip as Stable-Baselines3 does, whatever is pickled in it.
 
     Raises:
-        CheckpointError: the file is damaged, no agent of a known algorithm, or one whose policy is described
-            by pickled Python only.
-        InvalidInputError: the agent is for other observations or actions.
-        MissingDependencyError: its algorithm is one of sb3-contrib, which is not installed.
+        CheckpointError: The file is damaged, not an agent of a known algorithm, or its policy is described by
+            pickled Python only.
+        InvalidInputError: The agent is for other observations or actions.
+        MissingDependencyError: The algorithm is one of sb3-contrib, which is not installed.
     """
     with untrusted.reading(path, CheckpointError, _WHAT):
         data, weights = _plain(path)
@@ -167,10 +168,10 @@ def load_agent(
 
 
 def _plain(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a zip tells in plain text, and its weights and those of its optimiser.
+    """Read the plain text of a zip, and the weights of the agent and of its optimiser.
 
     Raises:
-        Exception: it is damaged, or no such zip.
+        Exception: The file is damaged, or not such a zip.
     """
     with untrusted.opened(path) as file, zipfile.ZipFile(file) as archive:
         untrusted.check_unpacked(archive, _MAX_BYTES)
@@ -178,7 +179,7 @@ def _plain(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
             raise ValueError("its settings are far too long")
         data = untrusted.parse_json(archive.read("data").decode("utf-8"))
         if not isinstance(data, dict):
-            raise ValueError("its settings are none")
+            raise ValueError("its settings are no mapping")
         weights = {
             name.removesuffix(".pth"): untrusted.load_torch(io.BytesIO(archive.read(name)))
             for name in archive.namelist()
@@ -189,11 +190,11 @@ def _plain(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _spaces(path: Path, data: dict[str, Any]) -> tuple[Box, Discrete]:
-    """Frames that an agent sees, channels first, and its actions, by what its zip tells in plain text.
+    """Observation and action space of an agent, channels first, from the plain text of its zip.
 
     Raises:
-        CheckpointError: it does not tell.
-        InvalidInputError: it sees anything but stacks of 64x64 RGB frames, or has no list of actions.
+        CheckpointError: The text does not describe them.
+        InvalidInputError: The agent sees anything but stacks of 64x64 RGB frames, or has no discrete actions.
     """
     with untrusted.reading(path, CheckpointError, _WHAT):
         frames, actions = data["observation_space"], data["action_space"]
@@ -209,7 +210,7 @@ def _spaces(path: Path, data: dict[str, Any]) -> tuple[Box, Discrete]:
 
 
 def _untrained(name: str, frames: Box, actions: Discrete, device: torch.device) -> BaseAlgorithm:
-    """An agent for these frames and actions, to play: it has room for nothing that it could learn from."""
+    """Make an untrained agent for playing: it has no room for experience to learn from."""
     small: dict[str, Any] = {"buffer_size": 1} if name in OFF_POLICY else {"n_steps": 2}
     agent = algorithm(name)(_policy(name), None, device=device, _init_setup_model=False, **small)  # pyright: ignore
     agent.observation_space, agent.action_space, agent.n_envs = frames, actions, 1
@@ -218,45 +219,45 @@ def _untrained(name: str, frames: Box, actions: Discrete, device: torch.device) 
 
 
 def _take_weights(agent: BaseAlgorithm, weights: dict[str, Any], path: Path, name: str) -> None:
-    """Puts weights into a new agent.
+    """Load weights into a new agent.
 
     Raises:
-        CheckpointError: they are not those of the usual policy.
+        CheckpointError: The weights are not those of the algorithm's standard policy.
     """
     try:
         agent.set_parameters(weights, exact_match=True, device=agent.device)
-    except Exception as error:  # besides torch's own, whatever comes of states of an optimiser that are none
+    except Exception as error:  # torch's errors, and those that malformed optimiser states cause
         raise CheckpointError(
             f"{path} has another policy than {name} usually has, or is damaged ({untrusted.reason(error)}). "
-            "What it has, only pickled Python in the file tells, which can run anything: give trust=true if "
-            "you trust who made it"
+            "Only pickled Python in the file describes its policy, and that can run anything: give "
+            "trust=true if you trust its author"
         ) from error
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is a number that an algorithm could have been given."""
+    """Whether a value is a plain number, as a setting of an algorithm may be."""
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER
 
 
 def set_learning_rate(agent: BaseAlgorithm, rate: float) -> None:
-    """Has an agent learn at another rate from its next update on."""
+    """Set the learning rate of an agent, from its next update on."""
     agent.learning_rate, agent.lr_schedule = rate, FloatSchedule(rate)
 
 
 def is_off_policy(agent: BaseAlgorithm) -> bool:
-    """Whether it learns from a replay buffer."""
+    """Whether an algorithm learns from a replay buffer."""
     return isinstance(agent, OffPolicyAlgorithm)
 
 
 def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
-    """Makes sure that an agent can play.
+    """Check that an agent can play in an environment.
 
     Raises:
-        InvalidInputError: it was trained for other observations or actions.
+        InvalidInputError: The agent was trained for other observations or actions.
     """
     if agent.action_space != env.action_space:
         raise InvalidInputError(
-            f"{path} was trained for {agent.action_space}, these games have {env.action_space}: another game?"
+            f"{path} was trained for {agent.action_space}, these games have {env.action_space}: wrong game?"
         )
     seen, shown = agent.observation_space.shape, env.observation_space.shape
     if sorted(seen or ()) != sorted(shown or ()):  # channels first or last
@@ -264,7 +265,7 @@ def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
 
 
 def _algorithm_of(path: Path, saved: dict[str, Any]) -> str:
-    """By the module of the policy, and by what only one algorithm saves."""
+    """Recognise an algorithm by the module of its policy, and by values that only it saves."""
     with untrusted.reading(path, CheckpointError, _WHAT):
         module = str(saved["policy_class"]["__module__"])
     known = {

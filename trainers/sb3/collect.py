@@ -1,4 +1,4 @@
-"""Episodes of an agent that learns in the real game while it plays: steps of all strengths, for any game."""
+"""Episodes of an agent that learns in the real game while it plays: play of all strengths, for any game."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from trainers.sb3.agents import new_agent
 from trainers.sb3.settings import PRESETS
 
 NUM_ENVS = 32
-"""Games at once."""
+"""Number of games at once."""
 FRAME_STACK = 4
-"""Frames that the agent sees."""
+"""Number of frames that the agent sees."""
 
 
 def collect_while_learning(
@@ -32,15 +32,15 @@ def collect_while_learning(
     *,
     on_steps: Callable[[int], object] = lambda count: None,
 ) -> None:
-    """Lets PPO learn a real game from nothing, with the preset of `trainers.sb3`, and keeps all it does.
+    """Let PPO learn a real game from scratch, with the preset of `trainers.sb3`, and keep all its episodes.
 
-    An episode is a life. At the end, those under way are kept as unfinished.
+    An episode is a life. At the end, unfinished episodes are kept as such.
 
     Args:
         game: The game's name.
         num_steps: Steps of all games together, at least 1.
         seed: At least 0; fixes the games and the agent.
-        dataset: Where the episodes go, each as it ends.
+        dataset: Dataset to which each episode is added when it ends.
         on_steps: Called with the number of steps made since it was last called.
     """
     games = DummyVecEnv([partial(_game, game) for _ in range(NUM_ENVS)])
@@ -56,12 +56,12 @@ def collect_while_learning(
 
 
 class EpisodeRecorder(VecEnvWrapper):
-    """Puts the episodes that an agent plays into a dataset, up to a number of steps.
+    """Vectorised games whose episodes are added to a dataset, up to a number of steps.
 
     Args:
         venv: Real games with frames (h, w, c), an episode each life.
-        dataset: Where they go.
-        num_steps: Steps to keep; later ones are played and forgotten.
+        dataset: Dataset to which they are added.
+        num_steps: Number of steps to keep; later steps are played and dropped.
     """
 
     def __init__(self, venv: VecEnv, dataset: EpisodeDataset, num_steps: int) -> None:
@@ -71,17 +71,17 @@ class EpisodeRecorder(VecEnvWrapper):
         self._obs = self._actions = np.zeros(0)
 
     def reset(self) -> VecEnvObs:
-        """Starts all games."""
+        """Start all games."""
         self._obs = np.array(self.venv.reset())
         return self._obs.copy()
 
     def step_async(self, actions: np.ndarray) -> None:
-        """Begins a step of all games."""
+        """Begin a step of all games."""
         self._actions = np.asarray(actions)
         self.venv.step_async(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
-        """A step of all games, kept."""
+        """Finish a step of all games, and keep it."""
         obs, rewards, dones, infos = self.venv.step_wait()
         for i, builder in enumerate(self._builders):
             if self.num_left == 0:
@@ -97,13 +97,13 @@ class EpisodeRecorder(VecEnvWrapper):
         return self._obs.copy(), rewards, dones, infos
 
     def finish(self) -> None:
-        """Keeps the episodes under way, as unfinished."""
+        """Keep the current episodes, as unfinished ones."""
         self.dataset.extend([builder.episode() for builder in self._builders if len(builder)])
         self._builders = [EpisodeBuilder() for _ in self._builders]
 
 
 class _RewardSigns(VecEnvWrapper):
-    """Rewards as the agent learns from them."""
+    """Games whose rewards are replaced by their signs, as the agent learns from them."""
 
     def reset(self) -> VecEnvObs:
         return self.venv.reset()
@@ -114,7 +114,7 @@ class _RewardSigns(VecEnvWrapper):
 
 
 class _Told(BaseCallback):
-    """Tells how many steps were made, and stops the agent when all are kept."""
+    """A callback that reports the number of steps, and stops the agent when all steps are kept."""
 
     def __init__(self, on_steps: Callable[[int], object], recorded: EpisodeRecorder) -> None:
         super().__init__()

@@ -19,13 +19,13 @@ _NUM_ENVS = 8
 
 
 def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
-    """Lets an agent play.
+    """Let a saved agent play, and return its score.
 
     Raises:
-        CheckpointNotFoundError: there is no such file.
-        CheckpointError: it is no agent.
-        InvalidInputError: it is one for another game.
-        DiamondGymError: the world model is not usable; the subclass says how.
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file is not an agent.
+        InvalidInputError: The agent is for another game.
+        DiamondGymError: The world model is not usable; the subclass says how.
     """
     path = find_agent(settings.agent, game_name(settings.game))
     agent = load_agent(path, device=settings.device, trust=settings.trust)
@@ -42,10 +42,10 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
 
 
 def frame_stack(agent: BaseAlgorithm, path: Path) -> int:
-    """How many frames an agent sees.
+    """Number of frames that an agent sees.
 
     Raises:
-        InvalidInputError: it does not see stacks of 64x64 RGB frames.
+        InvalidInputError: The agent does not see stacks of 64x64 RGB frames.
     """
     shape = sorted(agent.observation_space.shape or ())
     if len(shape) != 3 or shape[1:] != [64, 64] or shape[0] % 3:

@@ -1,4 +1,4 @@
-"""A saved agent in the real game, and what the world model imagines beside it."""
+"""Film a saved agent in the real game, beside imagination of the same steps."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ FILM_FILE = "agent.mp4"
 
 
 def demo(settings: DemoSettings) -> None:
-    """Films and prints what happened.
+    """Film an agent in the real game beside imagination, and print the rewards.
 
     Raises:
         CheckpointNotFoundError: There is no such agent.
-        CheckpointError: It cannot be loaded.
-        InvalidInputError: It sees other observations or has other actions.
+        CheckpointError: The agent cannot be loaded.
+        InvalidInputError: The agent sees other observations or has other actions.
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
     """
     game, out = game_name(settings.game), Path(settings.out)

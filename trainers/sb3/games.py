@@ -19,7 +19,7 @@ from trainers.sb3.settings import EvaluateSettings, TrainSettings
 def imagined(
     settings: TrainSettings | EvaluateSettings, num_envs: int, *, frame_stack: int, seed: int
 ) -> VecEnv:
-    """Imagined games in one batch, of the world asked for; an episode is a life, or ends at the horizon."""
+    """Imagined games in one batch; an episode is a life, or ends at the horizon."""
     env = make_sb3_vec_env(
         env_id(settings.game),
         num_envs,
@@ -38,12 +38,12 @@ def real(game: str, num_envs: int, *, frame_stack: int, training: bool, max_step
     """Real games, one after the other in this process.
 
     Args:
-        game: the game's name.
-        num_envs: how many.
-        frame_stack: frames the policy sees.
-        training: True: an episode is a life, rewards are signs. False: whole games, raw scores.
-        max_steps: steps after which an episode is cut short.
-        seed: game i gets `seed + i`.
+        game: Name of the game.
+        num_envs: Number of games.
+        frame_stack: Number of frames that the policy sees.
+        training: True: an episode is a life, and rewards are signs. False: whole games and raw scores.
+        max_steps: Number of steps after which an episode is cut short.
+        seed: Seed of game 0; game i gets `seed + i`.
     """
     env = DummyVecEnv([partial(_real_game, game, training, max_steps) for _ in range(num_envs)])
     env.seed(seed)

@@ -1,8 +1,8 @@
 """DIAMOND's loop for any agent: learn in imagination, play the real game, train the world on that, again.
 
-An agent that learns for long in a fixed world finds what that world gets wrong. Here each round's world has
-seen what the last round's agent does. Every stage leaves its result in a folder of its own, and one that is
-there already is not made again: the same command goes on with a loop that was stopped.
+An agent that learns for long in a fixed world exploits the errors of that world. Here the world of each round
+has learned from episodes of the last round's agent. Every stage writes its result to a folder of its own, and
+a stage whose folder exists is not repeated: the same command resumes a loop that was stopped.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ _CHOSEN_HERE = ("game", "static_dataset.path", "initialization.path_to_ckpt")
 
 @dataclass
 class LoopSettings(TrainSettings):
-    """As `TrainSettings`, and how often and how much the world learns from the agent.
+    """Settings of `TrainSettings`, and those of the world's training in rounds.
 
     Raises:
-        InvalidInputError: a number is out of range, or a key of the world's training is not accepted.
+        InvalidInputError: A number is out of range, or a key of the world's training is not accepted.
     """
 
     total_timesteps: int = option(300_000, "imagined steps of all games together, over all rounds")
     contexts: str | None = option(
-        None, "where the first round's games start; later ones start in the agent's", is_path=True
+        None, "start contexts of the first round; later rounds start from the agent's games", is_path=True
     )
-    rounds: int = option(3, "rounds, each with a world of its own; at least 2")
+    rounds: int = option(3, "number of rounds, each with a world of its own; at least 2")
     collect_steps: int = option(20_000, "real steps the agent plays after each round but the last", least=1)
     before_losses: float = option(
         0.65, "share of later rounds' starts that lie 4 to 16 steps before a lost life or point"
@@ -64,7 +64,7 @@ class LoopSettings(TrainSettings):
         None, "folder of the episodes (train/, test/) that the first world learned from", is_path=True
     )
     data_steps: int = option(
-        60_000, "without data: real steps of the scripted player, good and bad, or of a random one", least=1
+        60_000, "without data: real steps of scripted players, good and bad, or of a random player", least=1
     )
     world: str = option("preset=finetune", "key=value arguments of `trainers.diamond train`, in quotes")
 
@@ -86,7 +86,7 @@ class LoopSettings(TrainSettings):
 
     @property
     def world_arguments(self) -> list[str]:
-        """Arguments of the world's training that are the user's to choose."""
+        """Arguments of the world's training that the user chooses."""
         arguments = shlex.split(self.world)
         for argument in arguments:
             key = argument.partition("=")[0]
@@ -95,7 +95,7 @@ class LoopSettings(TrainSettings):
         return arguments
 
     def round(self, number: int, folder: Path, checkpoint: str, contexts: str | None) -> TrainSettings:
-        """What the agent's part of a round, from 1, is: each learns equally long."""
+        """Settings of the agent in a round, counted from 1; all rounds are equally long."""
         own = {f.name: getattr(self, f.name) for f in fields(TrainSettings)}
         return TrainSettings(
             **own
@@ -109,16 +109,16 @@ class LoopSettings(TrainSettings):
 
 
 def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
-    """Goes through all rounds, or through those that are left.
+    """Run all rounds, or those that are left.
 
     Returns:
         Scores in the real game: of the agent after each round, of an untrained and of a random player.
 
     Raises:
-        InvalidInputError: The folder holds a loop of other settings.
+        InvalidInputError: The folder holds a loop with other settings.
         FolderInUseError: Another process works in the folder.
         DiamondGymError: A world model, the data or the folder is not usable; the subclass says how.
-        KeyboardInterrupt: Ctrl-C; what was begun has been saved.
+        KeyboardInterrupt: Ctrl-C was pressed; the current stage has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
@@ -152,13 +152,13 @@ def _rounds(settings: LoopSettings, folder: Path, progress: bool) -> list[Score]
 
 
 def _check_beginning(settings: LoopSettings) -> None:
-    """Finds out at once what would otherwise stop the loop after its first round.
+    """Check at the start what would otherwise stop the loop after its first round.
 
     Raises:
         DatasetError: There are no episodes at `settings.data`.
-        CheckpointError: The world's training is of networks of other sizes than the first world's.
-        DeviceError: The world's training is on a device that is not here.
-        MissingDependencyError: The world's training needs what is not installed.
+        CheckpointError: The world's training uses networks of other sizes than the first world's.
+        DeviceError: The device of the world's training is not available.
+        MissingDependencyError: A package that the world's training needs is not installed.
     """
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
@@ -168,7 +168,7 @@ def _check_beginning(settings: LoopSettings) -> None:
 
 
 def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
-    """Arguments of a world's training, less the data: from the weights of the last, sampled as that is."""
+    """Arguments of a world's training, except the data: the weights and the sampler of the last world."""
     before = load_world(settings.game, checkpoint, device=settings.device)
     sampler = asdict(before.world_model.config).items()
     return [
@@ -180,7 +180,7 @@ def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
 
 
 def _learned(settings: TrainSettings, progress: bool) -> list[Score]:
-    """Scores of the round's agent, which learns if it has not yet."""
+    """Train the round's agent unless it is trained already; return its scores."""
     file = Path(settings.folder) / training.SCORE_FILE
     if not file.is_file():
         return training.train(settings, progress=progress)
@@ -192,7 +192,7 @@ def _learned(settings: TrainSettings, progress: bool) -> list[Score]:
 
 
 def _take_along(before: Path, place: Path) -> None:
-    """The agent of the round before goes on."""
+    """Copy the agent of the last round into this round's folder, where it continues to learn."""
     old, new = before / "agent" / AGENT_FILE, place / "agent" / AGENT_FILE
     if old.is_file() and not new.is_file():
         disk.write_file(new, old.read_bytes())
@@ -210,7 +210,7 @@ def _first_data(settings: LoopSettings, folder: Path, progress: bool) -> Path:
 
 
 def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, progress: bool) -> Path:
-    """The data, and what the round's agent plays."""
+    """The data, extended by episodes of the round's agent."""
 
     def own(folder: Path) -> None:
         agent = load_agent(
@@ -230,10 +230,10 @@ def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, 
 
 
 def _made(place: Path, fill: Callable[[Path], None]) -> Path:
-    """A folder that appears once it is full.
+    """Make a folder that appears under its name once it is complete.
 
     Raises:
-        CacheError: It cannot be written.
+        CacheError: The folder cannot be written.
     """
     if place.is_dir():
         return place
@@ -249,7 +249,7 @@ def _made(place: Path, fill: Callable[[Path], None]) -> Path:
 
 
 def _link(source: str, target: str) -> None:
-    """Episodes are replaced, never written into: a second name costs no space where the disk has such."""
+    """Link or copy a file; links are safe because episode files are replaced, never changed in place."""
     try:
         os.link(source, target)
     except OSError:
@@ -257,7 +257,7 @@ def _link(source: str, target: str) -> None:
 
 
 def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, progress: bool) -> str:
-    """The run folder of the world of the next round."""
+    """Train the world of the next round unless it is trained already; return its run folder."""
     outputs = place / "world"
     runs: Sequence[Path] = sorted(outputs.glob("*/*/config/trainer.yaml"))
     if runs:
@@ -269,7 +269,7 @@ def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, pro
 
 
 def _starts(settings: LoopSettings, place: Path, checkpoint: str) -> Path:
-    """The bank of moments of the agent's games in which the next round's games start."""
+    """The file of start contexts of the next round, cut from the agent's games."""
     file = place / CONTEXTS_FILE
     if not file.is_file():
         world = load_world(settings.game, checkpoint, device=settings.device)
@@ -285,6 +285,6 @@ def _starts(settings: LoopSettings, place: Path, checkpoint: str) -> Path:
 
 
 def _summary(rounds: list[list[Score]]) -> list[Score]:
-    """The agent's score of each round, then the others', which no round changes."""
+    """The agent's score after each round, then the scores of the other players, which no round changes."""
     own = [replace(scores[0], player=f"round {i}") for i, scores in enumerate(rounds, 1)]
     return own + rounds[0][1:]

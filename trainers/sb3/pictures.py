@@ -1,4 +1,4 @@
-"""What a run looked like: returns against steps, and the agent playing in both worlds."""
+"""Pictures of a run: returns against steps, and films of the agent in both worlds."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ _MAX_LOG_BYTES = 2**28
 
 
 def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Path], where: str) -> None:
-    """Draws the returns of the games learned from and of the real games in between, against steps.
+    """Draw the returns of the games learned from and of the real games in between, against steps.
 
     Args:
-        path: the PNG to write.
-        progress: the CSVs that Stable-Baselines3's logger wrote, in order.
-        evaluations: the NPZs that its EvalCallback wrote, in order.
-        where: what the games learned from were.
+        path: The PNG to write.
+        progress: The CSV files that Stable-Baselines3's logger wrote, in order.
+        evaluations: The NPZ files that its EvalCallback wrote, in order.
+        where: Where the agent learned: "imagination" or "real".
     """
     write_figure(_curves(_read_progress(progress), _read_evaluations(evaluations), where), path)
 
 
 def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
-    """Steps, and mean returns of the latest 100 episodes."""
+    """Read numbers of steps, and mean returns of the latest 100 episodes."""
     steps, returns = "time/total_timesteps", "rollout/ep_rew_mean"
     points: list[tuple[float, float]] = []
     for path in paths:
@@ -53,7 +53,7 @@ def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
 
 
 def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
-    """Steps (k,), and lowest, mean and highest return (k, 3) of the games played then."""
+    """Read numbers of steps (k,), and lowest, mean and highest return (k, 3) of the games played then."""
     saved = [untrusted.read_arrays(path, CheckpointError, "the scores of an evaluation") for path in paths]
     if not saved:
         return np.zeros(0), np.zeros((0, 3))
@@ -63,6 +63,7 @@ def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
 
 
 def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDArray], where: str) -> Figure:
+    """Draw returns against steps: of the games learned from on the left, of real games on the right."""
     figure = new_figure((9, 3.4))
     from matplotlib.ticker import EngFormatter  # after the figure, which has imported matplotlib safely
 
@@ -83,7 +84,7 @@ def _curves(learned: tuple[list[float], list[float]], played: tuple[NDArray, NDA
 
 
 def write_film(path: Path, worlds: list[tuple[Policy, VecEnv]], num_steps: int) -> None:
-    """Films a policy in several worlds side by side (MP4)."""
+    """Film a policy in several worlds side by side (MP4)."""
     films = [_frames(policy, env) for policy, env in worlds]
     write_mp4(
         path, (_side_by_side(next(film) for film in films) for _ in range(num_steps)), rendering.RENDER_FPS
@@ -91,7 +92,7 @@ def write_film(path: Path, worlds: list[tuple[Policy, VecEnv]], num_steps: int) 
 
 
 def _frames(policy: Policy, env: VecEnv) -> Iterator[NDArray[np.uint8]]:
-    """The newest frame of the first game, without end."""
+    """Yield the newest frame of the first game, without end."""
     obs, begins = env.reset(), np.ones(env.num_envs, bool)
     while True:
         assert isinstance(obs, np.ndarray)

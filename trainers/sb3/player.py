@@ -20,8 +20,8 @@ class AgentPolicy:
     """An agent as a policy of a batch of games, with the memory of each.
 
     Args:
-        agent: One that learns values takes the best action, without exploring; others draw theirs.
-        deterministic: Whether others take their likeliest action, too.
+        agent: The agent. One that learns values takes the best action without exploring; others draw theirs.
+        deterministic: Whether the others take their likeliest action instead.
     """
 
     def __init__(self, agent: BaseAlgorithm, *, deterministic: bool = False) -> None:
@@ -39,12 +39,12 @@ class AgentPolicy:
 class AgentPlayer:
     """An agent of Stable-Baselines3 as `diamond_gym.players.player.Player`.
 
-    It sees one frame at a time and stacks them itself. At the start of an episode the stack is filled up with
-    black frames, as `ContextFrameStack` does in real games.
+    It is given one frame at a time and stacks them itself. At the start of an episode the stack is filled up
+    with black frames, as `ContextFrameStack` does in real games.
 
     Args:
-        agent: Sees stacks of uint8 frames (64, 64, 3).
-        frame_stack: How many frames it sees, at least 1.
+        agent: An agent that sees stacks of uint8 frames (64, 64, 3).
+        frame_stack: Number of frames that it sees, at least 1.
     """
 
     def __init__(self, agent: BaseAlgorithm, frame_stack: int) -> None:
@@ -53,7 +53,7 @@ class AgentPlayer:
         self._begins = True
 
     def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
-        """Forget the last episode; the stack is black, whatever was before."""
+        """Forget the last episode and fill the stack with black frames."""
         if seed is not None:
             set_random_seed(seed)
         self._stack[:] = 0

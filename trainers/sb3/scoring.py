@@ -13,18 +13,18 @@ from trainers.sb3.player import Policy
 def play_games(
     policy: Policy, env: VecEnv, num_games: int, what: str, *, seed: int, progress: bool = True
 ) -> list[float]:
-    """Plays games to their end and returns their returns.
+    """Play games to their end and return their returns.
 
-    Every one of the environments plays equally many games (one more for the first ones), so that short games
+    Every environment plays equally many games (one more for the first ones), so that short games
     do not crowd out long ones.
 
     Args:
-        policy: who plays.
-        env: games whose `infos` hold "episode", as `Monitor` and `VecMonitor` add it.
-        num_games: how many, at least 1.
-        what: stands beside the bar.
-        seed: fixes the games and what the policy draws, at least 0.
-        progress: show a bar on stderr.
+        policy: The policy that plays.
+        env: Games whose `infos` hold "episode", as `Monitor` and `VecMonitor` add it.
+        num_games: Number of games, at least 1.
+        what: Label of the progress bar.
+        seed: Fixes the games and the policy's random numbers, at least 0.
+        progress: Whether to show a bar on stderr.
     """
     quota = np.full(env.num_envs, num_games // env.num_envs)
     quota[: num_games % env.num_envs] += 1
@@ -45,6 +45,6 @@ def play_games(
 
 
 def random_policy(env: VecEnv) -> Policy:
-    """Uniformly random actions, out of NumPy's global generator as Stable-Baselines3 draws its own."""
+    """A policy of uniformly random actions, from NumPy's global generator, as Stable-Baselines3 uses it."""
     num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
     return lambda obs, begins: np.random.randint(num_actions, size=len(obs))

@@ -1,4 +1,4 @@
-"""What is trained and scored, from the command line; the presets of each algorithm."""
+"""Settings of the commands, and the preset of each algorithm."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 OFF_POLICY = ("dqn", "qrdqn")
 """Algorithms that learn from a replay buffer, once for every 4 steps, and play without noise when scored."""
 RECURRENT = ("recurrent_ppo",)
-"""Algorithms whose policy remembers by itself: they see single frames."""
+"""Algorithms whose policy has a memory of its own: they see single frames."""
 WHERE = ("imagination", "real")
 TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
@@ -44,7 +44,7 @@ class TrainSettings:
     """What to train.
 
     Raises:
-        InvalidInputError: an algorithm or a place is unknown, or a number is out of range.
+        InvalidInputError: An algorithm or a place is unknown, or a number is out of range.
     """
 
     game: str = option("Breakout", "the game")
@@ -54,17 +54,17 @@ class TrainSettings:
     num_envs: int = option(32, "games at once", least=1)
     horizon: int = option(50, "steps after which an imagined game is cut short", least=1)
     frame_stack: int | None = option(
-        None, "frames the policy sees; without it 4, recurrent policies 1", least=1
+        None, "frames that the policy sees; by default 4, and 1 for recurrent policies", least=1
     )
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
     contexts: str | None = option(
-        None, "where imagined games start: a bank or recorded episodes", is_path=True
+        None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True
     )
     num_denoising_steps: int | None = option(
         None, "passes per frame, instead of the checkpoint's own", least=1
     )
     learning_rate: float | None = option(
-        None, "instead of the preset's; a run that is continued takes it, too", above=0
+        None, "learning rate instead of the preset's; a resumed run takes it as well", above=0
     )
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's")
     seed: int = option(0, "fixes the games and the agent")
@@ -74,7 +74,7 @@ class TrainSettings:
     eval_episodes: int = option(5, "real games of each evaluation", least=1)
     final_episodes: int = option(30, "real games that the trained agent is scored by", least=1)
     max_game_steps: int = option(5_000, "steps after which a real game is cut short", least=1)
-    out: str | None = option(None, "run folder; without it outputs/sb3/GAME-ALGO-WHERE-SEED", is_path=True)
+    out: str | None = option(None, "run folder; by default outputs/sb3/GAME-ALGO-WHERE-SEED", is_path=True)
     beside: str | None = option(
         None, "another agent's zip or run folder, or embedded, for the table", is_path=True
     )
@@ -112,7 +112,7 @@ class EvaluateSettings:
     """What to score, and where.
 
     Raises:
-        InvalidInputError: a place is unknown, or a number is out of range.
+        InvalidInputError: A place is unknown, or a number is out of range.
     """
 
     agent: str = option(MISSING, "the agent's zip, the folder of its run or loop, or embedded", is_path=True)
@@ -124,7 +124,7 @@ class EvaluateSettings:
     horizon: int = option(50, "steps after which an imagined game is cut short", least=1)
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
     contexts: str | None = option(
-        None, "where imagined games start: a bank or recorded episodes", is_path=True
+        None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True
     )
     num_denoising_steps: int | None = option(
         None, "passes per frame, instead of the checkpoint's own", least=1
@@ -148,7 +148,7 @@ class DemoSettings:
     """Who plays the game that is shown, real and imagined.
 
     Raises:
-        InvalidInputError: a number is out of range.
+        InvalidInputError: A number is out of range.
     """
 
     game: str = option("Breakout", "the game")

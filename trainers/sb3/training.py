@@ -1,4 +1,4 @@
-"""A run: an agent learns, is scored on the way and at the end, and everything is written into its folder."""
+"""A run: an agent learns, is scored during training and at the end, and leaves a run folder."""
 
 from __future__ import annotations
 
@@ -47,35 +47,35 @@ _FIXED = (
     *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "ent_coef"),
     *("checkpoint", "contexts", "num_denoising_steps"),
 )
-"""Settings that a run keeps: what it learns from, and how."""
+"""Settings that must stay the same when a run is resumed: what it learns from, and how."""
 _REMOVED = {"end_penalty": 0.0}
-"""Settings that there once were, with the values at which they did nothing."""
+"""Settings of earlier versions, with the values at which they had no effect."""
 SETTINGS_FILE, SCORE_FILE, SECONDS_FILE = "settings.json", "score.json", "seconds.json"
 _EVALUATION_SEED, _SCORING_SEED, _FILM_SEED = 10_000, 20_000, 30_000
 _NUM_REAL_ENVS = 8
 NUM_BYTES = 100 * 2**20
-"""Twice an agent, and its logs and films."""
+"""Least free space in bytes: an agent twice, and its logs and films."""
 SAVE_SECONDS = 120.0
-"""So much of learning is lost at most, when a process is killed."""
+"""Seconds between two checkpoints: a killed process loses no more than this."""
 _log = logging.getLogger(__name__)
 FILM_STEPS = 300
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
-    """Trains an agent from nothing, or continues one that was stopped, and scores it.
+    """Train an agent from scratch, or resume one that was stopped, and score it.
 
-    A run folder that holds an unfinished agent of the same settings is continued; a finished one is scored
-    again. While it learns, the agent is saved every two minutes.
+    A run folder with an unfinished agent of the same settings is resumed; a finished agent is scored again.
+    While it learns, the agent is saved every two minutes.
 
     Returns:
         Scores in the real game: of the agent, of one that has learned nothing, of a random player, and of
         `settings.beside`.
 
     Raises:
-        InvalidInputError: The folder holds a run of other settings.
+        InvalidInputError: The folder holds a run with other settings.
         FolderInUseError: Another process works in the folder.
         DiamondGymError: The world model or the folder is not usable; the subclass says how.
-        KeyboardInterrupt: Ctrl-C, or SIGTERM in a program; the agent has been saved.
+        KeyboardInterrupt: Ctrl-C was pressed, or SIGTERM arrived; the agent has been saved.
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
@@ -87,14 +87,14 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
 
 def _trained(settings: TrainSettings, folder: Path, progress: bool) -> list[Score]:
     _check_settings(folder, settings)
-    if keep_freed_memory() and progress:
-        _log.info(MEMORY_IS_KEPT)
-    _seconds(folder)  # what is read when it has learned, before that begins
+    _seconds(folder)  # fails now, and not after training, if the file is damaged
     env = _games_to_learn_from(settings)
     try:
         beside = _beside(settings, env)
         agent = _agent(settings, env, folder)
         write_json(asdict(settings), folder / SETTINGS_FILE)
+        if keep_freed_memory() and progress:
+            _log.info(MEMORY_IS_KEPT)
         _learn(agent, settings, folder, progress)
         scores = _score(agent, beside, settings, env, progress)
         _write(scores, agent, settings, folder)
@@ -121,22 +121,22 @@ def _real(settings: TrainSettings, num_envs: int, *, training: bool, seed: int) 
 
 
 def _check_settings(folder: Path, settings: TrainSettings) -> None:
-    """Makes sure that an agent that has begun to learn goes on as it began."""
+    """Check that a resumed agent has the settings that it began with."""
     if (folder / AGENT_FILE).is_file():
         check_unchanged(folder / SETTINGS_FILE, settings, _FIXED, "a run")
 
 
 def check_unchanged(file: Path, settings: TrainSettings, names: Iterable[str], what: str) -> None:
-    """Compares settings with those that a folder was begun with; one that was unknown then had its default.
+    """Compare settings with those that a folder was begun with; newer settings had their defaults then.
 
     Args:
-        file: JSON of all settings then; where there is none, nothing is compared.
-        settings: those of now.
-        names: which must be the same.
-        what: lies in the folder.
+        file: JSON of all settings at that time; if it does not exist, nothing is compared.
+        settings: The settings now.
+        names: Names of the settings that must be the same.
+        what: What the folder holds, for the error message.
 
     Raises:
-        InvalidInputError: One differs.
+        InvalidInputError: A setting differs.
     """
     if not file.is_file():
         return
@@ -170,8 +170,8 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
             keywords=settings.keywords(),
             trust=settings.trust,
         )
-        _log.info("continuing %s from step %d", saved, agent.num_timesteps)
-        # loading has seeded everything as at the start of the run: other games, other actions now
+        _log.info("resuming %s from step %d", saved, agent.num_timesteps)
+        # loading has seeded everything as at the start of the run: seed again, for other games and actions
         agent.set_random_seed(settings.seed + agent.num_timesteps)
         if settings.learning_rate is not None:
             set_learning_rate(agent, settings.learning_rate)
@@ -209,7 +209,7 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress
                 raise
             save_agent(agent, path)
     except KeyboardInterrupt:
-        _log.info("stopped at step %d; the same command continues %s", agent.num_timesteps, path)
+        _log.info("stopped at step %d; the same command resumes %s", agent.num_timesteps, path)
         raise
     finally:
         evaluation.close()
@@ -221,7 +221,7 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress
 
 
 class Evaluate(EvalCallback):
-    """Plays real games now and then. Nothing is learned in them, so that they are broken off at once."""
+    """A callback that scores the agent in real games; a signal stops these at once."""
 
     def __init__(self, *arguments: Any, requests: Requests, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
@@ -233,12 +233,12 @@ class Evaluate(EvalCallback):
 
 
 class SaveAgent(BaseCallback):
-    """Saves the agent when so much time has passed or a signal asks for it, and ends when one asks for that.
+    """A callback that saves the agent at intervals and on signals, and stops when a signal asks for it.
 
     Args:
         path: The zip to write.
         requests: What signals have asked for.
-        seconds: From one time to the next.
+        seconds: Seconds from one save to the next.
     """
 
     def __init__(self, path: Path, requests: Requests, seconds: float | None = None) -> None:
@@ -258,7 +258,7 @@ class SaveAgent(BaseCallback):
 
 
 class Told(BaseCallback):
-    """Says how far the agent is, and its last mean score in the real game."""
+    """A callback that reports the number of steps and the last mean score in the real game."""
 
     def __init__(self, evaluate: EvalCallback, num_steps: int, progress: bool) -> None:
         super().__init__()
@@ -276,7 +276,7 @@ class Told(BaseCallback):
 
 
 def _new_log(folder: Path) -> Path:
-    """A folder for the logs of this part of the run; those of earlier parts stay."""
+    """A new folder for the logs of this part of the run; the logs of earlier parts stay."""
     matches = [re.fullmatch(r"log-(\d+)", path.name) for path in folder.glob("log-*")]
     numbers = [int(match[1]) for match in matches if match]
     return folder / f"log-{1 + max(numbers, default=0):03}"
@@ -287,7 +287,7 @@ def _note_time(folder: Path, seconds: float) -> None:
 
 
 def _seconds(folder: Path) -> float:
-    """Time spent so far on learning, and on the real games in between."""
+    """Seconds spent so far on learning and on the real games in between."""
     path = folder / SECONDS_FILE
     if not path.is_file():
         return 0.0

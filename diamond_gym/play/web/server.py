@@ -82,6 +82,7 @@ class Server:
         self._call(self.room.fail, text)
 
     def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        """Have the server's thread call a function soon; any thread may ask for it."""
         self.loop.call_soon_threadsafe(function, *arguments)
 
 

@@ -239,7 +239,7 @@ def test_an_average_is_that_of_the_last_snapshots(tmp_path):
     files = []
     for i, value in enumerate((8.0, 2.0, 4.0)):
         files.append(tmp_path / f"{i}.pt")
-        torch.save({"denoiser.x": torch.full((2,), value), "other.x": torch.ones(1)}, files[-1])
+        torch.save({"denoiser.x": torch.full((2,), value), "rew_end_model.x": torch.ones(1)}, files[-1])
     found = {count: weights for count, weights in average.averages(files, "denoiser.")}
     assert {count: weights["x"].tolist() for count, weights in found.items()} == {
         1: [4.0, 4.0],
@@ -253,7 +253,7 @@ def test_a_disk_too_small_for_the_data_is_found_before_anything_is_played(tmp_pa
     monkeypatch.chdir(tmp_path)
     steps = "collection.train.players=[{name:random,num_steps:1000000000000}]"
     assert main(["train", *GAME, "training.parts=[denoiser,rew_end_model]", steps]) == 1
-    assert "1000000000300 steps of play need 12352000.00 GB" in capsys.readouterr().err
+    assert "1000000000300 steps of play need 12352000.0" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -337,7 +337,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
     output = capsys.readouterr().out
     assert "  agent.denoiser.inner_model.channels=[32,64,64]\n" in output
     assert "  training.num_threads=null\n" in output
-    assert "CPU threads; null leaves torch's choice." in output
+    assert "CPU threads; null leaves the choice to PyTorch." in output
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
         (["train", "wandb.mode=of"], 2, "wandb.mode='of': accepted are disabled, online, offline"),
         (["train", "training.autocast=float16"], 2, "accepted are auto, bfloat16, null"),
         (["train", "game=Pong", "training.parts=[actor_critic]"], 2, "denoiser and rew_end_model would stay"),
-        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "what to play? give game="),
+        (["train", "static_dataset.path=x", "training.model_free=true"], 2, "no game to play is given"),
         (["train", "batch_size=3"], 2, "did you mean denoiser.training.batch_size or rew_end_model."),
         (
             ["train", "collection.train.players.0.steps=3"],

@@ -162,6 +162,17 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     assert [m["actor_critic/num_steps"] for m in metrics_of(straight)] == [1, 4]
 
 
+def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path):
+    config, run = parse(TINY), RunFolder(tmp_path)
+    _, agent = launch.prepare(config)
+    replays = launch.load_replays(config, run, 4, progress=False)
+    trainer = launch.build(config, run, agent, *replays)
+    trainer.requests.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit(progress=False)
+    assert run.load_state()["epoch"] == 0 and len(EpisodeDataset(run.dataset("train"), create=True)) == 0
+
+
 @pytest.mark.slow
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     more = ["actor_critic.training.steps_first_epoch=1000", "training.num_epochs=1"]

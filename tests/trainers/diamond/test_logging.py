@@ -146,7 +146,7 @@ def test_without_tensorboard_the_run_goes_on(tmp_path, monkeypatch, caplog):
 def test_a_tensorboard_folder_that_cannot_be_written_is_an_error(tmp_path):
     pytest.importorskip("tensorboard")
     (tmp_path / "tensorboard").write_text("in the way")
-    with pytest.raises(CacheError, match=r"tensorboard\.enabled=false does without"):
+    with pytest.raises(CacheError, match=r"tensorboard\.enabled=false trains without it"):
         run_log(tmp_path).open(1)
 
 

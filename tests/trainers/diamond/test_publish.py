@@ -200,7 +200,7 @@ def test_private_means_private(push, server, capsys):
     assert server.private["me/secret"] and sorted(server.files("me/secret")) == FILES
     server.commits["me/open"], server.private["me/open"] = [{}], False
     assert push("repo_id=me/open", "private=true") == 1
-    assert "me/open is there already and public" in capsys.readouterr().err
+    assert "me/open exists already and is public" in capsys.readouterr().err
     assert server.commits["me/open"] == [{}]
 
 

@@ -126,7 +126,7 @@ def test_a_training_that_was_stopped_is_continued(tiny_world, tmp_path, monkeypa
     assert len(num_updates) == 2, "the first one is not learned again"
     (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
     assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 1
-    assert "checkpoint.pt cannot be continued from" in capsys.readouterr().err
+    assert "checkpoint.pt cannot be resumed from" in capsys.readouterr().err
 
 
 def test_wrong_arguments(tiny_world, tmp_path, capsys):

@@ -132,7 +132,7 @@ def test_signals_and_time_save_the_agent(tiny_world, tmp_path, monkeypatch, capl
     assert main(["train", *arguments(tiny_world, tmp_path)]) == 143
     assert len(steps) == 30 and saved == [steps[9], *steps[19:29], steps[29]]
     assert PPO.load(tmp_path / "agent.zip", device="cpu").num_timesteps == steps[29]
-    assert f"stopped at step {steps[29]}; the same command continues" in caplog.text
+    assert f"stopped at step {steps[29]}; the same command resumes" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Runs of a trainer over games and seeds, on Ray: `python -m trainers.sweep`."""

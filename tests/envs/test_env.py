@@ -255,7 +255,7 @@ def test_the_info_has_the_same_keys_after_reset_and_step(endless_checkpoint: str
 @pytest.mark.parametrize(
     ("keyword", "message"),
     [
-        ({"horizon": 30}, r"'horizon': gymnasium.make\(..., max_episode_steps=30\) says how long"),
+        ({"horizon": 30}, r"'horizon': gymnasium.make\(..., max_episode_steps=30\) sets how long"),
         ({"num_denoising_step": 1}, "'num_denoising_step': did you mean num_denoising_steps?"),
         ({"num_steps_denoising": 1}, "did you mean num_denoising_steps?"),
         ({"output": "torch"}, r"a single game gives NumPy arrays; gymnasium.make_vec\(..., output='torch'\)"),

@@ -24,8 +24,10 @@ from diamond_gym.registration import (
 )
 
 if TYPE_CHECKING:
+    from diamond_gym.data.recorder import RecordEpisodes
     from diamond_gym.envs.env import DiamondEnv
     from diamond_gym.envs.vector_env import DiamondVectorEnv
+    from diamond_gym.games.atari import AtariEnv
     from diamond_gym.world.world_model import WorldModel
 
 __version__ = "0.1.0"
@@ -33,8 +35,10 @@ __version__ = "0.1.0"
 __all__ = [
     "ATARI_100K",
     "GAMES",
+    "AtariEnv",
     "DiamondEnv",
     "DiamondVectorEnv",
+    "RecordEpisodes",
     "WorldModel",
     "__version__",
     "env_id",
@@ -43,8 +47,10 @@ __all__ = [
 ]
 
 _LAZY = {
+    "AtariEnv": "diamond_gym.games.atari",
     "DiamondEnv": "diamond_gym.envs.env",
     "DiamondVectorEnv": "diamond_gym.envs.vector_env",
+    "RecordEpisodes": "diamond_gym.data.recorder",
     "WorldModel": "diamond_gym.world.world_model",
 }
 

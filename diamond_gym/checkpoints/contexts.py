@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,10 +21,11 @@ from numpy.typing import NDArray
 
 from diamond_gym import files as disk
 from diamond_gym import untrusted
-from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CheckpointError, DatasetError, InvalidInputError
-from diamond_gym.players.player import Player, Policy
+
+if TYPE_CHECKING:
+    from diamond_gym.players.player import Player, Policy
 
 FORMAT_VERSION = 1
 NUM_CONTEXTS = 64
@@ -254,6 +256,8 @@ def collect_contexts(
     """
     _check_sizes(num_contexts, num_steps_conditioning)
     num_steps = STEPS_PER_CONTEXT * num_contexts + num_steps_conditioning
+    from diamond_gym.data.collect import collect  # the real game: to imagine one, it need not be loaded
+
     report = collect(game, player, num_steps=num_steps, seed=seed, progress=progress)
     return contexts_from_episodes(
         report.episodes,

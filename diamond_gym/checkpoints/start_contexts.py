@@ -25,8 +25,6 @@ from diamond_gym.checkpoints.locate import Location
 from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, InvalidInputError
-from diamond_gym.players.actor_critic import ActorCriticPlayer
-from diamond_gym.players.player import Player, RandomPlayer
 from diamond_gym.world.models import Agent, AgentConfig
 
 _log = logging.getLogger(__name__)
@@ -138,6 +136,10 @@ def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
 def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
     num_actions = agent.config.num_actions
     assert num_actions is not None
+    # who plays the real game, which need not be loaded to imagine one
+    from diamond_gym.players.actor_critic import ActorCriticPlayer
+    from diamond_gym.players.player import Player, RandomPlayer
+
     player: Player
     if agent.actor_critic is None:
         player, who = RandomPlayer(num_actions, repeat=_RANDOM_HOLD), "random actions"

@@ -191,7 +191,7 @@ def test_horizon(viewer: Viewer, game: PlaySession):
     assert facts(viewer.view())["Time step"] == "0"
     viewer.press("down")
     viewer.press("down")
-    assert facts(viewer.view())["Horizon"] == "1" and "an integer" in viewer.view().message
+    assert facts(viewer.view())["Horizon"] == "1" and "at least 1" in viewer.view().message
 
 
 def test_the_end_stays_for_a_moment(viewer: Viewer, game: PlaySession):

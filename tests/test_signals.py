@@ -10,11 +10,14 @@ from diamond_gym.signals import Terminated
 
 
 @pytest.fixture(autouse=True)
-def heeded_hang_ups():
-    """Whoever runs the tests may ignore hang-ups, as nohup does, and then so would what is tested."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def default_handlers():
+    """Signals as a program finds them: other tests' libraries, and nohup, set handlers of their own."""
+    numbers = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    interrupt = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
-    signal.signal(signal.SIGHUP, before)
+    for number, handler in {signal.SIGINT: interrupt, **before}.items():
+        signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 @pytest.mark.parametrize(

@@ -282,8 +282,8 @@ def _alike(path: Path) -> str:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether nobody reads a file: it is hidden, or in a folder that is, or in one that is not complete."""
-    return any(part.startswith(".") or part.endswith(".partial") for part in path.parts)
+    """Whether nobody reads a file: it is hidden or in such a folder, in one that is not complete, or a mark."""
+    return any(part.startswith(".") or part.endswith((".partial", ".stale")) for part in path.parts)
 
 
 def num_temporary(folder: Path) -> int:

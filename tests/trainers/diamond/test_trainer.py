@@ -239,8 +239,11 @@ def test_a_folder_in_which_a_run_was_only_begun_is_taken_again(tmp_path):
 
 def test_data_cut_back_to_nothing_holds_nothing_of_a_process_killed_before(tmp_path):
     dataset = EpisodeDataset(save_dataset(tmp_path / "train", 3, size=8))
-    assert data.cut_back(dataset, []).num_episodes == 0 and not dataset.path.exists()
-    dataset.append(episode(4, size=8))
+    (dataset.path / "info.pt").unlink()
+    dataset.episode_path(2).unlink()  # the first two steps, after which a process was killed
+    emptied = data.cut_back(EpisodeDataset(dataset.path, create=True), [])
+    assert emptied.num_episodes == 0 and not dataset.path.exists()
+    emptied.append(episode(4, size=8))
     assert EpisodeDataset(dataset.path).num_episodes == 1
 
 

@@ -282,7 +282,7 @@ def _alike(path: Path) -> str:
 
 
 def is_temporary(path: Path) -> bool:
-    """Whether nobody reads a file: it is hidden or in such a folder, in one that is not complete, or a mark."""
+    """Whether nobody reads a file: it is hidden, a mark, or in a folder that is hidden or not complete."""
     return any(part.startswith(".") or part.endswith((".partial", ".stale")) for part in path.parts)
 
 

@@ -301,9 +301,9 @@ def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
         # first the index: without it, the files that are there are counted
         (dataset.path / "info.pt").unlink(missing_ok=True)
         for number in reversed(range(len(lengths), len(now))):
-            dataset.episode_path(number).unlink()
+            dataset.episode_path(number).unlink(missing_ok=True)
         if not lengths:
-            shutil.rmtree(dataset.path)  # nothing but empty folders
+            shutil.rmtree(dataset.path, ignore_errors=True)  # nothing but empty folders
             return EpisodeDataset(dataset.path, create=True)
     except OSError as error:
         raise CacheError(f"cannot write {dataset.path}: {error}") from error

@@ -58,8 +58,9 @@ bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of do
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
 	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
 
-endurance: $(STAMP) ## a million steps, make and close 1 000 times: speed, memory, files, threads; hours; docs/scaling.png
+endurance: $(STAMP) ## every writer killed; a million steps, 1 000 times make and close: memory, files; hours; docs/scaling.png
 	mkdir -p bench
+	$(PY) -m benchmarks.kills --json bench/kills.jsonl
 	$(PY) -m benchmarks.endurance --checkpoint embedded --json bench/endurance.jsonl --plot docs/scaling.png
 
 bench-long: endurance

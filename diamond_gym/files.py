@@ -33,6 +33,8 @@ except ImportError:  # without POSIX locks two processes are not kept apart
 _LOCK_FILE = ".lock"
 _OF_THE_SYSTEM = (_LOCK_FILE, ".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
 """Files that file managers and our locks leave in folders; they are hidden, as all names with `._` are."""
+_TEMPORARY = ".*.*-*.tmp"
+"""Files and folders that are not complete, or are about to be removed."""
 
 
 def visible(folder: Path, pattern: str = "*") -> list[Path]:
@@ -172,19 +174,42 @@ def _claimed(temporary: Path, path: Path) -> bool:
         os.link(temporary, path)
     except FileExistsError:
         return False
-    except OSError:  # no hard links here: an empty file claims the name until the real one replaces it
+    except OSError:  # a disk without hard links
+        return _claimed_in_turn(temporary, path)
+    return True
+
+
+def _claimed_in_turn(temporary: Path, path: Path) -> bool:
+    """As `_claimed`, without a second name: whoever holds the folder's lock may look and rename.
+
+    A process that is killed in between leaves neither the name taken nor the folder locked.
+    """
+    if fcntl is None:
         try:
-            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+            temporary.rename(path)  # outside POSIX, this never replaces a file
         except FileExistsError:
             return False
+        return True
+    descriptor = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.path.lexists(path):
+            return False
         os.replace(temporary, path)
-    return True
+        return True
+    finally:
+        os.close(descriptor)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside `path` that nobody else has, see `_TEMPORARY`."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
 
 
 @contextlib.contextmanager
 def _complete(path: Path, publish: Callable[[Path], None]) -> Iterator[BinaryIO]:
     """Open a temporary file beside `path`, and call `publish` with it once it is complete on the disk."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -282,9 +307,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         if out.exists() and not (out.is_dir() and is_empty(out)):
             raise CacheError(f"out={out} is there already and not empty: choose a new folder")
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            folder = Path(temporary, out.name)
-            folder.mkdir()
+        with temporary_folder(out) as folder:
             yield folder
             if out.is_dir():
                 for left in filter(_is_of_the_system, list(out.iterdir())):
@@ -298,8 +321,41 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def temporary_folder(out: Path) -> Iterator[Path]:
+    """A folder on the disk of `out`, which is removed at the end, unless it was moved to its place."""
+    prefix = f".{out.name}.{os.getpid()}-"
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=prefix, suffix=".tmp") as temporary:
+        folder = Path(temporary, out.name)
+        folder.mkdir()
+        yield folder
+
+
+def replace_folder(new: Path, old: Path) -> None:
+    """Puts a folder in the place of another, or of none.
+
+    A process that is killed in between leaves one of them whole, or none and the new one where it was: at no
+    time is a part of the old one there.
+
+    Raises:
+        CacheError: It cannot be moved.
+    """
+    leaving = _temporary(old)
+    try:
+        if old.exists():
+            os.replace(old, leaving)
+        os.replace(new, old)
+    except OSError as error:
+        if leaving.exists():
+            os.replace(leaving, old)
+        raise CacheError(f"cannot move {new} to {old}: {error}") from error
+    shutil.rmtree(leaving, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from working in a folder; the system releases a killed process's lock.
+
+    Temporary files that killed processes have left in it are removed.
 
     Raises:
         FolderInUseError: Another process works in it.
@@ -311,6 +367,11 @@ def locked(folder: Path) -> Iterator[None]:
         raise CacheError(f"cannot write {folder / _LOCK_FILE}: {error.strerror or error}") from error
     with os.fdopen(descriptor, "rb"):
         _take_lock(descriptor, folder)
+        for leftover in list(folder.rglob(_TEMPORARY)):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
         yield
 
 

@@ -181,3 +181,27 @@ def test_a_full_disk_is_found_by_writing(tmp_path, monkeypatch):
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         signal.signal(signal.SIGXFSZ, ignored)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_locked_folder_is_freed_of_what_killed_processes_left(tmp_path):
+    inner = tmp_path / "checkpoints"
+    inner.mkdir()
+    for name in (".state.pt.1-0a.tmp", "state.pt", ".hidden", "x-1.tmp"):
+        (inner / name).touch()
+    (tmp_path / ".world.1-0a.tmp" / "world").mkdir(parents=True)
+    with disk.locked(tmp_path):
+        assert sorted(os.listdir(inner)) == [".hidden", "state.pt", "x-1.tmp"]
+        assert sorted(os.listdir(tmp_path)) == [".lock", "checkpoints"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_folder_takes_the_place_of_another(there, tmp_path):
+    new, old = tmp_path / "new", tmp_path / "old"
+    for folder in (new, old) if there else (new,):
+        folder.mkdir()
+        (folder / folder.name).touch()
+    disk.replace_folder(new, old)
+    assert os.listdir(tmp_path) == ["old"] and os.listdir(old) == ["new"]
+    with pytest.raises(CacheError, match=r"cannot move .*new to .*old"):
+        disk.replace_folder(new, old)
+    assert os.listdir(tmp_path) == ["old"] and os.listdir(old) == ["new"]

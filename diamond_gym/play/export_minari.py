@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
+import contextlib
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass
@@ -14,10 +15,13 @@ from gymnasium.spaces import Box, Discrete
 from torch import Tensor
 
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
 from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
+
+_DATASETS, _NAMESPACE_FILE = "MINARI_DATASETS_PATH", "namespace_metadata.json"
 
 
 @dataclass
@@ -103,24 +107,44 @@ def _check_id(id: str, minari: Any) -> None:
 def _write(
     minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
 ) -> None:
-    """Make the dataset, or remove it after an error."""
+    """Make the dataset, or leaves nothing of it: it moves to its place when it is complete."""
     from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about authors and code, which recorded episodes do not name
-            minari.create_dataset_from_buffers(
-                id,
-                list(_buffers(episodes)),
-                observation_space=frames,
-                action_space=actions,
-                data_format="hdf5",
-                jpeg_encoding=False,  # JPEG blurs small things
-                description=about,
-            )
+        root = get_dataset_path()
+        with disk.temporary_folder(root / Path(id).name) as folder:
+            with warnings.catch_warnings(), _datasets_in(folder):
+                warnings.simplefilter("ignore")  # of authors and code that recorded episodes do not name
+                minari.create_dataset_from_buffers(
+                    id,
+                    list(_buffers(episodes)),
+                    observation_space=frames,
+                    action_space=actions,
+                    data_format="hdf5",
+                    jpeg_encoding=False,  # JPEG blurs small things
+                    description=about,
+                )
+            for file in (*folder.rglob(_NAMESPACE_FILE), folder / id):
+                target = root / file.relative_to(folder)
+                if not target.exists():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    os.replace(file, target)
     except OSError as error:
-        shutil.rmtree(get_dataset_path(id), ignore_errors=True)
         raise CacheError(f"cannot write Minari's datasets: {error}; set MINARI_DATASETS_PATH") from error
+
+
+@contextlib.contextmanager
+def _datasets_in(folder: Path) -> Iterator[None]:
+    """Has Minari keep its datasets in another folder."""
+    before = os.environ.get(_DATASETS)
+    os.environ[_DATASETS] = str(folder)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_DATASETS]
+        else:
+            os.environ[_DATASETS] = before
 
 
 def _num_actions(episodes: Sequence[Episode], given: int | None) -> int:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -171,10 +170,7 @@ def _collect_split(folder: Path, game: str, players: list[tuple[PlayerConfig, in
             continue
         policy = player(name, game, num_actions_of(game), noise=config.noise, repeat=config.repeat)
         collect(game, policy, num_steps=config.num_steps, seed=seed, dataset=dataset, progress=progress)
-    try:
-        os.replace(partial, folder)
-    except OSError as error:
-        raise CacheError(f"cannot move {partial} to {folder}: {error}") from error
+    disk.replace_folder(partial, folder)
 
 
 def _collect_ppo(game: str, num_steps: int, seed: int, dataset: EpisodeDataset, progress: bool) -> None:
@@ -305,14 +301,14 @@ def cut_back(dataset: EpisodeDataset, lengths: list[int]) -> EpisodeDataset:
         raise DatasetError(
             f"{dataset.path} does not hold all episodes and steps that the run's state refers to"
         )
-    if not lengths:
-        shutil.rmtree(dataset.path)
-        return EpisodeDataset(dataset.path, create=True)
     try:
         # the index first: without it, the files that exist are counted
         (dataset.path / "info.pt").unlink(missing_ok=True)
         for number in reversed(range(len(lengths), len(now))):
-            dataset.episode_path(number).unlink()
+            dataset.episode_path(number).unlink(missing_ok=True)
+        if not lengths:
+            shutil.rmtree(dataset.path, ignore_errors=True)  # nothing but empty folders
+            return EpisodeDataset(dataset.path, create=True)
     except OSError as error:
         raise CacheError(f"cannot write {dataset.path}: {error}") from error
     for number, then in enumerate(lengths):
@@ -339,11 +335,7 @@ def replace_test_dataset(run: RunFolder, episodes: Iterable[Episode]) -> None:
     partial = folder.with_name("test.partial")
     shutil.rmtree(partial, ignore_errors=True)
     EpisodeDataset(partial, create=True).extend(episodes)
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    except OSError as error:
-        raise CacheError(f"cannot move {partial} to {folder}: {error}") from error
+    disk.replace_folder(partial, folder)
 
 
 def _replay(

@@ -19,6 +19,7 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelCardData, constants,
 from torch import Tensor
 
 from diamond_gym import cli
+from diamond_gym import files as disk
 from diamond_gym.checkpoints import WorldDescription, load_agent, save_world
 from diamond_gym.checkpoints.weights import read_state_dict
 from diamond_gym.cli import option
@@ -272,9 +273,9 @@ def export(options: ExportOptions) -> dict[str, int]:
     out = Path(options.out).expanduser()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+        with disk.temporary_folder(out) as folder:
             save_world(
-                temporary,
+                folder,
                 agent,
                 game=source.description.game,
                 action_meanings=source.description.action_meanings,
@@ -283,12 +284,14 @@ def export(options: ExportOptions) -> dict[str, int]:
                 dtype=options.dtype,
                 training=told,
             )
-            files = sorted(Path(temporary).iterdir())
+            files = sorted(folder.iterdir())
             sizes = {file.name: file.stat().st_size for file in files}
             _check_size(sizes, options.max_mb)
-            out.mkdir(exist_ok=True)
-            for file in files:
-                os.replace(file, out / file.name)
+            if out.is_dir():
+                for file in files:
+                    os.replace(file, out / file.name)
+            else:  # a killed process leaves all files or none
+                os.replace(folder, out)
     except OSError as error:
         if isinstance(error, CacheError):
             raise

@@ -272,9 +272,9 @@ def _new_run(
     run = RunFolder.new(outputs.absolute()) if folder is None else RunFolder.at(folder.absolute())
     stack.enter_context(run.locked())
     description.save(run.world_file)
-    write_file(run.config_file, to_yaml(config).encode())
     run.write_source(find_source())
     run.write_resume_script(sys.executable)
+    write_file(run.config_file, to_yaml(config).encode())  # the last: with it, the folder is a run's
     return run, agent
 
 

@@ -120,14 +120,14 @@ class RunFolder:
 
     @classmethod
     def at(cls, path: Path) -> RunFolder:
-        """Make a chosen folder, or take one that is empty.
+        """Make a chosen folder, or take one that is empty, or that a killed process had only begun.
 
         Raises:
             CacheError: The folder cannot be made, or is not empty.
         """
         try:
             path.mkdir(parents=True, exist_ok=True)
-            is_empty = disk.is_empty(path)
+            is_empty = disk.is_empty(path) or cls(path)._was_only_begun()
         except OSError as error:
             raise CacheError(f"cannot make the run folder {path}: {error}") from error
         if not is_empty:
@@ -136,6 +136,12 @@ class RunFolder:
                 f"with `python -m trainers.diamond resume run={path}`"
             )
         return cls(path)
+
+    def _was_only_begun(self) -> bool:
+        """Whether there are but files that a run writes before its configuration, which makes it one."""
+        first = (self.world_file, *self._source_files, self.resume_script)
+        found = [path for path in self.path.rglob("*") if not path.is_dir()]
+        return all(path in first or path.name.startswith(".") for path in found)
 
     @classmethod
     def existing(cls, path: Path) -> RunFolder:
@@ -158,8 +164,6 @@ class RunFolder:
             CacheError: The folder cannot be written.
         """
         with disk.locked(self.path):
-            for leftover in self.path.glob("checkpoints/**/.*.tmp"):  # of a killed process
-                leftover.unlink(missing_ok=True)
             yield
 
     @property
@@ -211,9 +215,14 @@ class RunFolder:
         Raises:
             CacheError: The files cannot be written.
         """
-        write_file(self.config_file.with_name("source.txt"), source.text().encode())
+        text, diff = self._source_files
+        write_file(text, source.text().encode())
         if source.diff:
-            write_file(self.config_file.with_name("source.diff"), source.diff)
+            write_file(diff, source.diff)
+
+    @property
+    def _source_files(self) -> tuple[Path, Path]:
+        return self.config_file.with_name("source.txt"), self.config_file.with_name("source.diff")
 
     def video_file(self, name: str, epoch: int) -> Path:
         """File of a video made after an epoch."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,9 +23,21 @@ from trainers.sb3.player import Policy
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+_log = logging.getLogger(__name__)
 _SCALE = 4
 _GAP = 2
 _MAX_LOG_BYTES = 2**28
+
+
+def _whole(paths: Iterable[Path], read: Callable[[Path], Any]) -> list[Any]:
+    """What can be read of logs; one that a killed process has left half-written is left out."""
+    found = []
+    for path in paths:
+        try:
+            found.append(read(path))
+        except CheckpointError as error:
+            _log.warning("left out of the learning curve: %s", error)
+    return found
 
 
 def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Path], where: str) -> None:
@@ -41,20 +54,25 @@ def write_learning_curve(path: Path, progress: list[Path], evaluations: list[Pat
 
 def _read_progress(paths: list[Path]) -> tuple[list[float], list[float]]:
     """Read numbers of steps, and mean returns of the latest 100 episodes."""
-    steps, returns = "time/total_timesteps", "rollout/ep_rew_mean"
-    points: list[tuple[float, float]] = []
-    for path in paths:
-        what = "the log of a run"
-        text = untrusted.read_text(path, CheckpointError, what, _MAX_LOG_BYTES)
-        with untrusted.reading(path, CheckpointError, what):
-            rows = [row for row in csv.DictReader(io.StringIO(text, newline="")) if row.get(returns)]
-            points += [(float(row[steps]), float(row[returns])) for row in rows]
+    points = [point for part in _whole(paths, _read_log) for point in part]
     return [x for x, _ in points], [y for _, y in points]
+
+
+def _read_log(path: Path) -> list[tuple[float, float]]:
+    steps, returns, what = "time/total_timesteps", "rollout/ep_rew_mean", "the log of a run"
+    text = untrusted.read_text(path, CheckpointError, what, _MAX_LOG_BYTES)
+    with untrusted.reading(path, CheckpointError, what):
+        rows = csv.DictReader(io.StringIO(text, newline=""))
+        return [
+            (float(row[steps]), float(row[returns])) for row in rows if row.get(returns) and row.get(steps)
+        ]
 
 
 def _read_evaluations(paths: list[Path]) -> tuple[NDArray, NDArray]:
     """Read numbers of steps (k,), and lowest, mean and highest return (k, 3) of the games played then."""
-    saved = [untrusted.read_arrays(path, CheckpointError, "the scores of an evaluation") for path in paths]
+    saved = _whole(
+        paths, lambda path: untrusted.read_arrays(path, CheckpointError, "the scores of an evaluation")
+    )
     if not saved:
         return np.zeros(0), np.zeros((0, 3))
     played = [games for part in saved for games in part["results"]]

@@ -19,6 +19,7 @@ import diamond_gym
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import (
+    CacheError,
     CheckpointError,
     CheckpointNotFoundError,
     DatasetError,
@@ -223,6 +224,28 @@ def test_a_killed_collection_is_made_again_and_a_finished_one_is_left_alone(tmp_
         ours.check()
         assert ours.num_steps == num_steps
         assert all(torch.equal(x.obs, y.obs) for x, y in zip(ours, theirs, strict=True))
+
+
+def test_a_folder_in_which_a_run_was_only_begun_is_taken_again(tmp_path):
+    run = RunFolder.at(tmp_path / "run")
+    with run.locked():
+        run.world_file.parent.mkdir()
+        run.world_file.touch()
+        run.write_resume_script("python")
+    assert RunFolder.at(run.path) == run
+    run.config_file.touch()
+    with pytest.raises(CacheError, match="is not empty"):
+        RunFolder.at(run.path)
+
+
+def test_data_cut_back_to_nothing_holds_nothing_of_a_process_killed_before(tmp_path):
+    dataset = EpisodeDataset(save_dataset(tmp_path / "train", 3, size=8))
+    (dataset.path / "info.pt").unlink()
+    dataset.episode_path(2).unlink()  # the first two steps, after which a process was killed
+    emptied = data.cut_back(EpisodeDataset(dataset.path, create=True), [])
+    assert emptied.num_episodes == 0 and not dataset.path.exists()
+    emptied.append(episode(4, size=8))
+    assert EpisodeDataset(dataset.path).num_episodes == 1
 
 
 def test_an_interrupted_and_killed_run_ends_with_the_weights_of_one_that_was_not(recordings, tmp_path):

@@ -344,7 +344,7 @@ def test_help_of_train_shows_a_presets_values(capsys):
     "arguments, code, message",
     [
         (["trian"], 2, "unknown command trian"),
-        (["train"], 2, "give game=Breakout"),
+        (["train"], 2, "such as game=Breakout"),
         (["train", "game"], 2, "game: arguments are written key=value"),
         (["train", "game=Brekout"], 2, "unknown game 'Brekout': did you mean Breakout?"),
         (["train", "env.train.id=PingNoFrameskip-v4"], 2, "did you mean Pong"),

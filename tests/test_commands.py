@@ -24,7 +24,7 @@ from diamond_gym.data.record import RecordOptions
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
 from diamond_gym.play import settings as play
 from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
-from tests import worlds
+from tests import others_data, worlds
 from tests.checkpoints.test_hub import lay_out_as_cached
 from tests.paths import ROOT
 from tests.test_docs import PAGES
@@ -87,6 +87,10 @@ FAST = [
     "trainers.diamond export run=outputs/DATE/TIME out=my_breakout",
     "trainers.diamond record env=my_module:MyGame-v0 out=recordings num_steps=50000",
     "trainers.diamond import-episodes episodes=recordings out=data/MyGame",
+    "trainers.diamond import-episodes hdf5=demos.hdf5 out=data/robomimic",
+    "trainers.diamond import-episodes hdf5=flat.hdf5 out=data/d4rl",
+    "trainers.diamond import-episodes videos=films out=data/films",
+    "trainers.diamond import-episodes lerobot=lerobot_dataset out=data/lerobot",
 ]
 """Commands that also run in this process, in this order."""
 
@@ -180,6 +184,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run / "dataset", folder / "dataset")
     register = "import gymnasium\ngymnasium.register('MyGame-v0', 'tests.moving_dot:MovingDot')\n"
     (folder / "my_module.py").write_text(register)
+    episodes = [others_data.made(12, seed) for seed in range(2)]
+    others_data.write_robomimic(folder / "demos.hdf5", episodes)
+    others_data.write_d4rl(folder / "flat.hdf5", episodes)
+    others_data.write_videos(folder / "films", episodes)
+    others_data.write_lerobot(folder / "lerobot_dataset", episodes)
     weights = folder / "Pong.pt"
     torch.save(worlds.tiny_agent(num_actions=6).state_dict(), weights)
     lay_out_as_cached(folder / "hf", weights, "Pong")

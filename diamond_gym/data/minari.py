@@ -10,6 +10,7 @@ from gymnasium.spaces import Dict, Discrete
 
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.data.source import StreamedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
 
 _JPEG = (
@@ -32,19 +33,28 @@ class MinariSource:
     """
 
     def __init__(self, name: str, obs_key: str | None = None) -> None:
-        self.name, self.obs_key = name, obs_key
+        self._id, self.obs_key = name, obs_key
         self._dataset = _load(name)
         actions = self._dataset.action_space
         if not isinstance(actions, Discrete):
             raise InvalidInputError(f"minari={name}: actions must be discrete, its action space is {actions}")
         self._first_action, self.num_actions = int(actions.start), int(actions.n)
         _check_key(name, self._dataset.observation_space, obs_key)
-        self.note = _JPEG if getattr(self._dataset.storage, "jpeg_encoding", False) else None
+        self.notes = [_JPEG] if getattr(self._dataset.storage, "jpeg_encoding", False) else []
+        self.num_steps = int(self._dataset.total_steps)
 
     def __len__(self) -> int:
         return len(self._dataset.episode_indices)
 
-    def load(self, number: int) -> RecordedEpisode:
+    def name(self, number: int) -> str:
+        """Name an episode by its number."""
+        return f"episode {self._dataset.episode_indices[number]}"
+
+    def files(self, number: int) -> list[Path]:
+        """Return the file of all episodes, where there is one."""
+        return sorted(Path(self._dataset.storage.data_path).glob("*.hdf5"))
+
+    def load(self, number: int) -> StreamedEpisode:
         """Read an episode.
 
         Raises:
@@ -53,10 +63,10 @@ class MinariSource:
         try:
             episode = self._dataset[number]
         except Exception as error:  # any error of the storage for damaged files
-            raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
-        with untrusted.reading(f"minari={self.name}, episode {number}", DatasetError, "an episode of images"):
+            raise DatasetError(f"minari={self._id}, episode {number} cannot be read: {error}") from error
+        with untrusted.reading(f"minari={self._id}, episode {number}", DatasetError, "an episode of images"):
             obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
-            return RecordedEpisode(
+            recorded = RecordedEpisode(
                 obs=obs,
                 act=np.asarray(episode.actions) - self._first_action,
                 rew=episode.rewards,
@@ -64,6 +74,7 @@ class MinariSource:
                 truncated=episode.truncations,
                 num_actions=self.num_actions,
             )
+            return StreamedEpisode.of(recorded)
 
 
 def _load(name: str) -> Any:

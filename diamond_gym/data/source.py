@@ -1,0 +1,228 @@
+"""What episodes of others become before they are converted: frames that are read one by one, short arrays.
+
+A source (a folder of recordings or videos, an HDF5 file, a dataset of Minari or LeRobot) lists its episodes
+and reads one at a time. The module knows nothing of files' formats or of the dataset's layout.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from diamond_gym.data.recorder import RecordedEpisode, actions, rewards
+from diamond_gym.errors import DatasetError
+
+MAX_FRAME = 2**26
+"""Largest size of a frame in bytes; the largest are photographs of 20 million pixels."""
+
+
+@dataclass(frozen=True)
+class ActionRange:
+    """The least and the greatest action, where a source does not say them.
+
+    Attributes:
+        low: Least value of each part of an action; empty when unknown.
+        high: Greatest value, likewise.
+    """
+
+    low: tuple[float, ...] = ()
+    high: tuple[float, ...] = ()
+
+
+UNKNOWN = ActionRange()
+
+
+@dataclass
+class StreamedEpisode:
+    """The t steps of an episode, whose frames are read when they are iterated over, once.
+
+    Attributes:
+        frames: uint8 (h, w), (h, w, 1) or (h, w, 3): t of them, or t+1, the last of which is after the end.
+        act: Actions (t, *shape), see `learnable`; after construction those that training takes.
+        rew: Numbers (t,), raw rewards.
+        terminated: Whether the last step ended the episode.
+        truncated: Whether the last step cut it short.
+        num_actions: Number of actions (n); None when unknown.
+        action_range: The least and greatest action.
+        left_out: What of the episode was left out, and why; empty for nothing.
+
+    Raises:
+        DatasetError: There is no step, an array has another shape or type, or the actions cannot be learned.
+    """
+
+    frames: Iterable[NDArray[np.uint8]]
+    act: NDArray[Any]
+    rew: NDArray[np.float32]
+    terminated: bool
+    truncated: bool
+    num_actions: int | None = None
+    action_range: ActionRange = UNKNOWN
+    left_out: str = ""
+
+    def __post_init__(self) -> None:
+        if len(self.act) == 0:
+            raise DatasetError("an episode needs at least one step")
+        self.act, self.num_actions = learnable(self.act, self.num_actions, self.action_range)
+        self.rew = rewards(self.rew)
+        if len(self.rew) != len(self.act):
+            raise DatasetError(f"there are {len(self.act)} actions and {len(self.rew)} rewards")
+
+    def __len__(self) -> int:
+        return len(self.act)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the last step ended or truncated the episode."""
+        return self.terminated or self.truncated
+
+    @classmethod
+    def until_its_end(
+        cls,
+        frames: Callable[[int], Iterable[NDArray[np.uint8]]],
+        act: NDArray[Any],
+        rew: NDArray[Any],
+        terminated: NDArray[np.bool_],
+        truncated: NDArray[np.bool_],
+        action_range: ActionRange,
+    ) -> StreamedEpisode:
+        """The steps up to the first that ends the episode; those after it are left out.
+
+        Args:
+            frames: Function of the number of steps; returns their frames and, if it is known, the next one.
+            act: Actions (t, *shape).
+            rew: Rewards (t,).
+            terminated: Booleans (t,).
+            truncated: Booleans (t,).
+            action_range: The least and greatest action.
+        """
+        ends = np.flatnonzero(terminated | truncated)
+        num_steps = int(ends[0]) + 1 if len(ends) else len(act)
+        over = [bool(x[:num_steps].any()) for x in (terminated, truncated)]
+        rest = len(act) - num_steps
+        return cls(
+            frames=frames(num_steps),
+            act=act[:num_steps],
+            rew=rew[:num_steps],
+            terminated=over[0],
+            truncated=over[1],
+            action_range=action_range,
+            left_out=f"{rest} steps after its end" if rest else "",
+        )
+
+    @classmethod
+    def of(cls, recorded: RecordedEpisode) -> StreamedEpisode:
+        """The steps of an episode that is in memory."""
+        ends = bool(recorded.terminated[-1]), bool(recorded.truncated[-1])
+        return cls(recorded.obs, recorded.act, recorded.rew, *ends, recorded.num_actions)
+
+
+def learnable(
+    act: ArrayLike, num_actions: int | None, action_range: ActionRange
+) -> tuple[NDArray[np.int64], int | None]:
+    """Return actions as training takes them, and their number: one choice a step, counted from 0.
+
+    This is the one place that decides which actions can be learned. Sources hand over what they have:
+    integers of any shape stay integers, floats become float32.
+
+    Args:
+        act: Actions (t, *shape).
+        num_actions: Number of actions; None when unknown.
+        action_range: The least and greatest action; choices are counted from the least.
+
+    Raises:
+        DatasetError: They are of another kind, or out of range.
+    """
+    found = np.asarray(act)
+    if found.dtype.kind in "iub" and found.ndim == 2 and found.shape[1] == 1:
+        found = found[:, 0]  # one choice in an array of one
+    if found.dtype.kind not in "iu" or found.ndim != 1:
+        form = "x".join(map(str, found.shape[1:])) or "1"
+        raise DatasetError(
+            f"the actions are {found.dtype} of {form} number(s) a step: training learns one choice a step, "
+            "an integer, and no other actions yet"
+        )
+    low, high = (int(x[0]) if len(x) == 1 else None for x in (action_range.low, action_range.high))
+    if high is not None:
+        num_actions = high - (low or 0) + 1
+    return actions(found.astype(np.int64) - (low or 0), num_actions), num_actions
+
+
+class Source(Protocol):
+    """Episodes to import."""
+
+    @property
+    def num_actions(self) -> int | None:
+        """Number of actions; None when the source does not state it."""
+        ...
+
+    @property
+    def num_steps(self) -> int | None:
+        """Number of steps in all episodes; None when only reading them tells."""
+        ...
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Remarks about the source, each a sentence."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def name(self, number: int) -> str:
+        """Name an episode, such as its file."""
+        ...
+
+    def files(self, number: int) -> Sequence[Path]:
+        """Return the files that an episode is read from."""
+        ...
+
+    def load(self, number: int) -> StreamedEpisode:
+        """Read an episode.
+
+        Raises:
+            DatasetError: It is damaged, incomplete or of another form; the message names it.
+        """
+        ...
+
+
+# --- what all sources need
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """Sort key by which "demo_2" comes before "demo_10"."""
+    return [(int(part), "") if part.isdecimal() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def stamp(path: Path) -> list[int]:
+    """Return what changes when a file is changed: its size in bytes and its time in nanoseconds.
+
+    Raises:
+        DatasetError: It is gone.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}") from error
+    return [status.st_size, status.st_mtime_ns]
+
+
+def check_frame(shape: Sequence[int], dtype: Any) -> None:
+    """Check that a frame is uint8 (h, w), (h, w, 1) or (h, w, 3) of bounded size.
+
+    Raises:
+        ValueError: It is not.
+    """
+    if dtype != np.uint8:
+        raise ValueError(f"frames must be uint8, 0..255, got {dtype}: scale and convert them")
+    is_image = len(shape) == 2 or (len(shape) == 3 and shape[2] in (1, 3))
+    if not is_image or 0 in shape:
+        raise ValueError(f"a frame must be (h, w), (h, w, 1) or (h, w, 3), got {tuple(shape)}")
+    size = int(np.prod([int(n) for n in shape], dtype=object))
+    if size > MAX_FRAME:
+        raise ValueError(f"a frame has {size / 1e6:.0f} MB, accepted are {MAX_FRAME / 1e6:.0f}")

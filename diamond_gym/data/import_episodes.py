@@ -25,6 +25,7 @@ from diamond_gym.data.minari import MinariSource
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.progress import Bar
+from diamond_gym.world.action_space import ActionSpace
 
 ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
@@ -32,11 +33,14 @@ Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
 Recorded episodes are one .npz file each (`record` and diamond_gym.data.recorder.RecordEpisodes write them; so
 does numpy.savez_compressed), of these arrays:
   obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
-  act          integers (t,), 0..n-1; act[i] was taken at obs[i]
+  act          integers (t,), 0..n-1, or an array for each step where actions are not discrete; act[i] was
+               taken at obs[i]
   rew          numbers (t,), raw rewards
   terminated   booleans (t,), true at most at the last step
   truncated    likewise
   num_actions  n, optional
+  action_space text, where actions are not discrete: "box(-1.0..1.0, 0.0..1.0)", "multi_discrete(3, 2)" or
+               "multi_binary(4)"
 also found as observations, actions, rewards, terminations and truncations.
 
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
@@ -81,7 +85,9 @@ class ImportReport:
     Attributes:
         out: Its folder.
         size: Frames are size x size.
-        num_actions: Number of actions that the source states, else the largest action that occurs plus 1.
+        num_actions: Number of actions that the source states, else the largest action that occurs plus 1; 0
+            where actions are not discrete.
+        action_space: The action space where it is not discrete.
         num_episodes: Number of episodes in each split that was written.
         num_steps: Number of steps, likewise.
         rewards: Number of steps with a reward of each sign, -1, 0 and 1.
@@ -92,6 +98,7 @@ class ImportReport:
     out: Path
     size: int
     num_actions: int = 0
+    action_space: ActionSpace | None = None
     num_episodes: dict[str, int] = field(default_factory=dict)
     num_steps: dict[str, int] = field(default_factory=dict)
     rewards: dict[int, int] = field(default_factory=lambda: {-1: 0, 0: 0, 1: 0})
@@ -106,7 +113,7 @@ class ImportReport:
         minus, zero, plus = self.rewards.values()
         lines.append(
             f"rewards: {plus} positive, {minus} negative, {zero} zero; {self.num_ends} episodes terminated; "
-            f"{self.num_actions} actions"
+            + (f"{self.num_actions} actions" if self.action_space is None else f"actions {self.action_space}")
         )
         lines += [] if self.note is None else [self.note]
         return "\n".join([*lines, f"to train on them: {shlex.join(self.train_command)}"])
@@ -118,10 +125,29 @@ class ImportReport:
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
             f"static_dataset.path={self.out}",
-            f"agent.num_actions={self.num_actions}",
+            *([f"agent.num_actions={self.num_actions}"] if self.action_space is None else []),
             "training.parts=[denoiser,rew_end_model]",
             *sizes,
         ]
+
+    def count(self, recorded: RecordedEpisode) -> None:
+        """Count an episode.
+
+        Raises:
+            DatasetError: Its action space is not that of the episodes before.
+        """
+        is_first = not any(self.rewards.values())
+        if not is_first and recorded.action_space != self.action_space:
+            raise DatasetError(
+                f"episodes have actions {self.action_space or 'discrete'} and "
+                f"{recorded.action_space or 'discrete'}: all must be of one space"
+            )
+        self.action_space = recorded.action_space
+        if self.action_space is None:
+            self.num_actions = max(self.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
+        for sign in self.rewards:
+            self.rewards[sign] += int((np.sign(recorded.rew) == sign).sum())
+        self.num_ends += bool(recorded.terminated[-1])
 
 
 class Source(Protocol):
@@ -191,6 +217,8 @@ def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportR
         for name, numbers in splits.items():
             dataset = EpisodeDataset(folder / name, create=True)
             dataset.extend(_converted(source, numbers, options.size, report, progress, name))
+            if report.action_space is not None:
+                dataset.save_action_space(report.action_space)
             report.num_episodes[name], report.num_steps[name] = len(dataset), dataset.num_steps
     return report
 
@@ -242,10 +270,7 @@ def _converted(
     """Yield the episodes of a split, counted in the report."""
     for number in Bar(numbers, desc=name, unit="episode", disable=not progress):
         recorded = source.load(number)
-        report.num_actions = max(report.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
-        for sign in report.rewards:
-            report.rewards[sign] += int((np.sign(recorded.rew) == sign).sum())
-        report.num_ends += bool(recorded.terminated[-1])
+        report.count(recorded)
         yield convert(recorded, size)
 
 

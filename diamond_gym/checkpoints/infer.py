@@ -35,12 +35,13 @@ def infer_agent_config(state_dict: Mapping[str, Tensor], known: AgentConfig | No
     Args:
         state_dict: Weights under the published names; the actor-critic's may be absent.
         known: Gives what shapes do not tell: sigma_data, sigma_offset_noise, the denoiser's objective, the
-            image size where several fit, the stages of the actor-critic that pool. Without it these are the
+            image size where several fit, the stages of the actor-critic that pool, the action space where it
+            is not discrete. Without it these are the
             published values, and the first stages of the actor-critic are assumed to pool, with a warning
             where that is a guess.
 
     Returns:
-        The complete configuration, `num_actions` included.
+        The complete configuration, the actions included.
 
     Raises:
         CheckpointError: A tensor is missing, or shapes contradict each other.
@@ -62,9 +63,11 @@ def _infer(state_dict: Mapping[str, Tensor], known: AgentConfig) -> AgentConfig:
         actor_critic = _infer_actor_critic(shapes, img_size, known.actor_critic.down)
     else:
         actor_critic = replace(known.actor_critic, img_channels=inner.img_channels, img_size=img_size)
-    assert inner.num_actions is not None
     config = AgentConfig(denoiser, replace(rew_end, img_size=img_size), actor_critic)
-    return config.with_num_actions(inner.num_actions)
+    if known.actions is not None:
+        return replace(config, actions=known.actions)
+    num_actions, _ = shapes.of("denoiser.inner_model.act_emb.0.weight", 2)
+    return config.with_num_actions(num_actions)
 
 
 def with_our_names(
@@ -138,7 +141,6 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
         raise CheckpointError(
             f"{prefix}.conv_in takes {in_channels} channels, not a multiple of the {out_channels} of a frame"
         )
-    num_actions = shapes.of(f"{prefix}.act_emb.0.weight", 2)[0]
     num_levels = shapes.count(prefix + ".unet.d_blocks.{}.resblocks.0.conv1.weight")
     depths, channels, attn_depths = shapes.levels(f"{prefix}.unet.d_blocks", num_levels)
     cond_channels = shapes.of(f"{prefix}.cond_proj.0.weight", 2)[0]
@@ -150,7 +152,6 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
         depths=depths,
         channels=channels,
         attn_depths=attn_depths,
-        num_actions=num_actions,
         patch_size=patch_size,
         input_skip=shapes.of(f"{prefix}.conv_out.weight", 4)[1] == channels[0] + in_channels,
         cond_out_channels=None if cond_out_channels == cond_channels else cond_out_channels,
@@ -178,15 +179,14 @@ def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
         )
     num_levels = shapes.count("rew_end_model.encoder.blocks.{}.resblocks.0.conv1.weight") - 1
     depths, channels, attn_depths = shapes.levels("rew_end_model.encoder.blocks", num_levels)
-    num_actions, cond_channels = shapes.of("rew_end_model.act_emb.weight", 2)
+    norm = shapes.of("rew_end_model.encoder.blocks.0.resblocks.0.norm1.linear.weight", 2)
     return RewEndModelConfig(
         lstm_dim=shapes.of("rew_end_model.lstm.weight_hh_l0", 2)[1],
         img_channels=img_channels,
-        cond_channels=cond_channels,
+        cond_channels=norm[1],
         depths=depths,
         channels=channels,
         attn_depths=attn_depths,
-        num_actions=num_actions,
         patch_size=patch_size,
     )
 

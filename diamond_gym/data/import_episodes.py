@@ -36,6 +36,7 @@ from diamond_gym.data.source import ActionRange, Source, StreamedEpisode, stamp
 from diamond_gym.data.video_folder import VideoFolder
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
 from diamond_gym.progress import Bar
+from diamond_gym.world.action_space import ActionSpace
 
 ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`, of one of these sources:
@@ -50,11 +51,14 @@ Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`, of on
 
 The arrays of an .npz file:
   obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
-  act          integers (t,), 0..n-1; act[i] was taken at obs[i]
+  act          integers (t,), 0..n-1, or an array for each step where actions are not discrete; act[i] was
+               taken at obs[i]
   rew          numbers (t,), raw rewards
   terminated   booleans (t,), true at most at the last step
   truncated    likewise
   num_actions  n, optional
+  action_space text, where actions are not discrete: "box(-1.0..1.0, 0.0..1.0)", "multi_discrete(3, 2)" or
+               "multi_binary(4)"
 also found as observations, actions, rewards, terminations and truncations.
 
 An import that was stopped continues where it was with the same command: until it is complete, what it has
@@ -108,8 +112,10 @@ class ImportOptions:
     truncated_key: str | None = option(
         None, "where episodes are cut short, likewise (timeouts of a flat file; truncated; next.truncated)"
     )
-    action_low: list[float] = option([], "the least action, if it is not 0: it becomes 0")
-    action_high: list[float] = option([], "the greatest action, if not all actions occur")
+    action_low: list[float] = option(
+        [], "the least action, a number or one for each part; integers are counted from it (0)"
+    )
+    action_high: list[float] = option([], "the greatest action, likewise (the greatest of single integers)")
     size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
     test_every: int = option(10, "every N-th episode goes to test/; 0 for no test episodes")
     skip_bad: bool = option(
@@ -155,7 +161,9 @@ class ImportReport:
     Attributes:
         out: Its folder.
         size: Frames are size x size.
-        num_actions: Number of actions that the source states, else the largest action that occurs plus 1.
+        num_actions: Number of actions that the source states, else the largest action that occurs plus 1; 0
+            where actions are not discrete.
+        action_space: The action space where it is not discrete.
         num_episodes: Number of episodes in each split that was written.
         num_steps: Number of steps, likewise.
         rewards: Number of steps with a reward of each sign, -1, 0 and 1.
@@ -167,6 +175,7 @@ class ImportReport:
     out: Path
     size: int
     num_actions: int = 0
+    action_space: ActionSpace | None = None
     num_episodes: dict[str, int] = field(default_factory=dict)
     num_steps: dict[str, int] = field(default_factory=dict)
     rewards: dict[int, int] = field(default_factory=lambda: {-1: 0, 0: 0, 1: 0})
@@ -191,6 +200,7 @@ class ImportReport:
                 for sign, count in zip(report.rewards, entry.rewards, strict=True):
                     report.rewards[sign] += count
             report.num_actions = max(report.num_actions, entry.num_actions)
+        report.action_space = log.action_space
         if without_final:
             report.notes.append(
                 f"{without_final} of {report.num_ends} ends lack the frame after them, so nothing is learned "
@@ -206,7 +216,7 @@ class ImportReport:
         minus, zero, plus = self.rewards.values()
         lines.append(
             f"rewards: {plus} positive, {minus} negative, {zero} zero; {self.num_ends} episodes terminated; "
-            f"{self.num_actions} actions"
+            + (f"{self.num_actions} actions" if self.action_space is None else f"actions {self.action_space}")
         )
         lines += [f"left out: {line}" for line in self.skipped[:_SHOWN]]
         if len(self.skipped) > _SHOWN:
@@ -221,7 +231,7 @@ class ImportReport:
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
             f"static_dataset.path={self.out}",
-            f"agent.num_actions={self.num_actions}",
+            *([f"agent.num_actions={self.num_actions}"] if self.action_space is None else []),
             "training.parts=[denoiser,rew_end_model]",
             *sizes,
         ]
@@ -394,6 +404,9 @@ class _Import:
                     self.datasets[name].extend(self._converted(some, name, bar))
         if not self.datasets["train"].num_episodes:
             raise DatasetError(f"no episode could be imported; the first: {log.entries[0].skipped}")
+        for dataset in self.datasets.values():
+            if log.action_space is not None:
+                dataset.save_action_space(log.action_space)
         return log
 
     def _is_written(self, entry: Entry) -> bool:
@@ -426,6 +439,7 @@ class _Import:
         entry.stamps = {str(path): self.seen[str(path)] for path in files}
         try:
             streamed = self.source.load(entry.number)
+            self._check_space(streamed)
             episode = convert(streamed, self.options.size)
         except DatasetError as error:
             self._check_unchanged(files)
@@ -435,11 +449,21 @@ class _Import:
             return None
         self._check_unchanged(files)
         entry.steps, entry.left_out = len(episode), streamed.left_out
-        entry.num_actions = streamed.num_actions or int(streamed.act.max()) + 1
+        if streamed.space is None:
+            entry.num_actions = streamed.num_actions or int(streamed.act.max()) + 1
+        entry.action_space = "" if streamed.space is None else str(streamed.space)
         entry.rewards = [int((episode.rew.sign() == sign).sum()) for sign in (-1, 0, 1)]
         entry.terminated = streamed.terminated
         entry.has_final = episode.final_observation is not None
         return episode
+
+    def _check_space(self, streamed: StreamedEpisode) -> None:
+        """Raise `DatasetError` unless the actions are of the space of the episodes before."""
+        if any(entry.split for entry in self.log.entries) and streamed.space != self.log.action_space:
+            raise DatasetError(
+                f"episodes have actions {self.log.action_space or 'discrete'} and "
+                f"{streamed.space or 'discrete'}: all must be of one space"
+            )
 
     def _check_unchanged(self, files: Sequence[Path]) -> None:
         if changed := _changed({str(path): self.seen[str(path)] for path in files}):

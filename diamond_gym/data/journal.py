@@ -16,6 +16,7 @@ from typing import Any
 from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.errors import DatasetError
+from diamond_gym.world.action_space import ActionSpace
 
 NAME = "import.jsonl"
 _MAX_BYTES = 2**31
@@ -33,6 +34,7 @@ class Entry:
         index: Its number there.
         steps: Number of steps.
         num_actions: Number of actions that the source states, else the largest action plus 1.
+        action_space: The action space where it is not discrete.
         rewards: Number of steps with a negative, a zero and a positive reward.
         terminated: Whether it terminated.
         has_final: Whether the frame after its last step is known.
@@ -47,6 +49,7 @@ class Entry:
     index: int = -1
     steps: int = 0
     num_actions: int = 0
+    action_space: str = ""
     rewards: list[int] = field(default_factory=lambda: [0, 0, 0])
     terminated: bool = False
     has_final: bool = False
@@ -101,6 +104,12 @@ class Journal:
         """
         disk.append_line(self.path, json.dumps(asdict(entry)), sync=True)
         self.entries.append(entry)
+
+    @property
+    def action_space(self) -> ActionSpace | None:
+        """The action space of the episodes; None where it is discrete, or there are none."""
+        found = next((entry.action_space for entry in self.entries if entry.split), "")
+        return ActionSpace.parse(found) if found else None
 
     @property
     def stamps(self) -> dict[str, list[int]]:

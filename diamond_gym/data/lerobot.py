@@ -101,6 +101,8 @@ class LeRobotSource:
             self.mapping = replace(LeRobotMapping(), **given, action_range=action_range)
             self.mapping = replace(self.mapping, obs=self._info.camera(self.mapping.obs))
             self.notes = list(self._missing())
+            if action_range == UNKNOWN:
+                self.mapping = replace(self.mapping, action_range=self._range_of_statistics())
         if self._info.is_video(self.mapping.obs):
             video.require_av(f"lerobot={folder}")
         self._places = self._places_of_version_3() if self._info.version >= 3 else self._places_of_version_2()
@@ -147,6 +149,15 @@ class LeRobotSource:
                 over[1],
                 m.action_range,
             )
+
+    def _range_of_statistics(self) -> ActionRange:
+        """The least and greatest action of all episodes, where they are several numbers and it says them."""
+        path, feature = self.folder / "meta" / "stats.json", self._info.features[self.mapping.act]
+        if (feature.get("shape") in ([1], []) and "int" in str(feature.get("dtype"))) or not path.is_file():
+            return UNKNOWN
+        found = untrusted.read_json(path, DatasetError, "statistics").get(self.mapping.act, {})
+        low, high = (np.array(found.get(name, []), np.float64).ravel() for name in ("min", "max"))
+        return ActionRange(tuple(low.tolist()), tuple(high.tolist()))
 
     def _missing(self) -> Iterator[str]:
         """Say which features the dataset does not have; those that were asked for must be there."""

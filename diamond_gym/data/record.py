@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from gymnasium.spaces import Discrete
 from gymnasium.wrappers import AddRenderObservation, TransformAction
 
 from diamond_gym import cli
@@ -20,9 +19,10 @@ from diamond_gym.files import prepare_folder
 from diamond_gym.players.loop import play
 from diamond_gym.players.player import RandomPlayer
 from diamond_gym.progress import Bar
+from diamond_gym.world.action_space import ActionSpace
 
 ABOUT = """\
-A random player plays any Gymnasium environment with images and discrete actions; every episode becomes a file
+A random player plays any Gymnasium environment with images; every episode becomes a file
 for import-episodes. To record a player of your own, wrap the environment in your code:
 diamond_gym.data.recorder.RecordEpisodes(env, FOLDER)."""
 
@@ -61,10 +61,10 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
     game = _make(options)
     prepare_folder(Path(options.out))
     recorded = RecordEpisodes(game, options.out)
-    space: Any = recorded.action_space
-    first, num_actions = int(space.start), int(space.n)
-    env = TransformAction(recorded, lambda act: first + act, Discrete(num_actions))
-    player = RandomPlayer(num_actions, options.seed, options.repeat)
+    space = ActionSpace.of(game.action_space)
+    first = space.first(game.action_space)
+    env = recorded if space.is_continuous else _from_zero(recorded, space, first)
+    player = RandomPlayer(space, options.seed, options.repeat)
     num_episodes, num_left, seed = 0, options.num_steps, options.seed
     with closing(env), Bar(total=options.num_steps, unit="step", desc="record", disable=not progress) as bar:
         while num_left:
@@ -76,6 +76,11 @@ def record(options: RecordOptions, *, progress: bool = True) -> int:
                 bar.update()
             num_episodes += 1
     return num_episodes
+
+
+def _from_zero(env: gymnasium.Env[Any, Any], space: ActionSpace, first: Any) -> gymnasium.Env[Any, Any]:
+    """The environment with choices counted from 0."""
+    return TransformAction(env, lambda act: first + act, space.to_gymnasium())
 
 
 def _make(options: RecordOptions) -> gymnasium.Env[Any, Any]:

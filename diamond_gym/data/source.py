@@ -6,6 +6,7 @@ and reads one at a time. The module knows nothing of files' formats or of the da
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from diamond_gym.data.recorder import RecordedEpisode, actions, rewards
+from diamond_gym.data.recorder import RecordedEpisode, actions, actions_of, rewards
 from diamond_gym.errors import DatasetError
+from diamond_gym.world.action_space import ActionSpace
 
 MAX_FRAME = 2**26
 """Largest size of a frame in bytes; the largest are photographs of 20 million pixels."""
@@ -51,6 +53,7 @@ class StreamedEpisode:
         truncated: Whether the last step cut it short.
         num_actions: Number of actions (n); None when unknown.
         action_range: The least and greatest action.
+        space: The action space where it is not discrete; None until it is known.
         left_out: What of the episode was left out, and why; empty for nothing.
 
     Raises:
@@ -64,12 +67,15 @@ class StreamedEpisode:
     truncated: bool
     num_actions: int | None = None
     action_range: ActionRange = UNKNOWN
+    space: ActionSpace | None = None
     left_out: str = ""
 
     def __post_init__(self) -> None:
         if len(self.act) == 0:
             raise DatasetError("an episode needs at least one step")
-        self.act, self.num_actions = learnable(self.act, self.num_actions, self.action_range)
+        if self.space is None:
+            known = learnable(self.act, self.num_actions, self.action_range)
+            self.act, self.num_actions, self.space = known
         self.rew = rewards(self.rew)
         if len(self.rew) != len(self.act):
             raise DatasetError(f"there are {len(self.act)} actions and {len(self.rew)} rewards")
@@ -120,38 +126,59 @@ class StreamedEpisode:
     def of(cls, recorded: RecordedEpisode) -> StreamedEpisode:
         """The steps of an episode that is in memory."""
         ends = bool(recorded.terminated[-1]), bool(recorded.truncated[-1])
-        return cls(recorded.obs, recorded.act, recorded.rew, *ends, recorded.num_actions)
+        num_actions, space = recorded.num_actions, recorded.action_space
+        return cls(recorded.obs, recorded.act, recorded.rew, *ends, num_actions, space=space)
 
 
 def learnable(
     act: ArrayLike, num_actions: int | None, action_range: ActionRange
-) -> tuple[NDArray[np.int64], int | None]:
-    """Return actions as training takes them, and their number: one choice a step, counted from 0.
+) -> tuple[NDArray[Any], int | None, ActionSpace | None]:
+    """Return actions as training takes them, the number of discrete ones, and the space of any others.
 
-    This is the one place that decides which actions can be learned. Sources hand over what they have:
-    integers of any shape stay integers, floats become float32.
+    This is the one place that decides what the actions of a source are: one integer a step is discrete,
+    several integers are multi-discrete, booleans multi-binary, and floats a box.
 
     Args:
         act: Actions (t, *shape).
-        num_actions: Number of actions; None when unknown.
+        num_actions: Number of discrete actions; None when unknown.
         action_range: The least and greatest action; choices are counted from the least.
 
     Raises:
-        DatasetError: They are of another kind, or out of range.
+        DatasetError: They are of another kind, out of range, or their range is needed and unknown.
     """
     found = np.asarray(act)
     if found.dtype.kind in "iub" and found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]  # one choice in an array of one
-    if found.dtype.kind not in "iu" or found.ndim != 1:
-        form = "x".join(map(str, found.shape[1:])) or "1"
+    if found.dtype.kind in "iu" and found.ndim == 1:
+        low, high = (int(x[0]) if len(x) == 1 else None for x in (action_range.low, action_range.high))
+        if high is not None:
+            num_actions = high - (low or 0) + 1
+        return actions(found.astype(np.int64) - (low or 0), num_actions), num_actions, None
+    if found.dtype.kind not in "biuf":
+        raise DatasetError(f"the actions are {found.dtype}, accepted are integers, booleans and floats")
+    found = found.reshape(len(found), -1) if found.ndim == 1 else found
+    space, first = _space(found, action_range)
+    return actions_of(space, found - first if found.dtype.kind != "b" else found), None, space
+
+
+def _space(act: NDArray[Any], action_range: ActionRange) -> tuple[ActionSpace, Any]:
+    """Return the space of actions that are not discrete, and what to subtract from them."""
+    shape = act.shape[1:]
+    if act.dtype.kind == "b":
+        return ActionSpace("multi_binary", shape, (2,) * math.prod(shape)), 0
+    low = action_range.low or ((0.0,) if act.dtype.kind in "iu" else ())
+    given = [np.array(x, np.float64) for x in (low, action_range.high)]
+    if any(x.size not in (1, math.prod(shape)) for x in given):
         raise DatasetError(
-            f"the actions are {found.dtype} of {form} number(s) a step: training learns one choice a step, "
-            "an integer, and no other actions yet"
+            f"the actions are {act.dtype} of {'x'.join(map(str, shape))} number(s) a step, here from "
+            f"{act.min():g} to {act.max():g}: say the least and the greatest of each, action_low= and "
+            f"action_high=, each one number or {math.prod(shape)}"
         )
-    low, high = (int(x[0]) if len(x) == 1 else None for x in (action_range.low, action_range.high))
-    if high is not None:
-        num_actions = high - (low or 0) + 1
-    return actions(found.astype(np.int64) - (low or 0), num_actions), num_actions
+    least, most = (np.broadcast_to(x, math.prod(shape)) if x.size == 1 else x for x in given)
+    if act.dtype.kind == "f":
+        return ActionSpace("box", shape, (), tuple(least.tolist()), tuple(most.tolist())), np.float32(0)
+    choices = tuple(int(n) for n in most - least + 1)
+    return ActionSpace("multi_discrete", shape, choices), least.astype(np.int64).reshape(shape)
 
 
 class Source(Protocol):

@@ -104,6 +104,48 @@ def test_missing_rewards_and_ends_are_said(tmp_path):
     assert not train[0].rew.any() and not train[0].is_finished
 
 
+KINDS = {
+    "box": (np.float32, {"action_low": [-1], "action_high": [1]}, "box(-1.0..1.0, -1.0..1.0)"),
+    "box of single numbers": (
+        np.float32,
+        {"action_low": [-1, -2], "action_high": [1, 3]},
+        "box(-1.0..1.0, -2.0..3.0)",
+    ),
+    "multi_discrete": (np.int64, {"action_high": [3, 2]}, "multi_discrete(4, 3)"),
+    "multi_binary": (np.bool_, {}, "multi_binary(2)"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_actions_are_exact(tmp_path, kind):
+    dtype, options, space = KINDS[kind]
+    path = write_robomimic(tmp_path / "demos.hdf5", [made(4, i) for i in range(3)])
+    rng, given = np.random.default_rng(0), []
+    with h5py.File(path, "r+") as file:
+        for i in range(3):
+            act = (
+                rng.uniform(-1, 1, (4, 2)).astype(dtype)
+                if dtype == np.float32
+                else rng.integers(0, 2, (4, 2)) > 0
+            )
+            given.append(act.astype(dtype))
+            del file[f"data/demo_{i}/actions"]
+            file[f"data/demo_{i}/actions"] = given[-1]
+    report, (train,) = imported(path, tmp_path / "data", test_every=0, **options)
+    assert str(report.action_space) == str(train.action_space) == space and f"actions {space}" in str(report)
+    for episode, act in zip(train, given, strict=True):
+        assert np.array_equal(episode.act, act.astype(np.float32 if dtype == np.float32 else np.int64))
+
+
+def test_actions_out_of_their_range(tmp_path, capsys):
+    path = write_robomimic(tmp_path / "demos.hdf5", [made(4, i) for i in range(2)])
+    with h5py.File(path, "r+") as file:
+        put("data/demo_0/actions", np.full((4, 2), 1.5))(file)
+    arguments = ["action_low=-1", "action_high=1", f"out={tmp_path / 'data'}"]
+    assert main(["import-episodes", f"hdf5={path}", *arguments]) == 1
+    assert "must be actions of box(-1.0..1.0, -1.0..1.0)" in capsys.readouterr().err
+
+
 # --- what cannot be read
 
 
@@ -164,7 +206,10 @@ def external(file):
     [
         (two_cameras, "has 2 cameras, choose one: obs_key=obs/agentview_image or obs_key=obs/wrist_image"),
         (another_length, "4 actions and 2 frames: t actions need t or t+1 frames"),
-        (put("data/demo_0/actions", np.zeros((4, 7))), "float32 of 7 number(s) a step: training learns one"),
+        (
+            put("data/demo_0/actions", np.zeros((4, 7))),
+            "float32 of 7 number(s) a step, here from 0 to 0: say",
+        ),
         (put("data/demo_0/actions", np.zeros((4, 2), int)), "int64 of 2 number(s) a step"),
         (put("data/demo_0/actions", [0, 1, -1, 0]), "act holds -1: accepted are 0 and more"),
         (put("data/demo_0/rewards", [0.0, np.nan, 0, 0]), "not finite"),

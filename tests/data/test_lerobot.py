@@ -56,6 +56,24 @@ def test_what_a_dataset_does_not_have_is_said(tmp_path):
     assert not train[0].rew.any() and not train[0].is_finished
 
 
+def test_bounds_of_actions_are_those_of_the_statistics(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = write_lerobot(tmp_path / "robot", [made(5, i) for i in range(2)], per_file=2)
+    (path,) = folder.glob(TABLES)
+    act = np.random.default_rng(0).uniform(-2, 3, (10, 2)).astype(np.float32)
+    table = pq.read_table(path).drop_columns(["action"])
+    pq.write_table(table.append_column("action", pa.array(list(act))), path)
+    change_info(folder, lambda info: info["features"].update(action={"dtype": "float32", "shape": [2]}))
+    low, high = act.min(axis=0).tolist(), act.max(axis=0).tolist()
+    (folder / "meta" / "stats.json").write_text(json.dumps({"action": {"min": low, "max": high}}))
+    report, (train,) = imported(folder, tmp_path / "data", test_every=0)
+    assert np.array_equal(np.concatenate([episode.act for episode in train]), act)
+    space = report.action_space
+    assert space is not None and (list(space.low), list(space.high)) == (low, high)
+
+
 # --- what cannot be read
 
 

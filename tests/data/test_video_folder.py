@@ -154,8 +154,14 @@ def list_of_others(folder):
         (table("time,reward\n0,1\n"), "play_0.csv has no column action; found time, reward"),
         (table(""), "play_0.csv cannot be read as a table"),
         (table("action\n"), "an episode needs at least one step"),
-        (table("action\nup\ndown\n" + "up\n" * 3), "the actions are object of 1 number(s) a step"),
-        (table("action\n0.5\n" + "0\n" * 4), "the actions are float32 of 1 number(s) a step"),
+        (
+            table("action\nup\ndown\n" + "up\n" * 3),
+            "the actions are object, accepted are integers, booleans and floats",
+        ),
+        (
+            table("action\n0.5\n" + "0\n" * 4),
+            "the actions are float32 of 1 number(s) a step, here from 0 to 0.5: say",
+        ),
         (table("action\n1\n\n0\n0\n0"), "play_0"),
         (table("action,reward\n1,\n0,1\n0,1\n0,1\n0,1\n"), "empty fields"),
     ],

@@ -904,8 +904,8 @@ _WITHOUT_MEANING = {
 """Published keys without a counterpart here, and the reason."""
 _DDPM_PREDICTIONS = "denoiser.training.num_autoregressive_steps=0"
 """The default for DDPM, as in the paper (section 5.1)."""
-_PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
-"""Keys whose values are taken literally: a path may hold characters that mean something to Hydra."""
+_LITERAL = ("static_dataset.path", "initialization.path_to_ckpt", "agent.actions")
+"""Keys whose values are taken literally: they may hold characters that mean something to Hydra."""
 _GIVEN = "given"
 """Hydra's name for the file of `config=`."""
 
@@ -1160,7 +1160,7 @@ def _read(arguments: Sequence[str]) -> _Request:
             preset = value
         elif key == CONFIG:
             given = literals.hidden(asdict(from_yaml(Path(cli.expanded(value)))))
-        elif key in _PATHS:
+        elif key in _LITERAL:
             overrides.append(f"{key}={_hidden(value, literals)}")
         else:
             is_items = key in lists and re.fullmatch(r"[\w,]+", value) and value != "null"

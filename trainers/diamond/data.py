@@ -24,6 +24,8 @@ from diamond_gym.evaluate import pictures
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
 from diamond_gym.progress import Bar
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.models import AgentConfig
 from trainers.diamond.config import PlayerConfig, StaticDatasetConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
@@ -70,8 +72,33 @@ def check_static_dataset(path: Path) -> None:
 
 
 def count_actions(path: Path) -> int:
-    """Number of actions in a static dataset: the largest one that occurs, plus 1."""
-    return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(static_folders(path)[0]))
+    """Number of actions in a static dataset: the largest one that occurs, plus 1.
+
+    Raises:
+        DatasetError: Its actions are not discrete.
+    """
+    largest = -1
+    for episode in EpisodeDataset(static_folders(path)[0]):
+        if episode.act.ndim > 1:
+            raise DatasetError(
+                f"static_dataset.path={path}: actions are arrays of {tuple(episode.act.shape[1:])}, and "
+                "there is no action_space.txt that says what they are: import the recordings again, or give "
+                "agent.actions, such as 'box(-1.0..1.0)' or 'multi_discrete(3, 2)'"
+            )
+        largest = max(largest, int(episode.act.max()))
+    return largest + 1
+
+
+def action_space_of(path: Path, agent: AgentConfig) -> ActionSpace:
+    """The actions of a static dataset, as it or the configuration says, or as they occur in it.
+
+    Raises:
+        DatasetError: Dataset and configuration disagree, or nothing says what the actions are.
+    """
+    given, stated = agent.action_space, EpisodeDataset(static_folders(path)[0]).action_space
+    if given is not None and stated is not None and given != stated:
+        raise DatasetError(f"static_dataset.path={path} has actions {stated}, agent.* says {given}")
+    return given or stated or ActionSpace.discrete(count_actions(path))
 
 
 def player_name(config: PlayerConfig, game: str) -> str:
@@ -190,7 +217,7 @@ def dataset_folders(run: RunFolder, static: StaticDatasetConfig) -> tuple[Path, 
 def load_replays(
     folders: tuple[Path, Path],
     frame_shape: tuple[int, ...],
-    num_actions: int,
+    space: ActionSpace,
     *,
     num_collected: int = 0,
     progress: bool,
@@ -203,7 +230,7 @@ def load_replays(
     Args:
         folders: Folders of the train and test episodes.
         frame_shape: Shape (c, h, w) of the frames that the networks take.
-        num_actions: Number of actions that the networks know.
+        space: The actions that the networks know.
         num_collected: Steps the training dataset will have where the run's own policy collects, else 0.
         progress: Whether to show progress.
 
@@ -212,7 +239,7 @@ def load_replays(
     """
     train_folder, test_folder = folders
     train = EpisodeDataset(train_folder, create=num_collected > 0)
-    fits = _Fits(frame_shape, num_actions)
+    fits = _Fits(frame_shape, space)
     if num_collected or (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder, create=True)
         return (
@@ -232,8 +259,8 @@ def load_replays(
 class _Fits:
     """The check that episodes fit the networks."""
 
-    def __init__(self, frame_shape: tuple[int, ...], num_actions: int) -> None:
-        self.frame_shape, self.num_actions = frame_shape, num_actions
+    def __init__(self, frame_shape: tuple[int, ...], space: ActionSpace) -> None:
+        self.frame_shape, self.space = frame_shape, space
 
     def check(self, episode: Episode, path: Path) -> None:
         shape = tuple(episode.obs.shape[1:])
@@ -242,12 +269,17 @@ class _Fits:
                 f"{path} has frames of shape {shape}, the networks take {self.frame_shape} "
                 "(agent.denoiser.inner_model.img_channels, agent.rew_end_model.img_size)"
             )
-        low, high = int(episode.act.min()), int(episode.act.max())
-        if low < 0 or high >= self.num_actions:
-            wrong = low if low < 0 else high
-            raise DatasetError(
-                f"{path} holds action {wrong}, but there are only {self.num_actions}: is it of another game?"
+        space, act = self.space, episode.act
+        if act.shape[1:] != space.shape or act.dtype != space.torch_dtype:
+            kind = f"{act.dtype} of shape {tuple(act.shape[1:])}"
+            raise DatasetError(f"{path} has actions {kind}, the networks take {space.accepted()}")
+        is_there = space.contains(act)
+        if not bool(is_there.all()):
+            wrong = act[~is_there][0].tolist()
+            only = (
+                f"there are only {space.num_actions}" if space.is_discrete else f"they are {space.accepted()}"
             )
+            raise DatasetError(f"{path} holds action {wrong}, but {only}: is it of another game?")
 
 
 def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:

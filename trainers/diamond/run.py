@@ -29,6 +29,7 @@ from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.files import write_file
 from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
@@ -190,14 +191,14 @@ def _imagined_games(
 
 
 def load_replays(
-    config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
+    config: TrainerConfig, run: RunFolder, space: ActionSpace, *, progress: bool
 ) -> tuple[Replay, Replay]:
     """Load train and test episodes, none for a run without a world model; see `data.load_replays`."""
     if config.training.model_free:
         return Replay(), Replay()
     folders = data.dataset_folders(run, config.static_dataset)
     return data.load_replays(
-        folders, config.frame_shape, num_actions, num_collected=config.num_collected, progress=progress
+        folders, config.frame_shape, space, num_collected=config.num_collected, progress=progress
     )
 
 
@@ -455,18 +456,18 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
         data.check_static_dataset(Path(path))
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
-        num_actions = len(meanings)
+        space = ActionSpace.discrete(len(meanings))
         if path is None:
             data.check_players(config.players, config.game)
     elif path is not None:
         meanings = None
-        num_actions = config.agent.num_actions or data.count_actions(Path(path))
+        space = data.action_space_of(Path(path), config.agent)
     else:
         raise InvalidInputError(
             "nothing to learn is given: give game=Breakout, or static_dataset.path=FOLDER"
         )
     return WorldDescription(
-        agent=config.agent.with_num_actions(num_actions),
+        agent=config.agent.with_action_space(space),
         sampler=config.world_model_env.diffusion_sampler,
         game=config.game,
         action_meanings=meanings,
@@ -488,8 +489,7 @@ def _fit(
         torch.backends.cudnn.allow_tf32 = config.training.tf32
     try:
         is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
-        assert agent.config.num_actions is not None
-        train, test = load_replays(config, run, agent.config.num_actions, progress=progress)
+        train, test = load_replays(config, run, agent.action_space, progress=progress)
         place(agent, device, config.training.backend)
         trainer = build(config, run, agent, train, test, group)
         if not (config.collects or config.training.model_free):

@@ -1,6 +1,7 @@
 """The import of HDF5 files: robomimic's layout, D4RL's, and files that are neither or are broken."""
 
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -144,6 +145,28 @@ def test_actions_out_of_their_range(tmp_path, capsys):
     arguments = ["action_low=-1", "action_high=1", f"out={tmp_path / 'data'}"]
     assert main(["import-episodes", f"hdf5={path}", *arguments]) == 1
     assert "must be actions of box(-1.0..1.0, -1.0..1.0)" in capsys.readouterr().err
+
+
+def test_frames_are_never_held_whole(tmp_path):
+    """270 megabytes of pictures in one episode pass through a tenth of that, in blocks."""
+    path = tmp_path / "demos.hdf5"
+    with h5py.File(path, "w") as file:
+        group = file.create_group("data/demo_0")
+        shape = (300, 480, 640, 3)
+        frames = group.create_dataset(
+            "obs/a_image", shape, np.uint8, chunks=(1, *shape[1:]), compression="lzf"
+        )
+        for i in range(len(frames)):
+            frames[i] = i % 256
+        group["actions"] = np.zeros(300, int)
+    tracemalloc.start()
+    try:
+        _, (train,) = imported(path, tmp_path / "data", test_every=0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 27e6 + 2**24
+    assert train[0].obs[:, 0, 0, 0].tolist() == [i % 256 for i in range(300)]
 
 
 # --- what cannot be read

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from diamond_gym.world.models import (
     RewEndModelConfig,
 )
 
-_USUAL_IMG_SIZE = 64
+_USUAL_IMG_SIZE = (64, 64)
 _MAX_IMG_SIZE = 1024
 _NETWORK, _DDPM_NETWORK = "denoiser.inner_model.", "denoiser.noise_model."
 """Prefixes of the names of the denoiser's weights, in most checkpoints and in the paper's DDPM ones."""
@@ -58,12 +59,13 @@ def _infer(state_dict: Mapping[str, Tensor], known: AgentConfig) -> AgentConfig:
     inner = denoiser.inner_model
     rew_end = _infer_rew_end(shapes, inner.img_channels)
     has_actor_critic = has_actor_critic_weights(state_dict)
-    img_size = _infer_img_size(shapes, rew_end, known.rew_end_model.img_size, has_actor_critic)
+    size = _infer_img_size(shapes, rew_end, known.rew_end_model.frame_size, has_actor_critic)
+    frames: dict[str, Any] = {"img_size": size[0], "img_width": None if size[0] == size[1] else size[1]}
     if has_actor_critic:
-        actor_critic = _infer_actor_critic(shapes, img_size, known.actor_critic.down)
+        actor_critic = replace(_infer_actor_critic(shapes, size, known.actor_critic.down), **frames)
     else:
-        actor_critic = replace(known.actor_critic, img_channels=inner.img_channels, img_size=img_size)
-    config = AgentConfig(denoiser, replace(rew_end, img_size=img_size), actor_critic)
+        actor_critic = replace(known.actor_critic, img_channels=inner.img_channels, **frames)
+    config = AgentConfig(denoiser, replace(rew_end, **frames), actor_critic)
     if known.actions is not None:
         return replace(config, actions=known.actions)
     num_actions, _ = shapes.of("denoiser.inner_model.act_emb.0.weight", 2)
@@ -191,14 +193,18 @@ def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
     )
 
 
-def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has_actor_critic: bool) -> int:
-    """Return the known size if it fits, else the usual one, else the largest of those that fit."""
+def _infer_img_size(
+    shapes: _Shapes, rew_end: RewEndModelConfig, known: tuple[int, int], has_actor_critic: bool
+) -> tuple[int, int]:
+    """Return the known height and width if they fit, else the usual ones, else the largest that fit."""
     features = shapes.of("rew_end_model.lstm.weight_ih_l0", 2)[1]
+    squares = [(side, side) for side in range(rew_end.patch_size, _MAX_IMG_SIZE + 1, rew_end.patch_size)]
+    possible = [known, *squares] if all(side % rew_end.patch_size == 0 for side in known) else squares
     fitting = [
-        size
-        for size in range(rew_end.patch_size, _MAX_IMG_SIZE + 1, rew_end.patch_size)
-        if replace(rew_end, img_size=size).features == features
-        and (not has_actor_critic or _num_poolings(shapes, size) is not None)
+        (h, w)
+        for h, w in possible
+        if replace(rew_end, img_size=h, img_width=w).features == features
+        and (not has_actor_critic or _num_poolings(shapes, (h, w)) is not None)
     ]
     if not fitting:
         raise CheckpointError(
@@ -207,12 +213,13 @@ def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has
     return next((size for size in (known, _USUAL_IMG_SIZE) if size in fitting), fitting[-1])
 
 
-def _num_poolings(shapes: _Shapes, img_size: int) -> int | None:
+def _num_poolings(shapes: _Shapes, size: tuple[int, int]) -> int | None:
     """Count how often the actor-critic halves an image of this size; None when no number fits."""
     channels = _actor_critic_channels(shapes)
     features = shapes.of("actor_critic.lstm.weight_ih", 2)[1]
     for num_poolings in range(len(channels) + 1):
-        if channels[-1] * (img_size >> num_poolings) ** 2 == features:
+        h, w = (side >> num_poolings for side in size)
+        if channels[-1] * h * w == features:
             return num_poolings
     return None
 
@@ -227,9 +234,10 @@ def _actor_critic_channels(shapes: _Shapes) -> list[int]:
     return [shapes.of(f"actor_critic.encoder.encoder.{i}.f.2.weight", 4)[0] for i in stages]
 
 
-def _infer_actor_critic(shapes: _Shapes, img_size: int, known_down: list[int]) -> ActorCriticConfig:
+def _infer_actor_critic(shapes: _Shapes, size: tuple[int, int], known_down: list[int]) -> ActorCriticConfig:
+    """Infer everything except the image size."""
     channels = _actor_critic_channels(shapes)
-    num_poolings = _num_poolings(shapes, img_size)
+    num_poolings = _num_poolings(shapes, size)
     assert num_poolings is not None, "the image size was chosen so that one fits"
     down = [1] * num_poolings + [0] * (len(channels) - num_poolings)
     if len(known_down) == len(channels) and sorted(known_down, reverse=True) == down:
@@ -243,7 +251,6 @@ def _infer_actor_critic(shapes: _Shapes, img_size: int, known_down: list[int]) -
     return ActorCriticConfig(
         lstm_dim=shapes.of("actor_critic.lstm.weight_hh", 2)[1],
         img_channels=shapes.of("actor_critic.encoder.encoder.0.weight", 4)[1],
-        img_size=img_size,
         channels=channels,
         down=down,
     )

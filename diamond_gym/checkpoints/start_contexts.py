@@ -162,10 +162,16 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
             f"needs {inner.num_steps_conditioning}: record or collect new ones"
         )
-    if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
+    is_square = h == w and rew_end.img_width is None  # of a published file, only the features are known
+    fits = (
+        replace(rew_end, img_size=h).features == rew_end.features
+        if is_square
+        else (h, w) == rew_end.frame_size
+    )
+    if c != inner.img_channels or not fits:
         raise CheckpointError(
             f"start contexts in {source} have frames of shape {(h, w, c)}, this world model expects "
-            f"{(rew_end.img_size, rew_end.img_size, inner.img_channels)}"
+            f"{(*rew_end.frame_size, inner.img_channels)}"
         )
     space = config.action_space
     assert space is not None

@@ -1,7 +1,7 @@
 """Let a player play a game and collect the episodes.
 
 A player is any callable from a frame to an action, and a game is any Gymnasium environment with uint8
-(64, 64, 3) frames; a string names a real Atari game. The module knows nothing of
+(h, w, 3) or (h, w, 1) frames; a string names a real Atari game. The module knows nothing of
 networks or of training.
 """
 
@@ -37,7 +37,6 @@ from diamond_gym.signals import leave_to_parent
 from diamond_gym.world.action_space import ActionSpace
 
 Frame = NDArray[np.uint8]
-_FRAME_SHAPE = (64, 64, 3)
 
 
 @dataclass
@@ -91,7 +90,7 @@ def collect(
     observation. Calls with the same arguments give the same episodes in the same order.
 
     Args:
-        game: An Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions that can be
+        game: An Atari game's name, or an environment with uint8 (h, w, c) frames and actions that can be
             learned, choices from 0 on; it is not closed.
         player: A `Player`, reset with a seed of its own at the start of every episode, or a policy: any
             callable from a frame to an action. A policy's `reset(seed)`, if it has one, is called likewise.
@@ -314,7 +313,10 @@ def _check_env(env: gymnasium.Env[Any, Any]) -> None:
     if not isinstance(env, gymnasium.Env):
         raise InvalidInputError(f"game must be a name or a gymnasium.Env, got {type(env).__name__}")
     frames, actions = env.observation_space, env.action_space
-    if not isinstance(frames, Box) or frames.shape != _FRAME_SHAPE or frames.dtype != np.uint8:
-        raise InvalidInputError(f"the environment must give uint8 {_FRAME_SHAPE} frames, got {frames}")
+    is_image = isinstance(frames, Box) and len(frames.shape) == 3 and frames.shape[2] in (1, 3)
+    if not is_image or frames.dtype != np.uint8:
+        raise InvalidInputError(
+            f"the environment must give uint8 (h, w, 3) or (h, w, 1) frames, got {frames}"
+        )
     if np.any(ActionSpace.of(actions).first(actions)):
         raise InvalidInputError(f"the environment must take actions 0..n-1, got {actions}")

@@ -1,14 +1,16 @@
 """Import episodes of others as a dataset to train on: `train` and `test` in the published layout.
 
 The sources are recordings (see `diamond_gym.data.recorder`), Minari datasets, HDF5 files, folders of videos
-and LeRobot datasets: each is a module of its own. Frames are resized to the models' size one by one. An
-import that was stopped continues with the same command (see `diamond_gym.data.journal`).
+and LeRobot datasets: each is a module of its own. Frames pass one by one and keep their size unless
+another is asked for. An import that was stopped continues with the same command, see `diamond_gym.data.journal`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -67,6 +69,8 @@ made lies in OUT.partial. OUT/import.jsonl says what became of every episode.
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
 
 _MAX_SIZE = 1024
+MAX_SIDE = 128
+"""Largest height and width of frames that are not resized."""
 _SOURCES = ("episodes", "minari", "hdf5", "videos", "lerobot")
 _KEYS = {
     "obs_key": ("minari", "hdf5", "lerobot"),
@@ -116,7 +120,9 @@ class ImportOptions:
         [], "the least action, a number or one for each part; integers are counted from it (0)"
     )
     action_high: list[float] = option([], "the greatest action, likewise (the greatest of single integers)")
-    size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
+    size: str | None = option(
+        None, "resize frames by area: 64, or height and width, 48x64; none keeps those of up to 128x128"
+    )
     test_every: int = option(10, "every N-th episode goes to test/; 0 for no test episodes")
     skip_bad: bool = option(
         False, "leave out episodes that cannot be read and report them, instead of stopping at the first"
@@ -135,12 +141,24 @@ class ImportOptions:
                 raise InvalidInputError(
                     f"{name}={value} is for {'=, '.join(sources)}=; {given[0]}= does not need it"
                 )
-        if not 1 <= self.size <= _MAX_SIZE:
-            raise InvalidInputError(f"size must be in 1..{_MAX_SIZE}, got {self.size}")
+        self.target  # noqa: B018 (raises an error for a size that is none)
         if self.test_every < 0 or self.test_every == 1:
             raise InvalidInputError(
                 f"test_every must be 0 for no test episodes, or at least 2, got {self.test_every}"
             )
+
+    @property
+    def target(self) -> tuple[int, int] | None:
+        """Height and width that frames are resized to; None for those that they have."""
+        if self.size is None:
+            return None
+        sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(self.size))
+        h, w = (0, 0) if sides is None else (int(sides[1]), int(sides[2] or sides[1]))
+        if not 1 <= min(h, w) <= max(h, w) <= _MAX_SIZE:
+            raise InvalidInputError(
+                f"size must be a number in 1..{_MAX_SIZE}, or two, such as 48x64, got {self.size}"
+            )
+        return h, w
 
     @property
     def mapping(self) -> dict[str, str]:
@@ -160,7 +178,7 @@ class ImportReport:
 
     Attributes:
         out: Its folder.
-        size: Frames are size x size.
+        frame_shape: Shape (c, h, w) of the frames.
         num_actions: Number of actions that the source states, else the largest action that occurs plus 1; 0
             where actions are not discrete.
         action_space: The action space where it is not discrete.
@@ -173,7 +191,7 @@ class ImportReport:
     """
 
     out: Path
-    size: int
+    frame_shape: tuple[int, ...] = ()
     num_actions: int = 0
     action_space: ActionSpace | None = None
     num_episodes: dict[str, int] = field(default_factory=dict)
@@ -184,9 +202,9 @@ class ImportReport:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def of(cls, out: Path, size: int, splits: Sequence[str], log: Journal) -> ImportReport:
+    def of(cls, out: Path, splits: Sequence[str], log: Journal) -> ImportReport:
         """Sum up a journal."""
-        report = cls(out, size, notes=list((log.about or {}).get("notes", [])))
+        report = cls(out, notes=list((log.about or {}).get("notes", [])))
         report.num_episodes, report.num_steps = dict.fromkeys(splits, 0), dict.fromkeys(splits, 0)
         without_final = 0
         for entry in sorted(log.entries, key=lambda entry: entry.number):
@@ -200,7 +218,7 @@ class ImportReport:
                 for sign, count in zip(report.rewards, entry.rewards, strict=True):
                     report.rewards[sign] += count
             report.num_actions = max(report.num_actions, entry.num_actions)
-        report.action_space = log.action_space
+        report.action_space, report.frame_shape = log.action_space, log.frame_shape
         if without_final:
             report.notes.append(
                 f"{without_final} of {report.num_ends} ends lack the frame after them, so nothing is learned "
@@ -227,13 +245,11 @@ class ImportReport:
     @property
     def train_command(self) -> list[str]:
         """The command that trains a world model on the dataset."""
-        sizes = [] if self.size == 64 else [f"agent.rew_end_model.img_size={self.size}"]
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
             f"static_dataset.path={self.out}",
             *([f"agent.num_actions={self.num_actions}"] if self.action_space is None else []),
             "training.parts=[denoiser,rew_end_model]",
-            *sizes,
         ]
 
 
@@ -303,12 +319,13 @@ def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportR
     done = _finished(out, about)
     if done is None:
         if source.num_steps is not None:
-            disk.check_space(out, source.num_steps * 3 * options.size**2, f"{source.num_steps} steps")
+            num_bytes = source.num_steps * 3 * math.prod(options.target or (64, 64))
+            disk.check_space(out, num_bytes, f"{source.num_steps} steps")
         partial = out.with_name(f"{out.name}.partial")
         with _working_in(partial):
             done = _Import(source, options, partial, about).run(splits, progress)
             _publish(partial, out)
-    return ImportReport.of(Path(options.out), options.size, list(splits), done)
+    return ImportReport.of(Path(options.out), list(splits), done)
 
 
 def _about(options: ImportOptions, source: Source) -> dict[str, Any]:
@@ -439,8 +456,8 @@ class _Import:
         entry.stamps = {str(path): self.seen[str(path)] for path in files}
         try:
             streamed = self.source.load(entry.number)
-            self._check_space(streamed)
-            episode = convert(streamed, self.options.size)
+            episode = convert(streamed, self.options.target)
+            self._check_alike(streamed, tuple(episode.obs.shape[1:]))
         except DatasetError as error:
             self._check_unchanged(files)
             if not self.options.skip_bad:
@@ -451,15 +468,22 @@ class _Import:
         entry.steps, entry.left_out = len(episode), streamed.left_out
         if streamed.space is None:
             entry.num_actions = streamed.num_actions or int(streamed.act.max()) + 1
+        entry.frame_shape = list(episode.obs.shape[1:])
         entry.action_space = "" if streamed.space is None else str(streamed.space)
         entry.rewards = [int((episode.rew.sign() == sign).sum()) for sign in (-1, 0, 1)]
         entry.terminated = streamed.terminated
         entry.has_final = episode.final_observation is not None
         return episode
 
-    def _check_space(self, streamed: StreamedEpisode) -> None:
-        """Raise `DatasetError` unless the actions are of the space of the episodes before."""
-        if any(entry.split for entry in self.log.entries) and streamed.space != self.log.action_space:
+    def _check_alike(self, streamed: StreamedEpisode, frame_shape: tuple[int, ...]) -> None:
+        """Raise `DatasetError` unless actions and frames are as those of the episodes before."""
+        before = self.log.frame_shape
+        if before and before != frame_shape:
+            raise DatasetError(
+                f"episodes have frames (c, h, w) of {before} and {frame_shape}: give size=64 to make them "
+                "alike"
+            )
+        if before and streamed.space != self.log.action_space:
             raise DatasetError(
                 f"episodes have actions {self.log.action_space or 'discrete'} and "
                 f"{streamed.space or 'discrete'}: all must be of one space"
@@ -492,26 +516,31 @@ def split(num_episodes: int, test_every: int) -> dict[str, list[int]]:
     return {"train": [i for i in range(num_episodes) if i not in test], "test": list(test)}
 
 
-def convert(episode: StreamedEpisode | RecordedEpisode, size: int) -> Episode:
-    """Convert an episode to what the models see: frames of size x size pixels in three channels.
+def convert(episode: StreamedEpisode | RecordedEpisode, size: tuple[int, int] | None) -> Episode:
+    """Convert an episode to what the models see: frames (c, h, w), with three channels or one.
 
     The frame after the last step of an unfinished episode is dropped: the layout has no place for it.
 
+    Args:
+        episode: The episode.
+        size: Height and width that frames are resized to; None keeps them.
+
     Raises:
-        DatasetError: It would take too much memory, has too few frames, or its source is damaged.
+        DatasetError: Frames are to be kept and are larger than `MAX_SIDE` or not alike, or the episode would
+            take too much memory, has too few frames, or its source is damaged.
     """
     streamed = StreamedEpisode.of(episode) if isinstance(episode, RecordedEpisode) else episode
-    length, num_bytes = len(streamed), 3 * size**2 * (len(streamed) + 1)
-    if num_bytes > untrusted.MAX_UNPACKED:
-        raise DatasetError(
-            f"an episode of {length} steps takes {num_bytes / 1e6:.0f} MB, accepted are "
-            f"{untrusted.MAX_UNPACKED / 1e6:.0f}: cut it into several, or give a smaller size"
-        )
-    frames = torch.empty((length + 1, 3, size, size), dtype=torch.uint8)
-    num_frames = 0
+    length, frames, num_frames = len(streamed), torch.empty(0, 0, 0, 0, dtype=torch.uint8), 0
     for frame in streamed.frames:
         assert num_frames <= length, "sources yield at most t+1 frames"
-        frames[num_frames] = _resized(frame, size)
+        resized = _resized(frame, size)
+        if num_frames == 0:
+            frames = _room(length, resized)
+        if resized.shape != frames.shape[1:]:
+            raise DatasetError(
+                f"frames of an episode are {tuple(frames.shape[1:])} and {tuple(resized.shape)}"
+            )
+        frames[num_frames] = resized
         num_frames += 1
     if num_frames < length:
         raise DatasetError(f"an episode has {length} actions and {num_frames} frames")
@@ -528,6 +557,21 @@ def convert(episode: StreamedEpisode | RecordedEpisode, size: int) -> Episode:
     )
 
 
+def _room(length: int, frame: Tensor) -> Tensor:
+    """Return room for the frames of an episode of `length` steps.
+
+    Raises:
+        DatasetError: They would take too much memory.
+    """
+    num_bytes = frame.numel() * (length + 1)
+    if num_bytes > untrusted.MAX_UNPACKED:
+        raise DatasetError(
+            f"an episode of {length} steps takes {num_bytes / 1e6:.0f} MB, accepted are "
+            f"{untrusted.MAX_UNPACKED / 1e6:.0f}: cut it into several, or give a smaller size"
+        )
+    return torch.empty((length + 1, *frame.shape), dtype=torch.uint8)
+
+
 def _source(options: ImportOptions) -> Source:
     if options.episodes is not None:
         return FolderSource(options.episodes)
@@ -541,9 +585,20 @@ def _source(options: ImportOptions) -> Source:
     return LeRobotSource(options.lerobot, options.mapping, options.action_range)
 
 
-def _resized(frame: NDArray[np.uint8], size: int) -> Tensor:
-    """Resize a frame to uint8 (3, size, size)."""
-    grey_or_colour = frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
-    resized = np.asarray(cv2.resize(grey_or_colour, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-    colour = resized if resized.ndim == 3 else np.repeat(resized[..., None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1)))
+def _resized(frame: NDArray[np.uint8], size: tuple[int, int] | None) -> Tensor:
+    """Return a frame as uint8 (c, h, w), resized to a height and width unless they are None.
+
+    Raises:
+        DatasetError: It is to be kept and larger than `MAX_SIDE`.
+    """
+    if size is not None:
+        h, w = size
+        frame = np.asarray(cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
+    elif max(frame.shape[:2]) > MAX_SIDE:
+        raise DatasetError(
+            f"frames of {frame.shape[0]}x{frame.shape[1]} are too large to learn from (10 000 steps take "
+            f"{frame.size * 1e-5:.1f} GB of memory): give size=64, or another height and width of up to "
+            f"{MAX_SIDE}x{MAX_SIDE}"
+        )
+    channels_last = frame if frame.ndim == 3 else frame[..., None]
+    return torch.from_numpy(channels_last.transpose(2, 0, 1).copy())

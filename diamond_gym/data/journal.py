@@ -35,6 +35,7 @@ class Entry:
         steps: Number of steps.
         num_actions: Number of actions that the source states, else the largest action plus 1.
         action_space: The action space where it is not discrete.
+        frame_shape: Shape (c, h, w) of the frames.
         rewards: Number of steps with a negative, a zero and a positive reward.
         terminated: Whether it terminated.
         has_final: Whether the frame after its last step is known.
@@ -50,6 +51,7 @@ class Entry:
     steps: int = 0
     num_actions: int = 0
     action_space: str = ""
+    frame_shape: list[int] = field(default_factory=list)
     rewards: list[int] = field(default_factory=lambda: [0, 0, 0])
     terminated: bool = False
     has_final: bool = False
@@ -110,6 +112,11 @@ class Journal:
         """The action space of the episodes; None where it is discrete, or there are none."""
         found = next((entry.action_space for entry in self.entries if entry.split), "")
         return ActionSpace.parse(found) if found else None
+
+    @property
+    def frame_shape(self) -> tuple[int, ...]:
+        """Shape (c, h, w) of the frames; empty where there are no episodes."""
+        return next((tuple(entry.frame_shape) for entry in self.entries if entry.split), ())
 
     @property
     def stamps(self) -> dict[str, list[int]]:

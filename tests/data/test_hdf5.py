@@ -161,7 +161,7 @@ def test_frames_are_never_held_whole(tmp_path):
         group["actions"] = np.zeros(300, int)
     tracemalloc.start()
     try:
-        _, (train,) = imported(path, tmp_path / "data", test_every=0)
+        _, (train,) = imported(path, tmp_path / "data", test_every=0, size="64")
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

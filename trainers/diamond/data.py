@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diamond_gym import files as disk
+from diamond_gym.backends.memory import available_memory
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
@@ -26,7 +28,7 @@ from diamond_gym.players.player import player, usual_player
 from diamond_gym.progress import Bar
 from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import AgentConfig
-from trainers.diamond.config import PlayerConfig, StaticDatasetConfig
+from trainers.diamond.config import PlayerConfig, StaticDatasetConfig, TrainerConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
@@ -39,6 +41,8 @@ _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
 """Bytes of a step on disk besides its frame: action, reward, ends and the file's own entries."""
 _STATE_COPIES = 2 * 4
+_USUAL_FRAMES = AgentConfig().frame_shape
+"""Frames of a configuration that states none."""
 _HELD_OUT = 10
 """Without test episodes, one in this many training episodes is held out."""
 
@@ -99,6 +103,41 @@ def action_space_of(path: Path, agent: AgentConfig) -> ActionSpace:
     if given is not None and stated is not None and given != stated:
         raise DatasetError(f"static_dataset.path={path} has actions {stated}, agent.* says {given}")
     return given or stated or ActionSpace.discrete(count_actions(path))
+
+
+def fitted(config: TrainerConfig) -> TrainerConfig:
+    """The configuration with networks for the frames of its static dataset, where it states no others.
+
+    Raises:
+        DatasetError: There are no episodes, or they take more memory than there is.
+        InvalidInputError: The networks' patches do not divide the frames.
+    """
+    if config.static_dataset.path is None:
+        return config
+    path = Path(config.static_dataset.path)
+    check_static_dataset(path)
+    dataset = EpisodeDataset(static_folders(path)[0])
+    c, h, w = dataset[0].obs.shape[1:]
+    _check_memory(path, _num_steps_there(dataset, list(range(len(dataset))), (c, h, w)), (c, h, w))
+    if config.frame_shape != _USUAL_FRAMES or config.frame_shape == (c, h, w):
+        return config
+    return replace(config, agent=config.agent.with_frames((c, h, w)))
+
+
+def _check_memory(path: Path, num_steps: int, shape: tuple[int, int, int]) -> None:
+    """Check that the frames of a dataset fit into memory, where training keeps them.
+
+    Raises:
+        DatasetError: They do not.
+    """
+    needed, there = num_steps * math.prod(shape), available_memory()
+    if needed > there:
+        c, h, w = shape
+        raise DatasetError(
+            f"static_dataset.path={path}: {num_steps} frames of {h}x{w} with {c} channels take "
+            f"{needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are available: import fewer episodes, or "
+            "smaller frames with size=64"
+        )
 
 
 def player_name(config: PlayerConfig, game: str) -> str:
@@ -267,7 +306,7 @@ class _Fits:
         if shape != self.frame_shape:
             raise DatasetError(
                 f"{path} has frames of shape {shape}, the networks take {self.frame_shape} "
-                "(agent.denoiser.inner_model.img_channels, agent.rew_end_model.img_size)"
+                "(img_channels, img_size and img_width in agent.*)"
             )
         space, act = self.space, episode.act
         if act.shape[1:] != space.shape or act.dtype != space.torch_dtype:
@@ -381,10 +420,14 @@ def _replay(
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    # the index may claim more steps than there can be in its files
+    return Replay(episodes(), max(room, _num_steps_there(dataset, ids, fits.frame_shape)))
+
+
+def _num_steps_there(dataset: EpisodeDataset, ids: list[int], frame_shape: tuple[int, ...]) -> int:
+    """Count the steps of some episodes; the index may claim more than there can be in their files."""
     files = filter(Path.is_file, map(dataset.episode_path, ids))
-    num_frames = sum(file.stat().st_size for file in files) // math.prod(fits.frame_shape)
-    return Replay(episodes(), max(room, min(num_frames, int(dataset.lengths[ids].sum()))))
+    num_frames = sum(file.stat().st_size for file in files) // math.prod(frame_shape)
+    return min(num_frames, int(dataset.lengths[ids].sum()))
 
 
 def choose_contexts(

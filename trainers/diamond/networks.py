@@ -84,8 +84,8 @@ def new_agent(
 @torch.no_grad()
 def _try_out(agent: Agent) -> None:
     """Run the networks once, so that sizes that do not fit together are found before any work is done."""
-    inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
-    n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
+    n = agent.config.denoiser.inner_model.num_steps_conditioning
+    frame = torch.zeros(1, 1, *agent.config.frame_shape)
     idle = torch.from_numpy(agent.action_space.idle)
     act = idle.expand(1, n, *idle.shape)
     past = agent.denoiser.fold_past(frame.expand(1, n, -1, -1, -1).flatten(1, 2))

@@ -22,7 +22,7 @@ import torch
 from diamond_gym import signals
 from diamond_gym.backends.build import world_model_kind
 from diamond_gym.backends.choose import pick_backend
-from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory, peak_memory
 from diamond_gym.checkpoints import WorldDescription, published_run
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, InvalidInputError
@@ -243,6 +243,7 @@ def train(
     """
     device = find_device(config.common.device, group)
     pick_backend(config.training.backend, device)
+    config = group.on_rank_zero(lambda: data.fitted(config))
     with ExitStack() as stack:
         run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, folder, command, group, stack))
         _fit(config, run, agent, device, progress, group)
@@ -289,6 +290,7 @@ def prepare(
     Raises:
         DiamondGymError: The errors that `train` lists.
     """
+    config = data.fitted(config)
     check_shares(config, group)
     check_dependencies(config.wandb)
     description = describe(config, command)
@@ -452,8 +454,6 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """
     path = config.static_dataset.path
     check_parts(config)
-    if path is not None:
-        data.check_static_dataset(Path(path))
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
         space = ActionSpace.discrete(len(meanings))
@@ -490,6 +490,8 @@ def _fit(
     try:
         is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
         train, test = load_replays(config, run, agent.action_space, progress=progress)
+        if progress:
+            _log.info("%s", _frames_in_words(train, agent))
         place(agent, device, config.training.backend)
         trainer = build(config, run, agent, train, test, group)
         if not (config.collects or config.training.model_free):
@@ -506,7 +508,19 @@ def _fit(
             _log.info("stopped; to resume: python -m trainers.diamond resume run=%s", run.path)
         raise
     if progress:
+        _log.info("training took %.0f MB of memory at most", peak_memory(device) / 1e6)
         _say_how_to_use(run, config)
+
+
+def _frames_in_words(replay: Replay, agent: Agent) -> str:
+    """Say what is learned from: frames, actions, and the memory that the frames take."""
+    c, h, w = agent.config.frame_shape
+    size = replay.num_steps * c * h * w / 1e6
+    num_weights = sum(x.numel() for x in agent.parameters()) / 1e6
+    return (
+        f"frames of {h}x{w} with {c} channels, actions {agent.action_space}: {replay.num_steps} steps take "
+        f"{size:.0f} MB of memory, the networks have {num_weights:.2f} million weights"
+    )
 
 
 def _export(config: TrainerConfig, run: RunFolder) -> None:

@@ -24,7 +24,8 @@ class ActorCriticConfig:
     Attributes:
         lstm_dim: Width of the LSTM.
         img_channels: Channels of a frame.
-        img_size: Height and width of a frame.
+        img_size: Height of a frame, and its width unless `img_width` says another.
+        img_width: Width of a frame that is not square; None for `img_size`.
         channels: Channels of each stage.
         down: 1 where a stage ends in 2x2 max-pooling, else 0.
         num_actions: Size of the action set; filled in from the game when None, unused where actions are not
@@ -37,10 +38,11 @@ class ActorCriticConfig:
     channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
     down: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
     num_actions: int | None = None
+    img_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lstm_dim", "img_channels", "img_size", "num_actions"):
-            if name != "num_actions" or self.num_actions is not None:
+        for name in ("lstm_dim", "img_channels", "img_size", "img_width", "num_actions"):
+            if name not in ("num_actions", "img_width") or getattr(self, name) is not None:
                 check_integer(f"actor_critic: {name}", getattr(self, name), 1, MAX_WIDTH)
         check_integers("actor_critic: channels", self.channels, 1, MAX_WIDTH)
         check_integers("actor_critic: down", self.down, 0, 1)
@@ -53,10 +55,13 @@ class ActorCriticConfig:
     @property
     def features(self) -> int:
         """Size of the encoder's flattened output."""
-        side = self.img_size
-        for down in self.down:
-            side = side // 2 if down else side
-        return self.channels[-1] * side * side
+        h, w = (side >> sum(self.down) for side in self.frame_size)
+        return self.channels[-1] * h * w
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.img_size, self.img_width or self.img_size
 
 
 class ActorCriticEncoder(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar, get_type_hints
 
@@ -66,6 +67,35 @@ class AgentConfig:
         if self.actions is not None:
             return ActionSpace.parse(self.actions)
         return None if self.num_actions is None else ActionSpace.discrete(self.num_actions)
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of a frame."""
+        return self.rew_end_model.img_channels, *self.rew_end_model.frame_size
+
+    def with_frames(self, shape: tuple[int, int, int]) -> AgentConfig:
+        """Return the same networks for frames of shape (c, h, w).
+
+        Raises:
+            InvalidInputError: The networks' patches do not divide the frames.
+        """
+        c, h, w = shape
+        p = math.lcm(self.denoiser.inner_model.patch_size, self.rew_end_model.patch_size)
+        if h % p or w % p:
+            near = "x".join(str(max(1, round(side / p)) * p) for side in (h, w))
+            raise InvalidInputError(
+                f"frames have {h}x{w} pixels, which patches of {p}x{p} do not divide "
+                "(agent.denoiser.inner_model.patch_size, agent.rew_end_model.patch_size): import them with "
+                f"size={near}, or set patch sizes that do, such as 1"
+            )
+        frames = {"img_channels": c, "img_size": h, "img_width": None if w == h else w}
+        inner = replace(self.denoiser.inner_model, img_channels=c)
+        return replace(
+            self,
+            denoiser=replace(self.denoiser, inner_model=inner),
+            rew_end_model=replace(self.rew_end_model, **frames),
+            actor_critic=replace(self.actor_critic, **frames),
+        )
 
     def with_action_space(self, space: ActionSpace) -> AgentConfig:
         """Return the same sizes for other actions."""

@@ -36,7 +36,8 @@ class RewEndModelConfig:
     Attributes:
         lstm_dim: Width of the LSTM.
         img_channels: Channels of a frame.
-        img_size: Height and width of a frame.
+        img_size: Height of a frame, and its width unless `img_width` says another.
+        img_width: Width of a frame that is not square; None for `img_size`.
         cond_channels: Width of the vector that encodes the action.
         depths: Residual blocks per level.
         channels: Channels per level.
@@ -55,24 +56,35 @@ class RewEndModelConfig:
     attn_depths: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     num_actions: int | None = None
     patch_size: int = 1
+    img_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lstm_dim", "img_channels", "img_size", "cond_channels", "num_actions", "patch_size"):
-            if name != "num_actions" or self.num_actions is not None:
+        for name in (
+            *("lstm_dim", "img_channels", "img_size", "img_width", "cond_channels", "num_actions"),
+            "patch_size",
+        ):
+            if name not in ("num_actions", "img_width") or getattr(self, name) is not None:
                 check_integer(f"rew_end_model: {name}", getattr(self, name), 1, MAX_WIDTH)
         check_levels("rew_end_model", self.depths, self.channels, self.attn_depths)
-        if self.img_size % self.patch_size:
+        if any(side % self.patch_size for side in self.frame_size):
+            width = "" if self.img_width is None else f" and img_width={self.img_width}"
             raise InvalidInputError(
-                f"rew_end_model: patch_size must divide img_size={self.img_size}, got {self.patch_size}"
+                f"rew_end_model: patch_size must divide img_size={self.img_size}{width}, "
+                f"got {self.patch_size}"
             )
 
     @property
     def features(self) -> int:
         """Size of the encoder's flattened output."""
-        side = self.img_size // self.patch_size
+        h, w = (side // self.patch_size for side in self.frame_size)
         for _ in self.channels[1:]:
-            side = (side + 1) // 2
-        return self.channels[-1] * side * side
+            h, w = (h + 1) // 2, (w + 1) // 2
+        return self.channels[-1] * h * w
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.img_size, self.img_width or self.img_size
 
 
 class RewEndEncoder(nn.Module):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import gymnasium
+import numpy as np
 import pytest
 
 import diamond_gym
@@ -36,6 +37,14 @@ def h264(folder):
     return folder
 
 
+def arm(path):
+    """Episodes of an arm whose actions are two numbers."""
+    made = episodes()
+    for episode in made:
+        episode.act = np.random.default_rng(0).uniform(-1, 1, (30, 2)).astype(np.float32)
+    return others_data.write_robomimic(path / "a.hdf5", made)
+
+
 SOURCES = {
     "robomimic": lambda path: f"hdf5={others_data.write_robomimic(path / 'a.hdf5', episodes())}",
     "d4rl": lambda path: f"hdf5={others_data.write_d4rl(path / 'a.hdf5', episodes())}",
@@ -44,6 +53,23 @@ SOURCES = {
     "lerobot 2.1": lambda path: f"lerobot={others_data.write_lerobot(path / 'a', episodes(), 'v2.1')}",
     "lerobot 3.0": lambda path: f"lerobot={others_data.write_lerobot(path / 'a', episodes(), 'v3.0')}",
 }
+
+
+def test_actions_of_numbers_become_a_simulator(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = [f"hdf5={arm(tmp_path)}", "out=data", "action_low=-1", "action_high=1"]
+    assert main(["import-episodes", *arguments]) == 0
+    assert main(["train", "static_dataset.path=data", "out=run", *TRAIN]) == 0
+    diamond_gym.register_world_model("LearnedArm-v0", Path("run"), max_episode_steps=4)
+    try:
+        env = gymnasium.make("LearnedArm-v0", device="cpu")
+        assert env.action_space == gymnasium.spaces.Box(-1, 1, (2,), np.float32)
+        env.reset(seed=0)
+        obs, *_ = env.step(env.action_space.sample())
+        assert env.observation_space.contains(obs)
+        env.close()
+    finally:
+        del gymnasium.registry["LearnedArm-v0"]
 
 
 @pytest.mark.parametrize("source", SOURCES)

@@ -7,7 +7,6 @@ their size unless another is asked for.
 from __future__ import annotations
 
 import math
-import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field
@@ -24,7 +23,7 @@ from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.minari import MinariSource
-from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.data.recorder import RecordedEpisode, parse_size
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.progress import Bar
 from diamond_gym.world.action_space import ActionSpace
@@ -47,7 +46,6 @@ also found as observations, actions, rewards, terminations and truncations.
 
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
 
-_MAX_SIZE = 1024
 MAX_SIDE = 128
 """Largest height and width of frames that are not resized."""
 
@@ -85,15 +83,7 @@ class ImportOptions:
     @property
     def target(self) -> tuple[int, int] | None:
         """Height and width that frames are resized to; None for those that they have."""
-        if self.size is None:
-            return None
-        sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(self.size))
-        h, w = (0, 0) if sides is None else (int(sides[1]), int(sides[2] or sides[1]))
-        if not 1 <= min(h, w) <= max(h, w) <= _MAX_SIZE:
-            raise InvalidInputError(
-                f"size must be a number in 1..{_MAX_SIZE}, or two, such as 48x64, got {self.size}"
-            )
-        return h, w
+        return None if self.size is None else parse_size(self.size)
 
 
 @dataclass

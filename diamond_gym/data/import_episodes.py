@@ -2,7 +2,7 @@
 
 The sources are recordings (see `diamond_gym.data.recorder`), Minari datasets, HDF5 files, folders of videos
 and LeRobot datasets: each is a module of its own. Frames pass one by one and keep their size unless
-another is asked for. An import that was stopped continues with the same command, see `diamond_gym.data.journal`.
+another is asked for. An import that was stopped continues with the same command (see the module `journal`).
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from diamond_gym.data.hdf5 import HDF5Source
 from diamond_gym.data.journal import Entry, Journal
 from diamond_gym.data.lerobot import LeRobotSource
 from diamond_gym.data.minari import MinariSource
-from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.data.recorder import RecordedEpisode, parse_size
 from diamond_gym.data.source import ActionRange, Source, StreamedEpisode, stamp
 from diamond_gym.data.video_folder import VideoFolder
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
@@ -68,7 +67,6 @@ made lies in OUT.partial. OUT/import.jsonl says what became of every episode.
 
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
 
-_MAX_SIZE = 1024
 MAX_SIDE = 128
 """Largest height and width of frames that are not resized."""
 _SOURCES = ("episodes", "minari", "hdf5", "videos", "lerobot")
@@ -150,15 +148,7 @@ class ImportOptions:
     @property
     def target(self) -> tuple[int, int] | None:
         """Height and width that frames are resized to; None for those that they have."""
-        if self.size is None:
-            return None
-        sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", str(self.size))
-        h, w = (0, 0) if sides is None else (int(sides[1]), int(sides[2] or sides[1]))
-        if not 1 <= min(h, w) <= max(h, w) <= _MAX_SIZE:
-            raise InvalidInputError(
-                f"size must be a number in 1..{_MAX_SIZE}, or two, such as 48x64, got {self.size}"
-            )
-        return h, w
+        return None if self.size is None else parse_size(self.size)
 
     @property
     def mapping(self) -> dict[str, str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
-from gymnasium.wrappers import AddRenderObservation, TransformAction
+from gymnasium.wrappers import AddRenderObservation, ResizeObservation, TransformAction
 
 from diamond_gym import cli
 from diamond_gym.cli import option
-from diamond_gym.data.recorder import RecordEpisodes
+from diamond_gym.data.recorder import RecordEpisodes, parse_size
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.files import prepare_folder
 from diamond_gym.players.loop import play
@@ -43,9 +43,12 @@ class RecordOptions:
     seed: int = option(0, "fixes the environment and the player", least=0)
     repeat: int = option(1, "longest hold of an action by the player, in steps", least=1)
     render: bool = option(False, "record what the environment draws, not what it observes")
+    size: str | None = option(None, "resize frames by area: 64, or height and width, 48x64; none keeps them")
 
     def __post_init__(self) -> None:
         cli.check(self)
+        if self.size is not None:
+            parse_size(self.size)
 
 
 def record(options: RecordOptions, *, progress: bool = True) -> int:
@@ -87,7 +90,8 @@ def _make(options: RecordOptions) -> gymnasium.Env[Any, Any]:
     render_mode = "rgb_array" if options.render else None
     try:
         env = gymnasium.make(options.env, render_mode=render_mode)
-        return AddRenderObservation(env) if options.render else env
+        env = AddRenderObservation(env) if options.render else env
+        return env if options.size is None else ResizeObservation(env, parse_size(options.size))
     except (gymnasium.error.Error, ImportError, AssertionError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise InvalidInputError(f"env={options.env} cannot be made: {reason}") from error

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.world.action_space import ActionSpace
 
+MAX_SIZE = 1024
+"""Largest side that frames can be resized to."""
 _NAMES = {
     "obs": ("obs", "observations"),
     "act": ("act", "actions"),
@@ -230,6 +233,19 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
             names = (self.folder / f"episode_{number:06d}.npz" for number in itertools.count(self._number))
             self._number = 1 + _number(disk.add_file(names, episode.content()))
         self._builder, self._latest = EpisodeBuilder(), None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a height and width: "64" means 64x64, "48x64" is 48 high and 64 wide.
+
+    Raises:
+        InvalidInputError: It has another form, or a side is out of range.
+    """
+    sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    h, w = (0, 0) if sides is None else (int(sides[1]), int(sides[2] or sides[1]))
+    if not 1 <= min(h, w) <= max(h, w) <= MAX_SIZE:
+        raise InvalidInputError(f"size must be a number in 1..{MAX_SIZE}, or two, such as 48x64, got {text}")
+    return h, w
 
 
 def _first(arrays: dict[str, NDArray[Any]], field: str) -> NDArray[Any]:

@@ -205,7 +205,7 @@ def test_a_part_of_another_import_is_kept(tmp_path):
             imported(episodes=folder, out=tmp_path / "data")
     (folder / "002.npz").write_bytes(content)
     with pytest.raises(InvalidInputError, match="holds a part of another import"):
-        imported(episodes=folder, out=tmp_path / "data", size=32)
+        imported(episodes=folder, out=tmp_path / "data", size="32")
     os.utime(folder / "000.npz", (1, 1))
     with pytest.raises(DatasetError, match=r"000\.npz was changed since a part of it was imported"):
         imported(episodes=folder, out=tmp_path / "data")

@@ -62,7 +62,7 @@ def imported(**options):
 def test_folder_of_recordings(tmp_path):
     episodes = [recorded(3 + i, seed=i, terminated=i != 2) for i in range(12)]
     report, (train, test) = imported(
-        episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data", size=64
+        episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data", size="64"
     )
     assert [len(train), len(test)] == [11, 1]
     assert report.num_steps == {"train": train.num_steps, "test": test.num_steps}

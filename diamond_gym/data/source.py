@@ -148,10 +148,22 @@ def learnable(
             f"the actions are {found.dtype} of {form} number(s) a step: training learns one choice a step, "
             "an integer, and no other actions yet"
         )
-    low, high = (int(x[0]) if len(x) == 1 else None for x in (action_range.low, action_range.high))
+    low, high = _whole("action_low", action_range.low), _whole("action_high", action_range.high)
     if high is not None:
         num_actions = high - (low or 0) + 1
     return actions(found.astype(np.int64) - (low or 0), num_actions), num_actions
+
+
+def _whole(name: str, values: Sequence[float]) -> int | None:
+    """Return the only value as an integer; None where there is none.
+
+    Raises:
+        DatasetError: There are several, or it is no integer.
+    """
+    if values and (len(values) > 1 or not float(values[0]).is_integer()):
+        given = ",".join(f"{value:g}" for value in values)
+        raise DatasetError(f"an action is one integer, so {name} must be one, got {given}")
+    return int(values[0]) if values else None
 
 
 class Source(Protocol):

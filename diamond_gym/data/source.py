@@ -150,7 +150,7 @@ def learnable(
     if found.dtype.kind in "iub" and found.ndim == 2 and found.shape[1] == 1:
         found = found[:, 0]  # one choice in an array of one
     if found.dtype.kind in "iu" and found.ndim == 1:
-        low, high = (int(x[0]) if len(x) == 1 else None for x in (action_range.low, action_range.high))
+        low, high = _whole("action_low", action_range.low), _whole("action_high", action_range.high)
         if high is not None:
             num_actions = high - (low or 0) + 1
         return actions(found.astype(np.int64) - (low or 0), num_actions), num_actions, None
@@ -179,6 +179,18 @@ def _space(act: NDArray[Any], action_range: ActionRange) -> tuple[ActionSpace, A
         return ActionSpace("box", shape, (), tuple(least.tolist()), tuple(most.tolist())), np.float32(0)
     choices = tuple(int(n) for n in most - least + 1)
     return ActionSpace("multi_discrete", shape, choices), least.astype(np.int64).reshape(shape)
+
+
+def _whole(name: str, values: Sequence[float]) -> int | None:
+    """Return the only value as an integer; None where there is none.
+
+    Raises:
+        DatasetError: There are several, or it is no integer.
+    """
+    if values and (len(values) > 1 or not float(values[0]).is_integer()):
+        given = ",".join(f"{value:g}" for value in values)
+        raise DatasetError(f"an action is one integer, so {name} must be one, got {given}")
+    return int(values[0]) if values else None
 
 
 class Source(Protocol):

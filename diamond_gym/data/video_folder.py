@@ -183,7 +183,9 @@ class _Common:
         self.columns = folder.read(path, ("video",))
         names = [Path(str(name)).name for name in self.columns.pop("video")]
         stems = np.array([n if Path(n).suffix.lower() not in video.FORMATS else Path(n).stem for n in names])
-        self.rows = {str(stem): np.flatnonzero(stems == stem) for stem in np.unique(stems)}
+        found, which = np.unique(stems, return_inverse=True)
+        parts = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+        self.rows = dict(zip(found.tolist(), parts, strict=False))  # an empty table has one empty part
 
 
 def _checked(path: Path, num_rows: int, num_steps: int) -> Iterator[NDArray[np.uint8]]:

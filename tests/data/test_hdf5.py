@@ -259,6 +259,14 @@ def test_what_cannot_be_read_is_said(tmp_path, change, message, capsys):
     assert "Traceback" not in error and not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("given", ["action_low=0.5", "action_high=2,3", "action_low=nan"])
+def test_bounds_of_single_actions_are_integers(tmp_path, given, capsys):
+    path = write_robomimic(tmp_path / "demos.hdf5", [made(4, i) for i in range(2)])
+    assert main(["import-episodes", f"hdf5={path}", given, f"out={tmp_path / 'data'}"]) == 1
+    name, value = given.split("=")
+    assert f"an action is one integer, so {name} must be one, got {value}" in capsys.readouterr().err
+
+
 def test_files_that_are_no_episodes(tmp_path):
     def error_of(**options):
         with pytest.raises(DatasetError) as error:

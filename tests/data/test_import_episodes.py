@@ -383,6 +383,26 @@ def write_as_published(path, episodes):
     torch.save(index, path / "info.pt")
 
 
+@pytest.mark.parametrize(
+    "package, source",
+    [
+        ("h5py", "hdf5=a.hdf5"),
+        ("av", "videos=films"),
+        ("pyarrow", "videos=films"),
+        ("pyarrow", "lerobot=robot"),
+    ],
+)
+def test_without_a_package_the_extra_is_named(package, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("films/a.mp4", "films/a.csv", "robot/meta/info.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["import-episodes", source, "out=data"]) == 1
+    assert "pip install 'diamond-gym[data]'" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
+
+
 # --- Minari
 
 

@@ -239,7 +239,7 @@ def _read_test_episodes(folder: Path, _: Path) -> list[int]:
 
 def _import(folder: Path, _: Path) -> None:
     if not (folder / "imported").is_dir():  # it refuses to import into what is there
-        options = ImportOptions(out=str(folder / "imported"), episodes=str(folder / "recorded"), size=8)
+        options = ImportOptions(out=str(folder / "imported"), episodes=str(folder / "recorded"), size="8")
         import_episodes(options, progress=False)
 
 

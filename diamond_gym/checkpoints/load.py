@@ -11,13 +11,14 @@ from diamond_gym.backends.build import build_world_model
 from diamond_gym.backends.names import accepts_compile
 from diamond_gym.checkpoints import published_run, start_contexts
 from diamond_gym.checkpoints.contexts import ContextBank
-from diamond_gym.checkpoints.description import WorldDescription
+from diamond_gym.checkpoints.description import WorldDescription, names_wanted, num_action_names
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
 from diamond_gym.checkpoints.weights import build_agent, read_state_dict
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.games import atari
 from diamond_gym.registration import game_name
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import Agent
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
@@ -31,7 +32,7 @@ class World:
         world_model: The model, placed on its device.
         contexts: The contexts that games start from.
         game: Name of the Atari game, None for any other environment.
-        action_meanings: Names of the actions in order.
+        action_meanings: Names of the actions in order, or of the parts of an action where it is not discrete.
         agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy.
         source: The file of the weights.
     """
@@ -42,6 +43,11 @@ class World:
     action_meanings: list[str]
     agent: Agent
     source: str
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The actions."""
+        return self.agent.action_space
 
     def resampled(
         self, num_denoising_steps: int | None = None, order: int | None = None, s_churn: float | None = None
@@ -124,10 +130,10 @@ def _read(location: Location) -> tuple[Agent, WorldDescription]:
         agent, description = read_saved_world(location.weights)
     else:
         agent, description = _read_state_dict_of_agent(location)
-    meanings, num_actions = description.action_meanings, agent.config.num_actions
-    if meanings is not None and len(meanings) != num_actions:
+    meanings, space = description.action_meanings, agent.action_space
+    if meanings is not None and len(meanings) != num_action_names(space):
         raise CheckpointError(
-            f"{location.weights} has {num_actions} actions, its description names {len(meanings)}: "
+            f"{location.weights} has {names_wanted(space)}, its description names {len(meanings)}: "
             f"{', '.join(meanings)}"
         )
     return agent, description
@@ -158,7 +164,7 @@ def _agreed_game(game: str | None, description: WorldDescription, agent: Agent, 
     is_unchecked = stored is None or description.action_meanings is None
     if is_unchecked and num_actions != atari.num_actions(game):
         raise CheckpointError(
-            f"{file} has {num_actions} actions, {game} has {atari.num_actions(game)} "
+            f"{file} has {num_actions or agent.action_space} actions, {game} has {atari.num_actions(game)} "
             f"({', '.join(atari.action_meanings(game))}): it is a world model of another game"
         )
     return game
@@ -181,6 +187,5 @@ def _overridden(
 
 
 def _action_meanings(game: str | None, agent: Agent) -> list[str]:
-    num_actions = agent.config.num_actions
-    assert num_actions is not None
-    return [f"ACTION_{i}" for i in range(num_actions)] if game is None else atari.action_meanings(game)
+    names = [f"ACTION_{i}" for i in range(num_action_names(agent.action_space))]
+    return names if game is None else atari.action_meanings(game)

@@ -134,15 +134,13 @@ def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
 
 
 def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
-    num_actions = agent.config.num_actions
-    assert num_actions is not None
     # who plays the real game, which need not be loaded to imagine one
     from diamond_gym.players.actor_critic import ActorCriticPlayer
     from diamond_gym.players.player import Player, RandomPlayer
 
     player: Player
     if agent.actor_critic is None:
-        player, who = RandomPlayer(num_actions, repeat=_RANDOM_HOLD), "random actions"
+        player, who = RandomPlayer(agent.action_space, repeat=_RANDOM_HOLD), "random actions"
     else:
         player, who = ActorCriticPlayer(agent, epsilon=_EPSILON), "the checkpoint's policy"
     _log.warning("collecting start contexts of %s with %s, once, into %s", game, who, path)
@@ -164,15 +162,23 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
             f"needs {inner.num_steps_conditioning}: record or collect new ones"
         )
-    if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
+    is_square = h == w and rew_end.img_width is None  # of a published file, only the features are known
+    fits = (
+        replace(rew_end, img_size=h).features == rew_end.features
+        if is_square
+        else (h, w) == rew_end.frame_size
+    )
+    if c != inner.img_channels or not fits:
         raise CheckpointError(
             f"start contexts in {source} have frames of shape {(h, w, c)}, this world model expects "
-            f"{(rew_end.img_size, rew_end.img_size, inner.img_channels)}"
+            f"{(*rew_end.frame_size, inner.img_channels)}"
         )
-    assert config.num_actions is not None
-    if bank.act.max() >= config.num_actions:
+    space = config.action_space
+    assert space is not None
+    if space.convert(bank.act) is None or bank.act.shape[2:] != space.shape:
+        held = f"action {bank.act.max()}" if bank.act.ndim == 2 else f"actions of shape {bank.act.shape[2:]}"
         raise CheckpointError(
-            f"start contexts in {source} hold action {bank.act.max()}, this world model has "
-            f"{config.num_actions} actions: they are of another game"
+            f"start contexts in {source} hold {held}, this world model takes {space.accepted()}: they are of "
+            "another game"
         )
     return bank.latest(inner.num_steps_conditioning)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from diamond_gym.errors import (
     ResetNeededError,
     first_line,
 )
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.world_model import WorldModelState, WorldModelStep
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
@@ -47,7 +48,7 @@ class Contexts:
     """
 
     obs: UInt8[np.ndarray, "b n h w c"]
-    act: Int64[np.ndarray, "b n"]
+    act: Shaped[np.ndarray, "b n *a"]
 
     def select(self, index: NDArray[np.intp]) -> Contexts:
         """The contexts of some of the games."""
@@ -129,7 +130,7 @@ def start_games(
 
 
 def advance_games(
-    world: World, state: WorldModelState, act: Int64[Tensor, " b"]
+    world: World, state: WorldModelState, act: Shaped[Tensor, "b *a"]
 ) -> tuple[WorldModelState, WorldModelStep]:
     """Take one action in each game; the given state is not modified."""
     survive_fork()
@@ -203,7 +204,7 @@ def _checked_state(
     n_games = (num_games,)
     expected = {
         "obs": (given.obs, torch.uint8, given.obs.shape),
-        "act": (given.act, torch.int64, (num_games, n)),
+        "act": (given.act, world.action_space.torch_dtype, (num_games, n, *world.action_space.shape)),
         "hx": (given.hx, None, hx[0].shape),
         "cx": (given.cx, None, hx[0].shape),
         "key": (given.key, torch.int64, n_games),
@@ -214,7 +215,11 @@ def _checked_state(
         expected["padding"] = (given.padding, torch.int64, n_games)
     for name, (x, dtype, shape) in expected.items():
         _check_tensor(name, x, dtype, tuple(shape))
-    limits = {"act": len(world.action_meanings), "key": _NUM_KEYS, "time": 2**62, "padding": n}
+    if not bool(world.action_space.contains(given.act).all()):
+        raise InvalidInputError(
+            f"the state's act must be {world.action_space.accepted()}, got {given.act.tolist()}"
+        )
+    limits = {"key": _NUM_KEYS, "time": 2**62, "padding": n}
     for name, limit in limits.items():
         x = getattr(given, name)
         if x is not None and not bool(((x >= 0) & (x <= limit - 1)).all()):
@@ -268,13 +273,20 @@ def require_started(closed: bool, state: WorldModelState | None, method: str) ->
     return state
 
 
-def check_action(action: Any, action_meanings: Sequence[str]) -> int:
-    """Check one action and return it as an int.
+def check_action(action: Any, world: World) -> int | NDArray[Any]:
+    """Check one action; return it as an int, or as an array where actions are not discrete.
 
     Raises:
-        InvalidInputError: It is not an integer in range (a Python or NumPy integer, or a 0-d integer array
-            or tensor).
+        InvalidInputError: It is not an action of the world: an integer in range (a Python or NumPy integer,
+            or a 0-d integer array or tensor), or an array, sequence or tensor of the space's shape.
     """
+    space, action_meanings = world.action_space, world.action_meanings
+    if not space.is_discrete:
+        given = as_array(action)
+        converted = None if given is None or given.shape != space.shape else space.convert(given)
+        if converted is None:
+            raise InvalidInputError(f"an action is {space.accepted()}, got {told(action)}")
+        return converted
     integral = (
         not isinstance(action, bool | np.bool_)
         if isinstance(action, int | np.integer)
@@ -291,33 +303,31 @@ def check_action(action: Any, action_meanings: Sequence[str]) -> int:
     return int(action)
 
 
-def check_actions(
-    actions: Any, num_games: int, action_meanings: Sequence[str], device: torch.device
-) -> Int64[Tensor, " b"]:
-    """Check the actions of a batch and return them as a tensor on `device`.
+def check_actions(actions: Any, num_games: int, world: World) -> Shaped[Tensor, "b *a"]:
+    """Check the actions of a batch and return them as a tensor on the world model's device.
 
     Tensors on a GPU are checked there: one boolean crosses to the host, because an action out of range would
     otherwise end the process's use of the GPU.
 
     Raises:
-        InvalidInputError: They are not integers of shape (num_games,) in range.
+        InvalidInputError: They are not of shape (num_games, *shape of an action), or one is not in the space.
     """
+    space, shape = world.action_space, (num_games, *world.action_space.shape)
     given = actions if isinstance(actions, Tensor) and _is_dense(actions) else as_array(actions)
-    if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
+    if given is None or tuple(given.shape) != shape or not space.has_dtype(given):
         kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else told(actions)
         is_one = isinstance(actions, int | float | None)
         raise (InvalidTypeError if is_one else InvalidInputError)(
-            f"actions must be integers of shape ({num_games},), got {kind}"
+            f"actions must be {'numbers' if space.is_continuous else 'integers'} of shape {shape}, got {kind}"
         )
-    act = given.to(torch.int64) if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.int64))
-    valid = (act >= 0) & (act < len(action_meanings))
+    act = torch.as_tensor(given if isinstance(given, Tensor) else given.astype(space.dtype))
+    act = act.to(space.torch_dtype)
+    valid = space.contains(act)
     if not valid.all():
         game = int(valid.logical_not().nonzero()[0, 0])
-        raise InvalidInputError(
-            f"actions are in 0..{len(action_meanings) - 1} ({_menu(action_meanings)}), "
-            f"got {given[game]} for game {game}"
-        )
-    return act.to(device)
+        names = f" ({_menu(world.action_meanings)})" if space.is_discrete else ""
+        raise InvalidInputError(f"actions are {space.accepted()}{names}, got {given[game]} for game {game}")
+    return act.to(world.world_model.device)
 
 
 def check_seed(seed: Any) -> int | None:
@@ -372,8 +382,8 @@ def check_context(world: World, context: Any, num_games: int | None = None) -> C
 
     Args:
         world: The world that the context must fit.
-        context: {"obs": uint8 (n, h, w, c), "act": integers (n,) or (n - 1,)}; arrays or tensors. With
-            `num_games` both may have a leading axis of that size.
+        context: {"obs": uint8 (n, h, w, c), "act": n or n - 1 actions}; arrays or tensors. With `num_games`
+            both may have a leading axis of that size.
         num_games: Number of games to start; None means one, without a leading axis.
 
     Returns:
@@ -388,7 +398,7 @@ def check_context(world: World, context: Any, num_games: int | None = None) -> C
         got = sorted(map(str, context)) if isinstance(context, Mapping) else type(context).__name__
         raise InvalidInputError(f'options["context"] is a dict with the keys "obs" and "act", got {got}')
     obs = _check_context_obs(context["obs"], world.contexts.obs.shape[1:], num_games)
-    act = _check_context_act(context["act"], obs.shape[:-3], len(world.action_meanings))
+    act = _check_context_act(context["act"], obs.shape[:-3], world.action_space)
     if obs.ndim == 5:
         return Contexts(obs, act)
     repeats = num_games or 1
@@ -406,20 +416,22 @@ def _check_context_obs(value: Any, shape: tuple[int, ...], num_games: int | None
     return obs.copy()
 
 
-def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> NDArray[np.int64]:
-    accepted = [shape, (*shape[:-1], shape[-1] - 1)]
+def _check_context_act(value: Any, shape: tuple[int, ...], space: ActionSpace) -> NDArray[Any]:
+    accepted = [(*shape, *space.shape), (*shape[:-1], shape[-1] - 1, *space.shape)]
     act = as_array(value)
-    if act is None or not (_has_integer_dtype(act) or act.size == 0) or act.shape not in accepted:
+    if act is None or not (space.has_dtype(act) or act.size == 0) or act.shape not in accepted:
         got = f"{act.dtype} {act.shape}" if act is not None else type(value).__name__
+        kind = "numbers" if space.is_continuous else "integers"
         raise InvalidInputError(
-            f'options["context"]["act"] is integers of shape {" or ".join(map(str, accepted))}, got {got}'
+            f'options["context"]["act"] is {kind} of shape {" or ".join(map(str, accepted))}, got {got}'
         )
-    if act.size and (act.min() < 0 or act.max() >= num_actions):
+    converted = space.convert(act) if act.size else act
+    if converted is None:
         raise InvalidInputError(
-            f'options["context"]["act"] holds actions in 0..{num_actions - 1}, got {act.min()}..{act.max()}'
+            f'options["context"]["act"] holds actions, {space.accepted()}, got {act.min()}..{act.max()}'
         )
-    padded = np.zeros(shape, np.int64)
-    padded[..., : act.shape[-1]] = act
+    padded = np.broadcast_to(space.idle, accepted[0]).copy()
+    padded[(..., slice(act.shape[len(shape) - 1]), *[slice(None)] * len(space.shape))] = converted
     return padded
 
 

@@ -127,10 +127,10 @@ def _load(settings: Settings, game: str) -> World:
         backend=settings.backend,
         num_denoising_steps=settings.num_denoising_steps,
     )
-    inner, size = world.agent.config.denoiser.inner_model, world.agent.config.rew_end_model.img_size
-    if (inner.img_channels, size, size) != _FRAME:
+    c, h, w = world.agent.config.frame_shape
+    if (c, h, w) != _FRAME:
         raise CheckpointError(
-            f"{world.source} imagines frames of {size}x{size} with {inner.img_channels} channels, {game} has "
+            f"{world.source} imagines frames of {h}x{w} with {c} channels, {game} has "
             "64x64 with 3: it is a world model of something else"
         )
     return world

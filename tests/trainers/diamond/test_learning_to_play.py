@@ -15,6 +15,7 @@ from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
 from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.world.action_space import ActionSpace
 from tests.paths import ROOT
 from tests.recordings import save_dataset
 from trainers.diamond import run as launch
@@ -140,7 +141,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     run.config_file.write_text(to_yaml(config))
     description = launch.describe(config, "train")
     description.save(run.world_file)
-    replays = launch.load_replays(config, run, 4, progress=False)
+    replays = launch.load_replays(config, run, ActionSpace.discrete(4), progress=False)
 
     def new_trainer():
         _, agent = launch.prepare(config)
@@ -165,7 +166,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
 def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path):
     config, run = parse(TINY), RunFolder(tmp_path)
     _, agent = launch.prepare(config)
-    replays = launch.load_replays(config, run, 4, progress=False)
+    replays = launch.load_replays(config, run, ActionSpace.discrete(4), progress=False)
     trainer = launch.build(config, run, agent, *replays)
     trainer.requests.stop = True
     with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""`python -m diamond_gym.check_model model=package.module:factory`: does a custom world model keep its promises?
+"""`python -m diamond_gym.check_model model=package.module:factory`: does the model keep its promises?
 
 Environments rely on what `CustomWorldModel` says: shapes, equal games for equal keys and actions, states that
 can be kept and mixed. Each promise is tried on a few games, and what is broken is named.
@@ -27,7 +27,9 @@ from diamond_gym.errors import WorldModelError, first_line
 from diamond_gym.registration import CUSTOM_PREFIX
 from diamond_gym.world.custom import CustomState, map_tensors
 
-ABOUT = "Tries each promise of diamond_gym.world.custom.CustomWorldModel on a few games, and names what is broken."
+ABOUT = """\
+Tries each promise of diamond_gym.world.custom.CustomWorldModel on a few games, and names what
+is broken."""
 NUM_GAMES = 3
 _LEVELS = 1
 """Levels of 255 by which a frame may depend on the batch: sums of floats are not associative."""
@@ -92,7 +94,8 @@ class Checks:
             state, step = self.model.step(state, act)
             states.append(state)
             results.append((step.obs, step.rew, step.end))
-        return Game(states, *(torch.stack(column) for column in zip(*results, strict=True)))
+        frames, rewards, ends = (torch.stack(column) for column in zip(*results, strict=True))
+        return Game(states, frames, rewards, ends)
 
     def shapes(self) -> str:
         """Spaces, states, frames, rewards and ends have the shapes, types and device that are agreed upon."""
@@ -125,7 +128,7 @@ class Checks:
             difference = max(difference, int(frames.abs().max()))
         if difference > _LEVELS:
             raise WorldModelError(
-                f"a game's frames depend on the other games of its batch, by up to {difference} levels of 255: "
+                f"a game's frames depend on the other games of its batch, by {difference} levels of 255: "
                 "draw random numbers from the keys, and normalise each game by itself"
             )
         return f"within {difference} of 255"

@@ -85,8 +85,8 @@ def register_world_model(
 ) -> None:
     """Register an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
 
-    Registering the same thing twice does nothing. The checkpoint is opened, or the model built, by `make`, not
-    here, so a checkpoint may still be in training.
+    Registering the same thing twice does nothing. The checkpoint is opened, or the model built, by `make` and
+    not here, so a checkpoint may still be in training.
 
     Args:
         id: `Name-v0` or `namespace/Name-v0`.

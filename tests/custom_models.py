@@ -1,4 +1,4 @@
-"""World models that are not DIAMOND's: a small recurrent one, and one that breaks the promise it is told to."""
+"""World models that are not DIAMOND's: a small recurrent one, and one that breaks promises."""
 
 from __future__ import annotations
 

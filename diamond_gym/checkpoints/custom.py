@@ -1,7 +1,7 @@
-"""Load a custom world model, which a function of the user's own code builds: checkpoint="model:package:factory".
+"""Load a custom world model, which a function of the user's code builds: checkpoint="model:package:factory".
 
-The function is imported and called, so such text must come from the user, as in a call or on a command line. It
-is never taken from a file that was downloaded.
+The function is imported and called, so such text must come from the user, as in a call or on a command line.
+It is never taken from a file that was downloaded.
 """
 
 from __future__ import annotations
@@ -77,7 +77,8 @@ def find_contexts(model: AdaptedWorldModel, given: str | os.PathLike[str] | None
         bank, source = _as_bank(own), "the model's contexts"
     else:
         raise InvalidInputError(
-            "this world model brings no start contexts: give contexts='path of contexts or recorded episodes', "
+            "this world model brings no start contexts: give contexts='path of contexts or recorded "
+            "episodes', "
             'or let it have an attribute `contexts`, {"obs": uint8 (k, n, h, w, c), "act": (k, n)}'
         )
     space = model.action_space

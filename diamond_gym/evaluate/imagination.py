@@ -13,8 +13,8 @@ from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
 from diamond_gym.players.player import Player
 from diamond_gym.progress import Bar
-from diamond_gym.world.pixels import to_float
 from diamond_gym.world.interface import StateLike, WorldModelLike
+from diamond_gym.world.pixels import to_float
 from diamond_gym.world.world_model import WorldModel
 
 Choose = Callable[[Tensor], Tensor]

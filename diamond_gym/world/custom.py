@@ -1,8 +1,9 @@
 """World models of any make, behind the interface of `WorldModel`.
 
-A `CustomWorldModel` has two spaces, `start(contexts, keys)` and `step(state, actions)`, on batches of games. What
-its state holds is its own matter: tensors whose first axis counts the games, in tuples, dicts or dataclasses.
-`AdaptedWorldModel` gives it what environments expect: states that can be cloned, selected, replaced and checked.
+A `CustomWorldModel` has two spaces, `start(contexts, keys)` and `step(state, actions)`, on batches of games.
+What its state holds is its own matter: tensors whose first axis counts the games, in tuples, dicts or
+dataclasses. `AdaptedWorldModel` gives it what environments expect: states that can be cloned, selected,
+replaced and checked.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class CustomWorldModel(Protocol):
         num_steps_conditioning: Number of frames and actions of a context (n), at least 1.
 
     Optional attributes:
-        contexts: Where games start, {"obs": uint8 (k, n, h, w, c), "act": (k, n, *shape of an action)}, arrays,
+        contexts: Where games start: arrays {"obs": uint8 (k, n, h, w, c), "act": (k, n, *shape of an action)}
             or a `ContextBank`; without it `contexts=` names a file of contexts or recorded episodes.
         action_meanings: A name for each action of a discrete space, or for each part of another one.
     """
@@ -46,8 +47,8 @@ class CustomWorldModel(Protocol):
         """Start b games.
 
         Args:
-            contexts: {"obs": uint8 (b, n, h, w, c), "act": (b, n, *shape of an action)}, on the model's device;
-                the oldest frame comes first, and the last action is not to be used (`step` gives it anew).
+            contexts: {"obs": uint8 (b, n, h, w, c), "act": (b, n, *shape of an action)}, on the model's
+                device; the oldest frame comes first; the last action is not to be used: `step` gives it.
             keys: A number >= 0 for each game, from which alone its random numbers may come, as those of
                 `diamond_gym.world.noise` do; equal keys and actions give equal games.
 

@@ -116,7 +116,7 @@ class Checks:
         again = [self.play_on(first, self.actions[1:]) for _ in range(2)]
         if not _equal(first, before):
             raise WorldModelError("step() modified the state that it was given")
-        _check_equal(*again, "the same state and actions gave two different futures")
+        _check_equal(again[0], again[1], "the same state and actions gave two different futures")
         return ""
 
     def is_of_one_game(self) -> str:

@@ -35,8 +35,8 @@ class World:
         contexts: The contexts that games start from.
         game: Name of the Atari game, None for any other environment.
         action_meanings: Names of the actions in order, or of the parts of an action where it is not discrete.
-        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy. It is None
-            for a custom world model.
+        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy. None for
+            a custom world model.
         source: The file of the weights, or "model:package:factory".
     """
 

@@ -131,8 +131,8 @@ def _load(settings: Settings, game: str) -> World:
     h, w, c = world.contexts.obs.shape[2:]
     if (c, h, w) != _FRAME or len(world.action_meanings) != num_actions(game):
         raise CheckpointError(
-            f"{world.source} imagines frames of {h}x{w} with {c} channels and takes {world.action_space}, {game} "
-            f"has 64x64 with 3 and {num_actions(game)} actions: it is a world model of something else"
+            f"{world.source} imagines frames of {h}x{w} with {c} channels and takes {world.action_space}, "
+            f"{game} has 64x64 with 3 and {num_actions(game)} actions: it is a world model of something else"
         )
     return world
 

@@ -256,6 +256,11 @@ class WorldModel:
         if not isinstance(state, WorldModelState):
             raise InvalidInputError(f"the state is of another world model: it is a {type(state).__name__}")
         hx, _ = self.rew_end_model.initial_state(num_games)
+        if state.hx.shape != hx[0].shape:
+            raise InvalidInputError(
+                f"the state is of another world model: this one has an LSTM of {hx.shape[-1]}, the state has "
+                f"{tuple(state.hx.shape)}"
+            )
         for name in ("hx", "cx"):
             check_tensor(name, getattr(state, name), None, tuple(hx[0].shape))
         if state.padding is not None:

@@ -22,6 +22,7 @@ from diamond_gym import cli
 from diamond_gym.data.import_episodes import ImportOptions
 from diamond_gym.data.record import RecordOptions
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
+from diamond_gym.export_onnx.settings import Settings as ExportOnnxSettings
 from diamond_gym.play import settings as play
 from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
 from tests import worlds
@@ -149,6 +150,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "diamond_gym.play": play.parse,
     "diamond_gym.play export-minari": parser(ExportMinariOptions),
     "diamond_gym.evaluate": parser(EvaluateSettings),
+    "diamond_gym.export_onnx": parser(ExportOnnxSettings),
     "trainers.diamond train": parse_training,
     "trainers.diamond resume": parser(ResumeSettings),
     "trainers.diamond curves": parser(CurvesOptions),

@@ -212,7 +212,7 @@ def to_onnx(graph: Graph, opset: int, source: str) -> onnx.ModelProto:
         try:
             program = torch.onnx.export(
                 graph.module,
-                tuple(graph.inputs.values()),
+                tuple(x.clone() for x in graph.inputs.values()),  # one tensor twice would be one input
                 input_names=list(graph.inputs),
                 output_names=list(graph.outputs),
                 dynamic_shapes=[{0: games} for _ in graph.inputs],
@@ -248,8 +248,9 @@ def _slim(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in model.graph.node:
         node.ClearField("name")
         node.input[:] = [renamed.get(name, name) for name in node.input]
-        renamed |= {name: f"t{len(renamed) + i}" for i, name in enumerate(node.output) if name not in kept}
-        node.output[:] = [renamed.get(name, name) for name in node.output]
+        for name in node.output:
+            renamed.setdefault(name, name if name in kept else f"t{len(renamed)}")
+        node.output[:] = [renamed[name] for name in node.output]
     return model
 
 

@@ -161,6 +161,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "trainers.sb3 train": parser(sb3.TrainSettings),
     "trainers.sb3 evaluate": parser(sb3.EvaluateSettings),
     "trainers.sb3 demo": parser(sb3.DemoSettings),
+    "trainers.sb3 export-onnx": parser(sb3.ExportOnnxSettings),
     "trainers.sb3 loop": parser(LoopSettings),
     "trainers.report": parser(ReportSettings),
     "trainers.sweep": lambda arguments: cli.parse(SweepSettings, arguments, rest="keys"),

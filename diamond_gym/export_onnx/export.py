@@ -15,7 +15,7 @@ from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import finite_or_text
 from diamond_gym.envs.rendering import RENDER_FPS
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.export_onnx.graphs import GAMES, NextFrame, RewardAndEnd, require_onnx, to_onnx
+from diamond_gym.export_onnx.graphs import GAMES, NextFrame, Policy, RewardAndEnd, require_onnx, to_onnx
 from diamond_gym.play.keys import GameKeys
 from diamond_gym.world.noise import Draw
 from diamond_gym.world.world_model import WorldModel
@@ -27,6 +27,7 @@ FORMAT = "diamond_gym.onnx"
 FORMAT_VERSION = 1
 DESCRIPTION_FILE = "world.json"
 DENOISER_FILE, REW_END_FILE, CONTEXTS_FILE = "denoiser.onnx", "rew_end_model.onnx", "contexts.bin"
+ACTOR_CRITIC_FILE = "actor_critic.onnx"
 _SMALLEST_HALVED = 1024
 """Smaller constants stay in float32: they are no part of a file's size, and some are not weights."""
 _ROWS_FIRST = (2, 0, 1, 3, 4)
@@ -58,6 +59,8 @@ def export_world(world: World, out: Path, *, dtype: str, opset: int) -> dict[str
             DENOISER_FILE: to_onnx(next_frame.graph(h, w), opset, world.source),
             REW_END_FILE: to_onnx(RewardAndEnd(world.agent.rew_end_model).graph(), opset, world.source),
         }
+        if world.agent.actor_critic is not None:
+            models[ACTOR_CRITIC_FILE] = to_onnx(Policy(world.agent.actor_critic).graph(), opset, world.source)
         for name, model in models.items():
             content = stored_as(model, dtype).SerializeToString()
             disk.write_file(folder / name, content)
@@ -135,6 +138,7 @@ def describe(
         "noise": {"generator": "philox4x32-10", "frame": draws, "rew_end": int(Draw.REW_END)},
         "denoiser": signature(DENOISER_FILE, models[DENOISER_FILE]),
         "rew_end_model": signature(REW_END_FILE, models[REW_END_FILE]),
+        "actor_critic": signature(ACTOR_CRITIC_FILE, models.get(ACTOR_CRITIC_FILE)),
         "contexts": {
             "file": CONTEXTS_FILE,
             "compression": "deflate",
@@ -153,13 +157,17 @@ def _sampler(world_model: WorldModel) -> dict[str, Any]:
     return {"objective": objective, "num_denoising_steps": num_steps, **values, "levels": world_model.levels}
 
 
-def signature(file: str, model: onnx.ModelProto) -> dict[str, Any]:
+def signature(file: str, model: onnx.ModelProto | None) -> dict[str, Any] | None:
     """Return the file of a model, and the type and shape of its inputs and outputs; "games" is any number."""
-    return {
-        "file": file,
-        "inputs": {value.name: _kind(value) for value in model.graph.input},
-        "outputs": {value.name: _kind(value) for value in model.graph.output},
-    }
+    return (
+        None
+        if model is None
+        else {
+            "file": file,
+            "inputs": {value.name: _kind(value) for value in model.graph.input},
+            "outputs": {value.name: _kind(value) for value in model.graph.output},
+        }
+    )
 
 
 def _kind(value: onnx.ValueInfoProto) -> dict[str, Any]:

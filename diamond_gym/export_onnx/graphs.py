@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from diamond_gym.errors import CheckpointError, MissingDependencyError, first_line
 from diamond_gym.export_onnx.settings import MAX_OPSET
+from diamond_gym.world.models.actor_critic import ActorCritic
 from diamond_gym.world.models.blocks import Modulation, Modulator, Upsample, modulation
 from diamond_gym.world.models.rew_end_model import NUM_END_CLASSES, NUM_REWARD_CLASSES, LSTMState, RewEndModel
 from diamond_gym.world.noise import Draw
@@ -34,8 +35,8 @@ GAMES = "games"
 """Name of the first axis of all inputs and outputs: any number of games."""
 _LOGGERS = ("onnxscript", "onnx_ir", "torch.onnx")
 _Network = TypeVar("_Network", bound=nn.Module)
-_NUM_TRACED_GAMES = 2
-"""PyTorch takes an axis of size 1 for a constant."""
+NUM_TRACED_GAMES = 2
+"""Games in example inputs: PyTorch takes an axis of size 1 for a constant."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +73,18 @@ class NextFrame(nn.Module):
         One step is computed to learn that, and to compute the constants of each noise level.
         """
         n, c = self.world_model.num_steps_conditioning, self.denoiser.config.inner_model.img_channels
-        obs = torch.zeros(_NUM_TRACED_GAMES, n, h, w, c, dtype=torch.uint8)
-        act = torch.zeros(_NUM_TRACED_GAMES, n, dtype=torch.int32)
+        obs = torch.zeros(NUM_TRACED_GAMES, n, h, w, c, dtype=torch.uint8)
+        act = torch.zeros(NUM_TRACED_GAMES, n, dtype=torch.int32)
         self.draws = [int(Draw.FRAME)]
 
         def step_noise(i: int) -> Tensor:
             self.draws.append(Draw.CHURN + i)
-            return torch.zeros(_NUM_TRACED_GAMES, c, h, w)
+            return torch.zeros(NUM_TRACED_GAMES, c, h, w)
 
         self.world_model.sample_frame(
-            _channels_first(obs), act.long(), torch.zeros(_NUM_TRACED_GAMES, c, h, w), step_noise
+            _channels_first(obs), act.long(), torch.zeros(NUM_TRACED_GAMES, c, h, w), step_noise
         )
-        noise = torch.zeros(_NUM_TRACED_GAMES, len(self.draws), c, h, w)
+        noise = torch.zeros(NUM_TRACED_GAMES, len(self.draws), c, h, w)
         return Graph(self, {"obs": obs, "act": act, "noise": noise}, ("next_obs",))
 
     def forward(
@@ -112,10 +113,10 @@ class RewardAndEnd(nn.Module):
     def graph(self) -> Graph:
         """Return the graph for frames of the size in the model's configuration."""
         config = self.model.config
-        frame = torch.zeros(_NUM_TRACED_GAMES, config.img_size, config.img_size, config.img_channels).byte()
-        hx, cx = (torch.zeros(_NUM_TRACED_GAMES, config.lstm_dim) for _ in range(2))
-        act = torch.zeros(_NUM_TRACED_GAMES, dtype=torch.int32)
-        inputs = {"obs": frame, "act": act, "next_obs": frame, "uniform": torch.zeros(_NUM_TRACED_GAMES, 2)}
+        frame = torch.zeros(NUM_TRACED_GAMES, config.img_size, config.img_size, config.img_channels).byte()
+        hx, cx = (torch.zeros(NUM_TRACED_GAMES, config.lstm_dim) for _ in range(2))
+        act = torch.zeros(NUM_TRACED_GAMES, dtype=torch.int32)
+        inputs = {"obs": frame, "act": act, "next_obs": frame, "uniform": torch.zeros(NUM_TRACED_GAMES, 2)}
         outputs = ("rew", "end", "logits_rew", "logits_end", "next_hx", "next_cx")
         return Graph(self, inputs | {"hx": hx, "cx": cx}, outputs)
 
@@ -139,6 +140,34 @@ class RewardAndEnd(nn.Module):
         rew = draw_class(logits_rew, uniform[:, 0]) - 1
         end = draw_class(logits_end, uniform[:, 1])
         return rew.int(), end.int(), logits_rew, logits_end, hx, cx
+
+
+class Policy(nn.Module):
+    """One step of the recurrent actor-critic.
+
+    Args:
+        actor_critic: The actor-critic, on the CPU in float32.
+    """
+
+    def __init__(self, actor_critic: ActorCritic) -> None:
+        super().__init__()
+        self.actor_critic = as_constants(actor_critic)
+
+    def graph(self) -> Graph:
+        """Return the graph for frames of the size in the configuration."""
+        config = self.actor_critic.config
+        frame = torch.zeros(NUM_TRACED_GAMES, config.img_size, config.img_size, config.img_channels).byte()
+        hx, cx = (torch.zeros(NUM_TRACED_GAMES, config.lstm_dim) for _ in range(2))
+        return Graph(self, {"obs": frame, "hx": hx, "cx": cx}, ("logits", "value", "next_hx", "next_cx"))
+
+    def forward(
+        self, obs: UInt8[Tensor, "b h w c"], hx: Float32[Tensor, "b d"], cx: Float32[Tensor, "b d"]
+    ) -> tuple[Tensor, ...]:
+        """Return the logits of the actions, the value, and the next LSTM state."""
+        network = self.actor_critic
+        x = network.encoder(to_float(obs.permute(0, 3, 1, 2))).flatten(1)
+        hx, cx = lstm_step(network.lstm, x, (hx, cx))
+        return network.actor_linear(hx), network.critic_linear(hx)[:, 0], hx, cx
 
 
 def lstm_step(lstm: nn.LSTM | nn.LSTMCell, x: Float[Tensor, "b k"], hx_cx: LSTMState) -> LSTMState:

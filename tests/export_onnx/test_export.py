@@ -17,6 +17,7 @@ from diamond_gym.export_onnx.export import export_world
 from diamond_gym.export_onnx.graphs import NextFrame, to_onnx
 from diamond_gym.world import noise
 from diamond_gym.world.models import Agent, AgentConfig
+from diamond_gym.world.pixels import to_float
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 from tests import worlds
@@ -135,7 +136,8 @@ def test_files_name_no_paths(folder):
         onnx.checker.check_model(file, full_check=True)
 
 
-def test_float16_is_exact_where_weights_are(folder, tiny_world, tmp_path):
+@pytest.mark.slow
+def test_float16_is_exact_where_weights_are(tmp_path, without_shape_checks):
     agent = worlds.tiny_agent()
     with torch.no_grad():
         for parameter in agent.parameters():
@@ -159,8 +161,9 @@ def _world(agent: Agent, sampler: DiffusionSamplerConfig | None = None) -> World
     return World(model, worlds.contexts(), "Breakout", worlds.ACTION_MEANINGS, agent, "a tiny world")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [1, 2])
-def test_heun_and_ddpm(order, tmp_path):
+def test_heun_and_ddpm(order, tmp_path, without_shape_checks):
     agent = worlds.tiny_agent()
     if order == 1:
         agent.denoiser.config.objective = "ddpm"
@@ -179,6 +182,18 @@ def test_heun_and_ddpm(order, tmp_path):
     )[-1]
     expected = expected.detach().add(1).mul(127.5).round().permute(0, 2, 3, 1).numpy()
     assert np.abs(got - expected).max() <= 1 and (got != expected).mean() < 0.01
+
+
+def test_the_actor_critic(folder, tiny_world):
+    agent = load_world("Breakout", tiny_world, **worlds.PLAIN).agent
+    assert agent.actor_critic is not None
+    obs, _ = worlds.starts(3)
+    hx, cx = (torch.randn(3, 16, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    frames = obs[:, 0].permute(0, 2, 3, 1).contiguous()
+    logits, value, next_hx, _ = run(folder, "actor_critic.onnx", {"obs": frames, "hx": hx, "cx": cx})
+    expected = agent.actor_critic.predict_act_value(to_float(obs[:, 0]), (hx, cx))
+    for got, tensor in zip((logits, value, next_hx), (*expected[:2], expected[2][0]), strict=True):
+        np.testing.assert_allclose(got, tensor.detach().numpy(), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -232,6 +247,7 @@ def test_paper_size(tmp_path, without_shape_checks):
     ("arguments", "message"),
     [
         (["dtype=float8"], "dtype must be one of float32, float16"),
+        (["dtype=int8"], "45.6 instead of 47.3 dB"),
         (["opset=11"], "opset must be in 18..23, got 11"),
         (["opset=99"], "opset must be in 18..23, got 99"),
         (["checkpoint=auto"], "needs a game"),
@@ -263,7 +279,8 @@ class Unknown(torch.nn.Module):
         return x * torch.linalg.eigvalsh(x[:, :1] @ x[:, :1].transpose(-1, -2))[..., None]
 
 
-def test_an_operator_that_onnx_lacks(tmp_path):
+@pytest.mark.slow
+def test_an_operator_that_onnx_lacks(tmp_path, without_shape_checks):
     agent = worlds.tiny_agent()
     agent.denoiser.inner_model.conv_in = torch.nn.Sequential(agent.denoiser.inner_model.conv_in, Unknown())
     agent.denoiser.inner_model.conv_in.weight = agent.denoiser.inner_model.conv_in[0].weight

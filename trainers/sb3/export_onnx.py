@@ -47,7 +47,9 @@ class Choice(nn.Module):
         inputs |= {name: torch.zeros(NUM_TRACED_GAMES, width) for name in ("hx", "cx")}
         return Graph(self, inputs, (self.output, "next_hx", "next_cx"))
 
-    def forward(self, obs: UInt8[Tensor, "b k h w c"], *hx_cx: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def forward(
+        self, obs: UInt8[Tensor, "b k h w c"], hx: Tensor | None = None, cx: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
         """Return logits or values (b, a), and the next LSTM state where there is one."""
         policy, x = self.policy, obs.permute(0, 1, 4, 2, 3).flatten(1, 2)
         if hasattr(policy, "quantile_net"):
@@ -55,9 +57,9 @@ class Choice(nn.Module):
         if hasattr(policy, "q_net"):
             return policy.q_net(x)
         features = policy.extract_features(x, policy.pi_features_extractor)
-        if not self.is_recurrent:
+        if hx is None or cx is None:
             return policy.action_net(policy.mlp_extractor.forward_actor(features))
-        hx, cx = lstm_step(policy.lstm_actor, features, (hx_cx[0], hx_cx[1]))
+        hx, cx = lstm_step(policy.lstm_actor, features, (hx, cx))
         return policy.action_net(policy.mlp_extractor.forward_actor(hx)), hx, cx
 
 

@@ -211,7 +211,8 @@ def test_embedded_worlds(game, dtype, tmp_path, without_shape_checks):
         for action in np.random.default_rng(seed).integers(0, 4, 10).tolist():
             obs, rew, terminated, _, _ = env.step(action)
             frame, game_rew, game_end = played.step(action)
-            assert (frame != obs).mean() < 1e-3
+            # single levels are rounded to their neighbours, and more of them with every step: 60 dB
+            assert np.square(frame.astype(float) - obs).mean() < 255**2 / 1e6
             assert (game_rew, game_end) == (rew, terminated)
             if terminated:
                 break

@@ -294,6 +294,10 @@ class _Display:
         if self._live is not None:
             self._live.start()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the terminal: Tune pickles its callbacks, and what they show."""
+        return self.__dict__ | {"_live": None}
+
     def show(self) -> None:
         """Shows where the sweep stands, if it is time to."""
         now = time.monotonic()
@@ -312,10 +316,11 @@ class _Display:
             self._live.stop()
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
 
         head, rows = self.board.table()
-        table = Table(*head, caption=self.board.line())
+        table = Table(*head)
         for row in rows:
             table.add_row(*row)
-        return table
+        return Group(table, self.board.line())  # a caption would be as narrow as the table

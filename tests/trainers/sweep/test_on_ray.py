@@ -3,11 +3,13 @@
 Minutes each, most of them the start of Ray's processes and of the trainers'.
 """
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -43,13 +45,13 @@ KEYS = [
 TIMEOUT_S = 1_800
 
 
-def start(folder, *arguments, **environment):
+def start(folder, *arguments, stdout=subprocess.PIPE, **environment):
     """The command of a user, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "trainers.sweep", "game=Pong", f"out={folder}", *KEYS, *arguments],
         cwd=ROOT,
         env=os.environ | environment,
-        stdout=subprocess.PIPE,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -189,19 +191,35 @@ def rank_of(pid, run):
 
 
 def test_a_signal_to_save_is_no_end_and_one_to_end_saves(tmp_path):
+    """On a terminal, where a table is shown."""
     folder = tmp_path / "sweep"
-    process = start(folder, "seed=0", "num_cpus=1")
+    (terminal, slave), shown = os.openpty(), []
+    process = start(folder, "seed=0", "num_cpus=1", stdout=slave)
+    os.close(slave)
+    reader = threading.Thread(target=lambda: shown.extend(read_all(terminal)))
+    reader.start()
     pid = wait_for(lambda: in_mid_training(folder, 0), process)
     process.send_signal(signal.SIGUSR1)
     time.sleep(2)  # Tune would end the sweep at its next step
     assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    output, errors, code = finish(process)
+    _, errors, code = finish(process)
+    reader.join()
     assert code == 143, errors
-    assert "stopped; the same command continues" in output
+    table = b"".join(shown).decode()
+    assert "seed 0" in table and "│ running " in table
+    assert "stopped; the same command continues" in table
     assert not command_of(pid)
     assert "stopped; to resume: " in SweepFolder(folder).output(Trial("Pong", 0)).read_text()
     assert not (folder / "tune").exists()
+
+
+def read_all(terminal):
+    """What is written to a terminal until nobody has it open."""
+    with contextlib.suppress(OSError):
+        while text := os.read(terminal, 1 << 16):
+            yield text
+    os.close(terminal)
 
 
 def test_no_machine_that_is_large_enough_and_no_cluster(tmp_path):

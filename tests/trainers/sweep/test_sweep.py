@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -306,6 +307,16 @@ def test_the_board():
     assert ", 0 running, 1 failed, 0 s left; last scores: Pong-1 -18.0, Boxing-1 no score" in board.line()
     assert board.failures() == {"Boxing-0": "no disk"}
     assert board.running() == []
+
+
+def test_a_table_on_a_terminal_can_be_pickled_as_tune_does(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    board = Board([Trial("Pong", 0)], {})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    display = cluster._Display(board)
+    assert pickle.loads(pickle.dumps(display)).board.line() == board.line()
+    display.close()
+    assert "Pong" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,8 @@ def run(settings: Settings) -> None:
     measure.require_torchmetrics()
     game = game_name(settings.game)
     policy = find_player(settings.policy, game)
-    disk.prepare_folder(out)
     world = _load(settings, game)
+    disk.prepare_folder(out)
 
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
     num_starts = settings.starts or default_num_starts(world)

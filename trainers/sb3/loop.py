@@ -122,8 +122,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder, training.NUM_BYTES * settings.rounds)
-    with disk.locked(folder):
+    with disk.begun(folder, training.NUM_BYTES * settings.rounds):
         return _rounds(settings, folder, progress)
 
 

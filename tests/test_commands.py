@@ -19,15 +19,17 @@ import pytest
 import torch
 
 from diamond_gym import cli
+from diamond_gym.check_model import CheckSettings
 from diamond_gym.data.import_episodes import ImportOptions
 from diamond_gym.data.record import RecordOptions
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
+from diamond_gym.export_onnx.settings import Settings as ExportOnnxSettings
 from diamond_gym.play import settings as play
 from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
 from tests import others_data, worlds
 from tests.checkpoints.test_hub import lay_out_as_cached
 from tests.paths import ROOT
-from tests.test_docs import PAGES
+from tests.test_docs import PAGES, write_my_world
 from trainers.diamond import config as train
 from trainers.diamond.cli import ResumeSettings
 from trainers.diamond.cli import main as trainer
@@ -153,6 +155,8 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "diamond_gym.play": play.parse,
     "diamond_gym.play export-minari": parser(ExportMinariOptions),
     "diamond_gym.evaluate": parser(EvaluateSettings),
+    "diamond_gym.check_model": parser(CheckSettings),
+    "diamond_gym.export_onnx": parser(ExportOnnxSettings),
     "trainers.diamond train": parse_training,
     "trainers.diamond resume": parser(ResumeSettings),
     "trainers.diamond curves": parser(CurvesOptions),
@@ -163,6 +167,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "trainers.sb3 train": parser(sb3.TrainSettings),
     "trainers.sb3 evaluate": parser(sb3.EvaluateSettings),
     "trainers.sb3 demo": parser(sb3.DemoSettings),
+    "trainers.sb3 export-onnx": parser(sb3.ExportOnnxSettings),
     "trainers.sb3 loop": parser(LoopSettings),
     "trainers.report": parser(ReportSettings),
     "trainers.sweep": lambda arguments: cli.parse(SweepSettings, arguments, rest="keys"),
@@ -189,6 +194,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     others_data.write_d4rl(folder / "flat.hdf5", episodes)
     others_data.write_videos(folder / "films", episodes)
     others_data.write_lerobot(folder / "lerobot_dataset", episodes)
+    write_my_world(folder)
     weights = folder / "Pong.pt"
     torch.save(worlds.tiny_agent(num_actions=6).state_dict(), weights)
     lay_out_as_cached(folder / "hf", weights, "Pong")

@@ -169,7 +169,7 @@ def _check_beginning(settings: LoopSettings) -> None:
 def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
     """Arguments of a world's training, except the data: the weights and the sampler of the last world."""
     before = load_world(settings.game, checkpoint, device=settings.device)
-    sampler = asdict(before.world_model.config).items()
+    sampler = asdict(before.diffusion_model.config).items()
     return [
         f"game={settings.game}",
         f"initialization.path_to_ckpt={before.source}",

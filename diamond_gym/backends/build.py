@@ -5,6 +5,9 @@ This module knows how to apply each backend to a network; `choose` decides which
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -13,6 +16,7 @@ from diamond_gym.backends.cuda_graphs import GraphedWorldModel
 from diamond_gym.backends.inductor import InductorForward
 from diamond_gym.backends.names import Backend
 from diamond_gym.backends.openvino import OpenVinoForward
+from diamond_gym.backends.threads import ThreadedWorldModel
 from diamond_gym.world.models import Agent
 from diamond_gym.world.models.blocks import Upsample
 from diamond_gym.world.sampler import DiffusionSamplerConfig
@@ -58,7 +62,10 @@ def build_world_model(
     if placement.backend == "inductor":
         for network in networks:
             network.forward = InductorForward(network)
-    kind = world_model_kind(placement.backend, placement.device)
+    kind: Callable[..., WorldModel] = world_model_kind(placement.backend, placement.device)
+    if placement.device.type == "cpu":
+        in_chunks = placement.backend != "inductor"  # which compiles for each size, or for sizes in general
+        kind = partial(ThreadedWorldModel, in_chunks=in_chunks)
     return kind(agent.denoiser, agent.rew_end_model, config)
 
 

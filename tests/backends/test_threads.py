@@ -214,7 +214,9 @@ def keep_busy(core: int) -> None:
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be chosen here")
 def test_a_busy_neighbour_does_not_make_a_game_spin(two_threads):
     """Threads that wait for each other take processor time, however busy the machine already is."""
-    world_model = load_world("Breakout", "embedded", **PLAIN).world_model
+    world_model = load_world(
+        "Breakout", "embedded", device="cpu", dtype="float32", backend="eager"
+    ).world_model
     state = start(world_model, 1)
     neighbour = multiprocessing.get_context("spawn").Process(target=keep_busy, args=(0,), daemon=True)
     neighbour.start()

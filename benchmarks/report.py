@@ -41,7 +41,7 @@ PUBLISHED = "2.9 days on an RTX 4090"
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
 AUTO = ("eager", "cuda_graph")
-"""The backends that "auto" chooses, on CPUs and on CUDA."""
+"""The backends that are compared with plain PyTorch, on CPUs and on CUDA."""
 COMPILERS = ("inductor", "openvino")
 """The backends that are measured besides, with a single game on a CPU."""
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}

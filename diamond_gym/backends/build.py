@@ -55,8 +55,9 @@ def build_world_model(
     networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
     for network in networks:
         network.__dict__.pop("forward", None)  # of an earlier placement
-        if placement.backend == "openvino":  # before the conversion: it keeps weights of its own
-            network.forward = OpenVinoForward(network, placement.dtype)
+        if placement.backend == "openvino" or placement.tries_openvino:
+            # before the conversion to another precision: it keeps weights of its own
+            network.forward = OpenVinoForward(network, placement.dtype, on_trial=placement.tries_openvino)
     for module in (agent.denoiser, agent.rew_end_model.encoder, agent.rew_end_model.act_emb):
         module.to(placement.dtype)
     if placement.backend == "inductor":
@@ -83,10 +84,13 @@ def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]
 
 
 def backend_of(world_model: WorldModel, num_games: int) -> Backend:
-    """Return the backend of a world model for a number of games; never "auto"."""
+    """Return the backend of a world model for a number of games; never "auto".
+
+    A world model that may try OpenVINO says "eager" before it has made a step of one game.
+    """
     forward = world_model.denoiser.inner_model.forward
     if isinstance(forward, InductorForward):
         return "inductor"
-    if isinstance(forward, OpenVinoForward) and num_games == 1:
+    if isinstance(forward, OpenVinoForward) and num_games == 1 and forward.is_used:
         return "openvino"
     return "cuda_graph" if isinstance(world_model, GraphedWorldModel) else "eager"

@@ -89,8 +89,8 @@ class ThreadedWorldModel(WorldModel):
         imagine = super().imagine
 
         def chunk(games: Int64[Tensor, " k"]) -> Tensor:
-            inputs = (obs, act, key, actions, padding)
-            return imagine(*(x if x is None else x[games] for x in inputs))
+            padded = None if padding is None else padding[games]
+            return imagine(obs[games], act[games], key[games], actions[games], padded)
 
         num_chunks, num_threads = self._division(len(obs))
         with using_threads(num_threads):
@@ -107,13 +107,15 @@ class ThreadedWorldModel(WorldModel):
 def divide(num_games: int, flops: float, max_threads: int) -> tuple[int, int]:
     """Return the number of chunks of a batch, and the number of OpenMP's threads that each of them uses.
 
+    Chunks have at least two games, because a single one may run in another backend.
+
     Args:
         num_games: Games of the batch.
         flops: FLOPs of a step of one game.
         max_threads: The most threads, at least 1.
     """
     num_paid = max(1, int(num_games * flops / FLOPS_WORTH_A_THREAD))
-    num_chunks = max(1, min(num_paid, num_games, max_threads))
+    num_chunks = max(1, min(num_paid, num_games // 2, max_threads))
     return num_chunks, max_threads // num_chunks if flops >= FLOPS_WORTH_A_THREAD else 1
 
 

@@ -80,8 +80,8 @@ def in_a_new_thread(function):
         (1024, EMBEDDED, 16, (16, 1)),
         (1, PAPER, 1, (1, 1)),
         (1, PAPER, 16, (1, 16)),
-        (2, PAPER, 2, (2, 1)),
-        (3, PAPER, 16, (3, 5)),
+        (2, PAPER, 2, (1, 2)),
+        (6, PAPER, 16, (3, 5)),
         (32, PAPER, 16, (16, 1)),
         (0, EMBEDDED, 2, (1, 1)),
     ],
@@ -143,7 +143,7 @@ def test_where_openmp_cannot_be_asked_nothing_changes(world_model, two_threads, 
 
 
 @needs_openmp
-@pytest.mark.parametrize("num_games", [2, 5])
+@pytest.mark.parametrize("num_games", [4, 5])
 def test_chunks_imagine_what_the_whole_batch_does(world_model, plain, two_threads, any_work_pays, num_games):
     act = torch.arange(num_games) % 4
     seen = []
@@ -162,8 +162,8 @@ def test_chunks_imagine_what_the_whole_batch_does(world_model, plain, two_thread
 
 @needs_openmp
 def test_frames_are_imagined_in_chunks_too(world_model, plain, two_threads, any_work_pays):
-    inputs = (*starts(3), torch.arange(3), torch.tensor([[0, 1], [2, 3], [1, 1]]))
-    for padding in (None, torch.tensor([0, 1, 3])):
+    inputs = (*starts(4), torch.arange(4), torch.tensor([[0, 1], [2, 3], [1, 1], [2, 2]]))
+    for padding in (None, torch.tensor([0, 1, 3, 2])):
         frames, plain_frames = (model.imagine(*inputs, padding) for model in (world_model, plain))
         assert frames.shape == plain_frames.shape and psnr(frames[:, 0], plain_frames[:, 0]) > 60
 
@@ -183,11 +183,11 @@ def test_an_error_in_a_chunk_is_raised(world_model, two_threads, any_work_pays):
 
 @needs_openmp
 def test_a_forked_process_has_chunks_of_its_own(world_model, two_threads, any_work_pays):
-    state = start(world_model, 2)
-    world_model.step(state, torch.tensor([0, 1]))  # the parent's threads are there
+    state, act = start(world_model, 4), torch.arange(4)
+    world_model.step(state, act)  # the parent's threads are there
 
     def step() -> None:
-        world_model.step(state, torch.tensor([0, 1]))
+        world_model.step(state, act)
 
     process = multiprocessing.get_context("fork").Process(target=step)
     process.start()

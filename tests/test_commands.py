@@ -50,7 +50,7 @@ trainers.diamond train env.train.id=BreakoutNoFrameskip-v4 common.devices=0
 trainers.diamond train game=Breakout denoiser.objective=ddpm out=DDPM_RUN
 benchmarks.drift edm=RUN ddpm=DDPM_RUN
 trainers.contexts game=Pong out=FILE max_contexts=8000
-trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6
+trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6 out=b
 """
 """Commands of earlier READMEs that the pages no longer show."""
 

@@ -26,7 +26,10 @@ from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel, WorldModelState, WorldModelStep
 
 FLOPS_WORTH_A_THREAD = 11e9
-"""A further thread pays by 1.5 times or more from this work a step on: 16 games of an embedded world."""
+"""From this work a step on, a further thread pays by 1.5 times or more: 16 games of an embedded world.
+
+Estimated from processor time: two chunks of 16 games take 134 ms, the whole batch in one thread 114.
+"""
 
 _T = TypeVar("_T")
 

@@ -12,6 +12,7 @@ import torch
 
 from diamond_gym.checkpoints import save_world
 from diamond_gym.checkpoints.contexts import ContextBank
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import (
     ActorCriticConfig,
     Agent,
@@ -30,7 +31,14 @@ PLAIN = {"device": "cpu", "dtype": "float32", "backend": "eager"}
 """Keyword arguments with which an environment's numbers do not depend on the machine's accelerators."""
 
 
-def tiny_agent(*, seed: int = 0, num_actions: int = 4, lstm_dim: int = 16, end_bias: float = -2.2) -> Agent:
+def tiny_agent(
+    *,
+    seed: int = 0,
+    num_actions: int = 4,
+    lstm_dim: int = 16,
+    end_bias: float = -2.2,
+    space: ActionSpace | None = None,
+) -> Agent:
     """Make an agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends per step."""
     torch.manual_seed(seed)
     levels = {
@@ -47,8 +55,7 @@ def tiny_agent(*, seed: int = 0, num_actions: int = 4, lstm_dim: int = 16, end_b
             ),
             rew_end_model=RewEndModelConfig(lstm_dim=lstm_dim, **levels),
             actor_critic=ActorCriticConfig(lstm_dim=lstm_dim, channels=[8, 8], down=[1, 1]),
-            num_actions=num_actions,
-        )
+        ).with_action_space(space or ActionSpace.discrete(num_actions))
     )
     with torch.no_grad():
         for parameter in agent.parameters():
@@ -104,6 +111,21 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
         sampler=DiffusionSamplerConfig(num_steps_denoising=1),
         contexts=ContextBank(bank.obs, bank.act % len(action_meanings)),
     )
+
+
+def save_tiny_world_of(folder: Path, space: ActionSpace, *, end_bias: float = -30.0) -> str:
+    """Save a tiny world model with other actions, for `checkpoint=`; its games hardly ever end."""
+    rng, bank = np.random.default_rng(0), contexts()
+    acts = np.array([[space.sample(rng) for _ in range(bank.act.shape[1])] for _ in range(len(bank))])
+    save_world(
+        folder,
+        tiny_agent(space=space, end_bias=end_bias),
+        game=None,
+        action_meanings=None,
+        sampler=DiffusionSamplerConfig(num_steps_denoising=1),
+        contexts=ContextBank(bank.obs, acts),
+    )
+    return str(folder)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, MultiBinary
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
@@ -93,8 +93,9 @@ class BatchedVecEnv(VecEnv):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """Store the actions for `step_wait`."""
-        self._actions = actions
+        """Store the actions for `step_wait`; SB3's agents give the parts of `MultiBinary` as floats."""
+        is_binary = isinstance(self.action_space, MultiBinary)
+        self._actions = actions.astype(self.action_space.dtype) if is_binary else actions
 
     def step_wait(self) -> VecEnvStepReturn:
         """Take the stored actions, one in each game."""

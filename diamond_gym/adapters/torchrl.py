@@ -11,13 +11,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete
 
 from diamond_gym.adapters.batch import make_batch
-from diamond_gym.errors import MissingDependencyError
+from diamond_gym.errors import InvalidInputError, MissingDependencyError
 
 try:
     from tensordict import TensorDict, TensorDictBase
-    from torchrl.data import Bounded, Categorical, Composite, Unbounded
+    from torchrl.data import Bounded, Categorical, Composite, MultiCategorical, Unbounded
     from torchrl.envs import EnvBase
 except ImportError:
     raise MissingDependencyError(
@@ -29,9 +30,9 @@ class DiamondTorchRLEnv(EnvBase):
     """Imagined games of batch size (num_envs,).
 
     "pixels" is uint8 (num_envs, 64, 64, 3), as `GymEnv(from_pixels=True)` has it: `ToTensorImage` makes it
-    what convolutions take. "action" is categorical, "reward" a sign (float32), "terminated" the predicted
-    end, "truncated" the imagination horizon. Resets may be partial ("_reset"), so collectors reset each game
-    when it is over.
+    what convolutions take. "action" is categorical (bounded where the world's actions are continuous),
+    "reward" a sign (float32), "terminated" the predicted end, "truncated" the imagination horizon. Resets may
+    be partial ("_reset"), so collectors reset each game when it is over.
 
     Args:
         env_id: "DiamondBreakout-v0", another id of this library, or one of `register_world_model`.
@@ -69,16 +70,16 @@ class DiamondTorchRLEnv(EnvBase):
 
     def _make_specs(self) -> None:
         batch, device = self.batch_size, self.device
-        num_actions = int(self.games.single_action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
+        space = self.games.single_action_space
         one_each = torch.Size([*batch, 1])
         frames = torch.Size(self.games.observation_space.shape or ())
         shown: dict[str, Any] = {"pixels": Bounded(0, 255, frames, device, torch.uint8)}
         if self._context:
             past = Bounded(0, 255, self._context["obs"].shape, device, torch.uint8)
-            acts = Categorical(num_actions, self._context["act"].shape, device, torch.int64)
+            acts = _action_spec(space, self._context["act"].shape, device)
             shown["context"] = Composite({"obs": past, "act": acts}, shape=batch)
         self.observation_spec = Composite(shown, shape=batch)
-        self.action_spec = Categorical(num_actions, batch, device, torch.int64)
+        self.action_spec = _action_spec(space, torch.Size([*batch, *(space.shape or ())]), device)
         self.reward_spec = Unbounded(one_each, device, torch.float32)
         flags = ("done", "terminated", "truncated")
         self.done_spec = Composite(
@@ -116,6 +117,20 @@ class DiamondTorchRLEnv(EnvBase):
         if not self.is_closed:
             self.games.close()
         super().close(raise_if_closed=raise_if_closed)
+
+
+def _action_spec(space: Any, shape: torch.Size, device: Any) -> Any:
+    """The spec of actions of a space, of which a tensor of this shape holds some."""
+    if isinstance(space, Discrete):
+        return Categorical(int(space.n), shape, device, torch.int64)
+    if isinstance(space, MultiDiscrete) and space.nvec.ndim == 1:
+        return MultiCategorical(torch.from_numpy(space.nvec), shape, device, torch.int64)
+    if isinstance(space, Box):
+        low, high = (torch.from_numpy(x).to(device).expand(shape) for x in (space.low, space.high))
+        return Bounded(low, high, shape, device, torch.float32)
+    if isinstance(space, MultiBinary):
+        return Bounded(0, 1, shape, device, torch.int64)
+    raise InvalidInputError(f"TorchRL has no spec for actions of {space}: use MultiDiscrete with one axis")
 
 
 def _contexts(infos: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from diamond_gym.world.models import Denoiser, LSTMState, RewEndModel
@@ -138,7 +138,7 @@ class GraphedWorldModel(WorldModel):
         self.graphs = Graphs(self.device)
 
     def step(
-        self, state: WorldModelState, act: Int64[Tensor, " b"]
+        self, state: WorldModelState, act: Shaped[Tensor, "b *a"]
     ) -> tuple[WorldModelState, WorldModelStep]:
         """See `WorldModel.step`."""
         outputs = self.graphs.run(self._step_tensors, *state.tensors(), act, key=self._place_of_weights())
@@ -155,9 +155,9 @@ class GraphedWorldModel(WorldModel):
     def imagine(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         key: Int64[Tensor, " b"],
-        actions: Int64[Tensor, "b k"],
+        actions: Shaped[Tensor, "b k *a"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> UInt8[Tensor, "b k c h w"]:
         """See `WorldModel.imagine`; by whole steps, which are recorded."""
@@ -171,7 +171,7 @@ class GraphedWorldModel(WorldModel):
     def burn_in(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> LSTMState:
         """See `WorldModel.burn_in`; numbers of games are rounded up to powers of 2, for fewer graphs."""

@@ -18,7 +18,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.world.models import Denoiser, RewEndModel
@@ -62,7 +62,7 @@ class ThreadedWorldModel(WorldModel):
     def start(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         key: Int64[Tensor, " b"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> WorldModelState:
@@ -71,7 +71,7 @@ class ThreadedWorldModel(WorldModel):
             return super().start(obs, act, key, padding)
 
     def step(
-        self, state: WorldModelState, act: Int64[Tensor, " b"]
+        self, state: WorldModelState, act: Shaped[Tensor, "b *a"]
     ) -> tuple[WorldModelState, WorldModelStep]:
         """See `WorldModel.step`."""
         step = super().step
@@ -83,9 +83,9 @@ class ThreadedWorldModel(WorldModel):
     def imagine(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         key: Int64[Tensor, " b"],
-        actions: Int64[Tensor, "b k"],
+        actions: Shaped[Tensor, "b k *a"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> UInt8[Tensor, "b k c h w"]:
         """See `WorldModel.imagine`."""
@@ -193,31 +193,28 @@ def flops_of_a_game(world_model: WorldModel) -> float:
 
 
 def _flops_of_denoiser(world_model: WorldModel) -> float:
-    network = world_model.denoiser.inner_model
-    unet, side = network.unet, world_model.rew_end_model.config.img_size // network.patch_size
-    down = [*zip(unet.downsamples, unet.d_blocks, strict=True)]
+    network, (h, w) = world_model.denoiser.inner_model, world_model.rew_end_model.config.frame_size
+    unet, pixels = network.unet, h * w / network.patch_size**2
+    down = zip(unet.downsamples, unet.d_blocks, strict=True)
     up = [*zip(unet.upsamples, unet.u_blocks, strict=True)][::-1]
-    levels = [*zip(down, up, strict=True)]
-    flops = sum(_flops_at(side >> i, *modules) for i, pair in enumerate(levels) for modules in pair)
-    return (
-        flops
-        + _flops_at(side, network.conv_in, network.conv_out)
-        + _flops_at(side >> len(levels) - 1, unet.mid_blocks)
-    )
+    flops = _flops_at(pixels, network.conv_in, network.conv_out)
+    for i, pairs in enumerate(zip(down, up, strict=True)):
+        flops += sum(_flops_at(pixels / 4**i, *modules) for modules in pairs)
+    return flops + _flops_at(pixels / 4 ** (len(up) - 1), unet.mid_blocks)
 
 
 def _flops_of_encoder(rew_end_model: RewEndModel) -> float:
-    encoder = rew_end_model.encoder
-    side, last = rew_end_model.config.img_size // encoder.patch_size, len(rew_end_model.config.channels) - 1
+    encoder, (h, w) = rew_end_model.encoder, rew_end_model.config.frame_size
+    pixels, last = h * w / encoder.patch_size**2, len(rew_end_model.config.channels) - 1
     levels = enumerate(zip(encoder.downsamples, encoder.blocks, strict=True))
-    flops = sum(_flops_at(side >> min(i, last), *modules) for i, modules in levels)
-    return flops + _flops_at(side, encoder.conv_in)
+    flops = sum(_flops_at(pixels / 4 ** min(i, last), *modules) for i, modules in levels)
+    return flops + _flops_at(pixels, encoder.conv_in)
 
 
-def _flops_at(side: int, *modules: nn.Module) -> float:
-    """FLOPs of the convolutions of some modules whose images have this side."""
+def _flops_at(pixels: float, *modules: nn.Module) -> float:
+    """FLOPs of the convolutions of some modules whose images have this many pixels."""
     weights = (weight for module in modules for weight in module.parameters() if weight.ndim == 4)
-    return 2 * side**2 * sum(weight.numel() for weight in weights)
+    return 2 * pixels * sum(weight.numel() for weight in weights)
 
 
 # --- joining chunks

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -48,26 +48,27 @@ class ContextBank:
 
     Attributes:
         obs: uint8 (k, n, h, w, c), frames, oldest first.
-        act: int64 (k, n), `act[:, i]` was taken at `obs[:, i]`; the last one is what the recorded player did
-            next, which a world model does not need.
+        act: int64 or float32 (k, n, *shape of an action), `act[:, i]` was taken at `obs[:, i]`; the last one
+            is what the recorded player did next, which a world model does not need.
 
     Raises:
-        InvalidInputError: A shape or dtype is wrong, there is no context, or an action is negative.
+        InvalidInputError: A shape or dtype is wrong, there is no context, or an integer action is negative.
     """
 
     obs: NDArray[np.uint8]
-    act: NDArray[np.int64]
+    act: NDArray[Any]
 
     def __post_init__(self) -> None:
         if self.obs.dtype != np.uint8 or self.obs.ndim != 5 or 0 in self.obs.shape:
             raise InvalidInputError(
                 f"context frames must be uint8 (k, n, h, w, c), got {self.obs.dtype} {self.obs.shape}"
             )
-        if self.act.dtype != np.int64 or self.act.shape != self.obs.shape[:2]:
+        if self.act.dtype not in (np.int64, np.float32) or self.act.shape[:2] != self.obs.shape[:2]:
             raise InvalidInputError(
-                f"context actions must be int64 {self.obs.shape[:2]}, got {self.act.dtype} {self.act.shape}"
+                f"context actions must be int64 (or float32) {self.obs.shape[:2]}, got {self.act.dtype} "
+                f"{self.act.shape}"
             )
-        if self.act.min() < 0:
+        if self.act.dtype == np.int64 and self.act.min() < 0:
             raise InvalidInputError(f"context actions must not be negative, got {self.act.min()}")
 
     def __len__(self) -> int:
@@ -94,11 +95,12 @@ class ContextBank:
         """Join two sets of contexts.
 
         Raises:
-            InvalidInputError: Their frames differ in number or size.
+            InvalidInputError: Their frames or actions differ in number or size.
         """
-        if self.obs.shape[1:] != other.obs.shape[1:]:
+        if self.obs.shape[1:] != other.obs.shape[1:] or self.act.shape[1:] != other.act.shape[1:]:
             raise InvalidInputError(
-                f"contexts of frames {self.obs.shape[1:]} and {other.obs.shape[1:]} cannot be joined"
+                f"contexts of frames {self.obs.shape[1:]} and {other.obs.shape[1:]}, of actions "
+                f"{self.act.shape[1:]} and {other.act.shape[1:]} cannot be joined"
             )
         return ContextBank(np.concatenate([self.obs, other.obs]), np.concatenate([self.act, other.act]))
 

@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.errors import CheckpointError, CheckpointNotFoundError
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import AgentConfig, config_from_dict
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 
@@ -29,7 +30,8 @@ class WorldDescription:
         agent: Sizes of its networks; None when unknown (they can be read off the weights).
         sampler: How its frames are sampled.
         game: Name of its Atari game; None when unknown, or when it is not an Atari game.
-        action_meanings: Names of its actions in order; None when unknown.
+        action_meanings: Names of its actions in order, or of the parts of an action where it is not discrete;
+            None when unknown.
         training: Anything worth recording about its training.
     """
 
@@ -91,6 +93,16 @@ class WorldDescription:
             raise CheckpointNotFoundError(f"there is no file {path}")
         text = untrusted.read_text(path, CheckpointError, "the description of a world model")
         return cls.from_json(text, str(path))
+
+
+def num_action_names(space: ActionSpace) -> int:
+    """Number of names in `action_meanings`: one for each choice of a discrete space, else for each part."""
+    return space.size if space.num_actions is None else space.num_actions
+
+
+def names_wanted(space: ActionSpace) -> str:
+    """Say what `action_meanings` names, for error messages: "4 actions", or "2 parts of an action"."""
+    return f"{num_action_names(space)} {'actions' if space.is_discrete else 'parts of an action'}"
 
 
 def _finite_or_text(value: float) -> float | str:

@@ -11,6 +11,7 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -23,7 +24,7 @@ from diamond_gym.world.models import (
     RewEndModelConfig,
 )
 
-_USUAL_IMG_SIZE = 64
+_USUAL_IMG_SIZE = (64, 64)
 _MAX_IMG_SIZE = 1024
 _NETWORK, _DDPM_NETWORK = "denoiser.inner_model.", "denoiser.noise_model."
 """Prefixes of the names of the denoiser's weights, in most checkpoints and in the paper's DDPM ones."""
@@ -35,12 +36,13 @@ def infer_agent_config(state_dict: Mapping[str, Tensor], known: AgentConfig | No
     Args:
         state_dict: Weights under the published names; the actor-critic's may be absent.
         known: Gives what shapes do not tell: sigma_data, sigma_offset_noise, the denoiser's objective, the
-            image size where several fit, the stages of the actor-critic that pool. Without it these are the
+            image size where several fit, the stages of the actor-critic that pool, the action space where it
+            is not discrete. Without it these are the
             published values, and the first stages of the actor-critic are assumed to pool, with a warning
             where that is a guess.
 
     Returns:
-        The complete configuration, `num_actions` included.
+        The complete configuration, the actions included.
 
     Raises:
         CheckpointError: A tensor is missing, or shapes contradict each other.
@@ -57,14 +59,17 @@ def _infer(state_dict: Mapping[str, Tensor], known: AgentConfig) -> AgentConfig:
     inner = denoiser.inner_model
     rew_end = _infer_rew_end(shapes, inner.img_channels)
     has_actor_critic = has_actor_critic_weights(state_dict)
-    img_size = _infer_img_size(shapes, rew_end, known.rew_end_model.img_size, has_actor_critic)
+    size = _infer_img_size(shapes, rew_end, known.rew_end_model.frame_size, has_actor_critic)
+    frames: dict[str, Any] = {"img_size": size[0], "img_width": None if size[0] == size[1] else size[1]}
     if has_actor_critic:
-        actor_critic = _infer_actor_critic(shapes, img_size, known.actor_critic.down)
+        actor_critic = replace(_infer_actor_critic(shapes, size, known.actor_critic.down), **frames)
     else:
-        actor_critic = replace(known.actor_critic, img_channels=inner.img_channels, img_size=img_size)
-    assert inner.num_actions is not None
-    config = AgentConfig(denoiser, replace(rew_end, img_size=img_size), actor_critic)
-    return config.with_num_actions(inner.num_actions)
+        actor_critic = replace(known.actor_critic, img_channels=inner.img_channels, **frames)
+    config = AgentConfig(denoiser, replace(rew_end, **frames), actor_critic)
+    if known.actions is not None:
+        return replace(config, actions=known.actions)
+    num_actions, _ = shapes.of("denoiser.inner_model.act_emb.0.weight", 2)
+    return config.with_num_actions(num_actions)
 
 
 def with_our_names(
@@ -138,7 +143,6 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
         raise CheckpointError(
             f"{prefix}.conv_in takes {in_channels} channels, not a multiple of the {out_channels} of a frame"
         )
-    num_actions = shapes.of(f"{prefix}.act_emb.0.weight", 2)[0]
     num_levels = shapes.count(prefix + ".unet.d_blocks.{}.resblocks.0.conv1.weight")
     depths, channels, attn_depths = shapes.levels(f"{prefix}.unet.d_blocks", num_levels)
     cond_channels = shapes.of(f"{prefix}.cond_proj.0.weight", 2)[0]
@@ -150,7 +154,6 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
         depths=depths,
         channels=channels,
         attn_depths=attn_depths,
-        num_actions=num_actions,
         patch_size=patch_size,
         input_skip=shapes.of(f"{prefix}.conv_out.weight", 4)[1] == channels[0] + in_channels,
         cond_out_channels=None if cond_out_channels == cond_channels else cond_out_channels,
@@ -178,27 +181,30 @@ def _infer_rew_end(shapes: _Shapes, img_channels: int) -> RewEndModelConfig:
         )
     num_levels = shapes.count("rew_end_model.encoder.blocks.{}.resblocks.0.conv1.weight") - 1
     depths, channels, attn_depths = shapes.levels("rew_end_model.encoder.blocks", num_levels)
-    num_actions, cond_channels = shapes.of("rew_end_model.act_emb.weight", 2)
+    norm = shapes.of("rew_end_model.encoder.blocks.0.resblocks.0.norm1.linear.weight", 2)
     return RewEndModelConfig(
         lstm_dim=shapes.of("rew_end_model.lstm.weight_hh_l0", 2)[1],
         img_channels=img_channels,
-        cond_channels=cond_channels,
+        cond_channels=norm[1],
         depths=depths,
         channels=channels,
         attn_depths=attn_depths,
-        num_actions=num_actions,
         patch_size=patch_size,
     )
 
 
-def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has_actor_critic: bool) -> int:
-    """Return the known size if it fits, else the usual one, else the largest of those that fit."""
+def _infer_img_size(
+    shapes: _Shapes, rew_end: RewEndModelConfig, known: tuple[int, int], has_actor_critic: bool
+) -> tuple[int, int]:
+    """Return the known height and width if they fit, else the usual ones, else the largest that fit."""
     features = shapes.of("rew_end_model.lstm.weight_ih_l0", 2)[1]
+    squares = [(side, side) for side in range(rew_end.patch_size, _MAX_IMG_SIZE + 1, rew_end.patch_size)]
+    possible = [known, *squares] if all(side % rew_end.patch_size == 0 for side in known) else squares
     fitting = [
-        size
-        for size in range(rew_end.patch_size, _MAX_IMG_SIZE + 1, rew_end.patch_size)
-        if replace(rew_end, img_size=size).features == features
-        and (not has_actor_critic or _num_poolings(shapes, size) is not None)
+        (h, w)
+        for h, w in possible
+        if replace(rew_end, img_size=h, img_width=w).features == features
+        and (not has_actor_critic or _num_poolings(shapes, (h, w)) is not None)
     ]
     if not fitting:
         raise CheckpointError(
@@ -207,12 +213,13 @@ def _infer_img_size(shapes: _Shapes, rew_end: RewEndModelConfig, known: int, has
     return next((size for size in (known, _USUAL_IMG_SIZE) if size in fitting), fitting[-1])
 
 
-def _num_poolings(shapes: _Shapes, img_size: int) -> int | None:
+def _num_poolings(shapes: _Shapes, size: tuple[int, int]) -> int | None:
     """Count how often the actor-critic halves an image of this size; None when no number fits."""
     channels = _actor_critic_channels(shapes)
     features = shapes.of("actor_critic.lstm.weight_ih", 2)[1]
     for num_poolings in range(len(channels) + 1):
-        if channels[-1] * (img_size >> num_poolings) ** 2 == features:
+        h, w = (side >> num_poolings for side in size)
+        if channels[-1] * h * w == features:
             return num_poolings
     return None
 
@@ -227,9 +234,10 @@ def _actor_critic_channels(shapes: _Shapes) -> list[int]:
     return [shapes.of(f"actor_critic.encoder.encoder.{i}.f.2.weight", 4)[0] for i in stages]
 
 
-def _infer_actor_critic(shapes: _Shapes, img_size: int, known_down: list[int]) -> ActorCriticConfig:
+def _infer_actor_critic(shapes: _Shapes, size: tuple[int, int], known_down: list[int]) -> ActorCriticConfig:
+    """Infer everything except the image size."""
     channels = _actor_critic_channels(shapes)
-    num_poolings = _num_poolings(shapes, img_size)
+    num_poolings = _num_poolings(shapes, size)
     assert num_poolings is not None, "the image size was chosen so that one fits"
     down = [1] * num_poolings + [0] * (len(channels) - num_poolings)
     if len(known_down) == len(channels) and sorted(known_down, reverse=True) == down:
@@ -243,7 +251,6 @@ def _infer_actor_critic(shapes: _Shapes, img_size: int, known_down: list[int]) -
     return ActorCriticConfig(
         lstm_dim=shapes.of("actor_critic.lstm.weight_hh", 2)[1],
         img_channels=shapes.of("actor_critic.encoder.encoder.0.weight", 4)[1],
-        img_size=img_size,
         channels=channels,
         down=down,
     )

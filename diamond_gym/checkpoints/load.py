@@ -8,16 +8,19 @@ from numbers import Real
 from pathlib import Path
 
 from diamond_gym.backends.build import build_world_model
+from diamond_gym.backends.choose import pick_device
 from diamond_gym.backends.names import accepts_compile
-from diamond_gym.checkpoints import published_run, start_contexts
+from diamond_gym.checkpoints import custom, published_run, start_contexts
 from diamond_gym.checkpoints.contexts import ContextBank
-from diamond_gym.checkpoints.description import WorldDescription
+from diamond_gym.checkpoints.description import WorldDescription, names_wanted, num_action_names
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
 from diamond_gym.checkpoints.saved_world import read_saved_world
 from diamond_gym.checkpoints.weights import build_agent, read_state_dict
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.games import atari
 from diamond_gym.registration import game_name
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.interface import WorldModelLike
 from diamond_gym.world.models import Agent
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
@@ -31,17 +34,34 @@ class World:
         world_model: The model, placed on its device.
         contexts: The contexts that games start from.
         game: Name of the Atari game, None for any other environment.
-        action_meanings: Names of the actions in order.
-        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy.
-        source: The file of the weights.
+        action_meanings: Names of the actions in order, or of the parts of an action where it is not discrete.
+        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy. None for
+            a custom world model.
+        source: The file of the weights, or "model:package:factory".
     """
 
-    world_model: WorldModel
+    world_model: WorldModelLike
     contexts: ContextBank
     game: str | None
     action_meanings: list[str]
-    agent: Agent
+    agent: Agent | None
     source: str
+
+    @property
+    def action_space(self) -> ActionSpace:
+        """The actions."""
+        return self.world_model.action_space
+
+    @property
+    def diffusion_model(self) -> WorldModel:
+        """The world model, where it is DIAMOND's.
+
+        Raises:
+            InvalidInputError: It is a custom one.
+        """
+        if not isinstance(self.world_model, WorldModel):
+            raise InvalidInputError(f"this needs a world model of DIAMOND's, {self.source} is a custom one")
+        return self.world_model
 
     def resampled(
         self, num_denoising_steps: int | None = None, order: int | None = None, s_churn: float | None = None
@@ -52,6 +72,9 @@ class World:
             InvalidInputError: A number is out of range, or the denoiser cannot be sampled like this.
         """
         model = self.world_model
+        if not isinstance(model, WorldModel):
+            custom.refuse_sampler(num_denoising_steps, order, s_churn)
+            return self
         sampler = _overridden(model.config, num_denoising_steps, order, s_churn)
         return replace(self, world_model=model.resampled(sampler))
 
@@ -74,8 +97,9 @@ def load_world(
     Args:
         game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
         checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", "hub:user/name"
-            (any repository on the Hub), or the path of a `.safetensors`, a `.pt`, a folder of `save_world` or
-            a run folder (its newest agent).
+            (any repository on the Hub), "model:package:factory" (a `CustomWorldModel`, which the function
+            `factory` of the module `package` returns), or the path of a `.safetensors`, a `.pt`, a folder of
+            `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "auto", "eager", "inductor", "openvino" (single games on the CPU) or
@@ -95,6 +119,10 @@ def load_world(
         MissingDependencyError: What the backend needs is not installed.
     """
     game = None if game is None else game_name(game)
+    if custom.is_custom(checkpoint):
+        custom.refuse_sampler(num_denoising_steps, order, s_churn)
+        custom.refuse_backend(dtype, backend)
+        return _load_custom(game, str(checkpoint), device, contexts)
     location = locate(game, checkpoint)
     agent, description = _read(location)
     game = _agreed_game(game, description, agent, location.weights)
@@ -103,6 +131,15 @@ def load_world(
     bank = start_contexts.find(location, contexts, game, agent)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))
+
+
+def _load_custom(
+    game: str | None, checkpoint: str, device: str, contexts: str | os.PathLike[str] | None
+) -> World:
+    model = custom.build(checkpoint, pick_device(device))
+    bank = custom.find_contexts(model, contexts)
+    meanings = custom.action_meanings(model)
+    return World(model, bank, game, meanings, None, checkpoint)
 
 
 def load_agent(path: str | os.PathLike[str]) -> Agent:
@@ -124,10 +161,10 @@ def _read(location: Location) -> tuple[Agent, WorldDescription]:
         agent, description = read_saved_world(location.weights)
     else:
         agent, description = _read_state_dict_of_agent(location)
-    meanings, num_actions = description.action_meanings, agent.config.num_actions
-    if meanings is not None and len(meanings) != num_actions:
+    meanings, space = description.action_meanings, agent.action_space
+    if meanings is not None and len(meanings) != num_action_names(space):
         raise CheckpointError(
-            f"{location.weights} has {num_actions} actions, its description names {len(meanings)}: "
+            f"{location.weights} has {names_wanted(space)}, its description names {len(meanings)}: "
             f"{', '.join(meanings)}"
         )
     return agent, description
@@ -158,7 +195,7 @@ def _agreed_game(game: str | None, description: WorldDescription, agent: Agent, 
     is_unchecked = stored is None or description.action_meanings is None
     if is_unchecked and num_actions != atari.num_actions(game):
         raise CheckpointError(
-            f"{file} has {num_actions} actions, {game} has {atari.num_actions(game)} "
+            f"{file} has {num_actions or agent.action_space} actions, {game} has {atari.num_actions(game)} "
             f"({', '.join(atari.action_meanings(game))}): it is a world model of another game"
         )
     return game
@@ -181,6 +218,5 @@ def _overridden(
 
 
 def _action_meanings(game: str | None, agent: Agent) -> list[str]:
-    num_actions = agent.config.num_actions
-    assert num_actions is not None
-    return [f"ACTION_{i}" for i in range(num_actions)] if game is None else atari.action_meanings(game)
+    names = [f"ACTION_{i}" for i in range(num_action_names(agent.action_space))]
+    return names if game is None else atari.action_meanings(game)

@@ -16,7 +16,7 @@ import torch
 from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.checkpoints.contexts import ContextBank
-from diamond_gym.checkpoints.description import WorldDescription
+from diamond_gym.checkpoints.description import WorldDescription, names_wanted, num_action_names
 from diamond_gym.checkpoints.weights import build_agent, checked_weights
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.registration import game_name
@@ -48,7 +48,8 @@ def save_world(
         path: A folder, or a file name that ends in `.safetensors`. Existing files are replaced atomically.
         agent: Its networks, with or without an actor-critic.
         game: Name of the Atari game, None for any other environment.
-        action_meanings: Names of its actions in order, None when they have none.
+        action_meanings: Names of its actions in order, or of the parts of an action where it is not discrete;
+            None when they have none.
         sampler: How its frames are to be sampled.
         contexts: The contexts its games start from; None keeps those that are already there.
         dtype: "float32", or "float16" for half the size (weights only; buffers stay as they are).
@@ -62,12 +63,11 @@ def save_world(
         UnknownGameError: ale_py has no such game.
         CacheError: The folder cannot be written.
     """
-    num_actions = agent.config.num_actions
     if dtype not in _DTYPES:
         raise InvalidInputError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
-    if action_meanings is not None and len(action_meanings) != num_actions:
+    if action_meanings is not None and len(action_meanings) != num_action_names(agent.action_space):
         raise InvalidInputError(
-            f"the agent has {num_actions} actions, action_meanings has {len(action_meanings)}"
+            f"the agent has {names_wanted(agent.action_space)}, action_meanings has {len(action_meanings)}"
         )
     description = WorldDescription(
         agent=agent.config,

@@ -54,11 +54,7 @@ def find(
     """
     n = agent.config.denoiser.inner_model.num_steps_conditioning
     if given is not None:
-        if not isinstance(given, str | os.PathLike) or not given:
-            raise InvalidInputError(
-                f"contexts must be the path of a file of contexts or of recorded episodes, got {given!r}"
-            )
-        return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
+        return _fitting(read(given, n), agent.config, str(given))
     if location.contexts.is_file():
         return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))
     recorded = [EpisodeDataset(folder) for folder in location.datasets if (folder / "info.pt").is_file()]
@@ -74,14 +70,26 @@ def find(
     return _cached(location.weights, game, agent)
 
 
-def _load(path: Path, n: int) -> ContextBank:
+def read(given: str | os.PathLike[str], num_steps_conditioning: int) -> ContextBank:
+    """Read a file of contexts, or cut contexts of n frames out of a folder of recorded episodes.
+
+    Raises:
+        InvalidInputError: It is not a path.
+        CheckpointNotFoundError: There is nothing at the path.
+        CheckpointError, DatasetError: What is there is damaged.
+    """
+    if not isinstance(given, str | os.PathLike) or not given:
+        raise InvalidInputError(
+            f"contexts must be the path of a file of contexts or of recorded episodes, got {given!r}"
+        )
+    path = Path(given).expanduser()
     if path.is_file():
         return ContextBank.load(path)
     if not path.is_dir():
         raise CheckpointNotFoundError(f"contexts: there is no file or folder {path}")
     if (path / CONTEXTS_FILE).is_file():
         return ContextBank.load(path / CONTEXTS_FILE)
-    return _cut(EpisodeDataset(path), n)
+    return _cut(EpisodeDataset(path), num_steps_conditioning)
 
 
 def _first_large_enough(datasets: list[EpisodeDataset], n: int) -> EpisodeDataset:
@@ -121,15 +129,13 @@ def _cached(weights: Path, game: str, agent: Agent) -> ContextBank:
 
 
 def _collect(game: str, agent: Agent, path: Path) -> ContextBank:
-    num_actions = agent.config.num_actions
-    assert num_actions is not None
     # who plays the real game, which need not be loaded to imagine one
     from diamond_gym.players.actor_critic import ActorCriticPlayer
     from diamond_gym.players.player import Player, RandomPlayer
 
     player: Player
     if agent.actor_critic is None:
-        player, who = RandomPlayer(num_actions, repeat=_RANDOM_HOLD), "random actions"
+        player, who = RandomPlayer(agent.action_space, repeat=_RANDOM_HOLD), "random actions"
     else:
         player, who = ActorCriticPlayer(agent, epsilon=_EPSILON), "the checkpoint's policy"
     _log.warning("collecting start contexts of %s with %s, once, into %s", game, who, path)
@@ -151,15 +157,23 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
             f"start contexts in {source} have {bank.num_steps_conditioning} frames each, this world model "
             f"needs {inner.num_steps_conditioning}: record or collect new ones"
         )
-    if h != w or c != inner.img_channels or replace(rew_end, img_size=h).features != rew_end.features:
+    is_square = h == w and rew_end.img_width is None  # of a published file, only the features are known
+    fits = (
+        replace(rew_end, img_size=h).features == rew_end.features
+        if is_square
+        else (h, w) == rew_end.frame_size
+    )
+    if c != inner.img_channels or not fits:
         raise CheckpointError(
             f"start contexts in {source} have frames of shape {(h, w, c)}, this world model expects "
-            f"{(rew_end.img_size, rew_end.img_size, inner.img_channels)}"
+            f"{(*rew_end.frame_size, inner.img_channels)}"
         )
-    assert config.num_actions is not None
-    if bank.act.max() >= config.num_actions:
+    space = config.action_space
+    assert space is not None
+    if space.convert(bank.act) is None or bank.act.shape[2:] != space.shape:
+        held = f"action {bank.act.max()}" if bank.act.ndim == 2 else f"actions of shape {bank.act.shape[2:]}"
         raise CheckpointError(
-            f"start contexts in {source} hold action {bank.act.max()}, this world model has "
-            f"{config.num_actions} actions: they are of another game"
+            f"start contexts in {source} hold {held}, this world model takes {space.accepted()}: they are of "
+            "another game"
         )
     return bank.latest(inner.num_steps_conditioning)

@@ -20,23 +20,28 @@ class EpisodeBuilder:
 
     Attributes:
         obs: The frame before each step, an array (h, w, c) or tensor (c, h, w); empty when not recorded.
-        act: The actions.
+        act: The actions: integers, or arrays where they are not discrete.
         rew: The raw rewards.
     """
 
     obs: list[NDArray[np.uint8] | Tensor] = field(default_factory=list)
-    act: list[int] = field(default_factory=list)
+    act: list[Any] = field(default_factory=list)
     rew: list[float] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.act)
+
+    def actions(self) -> NDArray[Any]:
+        """The actions as one array, int64 or float32."""
+        actions = np.array(self.act)
+        return actions.astype(np.float32 if actions.dtype.kind == "f" else np.int64)
 
     @property
     def total_reward(self) -> float:
         """Sum of the raw rewards."""
         return sum(self.rew)
 
-    def add(self, obs: NDArray[np.uint8] | Tensor | None, act: int, rew: float) -> None:
+    def add(self, obs: NDArray[np.uint8] | Tensor | None, act: Any, rew: float) -> None:
         """Add a step: the frame before it (None when not recorded), the action and its reward."""
         if obs is not None:
             self.obs.append(obs)
@@ -68,7 +73,7 @@ class EpisodeBuilder:
         final = {} if final_obs is None else {"final_observation": channels_first(final_obs)}
         return Episode(
             obs=torch.stack([channels_first(obs) for obs in self.obs]),
-            act=torch.tensor(self.act, dtype=torch.int64),
+            act=torch.from_numpy(self.actions()),
             rew=torch.tensor(self.rew, dtype=torch.float32),
             end=flags[0],
             trunc=flags[1],

@@ -1,7 +1,7 @@
 """Let a player play a game and collect the episodes.
 
 A player is any callable from a frame to an action, and a game is any Gymnasium environment with uint8
-(64, 64, 3) frames and discrete actions; a string names a real Atari game. The module knows nothing of
+(h, w, 3) or (h, w, 1) frames; a string names a real Atari game. The module knows nothing of
 networks or of training.
 """
 
@@ -22,7 +22,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 
 from diamond_gym.data.builder import EpisodeBuilder
@@ -34,9 +34,9 @@ from diamond_gym.players.player import Player, Policy, PolicyPlayer
 from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
 from diamond_gym.signals import leave_to_parent
+from diamond_gym.world.action_space import ActionSpace
 
 Frame = NDArray[np.uint8]
-_FRAME_SHAPE = (64, 64, 3)
 
 
 @dataclass
@@ -90,8 +90,8 @@ def collect(
     observation. Calls with the same arguments give the same episodes in the same order.
 
     Args:
-        game: An Atari game's name, or an environment with uint8 (64, 64, 3) frames and actions 0..n-1; it is
-            not closed.
+        game: An Atari game's name, or an environment with uint8 (h, w, c) frames and actions that can be
+            learned, choices from 0 on; it is not closed.
         player: A `Player`, reset with a seed of its own at the start of every episode, or a policy: any
             callable from a frame to an action. A policy's `reset(seed)`, if it has one, is called likewise.
         num_steps: Number of steps, at least 1.
@@ -150,8 +150,8 @@ def _play(
     """Yield episodes with `num_steps` steps in total; the last one may be unfinished."""
     _check_env(env)
     rng = np.random.default_rng(seed)
-    num_actions = int(env.action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
-    chooser = PolicyPlayer(lambda obs: _choose(player, obs, num_actions, rng, epsilon))
+    space = ActionSpace.of(env.action_space)
+    chooser = PolicyPlayer(lambda obs: _choose(player, obs, space, rng, epsilon))
     env_seed, num_left = seed, num_steps
     while num_left > 0:
         player.reset(int(rng.integers(2**31)))
@@ -167,20 +167,27 @@ def _play(
         yield builder.episode(**final)
 
 
-def _choose(player: Player, obs: Frame, num_actions: int, rng: np.random.Generator, epsilon: float) -> int:
+def _choose(player: Player, obs: Frame, space: ActionSpace, rng: np.random.Generator, epsilon: float) -> Any:
     """Return the player's action, checked, or a random one; the player sees every frame in any case."""
     choice: Any = player.act(obs)
+    action = _checked_index(choice, space) if space.is_discrete else _checked_array(choice, space)
+    if action is None:
+        one = f"an integer in 0..{space.choices[0] - 1}" if space.is_discrete else space.accepted()
+        raise InvalidInputError(f"the player must return {one}, it returned {choice!r}")
+    return space.sample(rng) if epsilon > 0 and rng.random() < epsilon else action
+
+
+def _checked_index(choice: Any, space: ActionSpace) -> int | None:
     try:
         action = operator.index(choice)
     except TypeError:
-        action = -1
-    if not 0 <= action < num_actions:
-        raise InvalidInputError(
-            f"the player must return an integer in 0..{num_actions - 1}, it returned {choice!r}"
-        )
-    if epsilon > 0 and rng.random() < epsilon:
-        return int(rng.integers(num_actions))
-    return action
+        return None
+    return action if 0 <= action < space.choices[0] else None
+
+
+def _checked_array(choice: Any, space: ActionSpace) -> NDArray[Any] | None:
+    given = np.asarray(choice)
+    return space.convert(given) if given.shape == space.shape else None
 
 
 @dataclass(frozen=True)
@@ -306,7 +313,10 @@ def _check_env(env: gymnasium.Env[Any, Any]) -> None:
     if not isinstance(env, gymnasium.Env):
         raise InvalidInputError(f"game must be a name or a gymnasium.Env, got {type(env).__name__}")
     frames, actions = env.observation_space, env.action_space
-    if not isinstance(frames, Box) or frames.shape != _FRAME_SHAPE or frames.dtype != np.uint8:
-        raise InvalidInputError(f"the environment must give uint8 {_FRAME_SHAPE} frames, got {frames}")
-    if not isinstance(actions, Discrete) or actions.start != 0:
+    is_image = isinstance(frames, Box) and len(frames.shape) == 3 and frames.shape[2] in (1, 3)
+    if not is_image or frames.dtype != np.uint8:
+        raise InvalidInputError(
+            f"the environment must give uint8 (h, w, 3) or (h, w, 1) frames, got {frames}"
+        )
+    if np.any(ActionSpace.of(actions).first(actions)):
         raise InvalidInputError(f"the environment must take actions 0..n-1, got {actions}")

@@ -2,6 +2,7 @@
 
 A dataset is a folder::
 
+    action_space.txt    the action space, such as "box(-1.0..1.0)"; absent where actions are discrete
     info.pt             the index: number of episodes and steps, lengths, start indices, counts of rewards
                         and ends
     000/00/0/0.pt       one file per episode, in sub-folders by hundreds, tens and units of its number
@@ -16,6 +17,7 @@ policies or training segments.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import zipfile
 from collections import Counter
@@ -26,7 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,6 +36,7 @@ from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.errors import CacheError, DatasetError
 from diamond_gym.world import pixels
+from diamond_gym.world.action_space import ActionSpace
 
 _FINAL = "final_observation"
 _INDEX_KEYS = {"is_static", "num_episodes", "num_steps", "start_idx", "lengths", "counter_rew", "counter_end"}
@@ -57,7 +60,7 @@ class Episode:
 
     Attributes:
         obs: Frames, 0..255.
-        act: Action indices.
+        act: Actions: int64 (t,) where they are discrete, else int64 or float32 (t, *shape of an action).
         rew: Raw rewards.
         end: 1 where the episode terminated (the last step only), else 0.
         trunc: 1 where it was cut short (the last step only), else 0.
@@ -69,7 +72,7 @@ class Episode:
     """
 
     obs: UInt8[Tensor, "t c h w"]
-    act: Int64[Tensor, " t"]
+    act: Shaped[Tensor, "t *a"]
     rew: Float32[Tensor, " t"]
     end: UInt8[Tensor, " t"]
     trunc: UInt8[Tensor, " t"]
@@ -80,16 +83,12 @@ class Episode:
         length = len(self.obs)
         if length == 0:
             raise DatasetError("an episode needs at least one step")
-        for name, dtype in (
-            ("act", torch.int64),
-            ("rew", torch.float32),
-            ("end", torch.uint8),
-            ("trunc", torch.uint8),
-        ):
-            tensor = getattr(self, name)
-            _require_tensor(name, tensor, dtype, 1)
-            if len(tensor) != length:
-                raise DatasetError(f"obs has {length} steps, {name} has {len(tensor)}")
+        _require_actions(self.act)
+        for name, dtype in (("rew", torch.float32), ("end", torch.uint8), ("trunc", torch.uint8)):
+            _require_tensor(name, getattr(self, name), dtype, 1)
+        for name in ("act", "rew", "end", "trunc"):
+            if len(getattr(self, name)) != length:
+                raise DatasetError(f"obs has {length} steps, {name} has {len(getattr(self, name))}")
         if bool((self.end[:-1] | self.trunc[:-1]).any()):
             raise DatasetError("end and trunc may be set on an episode's last step only")
         if _FINAL in self.info:
@@ -155,8 +154,9 @@ class Episode:
                 content["info"][_FINAL] = pixels.to_uint8(final)
             flags = {name: _flags(name, content[name]) for name in ("end", "trunc")}
             episode = cls(**{**content, **flags})  # pyright: ignore[reportArgumentType]
-            if not episode.rew.isfinite().all():
-                raise DatasetError("rew holds a number that is not finite")
+            for name in ("rew", "act"):
+                if not getattr(episode, name).isfinite().all():
+                    raise DatasetError(f"{name} holds a number that is not finite")
             for name, x in episode.info.items():
                 if isinstance(x, Tensor) and x.dtype == torch.bfloat16:
                     raise DatasetError(f"{name} in its info is of {x.dtype}, which NumPy does not know")
@@ -238,6 +238,27 @@ class EpisodeDataset:
         """Return the path of an episode, which may not be written yet."""
         hundreds, tens, units = (episode_id // 100 % 10 * 100, episode_id // 10 % 10 * 10, episode_id % 10)
         return self.path / f"{hundreds:03d}" / f"{tens:02d}" / f"{units}" / f"{episode_id}.pt"
+
+    @property
+    def action_space(self) -> ActionSpace | None:
+        """The action space; None where the dataset does not say it, as those of discrete actions.
+
+        Raises:
+            DatasetError: The file holds none.
+        """
+        if not self._space_path.is_file():
+            return None
+        text = untrusted.read_text(self._space_path, DatasetError, "an action space")
+        with untrusted.reading(self._space_path, DatasetError, "an action space"):
+            return ActionSpace.parse(text)
+
+    def save_action_space(self, space: ActionSpace) -> None:
+        """Write down the action space.
+
+        Raises:
+            CacheError: The folder cannot be written.
+        """
+        disk.write_file(self._space_path, f"{space}\n".encode())
 
     def load(self, episode_id: int) -> Episode:
         """Read one episode from disk.
@@ -327,6 +348,10 @@ class EpisodeDataset:
         return self.path / "info.pt"
 
     @property
+    def _space_path(self) -> Path:
+        return self.path / "action_space.txt"
+
+    @property
     def _stale_mark(self) -> Path:
         """Path of a file that exists while an episode is replaced and the index may be wrong."""
         return self.path / "info.stale"
@@ -413,6 +438,17 @@ def _require_tensor(name: str, value: object, dtype: torch.dtype, num_dims: int)
     if value.dtype != dtype or value.ndim != num_dims:
         raise DatasetError(
             f"{name} must be {dtype} with {num_dims} dimension(s), got {value.dtype} {_shape(value)}"
+        )
+
+
+def _require_actions(act: object) -> None:
+    """Raise `DatasetError` unless actions are discrete, int64 (t,), or of another space, (t, *shape)."""
+    if not isinstance(act, Tensor):
+        raise DatasetError(f"act must be a tensor, got {type(act).__name__}")
+    if act.ndim < {torch.int64: 1, torch.float32: 2}.get(act.dtype, math.inf):
+        raise DatasetError(
+            "act must be torch.int64 of shape (t,), or where actions are not discrete torch.int64 or "
+            f"torch.float32 of shape (t, *shape of an action), got {act.dtype} {_shape(act)}"
         )
 
 

@@ -1,11 +1,12 @@
 """Import recorded episodes as a dataset to train on: `train` and `test` in the published layout.
 
-The sources are recordings (see `diamond_gym.data.recorder`) and Minari datasets. Frames are resized to the
-models' size.
+The sources are recordings (see `diamond_gym.data.recorder`) and Minari datasets. Frames keep
+their size unless another is asked for.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field
@@ -22,9 +23,10 @@ from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.data.minari import MinariSource
-from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.data.recorder import RecordedEpisode, parse_size
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.progress import Bar
+from diamond_gym.world.action_space import ActionSpace
 
 ABOUT = """\
 Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
@@ -32,16 +34,20 @@ Makes a dataset, train/ and test/, for `train static_dataset.path=FOLDER`.
 Recorded episodes are one .npz file each (`record` and diamond_gym.data.recorder.RecordEpisodes write them; so
 does numpy.savez_compressed), of these arrays:
   obs          uint8 (t+1, h, w, 3), (t+1, h, w, 1) or (t+1, h, w); the last is after the end
-  act          integers (t,), 0..n-1; act[i] was taken at obs[i]
+  act          integers (t,), 0..n-1, or an array for each step where actions are not discrete; act[i] was
+               taken at obs[i]
   rew          numbers (t,), raw rewards
   terminated   booleans (t,), true at most at the last step
   truncated    likewise
   num_actions  n, optional
+  action_space text, where actions are not discrete: "box(-1.0..1.0, 0.0..1.0)", "multi_discrete(3, 2)" or
+               "multi_binary(4)"
 also found as observations, actions, rewards, terminations and truncations.
 
 A dataset of the published DIAMOND code needs no import: static_dataset.path=FOLDER, which holds train/."""
 
-_MAX_SIZE = 1024
+MAX_SIDE = 128
+"""Largest height and width of frames that are not resized."""
 
 
 @dataclass
@@ -58,7 +64,9 @@ class ImportOptions:
         None, "instead of episodes: id of a Minari dataset on this machine, or its folder", is_path=True
     )
     obs_key: str | None = option(None, "which observation to take where a Minari dataset has dictionaries")
-    size: int = option(64, "frames are resized to size x size by area; grey ones get three channels", least=1)
+    size: str | None = option(
+        None, "resize frames by area: 64, or height and width, 48x64; none keeps those of up to 128x128"
+    )
     test_every: int = option(10, "every N-th episode goes to test/; 0 for no test episodes")
 
     def __post_init__(self) -> None:
@@ -66,12 +74,16 @@ class ImportOptions:
             raise InvalidInputError("give one of episodes=FOLDER and minari=ID")
         if self.obs_key is not None and self.minari is None:
             raise InvalidInputError(f"obs_key={self.obs_key} is for minari=ID")
-        if not 1 <= self.size <= _MAX_SIZE:
-            raise InvalidInputError(f"size must be in 1..{_MAX_SIZE}, got {self.size}")
+        self.target  # noqa: B018 (raises an error for a size that is none)
         if self.test_every < 0 or self.test_every == 1:
             raise InvalidInputError(
                 f"test_every must be 0 for no test episodes, or at least 2, got {self.test_every}"
             )
+
+    @property
+    def target(self) -> tuple[int, int] | None:
+        """Height and width that frames are resized to; None for those that they have."""
+        return None if self.size is None else parse_size(self.size)
 
 
 @dataclass
@@ -80,8 +92,10 @@ class ImportReport:
 
     Attributes:
         out: Its folder.
-        size: Frames are size x size.
-        num_actions: Number of actions that the source states, else the largest action that occurs plus 1.
+        frame_shape: Shape (c, h, w) of the frames.
+        num_actions: Number of actions that the source states, else the largest action that occurs plus 1; 0
+            where actions are not discrete.
+        action_space: The action space where it is not discrete.
         num_episodes: Number of episodes in each split that was written.
         num_steps: Number of steps, likewise.
         rewards: Number of steps with a reward of each sign, -1, 0 and 1.
@@ -90,8 +104,9 @@ class ImportReport:
     """
 
     out: Path
-    size: int
+    frame_shape: tuple[int, ...] = ()
     num_actions: int = 0
+    action_space: ActionSpace | None = None
     num_episodes: dict[str, int] = field(default_factory=dict)
     num_steps: dict[str, int] = field(default_factory=dict)
     rewards: dict[int, int] = field(default_factory=lambda: {-1: 0, 0: 0, 1: 0})
@@ -106,7 +121,7 @@ class ImportReport:
         minus, zero, plus = self.rewards.values()
         lines.append(
             f"rewards: {plus} positive, {minus} negative, {zero} zero; {self.num_ends} episodes terminated; "
-            f"{self.num_actions} actions"
+            + (f"{self.num_actions} actions" if self.action_space is None else f"actions {self.action_space}")
         )
         lines += [] if self.note is None else [self.note]
         return "\n".join([*lines, f"to train on them: {shlex.join(self.train_command)}"])
@@ -114,14 +129,31 @@ class ImportReport:
     @property
     def train_command(self) -> list[str]:
         """The command that trains a world model on the dataset."""
-        sizes = [] if self.size == 64 else [f"agent.rew_end_model.img_size={self.size}"]
         return [
             *("python", "-m", "trainers.diamond", "train", "preset=small"),
             f"static_dataset.path={self.out}",
-            f"agent.num_actions={self.num_actions}",
+            *([f"agent.num_actions={self.num_actions}"] if self.action_space is None else []),
             "training.parts=[denoiser,rew_end_model]",
-            *sizes,
         ]
+
+    def count(self, recorded: RecordedEpisode) -> None:
+        """Count an episode.
+
+        Raises:
+            DatasetError: Its action space is not that of the episodes before.
+        """
+        is_first = not any(self.rewards.values())
+        if not is_first and recorded.action_space != self.action_space:
+            raise DatasetError(
+                f"episodes have actions {self.action_space or 'discrete'} and "
+                f"{recorded.action_space or 'discrete'}: all must be of one space"
+            )
+        self.action_space = recorded.action_space
+        if self.action_space is None:
+            self.num_actions = max(self.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
+        for sign in self.rewards:
+            self.rewards[sign] += int((np.sign(recorded.rew) == sign).sum())
+        self.num_ends += bool(recorded.terminated[-1])
 
 
 class Source(Protocol):
@@ -186,11 +218,13 @@ def import_episodes(options: ImportOptions, *, progress: bool = True) -> ImportR
     """
     source = _source(options)
     splits = split(len(source), options.test_every)
-    report = ImportReport(Path(options.out), options.size, source.num_actions or 0, note=source.note)
+    report = ImportReport(Path(options.out), num_actions=source.num_actions or 0, note=source.note)
     with disk.new_folder(Path(options.out)) as folder:
         for name, numbers in splits.items():
             dataset = EpisodeDataset(folder / name, create=True)
-            dataset.extend(_converted(source, numbers, options.size, report, progress, name))
+            dataset.extend(_converted(source, numbers, options.target, report, progress, name))
+            if report.action_space is not None:
+                dataset.save_action_space(report.action_space)
             report.num_episodes[name], report.num_steps[name] = len(dataset), dataset.num_steps
     return report
 
@@ -213,11 +247,25 @@ def split(num_episodes: int, test_every: int) -> dict[str, list[int]]:
     return {"train": [i for i in range(num_episodes) if i not in test], "test": list(test)}
 
 
-def convert(recorded: RecordedEpisode, size: int) -> Episode:
-    """Convert an episode to what the models see: frames of size x size pixels in three channels.
+def convert(recorded: RecordedEpisode, size: tuple[int, int] | None) -> Episode:
+    """Convert an episode to what the models see: frames (c, h, w), with three channels or one.
 
     The frame after the last step of an unfinished episode is dropped: the layout has no place for it.
+
+    Args:
+        recorded: The episode.
+        size: Height and width that frames are resized to; None keeps them.
+
+    Raises:
+        DatasetError: Frames are to be kept and are larger than `MAX_SIDE`.
     """
+    h, w = recorded.obs.shape[1:3]
+    if size is None and max(h, w) > MAX_SIDE:
+        num_bytes = math.prod(recorded.obs.shape[1:]) * 10_000
+        raise DatasetError(
+            f"frames of {h}x{w} are too large to learn from (10 000 steps take {num_bytes / 1e9:.1f} GB of "
+            f"memory): give size=64, or another height and width of up to {MAX_SIDE}x{MAX_SIDE}"
+        )
     frames = torch.stack([_resized(frame, size) for frame in recorded.obs])
     return Episode(
         obs=frames[:-1],
@@ -237,21 +285,31 @@ def _source(options: ImportOptions) -> Source:
 
 
 def _converted(
-    source: Source, numbers: list[int], size: int, report: ImportReport, progress: bool, name: str
+    source: Source,
+    numbers: list[int],
+    size: tuple[int, int] | None,
+    report: ImportReport,
+    progress: bool,
+    name: str,
 ) -> Iterator[Episode]:
     """Yield the episodes of a split, counted in the report."""
     for number in Bar(numbers, desc=name, unit="episode", disable=not progress):
         recorded = source.load(number)
-        report.num_actions = max(report.num_actions, recorded.num_actions or int(recorded.act.max()) + 1)
-        for sign in report.rewards:
-            report.rewards[sign] += int((np.sign(recorded.rew) == sign).sum())
-        report.num_ends += bool(recorded.terminated[-1])
-        yield convert(recorded, size)
+        report.count(recorded)
+        episode = convert(recorded, size)
+        if report.frame_shape and report.frame_shape != episode.obs.shape[1:]:
+            raise DatasetError(
+                f"episodes have frames (c, h, w) of {report.frame_shape} and {tuple(episode.obs.shape[1:])}: "
+                "give size=64 to make them alike"
+            )
+        report.frame_shape = tuple(episode.obs.shape[1:])
+        yield episode
 
 
-def _resized(frame: NDArray[np.uint8], size: int) -> Tensor:
-    """Resize a frame to uint8 (3, size, size)."""
-    grey_or_colour = frame[..., 0] if frame.ndim == 3 and frame.shape[2] == 1 else frame
-    resized = np.asarray(cv2.resize(grey_or_colour, (size, size), interpolation=cv2.INTER_AREA), np.uint8)
-    colour = resized if resized.ndim == 3 else np.repeat(resized[..., None], 3, axis=2)
-    return torch.from_numpy(np.ascontiguousarray(colour.transpose(2, 0, 1)))
+def _resized(frame: NDArray[np.uint8], size: tuple[int, int] | None) -> Tensor:
+    """Return a frame as uint8 (c, h, w), resized to a height and width unless they are None."""
+    if size is not None:
+        h, w = size
+        frame = np.asarray(cv2.resize(frame, (w, h), interpolation=cv2.INTER_AREA), np.uint8)
+    channels_last = frame if frame.ndim == 3 else frame[..., None]
+    return torch.from_numpy(channels_last.transpose(2, 0, 1).copy())

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Dict, Discrete
+from gymnasium.spaces import Dict
 
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
+from diamond_gym.world.action_space import ActionSpace
 
 _JPEG = (
     "note: Minari kept these images as JPEG (unless they are smaller than 32x32), which blurs small things; "
@@ -28,16 +29,18 @@ class MinariSource:
     Raises:
         MissingDependencyError: Minari is not installed.
         DatasetError: There is no such dataset here.
-        InvalidInputError: Its actions are not discrete, or `obs_key` does not fit.
+        InvalidInputError: Its actions cannot be learned, or `obs_key` does not fit.
     """
 
     def __init__(self, name: str, obs_key: str | None = None) -> None:
         self.name, self.obs_key = name, obs_key
         self._dataset = _load(name)
-        actions = self._dataset.action_space
-        if not isinstance(actions, Discrete):
-            raise InvalidInputError(f"minari={name}: actions must be discrete, its action space is {actions}")
-        self._first_action, self.num_actions = int(actions.start), int(actions.n)
+        try:
+            self._space = ActionSpace.of(self._dataset.action_space)
+        except InvalidInputError as error:
+            raise InvalidInputError(f"minari={name}: {error}") from error
+        self._first_action = self._space.first(self._dataset.action_space)
+        self.num_actions = self._space.num_actions
         _check_key(name, self._dataset.observation_space, obs_key)
         self.note = _JPEG if getattr(self._dataset.storage, "jpeg_encoding", False) else None
 
@@ -63,6 +66,7 @@ class MinariSource:
                 terminated=episode.terminations,
                 truncated=episode.truncations,
                 num_actions=self.num_actions,
+                actions=None if self._space.is_discrete else str(self._space),
             )
 
 

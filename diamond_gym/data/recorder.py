@@ -1,4 +1,4 @@
-"""Record any Gymnasium environment with images and discrete actions, one .npz file per episode.
+"""Record any Gymnasium environment with images, one .npz file per episode.
 
 Example::
 
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import ArrayLike, NDArray
 
@@ -26,7 +27,10 @@ from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.errors import DatasetError, InvalidInputError
+from diamond_gym.world.action_space import ActionSpace
 
+MAX_SIZE = 1024
+"""Largest side that frames can be resized to."""
 _NAMES = {
     "obs": ("obs", "observations"),
     "act": ("act", "actions"),
@@ -43,27 +47,31 @@ class RecordedEpisode:
 
     Attributes:
         obs: uint8 (t+1, h, w, c) with c 1 or 3, or (t+1, h, w): frames, the one after the last step too.
-        act: Integers (t,), 0..n-1: `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
+        act: Actions: integers (t,), 0..n-1, or integers or floats (t, *shape of an action) where they are not
+            discrete. `act[i]` was taken at `obs[i]` and led to `obs[i + 1]`.
         rew: Numbers (t,), raw rewards.
         terminated: Booleans (t,), True at most at the last step.
         truncated: Likewise.
-        num_actions: Number of actions (n); None when unknown.
+        num_actions: Number of discrete actions (n); None when unknown.
+        actions: The action space, as `str(ActionSpace)` writes it; None when unknown.
 
     Raises:
         DatasetError: A field has another shape or type, or the episode continues after its end.
     """
 
     obs: NDArray[np.uint8]
-    act: NDArray[np.int64]
+    act: NDArray[Any]
     rew: NDArray[np.float32]
     terminated: NDArray[np.bool_]
     truncated: NDArray[np.bool_]
     num_actions: int | None = None
+    actions: str | None = None
 
     def __post_init__(self) -> None:
         self.obs = _frames(self.obs)
         length = len(self.obs) - 1
-        self.act = _actions(self.act, self.num_actions)
+        space = self.action_space
+        self.act = _actions(self.act, self.num_actions) if space is None else _actions_of(space, self.act)
         self.rew = _rewards(self.rew)
         self.terminated = _flags("terminated", self.terminated)
         self.truncated = _flags("truncated", self.truncated)
@@ -85,6 +93,11 @@ class RecordedEpisode:
         return len(self.act)
 
     @property
+    def action_space(self) -> ActionSpace | None:
+        """The action space where the episode says it; None for actions without one, and for discrete ones."""
+        return None if self.actions is None else ActionSpace.parse(self.actions)
+
+    @property
     def is_finished(self) -> bool:
         """Whether the last step ended or truncated the episode."""
         return bool(self.terminated[-1] | self.truncated[-1])
@@ -102,6 +115,8 @@ class RecordedEpisode:
         fields: dict[str, Any] = {name: getattr(self, name) for name in _NAMES}
         if self.num_actions is not None:
             fields["num_actions"] = np.int64(self.num_actions)
+        if self.actions is not None:
+            fields["action_space"] = np.array(self.actions)
         buffer = io.BytesIO()
         np.savez_compressed(buffer, **fields)
         return buffer.getvalue()
@@ -117,7 +132,8 @@ class RecordedEpisode:
         with untrusted.reading(path, DatasetError, "a recorded episode"):
             fields = {name: _first(arrays, name) for name in _NAMES}
             num_actions = int(arrays["num_actions"]) if "num_actions" in arrays else None
-            return cls(**fields, num_actions=num_actions)
+            actions = str(arrays["action_space"]) if "action_space" in arrays else None
+            return cls(**fields, num_actions=num_actions, actions=actions)
 
 
 class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
@@ -137,9 +153,9 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         (2, 64, 64, 3)
 
     Args:
-        env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and discrete actions. If its
-            observations are not images, record what it renders: put
-            `gymnasium.wrappers.AddRenderObservation(env)` inside this wrapper.
+        env: The environment, with uint8 images (h, w), (h, w, 1) or (h, w, 3) and actions of a `Discrete`,
+            `MultiDiscrete`, `MultiBinary` or bounded `Box` space. If its observations are not images, record
+            what it renders: put `gymnasium.wrappers.AddRenderObservation(env)` inside this wrapper.
         folder: Folder of the files, made when the first one is written.
 
     Raises:
@@ -151,7 +167,8 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         super().__init__(env)
         self.folder = Path(folder).expanduser()
         _check_frames(env.observation_space)
-        self._first_action, self._num_actions = _action_range(env.action_space)
+        self._space = ActionSpace.of(env.action_space)
+        self._first_action = self._space.first(env.action_space)
         self._number = 1 + max((_number(path) for path in self.folder.glob("episode_*.npz")), default=-1)
         self._builder, self._latest = EpisodeBuilder(), None
 
@@ -165,11 +182,16 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         return obs, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Take a step; write the episode if it ends."""
+        """Take a step; write the episode if it ends.
+
+        Raises:
+            InvalidInputError: The action is not in the environment's space; no step was taken.
+        """
+        act = self._checked(action)
         obs, reward, terminated, truncated, info = self.env.step(action)
         if self._latest is None:
             return obs, reward, terminated, truncated, info  # a step after the end is left to the environment
-        self._builder.add(self._latest, int(action) - self._first_action, float(reward))
+        self._builder.add(self._latest, act, float(reward))
         self._latest = np.array(obs)
         if terminated or truncated:
             self._write(bool(terminated), bool(truncated))
@@ -180,6 +202,19 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
         self._write()
         super().close()
 
+    def _checked(self, action: Any) -> Any:
+        """The action as it is recorded: choices counted from 0."""
+        if self._space.is_discrete:
+            return int(action) - self._first_action
+        given = np.asarray(action) - (0 if self._space.is_continuous else self._first_action)
+        act = self._space.convert(given)
+        if act is None or act.shape != self._space.shape:
+            raise InvalidInputError(
+                f"cannot record the action {action!r}: accepted are {self._space.accepted()}; "
+                "gymnasium.wrappers.ClipAction around RecordEpisodes clips numbers"
+            )
+        return act
+
     def _write(self, terminated: bool = False, truncated: bool = False) -> None:
         builder = self._builder
         if len(builder):
@@ -188,15 +223,29 @@ class RecordEpisodes(gymnasium.Wrapper, RecordConstructorArgs):
             ends[:, -1] = terminated, truncated
             episode = RecordedEpisode(
                 obs=np.stack(frames),
-                act=np.array(builder.act),
+                act=builder.actions(),
                 rew=np.array(builder.rew),
                 terminated=ends[0],
                 truncated=ends[1],
-                num_actions=self._num_actions,
+                num_actions=self._space.num_actions,
+                actions=None if self._space.is_discrete else str(self._space),
             )
             names = (self.folder / f"episode_{number:06d}.npz" for number in itertools.count(self._number))
             self._number = 1 + _number(disk.add_file(names, episode.content()))
         self._builder, self._latest = EpisodeBuilder(), None
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Read a height and width: "64" means 64x64, "48x64" is 48 high and 64 wide.
+
+    Raises:
+        InvalidInputError: It has another form, or a side is out of range.
+    """
+    sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text)
+    h, w = (0, 0) if sides is None else (int(sides[1]), int(sides[2] or sides[1]))
+    if not 1 <= min(h, w) <= max(h, w) <= MAX_SIZE:
+        raise InvalidInputError(f"size must be a number in 1..{MAX_SIZE}, or two, such as 48x64, got {text}")
+    return h, w
 
 
 def _first(arrays: dict[str, NDArray[Any]], field: str) -> NDArray[Any]:
@@ -225,7 +274,9 @@ def _actions(act: ArrayLike, num_actions: int | None) -> NDArray[np.int64]:
     actions = np.asarray(act)
     if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
         raise DatasetError(
-            f"act must be integers (t,), got {actions.dtype} {actions.shape}: actions must be discrete"
+            f"act must be integers (t,), got {actions.dtype} {actions.shape}: where actions are not discrete "
+            'add an array action_space with text such as "box(-1.0..1.0, 0.0..1.0)", "multi_discrete(3, 2)" '
+            'or "multi_binary(4)"'
         )
     actions = actions.astype(np.int64)
     wrong = actions[(actions < 0) | (actions >= (num_actions or np.inf))]
@@ -233,6 +284,17 @@ def _actions(act: ArrayLike, num_actions: int | None) -> NDArray[np.int64]:
         accepted = "0 and more" if num_actions is None else f"0..{num_actions - 1}"
         raise DatasetError(f"act holds {wrong[0]}: accepted are {accepted}")
     return actions
+
+
+def _actions_of(space: ActionSpace, act: ArrayLike) -> NDArray[Any]:
+    actions = np.asarray(act)
+    converted = space.convert(actions) if actions.shape[1:] == space.shape else None
+    if converted is None:
+        raise DatasetError(
+            f"act must be actions of {space}, {space.accepted()}, one for each step, got {actions.dtype} "
+            f"{actions.shape}" + (f" from {actions.min()} to {actions.max()}" if actions.size else "")
+        )
+    return converted
 
 
 def _rewards(rew: ArrayLike) -> NDArray[np.float32]:
@@ -260,13 +322,6 @@ def _check_frames(space: gymnasium.Space[Any]) -> None:
             f"{' '.join(str(space).split())}: wrap it in gymnasium.wrappers.AddRenderObservation (for the "
             "command `record`: render=true) to record what it draws"
         )
-
-
-def _action_range(space: gymnasium.Space[Any]) -> tuple[int, int]:
-    """Return the first action and the number of actions."""
-    if not isinstance(space, Discrete):
-        raise InvalidInputError(f"only discrete actions can be recorded, the environment takes {space}")
-    return int(space.start), int(space.n)
 
 
 def _number(path: Path) -> int:

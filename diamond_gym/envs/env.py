@@ -5,13 +5,14 @@ The module knows Gymnasium's conventions, but nothing of networks or of the orig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import logger
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
 from diamond_gym.envs.games import ImaginedState
 from diamond_gym.errors import ResetNeededError
-from diamond_gym.world.world_model import WorldModelState
+from diamond_gym.world.interface import StateLike
 
 _SKIPPING = ("MaxAndSkipObservation", "MaxAndSkipEnv", "AtariPreprocessing")
 """Names of the wrappers of Gymnasium and Stable-Baselines3 that repeat actions."""
@@ -32,17 +33,18 @@ _IS_PREPROCESSED = (
 )
 
 
-class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
+class DiamondEnv(gymnasium.Env[NDArray[np.uint8], Any]):
     """One imagined game.
 
     Observations are uint8 (64, 64, 3), actions are indices into the game's minimal action set, rewards are
     -1.0, 0.0 or 1.0. A step is four raw frames of the console. `terminated` is the predicted end of the
     episode: a lost life, as in training. `truncated` is always False, because the imagination horizon is
     Gymnasium's TimeLimit, which `gymnasium.make` applies (50 steps unless `max_episode_steps` is given).
+    A world of another environment has the frames and the action space of its training data.
 
     `reset(seed=s)` fixes everything that follows. It draws a context, n real frames and the actions taken at
-    them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act": integers (n,)
-    or (n - 1,)}}`. `info["context"]` returns the context with n actions; the last one, which the recorded
+    them, or starts from the caller's: `options={"context": {"obs": uint8 (n, 64, 64, 3), "act": n or
+    n - 1 actions}}`. `info["context"]` returns the context with n actions; the last one, which the recorded
     player took after the last frame (0 when not given), does not influence the game.
 
     The wrappers that preprocess ALE's own environments (`AtariPreprocessing`, `MaxAndSkipObservation`,
@@ -112,9 +114,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
             contexts=contexts,
         )
         self.observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
-        self.action_space = Discrete(len(self.world.action_meanings))
-        self._state: WorldModelState | None = None
-        self._trajectory: list[Tensor] | None = None
+        self.action_space = self.world.action_space.to_gymnasium()
+        self._state: StateLike | None = None
+        self._trajectory: Sequence[Tensor] | None = None
         self._context: dict[str, NDArray[Any]] = {}
         self._over = False
         self._closed = False
@@ -152,12 +154,12 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         return self._observe(), self._info()
 
     def step(
-        self, action: int | np.integer | NDArray[np.integer] | Tensor
+        self, action: int | np.integer | NDArray[Any] | Tensor
     ) -> tuple[NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
         """Imagine one step (four raw frames of the console).
 
         Args:
-            action: An integer, or a 0-d integer array or tensor.
+            action: An integer, or a 0-d integer array or tensor; an array where actions are not discrete.
 
         Returns:
             Observation, reward in {-1.0, 0.0, 1.0}, predicted end, False, and the info of `reset`.
@@ -169,10 +171,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         state = imagination.require_started(self._closed, self._state, "step")
         if self._over:
             raise ResetNeededError("the episode is over (terminated was True): call reset() before step()")
-        act = imagination.check_action(action, self.world.action_meanings)
-        self._state, step = imagination.advance_games(
-            self.world, state, torch.tensor([act], device=state.act.device)
-        )
+        act = torch.as_tensor(imagination.check_action(action, self.world), device=state.act.device)
+        self._state, step = imagination.advance_games(self.world, state, act[None])
         self._trajectory = step.trajectory
         frames, rew, end = imagination.to_host(imagination.latest_frames(self._state), step.rew, step.end)
         self._over = bool(end[0])
@@ -252,9 +252,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
         imagined by a `step` of this environment.
         """
-        if self._trajectory is None:
+        if not self._trajectory:
             return None
-        return torch.stack(self._trajectory)[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
+        return torch.stack(list(self._trajectory))[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
 
     @property
     def ale(self) -> NoReturn:
@@ -262,12 +262,13 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], np.int64]):
         raise AttributeError(f"an imagined game has no emulator (env.ale): {_IS_PREPROCESSED}")
 
     def get_action_meanings(self) -> list[str]:
-        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT", or of each part of one."""
         return list(self.world.action_meanings)
 
     def get_keys_to_action(self) -> dict[tuple[str, ...], int]:
         """Return each action's keys, for `gymnasium.utils.play`: WASD, space to fire, E to do nothing."""
-        return imagination.keys_to_action(self.world.action_meanings)
+        is_discrete = self.world.action_space.is_discrete
+        return imagination.keys_to_action(self.world.action_meanings) if is_discrete else {}
 
     def _info(self) -> dict[str, Any]:
         """The context in new arrays: the same keys after `reset` and `step`, which recorders need."""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,7 +28,9 @@ from diamond_gym.errors import (
     ResetNeededError,
     first_line,
 )
-from diamond_gym.world.world_model import WorldModelState, WorldModelStep
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.checks import check_range, check_tensor
+from diamond_gym.world.interface import StateLike, StepLike
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
 _NOOP_KEY = "e"
@@ -47,7 +49,7 @@ class Contexts:
     """
 
     obs: UInt8[np.ndarray, "b n h w c"]
-    act: Int64[np.ndarray, "b n"]
+    act: Shaped[np.ndarray, "b n *a"]
 
     def select(self, index: NDArray[np.intp]) -> Contexts:
         """The contexts of some of the games."""
@@ -62,11 +64,11 @@ class ImaginedState:
         game: Name of the game, or None where the checkpoint has none.
         world: The world model's state, which shares no memory with the environment.
         over: Whether each game has ended and waits for a reset.
-        rng: State of each game's random generator, which draws start contexts and streams of noise.
+        rng: StateLike of each game's random generator, which draws start contexts and streams of noise.
     """
 
     game: str | None
-    world: WorldModelState
+    world: StateLike
     over: Bool[Tensor, " b"]
     rng: tuple[dict[str, Any], ...]
 
@@ -108,7 +110,7 @@ def survive_fork() -> None:
 
 def start_games(
     world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
-) -> tuple[WorldModelState, Contexts]:
+) -> tuple[StateLike, Contexts]:
     """Start one game per generator, from the contexts given or drawn from the world's own.
 
     Each generator gives an index into the world's contexts and the key of the game's noise, whether or not
@@ -128,15 +130,13 @@ def start_games(
     return state, contexts
 
 
-def advance_games(
-    world: World, state: WorldModelState, act: Int64[Tensor, " b"]
-) -> tuple[WorldModelState, WorldModelStep]:
+def advance_games(world: World, state: StateLike, act: Shaped[Tensor, "b *a"]) -> tuple[StateLike, StepLike]:
     """Take one action in each game; the given state is not modified."""
     survive_fork()
     return world.world_model.step(state, act)
 
 
-def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
+def latest_frames(state: StateLike) -> UInt8[Tensor, "b h w c"]:
     """Copy the newest frame of each game, channels last: a view of a contiguous (b, c, h, w) tensor."""
     return state.obs[:, -1].clone(memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
 
@@ -158,14 +158,14 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
 
 
 def clone_state(
-    world: World, state: WorldModelState, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
+    world: World, state: StateLike, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
 ) -> ImaginedState:
     """Copy everything that the games' futures depend on, besides the actions to come."""
     rng = tuple(dict(rng.bit_generator.state) for rng in rngs)
     return ImaginedState(world.game, state.clone(), over.clone(), rng)
 
 
-def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
+def check_state(world: World, state: Any, num_games: int) -> tuple[StateLike, Bool[Tensor, " b"]]:
     """Check a cloned state; return its tensors on this world's device and in its precision.
 
     Raises:
@@ -183,56 +183,28 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
 
 def _checked_state(
     world: World, state: ImaginedState, num_games: int
-) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
+) -> tuple[StateLike, Bool[Tensor, " b"]]:
     if state.game != world.game:
         raise InvalidInputError(f"this world imagines {world.game}, the state is of {state.game}")
     if len(state) != num_games:
         raise InvalidInputError(
             f"this environment has {num_games} game(s), the state {len(state)}; see state.select([...])"
         )
-    model = world.world_model
-    hx, _ = model.rew_end_model.initial_state(num_games)
-    frames_shape = (num_games, *world.contexts.obs.shape[1:])
-    n, h, w, c = frames_shape[1:]
-    given = state.world
-    if given.hx.shape != hx[0].shape or given.obs.shape != (num_games, n, c, h, w):
-        raise InvalidInputError(
-            f"the state is of another world model: this one has frames {(num_games, n, c, h, w)} "
-            f"and an LSTM of {hx.shape[-1]}, the state has {tuple(given.obs.shape)} and {given.hx.shape[-1]}"
-        )
-    n_games = (num_games,)
-    expected = {
-        "obs": (given.obs, torch.uint8, given.obs.shape),
-        "act": (given.act, torch.int64, (num_games, n)),
-        "hx": (given.hx, None, hx[0].shape),
-        "cx": (given.cx, None, hx[0].shape),
-        "key": (given.key, torch.int64, n_games),
-        "time": (given.time, torch.int64, n_games),
-        "over": (state.over, torch.bool, n_games),
-    }
-    if given.padding is not None:
-        expected["padding"] = (given.padding, torch.int64, n_games)
-    for name, (x, dtype, shape) in expected.items():
-        _check_tensor(name, x, dtype, tuple(shape))
-    limits = {"act": len(world.action_meanings), "key": _NUM_KEYS, "time": 2**62, "padding": n}
-    for name, limit in limits.items():
-        x = getattr(given, name)
-        if x is not None and not bool(((x >= 0) & (x <= limit - 1)).all()):
-            raise InvalidInputError(f"the state's {name} must be in 0..{limit - 1}, got {x.tolist()}")
+    given, n_games = state.world, (num_games,)
+    n, h, w, c = world.contexts.obs.shape[1:]
+    space = world.action_space
+    check_tensor("obs", given.obs, torch.uint8, (num_games, n, c, h, w))
+    check_tensor("act", given.act, space.torch_dtype, (num_games, n, *space.shape))
+    check_tensor("key", given.key, torch.int64, n_games)
+    check_tensor("time", given.time, torch.int64, n_games)
+    check_tensor("over", state.over, torch.bool, n_games)
+    if not bool(space.contains(given.act).all()):
+        raise InvalidInputError(f"the state's act must be {space.accepted()}, got {given.act.tolist()}")
+    check_range("key", given.key, _NUM_KEYS)
+    check_range("time", given.time, 2**62)
     _check_rngs(state.rng, num_games)
-    moved = WorldModelState(*(x.to(model.device) for x in given.tensors()))
-    moved = replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
-    return moved, state.over.to(model.device)
-
-
-def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
-    """Raise `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
-    is_dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
-    if not is_dense or tuple(x.shape) != shape or (x.dtype != dtype if dtype else not x.is_floating_point()):
-        got = f"{x.dtype} {tuple(x.shape)}, {x.layout}, on {x.device}" if isinstance(x, Tensor) else repr(x)
-        raise InvalidInputError(f"the state's {name} must be {dtype or 'floats'} of shape {shape}, got {got}")
-    if dtype is None and not bool(x.isfinite().all()):
-        raise InvalidInputError(f"the state's {name} holds numbers that are not finite")
+    model = world.world_model
+    return model.adopt(given, num_games), state.over.to(model.device)
 
 
 def _check_rngs(states: Any, num_games: int) -> None:
@@ -255,7 +227,7 @@ def require_open(closed: bool) -> None:
         raise ClosedEnvironmentError("this environment has been closed: make another one")
 
 
-def require_started(closed: bool, state: WorldModelState | None, method: str) -> WorldModelState:
+def require_started(closed: bool, state: StateLike | None, method: str) -> StateLike:
     """Return the games' state.
 
     Raises:
@@ -268,13 +240,20 @@ def require_started(closed: bool, state: WorldModelState | None, method: str) ->
     return state
 
 
-def check_action(action: Any, action_meanings: Sequence[str]) -> int:
-    """Check one action and return it as an int.
+def check_action(action: Any, world: World) -> int | NDArray[Any]:
+    """Check one action; return it as an int, or as an array where actions are not discrete.
 
     Raises:
-        InvalidInputError: It is not an integer in range (a Python or NumPy integer, or a 0-d integer array
-            or tensor).
+        InvalidInputError: It is not an action of the world: an integer in range (a Python or NumPy integer,
+            or a 0-d integer array or tensor), or an array, sequence or tensor of the space's shape.
     """
+    space, action_meanings = world.action_space, world.action_meanings
+    if not space.is_discrete:
+        given = as_array(action)
+        converted = None if given is None or given.shape != space.shape else space.convert(given)
+        if converted is None:
+            raise InvalidInputError(f"an action is {space.accepted()}, got {told(action)}")
+        return converted
     integral = (
         not isinstance(action, bool | np.bool_)
         if isinstance(action, int | np.integer)
@@ -291,33 +270,31 @@ def check_action(action: Any, action_meanings: Sequence[str]) -> int:
     return int(action)
 
 
-def check_actions(
-    actions: Any, num_games: int, action_meanings: Sequence[str], device: torch.device
-) -> Int64[Tensor, " b"]:
-    """Check the actions of a batch and return them as a tensor on `device`.
+def check_actions(actions: Any, num_games: int, world: World) -> Shaped[Tensor, "b *a"]:
+    """Check the actions of a batch and return them as a tensor on the world model's device.
 
     Tensors on a GPU are checked there: one boolean crosses to the host, because an action out of range would
     otherwise end the process's use of the GPU.
 
     Raises:
-        InvalidInputError: They are not integers of shape (num_games,) in range.
+        InvalidInputError: They are not of shape (num_games, *shape of an action), or one is not in the space.
     """
+    space, shape = world.action_space, (num_games, *world.action_space.shape)
     given = actions if isinstance(actions, Tensor) and _is_dense(actions) else as_array(actions)
-    if given is None or tuple(given.shape) != (num_games,) or not _has_integer_dtype(given):
+    if given is None or tuple(given.shape) != shape or not space.has_dtype(given):
         kind = f"{given.dtype} of shape {tuple(given.shape)}" if given is not None else told(actions)
         is_one = isinstance(actions, int | float | None)
         raise (InvalidTypeError if is_one else InvalidInputError)(
-            f"actions must be integers of shape ({num_games},), got {kind}"
+            f"actions must be {'numbers' if space.is_continuous else 'integers'} of shape {shape}, got {kind}"
         )
-    act = given.to(torch.int64) if isinstance(given, Tensor) else torch.from_numpy(given.astype(np.int64))
-    valid = (act >= 0) & (act < len(action_meanings))
+    act = torch.as_tensor(given if isinstance(given, Tensor) else given.astype(space.dtype))
+    act = act.to(space.torch_dtype)
+    valid = space.contains(act)
     if not valid.all():
         game = int(valid.logical_not().nonzero()[0, 0])
-        raise InvalidInputError(
-            f"actions are in 0..{len(action_meanings) - 1} ({_menu(action_meanings)}), "
-            f"got {given[game]} for game {game}"
-        )
-    return act.to(device)
+        names = f" ({_menu(world.action_meanings)})" if space.is_discrete else ""
+        raise InvalidInputError(f"actions are {space.accepted()}{names}, got {given[game]} for game {game}")
+    return act.to(world.world_model.device)
 
 
 def check_seed(seed: Any) -> int | None:
@@ -372,8 +349,8 @@ def check_context(world: World, context: Any, num_games: int | None = None) -> C
 
     Args:
         world: The world that the context must fit.
-        context: {"obs": uint8 (n, h, w, c), "act": integers (n,) or (n - 1,)}; arrays or tensors. With
-            `num_games` both may have a leading axis of that size.
+        context: {"obs": uint8 (n, h, w, c), "act": n or n - 1 actions}; arrays or tensors. With `num_games`
+            both may have a leading axis of that size.
         num_games: Number of games to start; None means one, without a leading axis.
 
     Returns:
@@ -388,7 +365,7 @@ def check_context(world: World, context: Any, num_games: int | None = None) -> C
         got = sorted(map(str, context)) if isinstance(context, Mapping) else type(context).__name__
         raise InvalidInputError(f'options["context"] is a dict with the keys "obs" and "act", got {got}')
     obs = _check_context_obs(context["obs"], world.contexts.obs.shape[1:], num_games)
-    act = _check_context_act(context["act"], obs.shape[:-3], len(world.action_meanings))
+    act = _check_context_act(context["act"], obs.shape[:-3], world.action_space)
     if obs.ndim == 5:
         return Contexts(obs, act)
     repeats = num_games or 1
@@ -406,20 +383,22 @@ def _check_context_obs(value: Any, shape: tuple[int, ...], num_games: int | None
     return obs.copy()
 
 
-def _check_context_act(value: Any, shape: tuple[int, ...], num_actions: int) -> NDArray[np.int64]:
-    accepted = [shape, (*shape[:-1], shape[-1] - 1)]
+def _check_context_act(value: Any, shape: tuple[int, ...], space: ActionSpace) -> NDArray[Any]:
+    accepted = [(*shape, *space.shape), (*shape[:-1], shape[-1] - 1, *space.shape)]
     act = as_array(value)
-    if act is None or not (_has_integer_dtype(act) or act.size == 0) or act.shape not in accepted:
+    if act is None or not (space.has_dtype(act) or act.size == 0) or act.shape not in accepted:
         got = f"{act.dtype} {act.shape}" if act is not None else type(value).__name__
+        kind = "numbers" if space.is_continuous else "integers"
         raise InvalidInputError(
-            f'options["context"]["act"] is integers of shape {" or ".join(map(str, accepted))}, got {got}'
+            f'options["context"]["act"] is {kind} of shape {" or ".join(map(str, accepted))}, got {got}'
         )
-    if act.size and (act.min() < 0 or act.max() >= num_actions):
+    converted = space.convert(act) if act.size else act
+    if converted is None:
         raise InvalidInputError(
-            f'options["context"]["act"] holds actions in 0..{num_actions - 1}, got {act.min()}..{act.max()}'
+            f'options["context"]["act"] holds actions, {space.accepted()}, got {act.min()}..{act.max()}'
         )
-    padded = np.zeros(shape, np.int64)
-    padded[..., : act.shape[-1]] = act
+    padded = np.broadcast_to(space.idle, accepted[0]).copy()
+    padded[(..., slice(act.shape[len(shape) - 1]), *[slice(None)] * len(space.shape))] = converted
     return padded
 
 

@@ -18,8 +18,10 @@ from diamond_gym.errors import DisplayError, MissingDependencyError
 if TYPE_CHECKING:
     import pygame
 
+PICTURE_SIDE = 512
+"""Largest side to which whole multiples enlarge a frame: a 64x64 frame is rendered at 512x512."""
 SCALE = 8
-"""Factor by which frames are enlarged: a 64x64 frame is rendered at 512x512."""
+"""Factor by which frames of 64x64 are enlarged."""
 
 RENDER_FPS = 15
 """Frames per second: the models see every fourth frame of a 60 Hz console."""
@@ -34,12 +36,19 @@ _ADVICE = (
 )
 
 
-def enlarge(frame: UInt8[np.ndarray, "h w 3"], scale: int = SCALE) -> UInt8[np.ndarray, "h2 w2 3"]:
-    """Enlarge a frame: each pixel becomes a square of `scale` x `scale` pixels."""
-    return frame.repeat(scale, axis=0).repeat(scale, axis=1)
+def enlarge(frame: UInt8[np.ndarray, "h w c"], scale: int | None = None) -> UInt8[np.ndarray, "h2 w2 3"]:
+    """Enlarge a colour or grey frame: each pixel becomes a square of `scale` x `scale` pixels.
+
+    Args:
+        frame: The frame, with three channels or one.
+        scale: The factor; None for the largest with which no side exceeds `PICTURE_SIDE`, at least 1.
+    """
+    scale = max(1, PICTURE_SIDE // max(frame.shape[:2])) if scale is None else scale
+    colour = np.broadcast_to(frame, (*frame.shape[:2], 3))
+    return colour.repeat(scale, axis=0).repeat(scale, axis=1)
 
 
-def tile(frames: UInt8[np.ndarray, "b h w 3"]) -> UInt8[np.ndarray, "h2 w2 3"]:
+def tile(frames: UInt8[np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "h2 w2 3"]:
     """Put frames in a nearly square grid, filled up with black, at most 1024 pixels wide if they fit."""
     b, h, w, c = frames.shape
     columns = math.ceil(math.sqrt(b))

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from gymnasium import logger
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box
 from gymnasium.utils import seeding
 from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
@@ -25,7 +25,7 @@ from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
 from diamond_gym.envs.games import Contexts, ImaginedState
 from diamond_gym.errors import InvalidInputError, InvalidTypeError, ResetNeededError
-from diamond_gym.world.world_model import WorldModelState
+from diamond_gym.world.interface import StateLike
 
 Array = NDArray[Any] | Tensor
 """A NumPy array with `output="numpy"`, a tensor on the world model's device with `output="torch"`."""
@@ -133,12 +133,12 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             contexts=contexts,
         )
         self.single_observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
-        self.single_action_space = Discrete(len(self.world.action_meanings))
+        self.single_action_space = self.world.action_space.to_gymnasium()
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rngs: list[np.random.Generator | None] = [None] * self.num_envs
         self._seeds: list[int | None] = [None] * self.num_envs
-        self._state: WorldModelState | None = None
+        self._state: StateLike | None = None
         self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.world.world_model.device)
 
     @property
@@ -191,8 +191,9 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         """Imagine one step of every game.
 
         Args:
-            actions: Integers (num_envs,) of any integer dtype: array, sequence, or tensor on any device. The
-                action of a game that this step resets is ignored, but must be valid.
+            actions: Integers (num_envs,) of any integer dtype, or arrays (num_envs, *shape) where actions are
+                not discrete: array, sequence, or tensor on any device. The action of a game that this step
+                resets is ignored, but must be valid.
 
         Returns:
             The observations, rewards, terminations, truncations and infos.
@@ -202,9 +203,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             ResetNeededError: No game has been started, or in "DISABLED" mode one is over.
         """
         state = imagination.require_started(self.closed, self._state, "step")
-        act = imagination.check_actions(
-            actions, self.num_envs, self.world.action_meanings, self.world.world_model.device
-        )
+        act = imagination.check_actions(actions, self.num_envs, self.world)
         over = self._over.cpu().numpy()
         if self.autoreset_mode == AutoresetMode.DISABLED and over.any():
             raise ResetNeededError(
@@ -281,7 +280,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return self._observe()
 
     def get_action_meanings(self) -> list[str]:
-        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT"."""
+        """Return the name of each action, such as "NOOP", "FIRE", "RIGHT", or of each part of one."""
         return list(self.world.action_meanings)
 
     def _start(self, games: NDArray[np.intp], contexts: Contexts | None) -> dict[str, Any]:
@@ -317,7 +316,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return infos
 
     def _context_infos(
-        self, games: NDArray[np.intp], contexts: Contexts, started: WorldModelState
+        self, games: NDArray[np.intp], contexts: Contexts, started: StateLike
     ) -> dict[str, Any]:
         """Return infos with `context`, in the form that SyncVectorEnv gives to infos of environments."""
         obs, act = contexts.obs, contexts.act
@@ -325,7 +324,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             device = started.obs.device
             index = torch.from_numpy(games).to(device)
             frames = started.obs.new_zeros(self.num_envs, *started.obs.shape[1:])
-            actions = torch.zeros(self.num_envs, act.shape[1], dtype=torch.int64, device=device)
+            actions = started.act.new_zeros(self.num_envs, *act.shape[1:])
             frames.index_copy_(0, index, started.obs)
             actions.index_copy_(0, index, torch.from_numpy(act).to(device))
             context: dict[str, Any] = {"obs": frames.permute(0, 1, 3, 4, 2), "act": actions}
@@ -367,7 +366,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         self._rngs[game] = rng
         return rng
 
-    def _at_horizon(self, state: WorldModelState) -> Bool[Tensor, " b"]:
+    def _at_horizon(self, state: StateLike) -> Bool[Tensor, " b"]:
         if self._horizon is None:
             return torch.zeros_like(self._over)
         return state.time >= self._horizon

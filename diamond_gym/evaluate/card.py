@@ -64,7 +64,8 @@ def _what(description: dict[str, Any], files: dict[str, int]) -> str:
     passes = f"{num_steps} denoising step{'s' * (num_steps > 1)} at play"
     objective = "objective ddpm, " if description["agent"]["denoiser"].get("objective") == "ddpm" else ""
     where = "." if game is None else f': `gymnasium.make("{env_id(game)}")`.'
-    actions = description["action_meanings"] or [f"0..{description['agent']['num_actions'] - 1}"]
+    agent = description["agent"]
+    actions = description["action_meanings"] or [agent.get("actions") or f"0..{agent['num_actions'] - 1}"]
     return (
         f"A DIAMOND world model (arXiv 2405.12399) of {what}{where}\n\n"
         f"- Actions: {', '.join(actions)}\n"

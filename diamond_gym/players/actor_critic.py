@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from diamond_gym.backends.threads import using_threads
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.world import policy
 from diamond_gym.world.models import Agent
 from diamond_gym.world.pixels import to_float
-from diamond_gym.world.world_model import draw_class
 
 
 class ActorCriticPlayer:
@@ -59,8 +60,8 @@ class ActorCriticPlayer:
         for frame in past:
             self.act(frame)
 
-    def act(self, obs: NDArray[np.uint8]) -> int:
-        """Draw the action, 0..n-1, at a uint8 (h, w, c) frame."""
+    def act(self, obs: NDArray[np.uint8]) -> Any:
+        """Draw the action at a uint8 (h, w, c) frame: 0..n-1, or an array where it is not discrete."""
         self._logits, self.value = self._look_at(obs)
         return self._choose(self._logits)
 
@@ -69,9 +70,8 @@ class ActorCriticPlayer:
         """Entropy of the policy at the latest frame, in bits, at temperature 1; None before the first."""
         if self._logits is None:
             return None
-        log_p = self._logits - self._logits.max()
-        log_p = log_p - np.log(np.exp(log_p).sum())
-        return float(-(np.exp(log_p) * log_p).sum() / np.log(2))
+        nats = policy.entropy(self.actor_critic.action_space, torch.from_numpy(self._logits))
+        return float(nats / np.log(2))
 
     def __deepcopy__(self, memo: object) -> ActorCriticPlayer:
         """Return a player on the same networks, with memory and random numbers of its own."""
@@ -88,9 +88,15 @@ class ActorCriticPlayer:
             logits, value, self._hx_cx = self.actor_critic.predict_act_value(x, self._hx_cx)
         return logits[0].double().cpu().numpy(), float(value)
 
-    def _choose(self, logits: NDArray[np.float64]) -> int:
+    def _choose(self, logits: NDArray[np.float64]) -> Any:
+        space = self.actor_critic.action_space
         u, explore = self._rng.random(2)
         if explore < self.epsilon:
-            return int(u * len(logits))
-        logits_now, u_now = torch.from_numpy(logits)[None], torch.tensor([u], dtype=torch.float64)
-        return int(draw_class(logits_now, u_now, self.temperature))
+            return int(u * len(logits)) if space.is_discrete else space.sample(self._rng)
+        if not space.is_discrete:
+            u = self._rng.random(space.size)
+        choice = policy.draw(
+            space, torch.from_numpy(logits)[None], torch.from_numpy(np.array([u])), self.temperature
+        )
+        act = policy.to_actions(space, choice)[0]
+        return int(act) if space.is_discrete else act.numpy()

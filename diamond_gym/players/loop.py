@@ -19,7 +19,7 @@ class Step:
 
     Attributes:
         obs: The frame that the player saw.
-        act: The action that it chose.
+        act: The action that it chose: an int, or an array where actions are not discrete.
         rew: The reward.
         terminated: Whether the episode ended with the step.
         truncated: Whether the episode was truncated at the step.
@@ -28,7 +28,7 @@ class Step:
     """
 
     obs: NDArray[np.uint8]
-    act: int
+    act: Any
     rew: float
     terminated: bool
     truncated: bool

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,14 +21,15 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.players.scripted_breakout import ScriptedBreakout
 from diamond_gym.players.scripted_pong import ScriptedPong
+from diamond_gym.world.action_space import ActionSpace
 
 PLAYER_NAMES = ("random", "scripted")
 _SCRIPTED = {"Breakout": ScriptedBreakout, "Pong": ScriptedPong}
 SCRIPTED_GAMES = tuple(_SCRIPTED)
 
 
-Policy = Callable[[NDArray[np.uint8]], int]
-"""Maps a frame, uint8 (64, 64, 3), to an action, 0..n-1."""
+Policy = Callable[[NDArray[np.uint8]], Any]
+"""Maps a frame, uint8 (64, 64, 3), to an action: 0..n-1, or an array where actions are not discrete."""
 
 
 @runtime_checkable
@@ -50,8 +51,8 @@ class Player(Protocol):
         """
         ...
 
-    def act(self, obs: NDArray[np.uint8]) -> int:
-        """Return the action, 0..n-1, at a frame, uint8 (64, 64, 3)."""
+    def act(self, obs: NDArray[np.uint8]) -> Any:
+        """Return the action at a frame, uint8 (64, 64, 3): 0..n-1, or an array where it is not discrete."""
         ...
 
 
@@ -71,7 +72,7 @@ class PolicyPlayer:
         if seed is not None and reset is not None:
             reset(seed)
 
-    def act(self, obs: NDArray[np.uint8]) -> int:
+    def act(self, obs: NDArray[np.uint8]) -> Any:
         """Return what the policy returns."""
         return self.policy(obs)
 
@@ -92,7 +93,7 @@ class FrameStackPlayer:
         """Forget the frames; those of `past` come before the next one."""
         self._frames = deque(past, maxlen=self.num_frames)
 
-    def act(self, obs: NDArray[np.uint8]) -> int:
+    def act(self, obs: NDArray[np.uint8]) -> Any:
         """Return what the policy returns."""
         self._frames.append(obs)
         missing = [self._frames[0]] * (self.num_frames - len(self._frames))
@@ -103,23 +104,23 @@ class RandomPlayer:
     """Uniformly random actions, each held for a random number of steps.
 
     Args:
-        num_actions: Size of the game's action set, at least 1.
+        actions: The action space, or the number of discrete actions, at least 1.
         seed: Fixes every action that follows.
         repeat: Longest hold in steps; an action is held for 1 to `repeat` steps, all equally likely. 1 draws
             a new action each step.
 
     Raises:
-        InvalidInputError: `num_actions` or `repeat` below 1.
+        InvalidInputError: There is no action, or `repeat` is below 1.
     """
 
     name = "random"
 
-    def __init__(self, num_actions: int, seed: int = 0, repeat: int = 1) -> None:
-        if num_actions < 1:
-            raise InvalidInputError(f"num_actions must be at least 1, got {num_actions}")
+    def __init__(self, actions: int | ActionSpace, seed: int = 0, repeat: int = 1) -> None:
+        if isinstance(actions, int) and actions < 1:
+            raise InvalidInputError(f"num_actions must be at least 1, got {actions}")
         if repeat < 1:
             raise InvalidInputError(f"repeat must be at least 1, got {repeat}")
-        self.num_actions = num_actions
+        self.actions = actions if isinstance(actions, ActionSpace) else ActionSpace.discrete(actions)
         self.repeat = repeat
         self.reset(seed)
 
@@ -127,12 +128,13 @@ class RandomPlayer:
         """Drop the held action; with a seed, restart the random numbers."""
         if seed is not None:
             self._rng = np.random.default_rng(seed)
-        self._action, self._left = 0, 0
+        self._action: Any = 0
+        self._left = 0
 
-    def act(self, obs: NDArray[np.uint8]) -> int:
-        """Return an action in `range(num_actions)`; the frame is ignored."""
+    def act(self, obs: NDArray[np.uint8]) -> Any:
+        """Return an action of the space; the frame is ignored."""
         if self._left == 0:
-            self._action = int(self._rng.integers(self.num_actions))
+            self._action = self.actions.sample(self._rng)
             self._left = int(self._rng.integers(1, self.repeat + 1))
         self._left -= 1
         return self._action

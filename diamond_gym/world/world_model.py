@@ -6,16 +6,19 @@ a state that is kept gives the same future again. The module knows nothing of Gy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world import ddpm, noise, sampler
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.checks import check_range, check_tensor
 from diamond_gym.world.models import Conditioners, Denoiser, LSTMState, RewEndModel
 from diamond_gym.world.pixels import quantize, to_float, to_uint8
+from diamond_gym.world.policy import draw_class
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 
 
@@ -25,7 +28,8 @@ class WorldModelState:
 
     Attributes:
         obs: The last n frames, oldest first.
-        act: The last n actions; `act[:, i]` was taken at `obs[:, i]`, and the last entry is yet to be taken.
+        act: The last n actions, int64 or float32; `act[:, i]` was taken at `obs[:, i]`, and the last entry is
+            yet to be taken.
         hx: Hidden state of the reward/end LSTM.
         cx: Cell state of the reward/end LSTM.
         key: Key of each game's stream of random numbers, >= 0.
@@ -35,7 +39,7 @@ class WorldModelState:
     """
 
     obs: UInt8[Tensor, "b n c h w"]
-    act: Int64[Tensor, "b n"]
+    act: Shaped[Tensor, "b n *a"]
     hx: Float[Tensor, "b d"]
     cx: Float[Tensor, "b d"]
     key: Int64[Tensor, " b"]
@@ -84,23 +88,6 @@ class WorldModelStep:
     logits_rew: Float[Tensor, "b 3"]
     logits_end: Float[Tensor, "b 2"]
     trajectory: list[Float[Tensor, "b c h w"]]
-
-
-def draw_class(
-    logits: Float[Tensor, "b k"], u: Float[Tensor, " b"], temperature: float = 1.0
-) -> Int64[Tensor, " b"]:
-    """Draw from each categorical, by inversion of its cumulative distribution.
-
-    Args:
-        logits: Logits of the classes; computations are in float64 where the logits are, else in float32.
-        u: Uniform in [0, 1).
-        temperature: Divides the logits, >= 0; 0 takes the likeliest class.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    cumulative = (logits if temperature == 1 else logits / temperature).softmax(dim=-1).cumsum(dim=-1)
-    return (u[:, None] >= cumulative[:, :-1]).sum(dim=-1)
 
 
 def blank(frames: Float[Tensor, "b n ..."], padding: Int64[Tensor, " b"] | None) -> Float[Tensor, "b n ..."]:
@@ -176,11 +163,9 @@ class WorldModel:
         return self.denoiser.config.inner_model.num_steps_conditioning
 
     @property
-    def num_actions(self) -> int:
-        """Size of the action set."""
-        num_actions = self.denoiser.config.inner_model.num_actions
-        assert num_actions is not None
-        return num_actions
+    def action_space(self) -> ActionSpace:
+        """The actions."""
+        return self.denoiser.action_space
 
     @property
     def device(self) -> torch.device:
@@ -191,7 +176,7 @@ class WorldModel:
     def start(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         key: Int64[Tensor, " b"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> WorldModelState:
@@ -219,7 +204,7 @@ class WorldModel:
     def burn_in(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> LSTMState:
         """Return the state of the reward/end LSTM after the transitions between the given frames."""
@@ -231,13 +216,13 @@ class WorldModel:
 
     @torch.no_grad()
     def step(
-        self, state: WorldModelState, act: Int64[Tensor, " b"]
+        self, state: WorldModelState, act: Shaped[Tensor, "b *a"]
     ) -> tuple[WorldModelState, WorldModelStep]:
         """Take one action in each game.
 
         Args:
             state: From `start` or an earlier `step`; it is not modified.
-            act: Actions in 0..num_actions-1.
+            act: Actions of the action space.
 
         Returns:
             The next state, and the frame, reward and end.
@@ -262,13 +247,35 @@ class WorldModel:
         )
         return self._after(state, act_history, frame, hx[0], cx[0]), step
 
+    def adopt(self, state: object, num_games: int) -> WorldModelState:
+        """Check the LSTM's part of a state, and move the state to this model's device and precision.
+
+        Raises:
+            InvalidInputError: It is not a state of this kind of world model and number of games.
+        """
+        if not isinstance(state, WorldModelState):
+            raise InvalidInputError(f"the state is of another world model: it is a {type(state).__name__}")
+        hx, _ = self.rew_end_model.initial_state(num_games)
+        if state.hx.shape != hx[0].shape:
+            raise InvalidInputError(
+                f"the state is of another world model: this one has an LSTM of {hx.shape[-1]}, the state has "
+                f"{tuple(state.hx.shape)}"
+            )
+        for name in ("hx", "cx"):
+            check_tensor(name, getattr(state, name), None, tuple(hx[0].shape))
+        if state.padding is not None:
+            check_tensor("padding", state.padding, torch.int64, (num_games,))
+            check_range("padding", state.padding, self.num_steps_conditioning)
+        moved = WorldModelState(*(x.to(self.device) for x in state.tensors()))
+        return replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
+
     @torch.no_grad()
     def imagine(
         self,
         obs: UInt8[Tensor, "b n c h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
         key: Int64[Tensor, " b"],
-        actions: Int64[Tensor, "b k"],
+        actions: Shaped[Tensor, "b k *a"],
         padding: Int64[Tensor, " b"] | None = None,
     ) -> UInt8[Tensor, "b k c h w"]:
         """Imagine the frames of `start` and k times `step`, without the rewards and ends and what they cost.
@@ -277,7 +284,7 @@ class WorldModel:
             obs: See `start`, as for `act`, `key` and `padding`.
             act: The last one is ignored.
             key: Key of each game's random numbers.
-            actions: Actions in 0..num_actions-1, to be taken one after the other.
+            actions: Actions of the action space, to be taken one after the other.
             padding: How many of the oldest frames stand for what was before the episode.
         """
         hx, cx = self.rew_end_model.initial_state(len(obs))
@@ -295,7 +302,7 @@ class WorldModel:
     @staticmethod
     def _after(
         state: WorldModelState,
-        act_history: Int64[Tensor, "b n"],
+        act_history: Shaped[Tensor, "b n *a"],
         frame: UInt8[Tensor, "b c h w"],
         hx: Float[Tensor, "b d"],
         cx: Float[Tensor, "b d"],
@@ -312,7 +319,10 @@ class WorldModel:
         )
 
     def _sample(
-        self, state: WorldModelState, act_history: Int64[Tensor, "b n"], init_noise: Float[Tensor, "b c h w"]
+        self,
+        state: WorldModelState,
+        act_history: Shaped[Tensor, "b n *a"],
+        init_noise: Float[Tensor, "b c h w"],
     ) -> list[Float[Tensor, "b c h w"]]:
         past = self.denoiser.fold_frames(state.obs)
         if state.padding is not None:

@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 from sb3_contrib import RecurrentPPO
-from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.env_checker import check_env
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
@@ -22,6 +22,8 @@ from stable_baselines3.common.vec_env import (
 from diamond_gym.adapters.sb3 import BatchedVecEnv, ContextFrameStack, burn_in, make_sb3_vec_env
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games.atari import AtariEnv
+from diamond_gym.registration import register_world_model
+from diamond_gym.world.action_space import ActionSpace
 from tests import worlds
 
 ID = "DiamondBreakout-v0"
@@ -236,3 +238,22 @@ def test_wrong_input(make, tiny_world):
     with pytest.raises(InvalidInputError, match="SAME_STEP"):
         BatchedVecEnv(games)
     games.close()
+
+
+@pytest.mark.parametrize("space", ["multi_discrete(3, 2)", "multi_binary(3)", "box(-2.0..2.0, 0.0..1.0)"])
+def test_agents_learn_in_worlds_with_other_actions(space, tmp_path):
+    checkpoint = worlds.save_tiny_world_of(tmp_path, ActionSpace.parse(space))
+    register_world_model("OtherActions-v0", checkpoint, max_episode_steps=6, **worlds.PLAIN)
+    try:
+        check_env(gymnasium.make("OtherActions-v0").unwrapped)
+        env = make_sb3_vec_env("OtherActions-v0", 2, seed=0)
+        agents = [PPO("CnnPolicy", env, n_steps=8, batch_size=8, n_epochs=1, seed=0)]
+        if space.startswith("box"):
+            agents.append(SAC("CnnPolicy", env, buffer_size=64, learning_starts=4, batch_size=4, seed=0))
+        for agent in agents:
+            agent.learn(16)
+            act, _ = agent.predict(env.reset())
+            assert all(env.action_space.contains(a.astype(env.action_space.dtype)) for a in act)
+        env.close()
+    finally:
+        del gymnasium.registry["OtherActions-v0"]

@@ -15,6 +15,8 @@ from torchrl.envs.transforms import CatFrames, RewardSum, ToTensorImage
 
 from diamond_gym.adapters.torchrl import DiamondTorchRLEnv
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.registration import register_world_model
+from diamond_gym.world.action_space import ActionSpace
 from tests import worlds
 
 ID = "DiamondBreakout-v0"
@@ -119,6 +121,19 @@ def test_the_example_trains(tiny_world, tmp_path, capsys, monkeypatch):
     assert torchrl_ppo.main(again) == 143 and len(minibatches) == 3, "the batch is finished"
     assert torch.load(tmp_path / "again" / "checkpoint.pt", weights_only=True)["done"] == 24
     assert torchrl_ppo.main(again) == 0 and len(minibatches) == 6, "the rest is learned"
+
+
+@pytest.mark.parametrize("space", ["multi_discrete(3, 2)", "multi_binary(3)", "box(-2.0..2.0, 0.0..1.0)"])
+def test_worlds_with_other_actions(space, tmp_path):
+    checkpoint = worlds.save_tiny_world_of(tmp_path, ActionSpace.parse(space))
+    register_world_model("OtherActions-v0", checkpoint, max_episode_steps=4, **worlds.PLAIN)
+    try:
+        env = DiamondTorchRLEnv("OtherActions-v0", 2, seed=0, with_context=True)
+        check_env_specs(env)
+        assert env.rollout(3)["action"].shape == (2, 3, ActionSpace.parse(space).size)
+        env.close()
+    finally:
+        del gymnasium.registry["OtherActions-v0"]
 
 
 def test_without_torchrl_the_extra_is_named_in_a_line():

@@ -53,7 +53,9 @@ def imported(**options):
 
 def test_folder_of_recordings(tmp_path):
     episodes = [recorded(3 + i, seed=i, terminated=i != 2) for i in range(12)]
-    report, (train, test) = imported(episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data")
+    report, (train, test) = imported(
+        episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data", size=64
+    )
     assert [len(train), len(test)] == [11, 1]
     assert report.num_steps == {"train": train.num_steps, "test": test.num_steps}
     assert report.num_actions == 3 and report.num_ends == 11
@@ -74,18 +76,34 @@ def test_folder_of_recordings(tmp_path):
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (64, 64, 1), (30, 50), (30, 50, 1)])
-def test_grey_frames_get_three_channels(shape):
-    episode = convert(recorded(shape=shape), 64)
-    assert episode.obs.shape == (4, 3, 64, 64)
-    assert (episode.obs == episode.obs[:, :1]).all()
+def test_grey_frames_have_one_channel(shape):
+    assert convert(recorded(shape=shape), (64, 48)).obs.shape == (4, 1, 64, 48)
+    assert convert(recorded(shape=shape), None).obs.shape == (4, 1, *shape[:2])
 
 
-def test_frames_of_the_right_size_stay_as_they_are():
-    one = recorded(shape=(32, 32, 3))
-    other = convert(one, 32)
+@pytest.mark.parametrize("size", [None, (32, 50)])
+def test_frames_of_the_right_size_stay_as_they_are(size):
+    one = recorded(shape=(32, 50, 3))
+    other = convert(one, size)
     assert np.array_equal(other.obs.permute(0, 2, 3, 1), one.obs[:-1])
     final = other.final_observation
     assert final is not None and np.array_equal(final.permute(1, 2, 0), one.obs[-1])
+
+
+def test_large_frames_need_a_size(tmp_path):
+    folder = save(tmp_path / "large", [recorded(shape=(210, 160, 3)), recorded(shape=(210, 160, 3))])
+    with pytest.raises(
+        DatasetError, match=r"210x160 are too large .* take 1\.0 GB of memory\): give size=64"
+    ):
+        imported(episodes=folder, out=tmp_path / "data")
+    _, (train, _) = imported(episodes=folder, out=tmp_path / "data", size="52x40")
+    assert train[0].obs.shape == (4, 3, 52, 40)
+
+
+def test_frames_of_all_episodes_are_alike(tmp_path):
+    folder = save(tmp_path / "mixed", [recorded(shape=(32, 32, 3)), recorded(shape=(32, 40, 3))])
+    with pytest.raises(DatasetError, match="give size=64 to make them alike"):
+        imported(episodes=folder, out=tmp_path / "data")
 
 
 def test_the_source_says_how_many_actions_there_are(tmp_path):
@@ -110,7 +128,7 @@ def test_the_command_says_what_to_do_next(tmp_path, capsys):
     assert main(["import-episodes", f"episodes={folder}", f"out={out}", "size=32"]) == 0
     output = capsys.readouterr().out
     assert f"{out}/train: 1 episodes, 4 steps" in output and f"static_dataset.path={out}" in output
-    assert "agent.rew_end_model.img_size=32" in output
+    assert EpisodeDataset(out / "train")[0].obs.shape == (4, 3, 32, 32)
 
 
 def test_one_bad_file_is_named_and_nothing_is_left(tmp_path):
@@ -136,7 +154,8 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
         ([], 2, "give one of episodes=FOLDER and minari=ID"),
         (["episodes=a", "minari=b"], 2, "give one of episodes=FOLDER and minari=ID"),
         (["episodes=a", "obs_key=image"], 2, "obs_key=image is for minari=ID"),
-        (["episodes=a", "size=0"], 2, "size must be in 1..1024, got 0"),
+        (["episodes=a", "size=0"], 2, "size must be a number in 1..1024, or two, such as 48x64, got 0"),
+        (["episodes=a", "size=64x"], 2, "size must be a number in 1..1024"),
         (["episodes=a", "test_every=1"], 2, "test_every must be 0 for no test episodes, or at least 2"),
         (["episode=a"], 2, "unknown key episode: did you mean episodes?"),
         (["episodes=nowhere"], 1, "episodes=nowhere: there is no such folder"),
@@ -279,7 +298,7 @@ def test_what_minari_datasets_cannot_be(minari, tmp_path, capsys):
     assert "obs_key must be one of image; got none" in error_of("minari=dot/dict-v0")
     assert "obs_key must be one of image; got pixels" in error_of("minari=dot/dict-v0", "obs_key=pixels")
     assert "leave out obs_key" in error_of("minari=cartpole/random-v0", "obs_key=image")
-    assert "actions must be discrete" in error_of("minari=pendulum/random-v0")
+    assert "episode 0 cannot be read as an episode of images" in error_of("minari=pendulum/random-v0")
     assert "episode 0 cannot be read as an episode of images: obs must be uint8" in error_of(
         "minari=cartpole/random-v0"
     )

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.world.policy import draw_class
 from diamond_gym.world.sampler import DiffusionSamplerConfig
-from diamond_gym.world.world_model import WorldModel, draw_class
+from diamond_gym.world.world_model import WorldModel
 from tests import parity
 
 NUM_GAMES, NUM_STEPS = 5, 4
@@ -23,14 +24,14 @@ def context(world_model, num_games=NUM_GAMES, seed=0):
     generator = torch.Generator().manual_seed(seed)
     n = world_model.num_steps_conditioning
     obs = torch.randint(256, (num_games, n, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    act = torch.randint(world_model.num_actions, (num_games, n), generator=generator)
+    act = torch.randint(world_model.action_space.num_actions, (num_games, n), generator=generator)
     key = torch.randint(2**62, (num_games,), generator=generator)
     return obs, act, key
 
 
 def actions(world_model, seed=1):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(world_model.num_actions, (NUM_STEPS, NUM_GAMES), generator=generator)
+    return torch.randint(world_model.action_space.num_actions, (NUM_STEPS, NUM_GAMES), generator=generator)
 
 
 def play(world_model, state, acts):
@@ -124,7 +125,7 @@ def test_frames_and_actions_roll_through_the_state(world_model):
 def test_the_last_context_action_is_not_used(world_model):
     obs, act, key = context(world_model)
     other = act.clone()
-    other[:, -1] = (other[:, -1] + 1) % world_model.num_actions
+    other[:, -1] = (other[:, -1] + 1) % world_model.action_space.num_actions
     acts = actions(world_model)
     a = play(world_model, world_model.start(obs, act, key), acts)
     b = play(world_model, world_model.start(obs, other, key), acts)

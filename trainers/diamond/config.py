@@ -737,8 +737,7 @@ class TrainerConfig:
     @property
     def frame_shape(self) -> tuple[int, int, int]:
         """Shape (c, h, w) of the frames that the networks take."""
-        rew_end = self.agent.rew_end_model
-        return rew_end.img_channels, rew_end.img_size, rew_end.img_size
+        return self.agent.frame_shape
 
     @property
     def players(self) -> dict[str, list[PlayerConfig]]:
@@ -783,19 +782,19 @@ def _check_frames(config: TrainerConfig) -> None:
             f"agent.denoiser.inner_model.img_channels={denoiser.img_channels} and "
             f"agent.rew_end_model.img_channels={rew_end.img_channels} must be equal"
         )
-    given = (rew_end.img_channels, rew_end.img_size)
+    given = config.frame_shape
     is_played = config.static_dataset.path is None or (config.learns_to_play and config.game is not None)
-    if is_played and given != (3, SCREEN_SIZE):
+    if is_played and given != (3, SCREEN_SIZE, SCREEN_SIZE):
         raise InvalidInputError(
             f"img_channels={given[0]}, img_size={given[1]}: real games have colour frames of "
             f"{SCREEN_SIZE}x{SCREEN_SIZE} pixels"
         )
     actor_critic = config.agent.actor_critic
-    seen = (actor_critic.img_channels, actor_critic.img_size)
-    if config.learns_to_play and seen != (rew_end.img_channels, rew_end.img_size):
+    seen = (actor_critic.img_channels, *actor_critic.frame_size)
+    if config.learns_to_play and seen != given:
         raise InvalidInputError(
-            f"agent.actor_critic has img_channels={seen[0]}, img_size={seen[1]}, agent.rew_end_model "
-            f"{rew_end.img_channels}, {rew_end.img_size}: they must be equal"
+            f"agent.actor_critic takes frames (c, h, w) of {seen}, agent.rew_end_model of {given}: they must "
+            "be equal (img_channels, img_size, img_width)"
         )
 
 
@@ -832,12 +831,13 @@ def _check_segments(config: TrainerConfig) -> None:
 
 def _check_crops(config: TrainerConfig) -> None:
     """Check that crops lie within the frame and have a size that the network can downsample."""
-    size, side = config.denoiser.training.crop_size, config.agent.rew_end_model.img_size
+    size, (h, w) = config.denoiser.training.crop_size, config.agent.rew_end_model.frame_size
+    side = min(h, w)
     divides = config.agent.denoiser.inner_model.divides
     if size is not None and (size > side or size % divides):
         accepted = ", ".join(map(str, range(divides, side + 1, divides))) or "null"
         raise InvalidInputError(
-            f"denoiser.training.crop_size={size}: frames have {side}x{side} pixels, {divides}x{divides} of "
+            f"denoiser.training.crop_size={size}: frames have {h}x{w} pixels, {divides}x{divides} of "
             f"which become one at the bottom of the network; accepted are {accepted}"
         )
 
@@ -904,8 +904,8 @@ _WITHOUT_MEANING = {
 """Published keys without a counterpart here, and the reason."""
 _DDPM_PREDICTIONS = "denoiser.training.num_autoregressive_steps=0"
 """The default for DDPM, as in the paper (section 5.1)."""
-_PATHS = ("static_dataset.path", "initialization.path_to_ckpt")
-"""Keys whose values are taken literally: a path may hold characters that mean something to Hydra."""
+_LITERAL = ("static_dataset.path", "initialization.path_to_ckpt", "agent.actions")
+"""Keys whose values are taken literally: they may hold characters that mean something to Hydra."""
 _GIVEN = "given"
 """Hydra's name for the file of `config=`."""
 
@@ -1160,7 +1160,7 @@ def _read(arguments: Sequence[str]) -> _Request:
             preset = value
         elif key == CONFIG:
             given = literals.hidden(asdict(from_yaml(Path(cli.expanded(value)))))
-        elif key in _PATHS:
+        elif key in _LITERAL:
             overrides.append(f"{key}={_hidden(value, literals)}")
         else:
             is_items = key in lists and re.fullmatch(r"[\w,]+", value) and value != "null"

@@ -9,6 +9,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from diamond_gym import files as disk
+from diamond_gym.backends.memory import available_memory
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank, contexts_from_episodes, num_windows
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
@@ -24,7 +26,9 @@ from diamond_gym.evaluate import pictures
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
 from diamond_gym.progress import Bar
-from trainers.diamond.config import PlayerConfig, StaticDatasetConfig
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.models import AgentConfig
+from trainers.diamond.config import PlayerConfig, StaticDatasetConfig, TrainerConfig
 from trainers.diamond.replay import Replay
 from trainers.diamond.run_folder import RunFolder
 
@@ -37,6 +41,8 @@ _SEEDS_PER_RUN = 2_000
 _BYTES_BESIDE_FRAME = 64
 """Bytes of a step on disk besides its frame: action, reward, ends and the file's own entries."""
 _STATE_COPIES = 2 * 4
+_USUAL_FRAMES = AgentConfig().frame_shape
+"""Frames of a configuration that states none."""
 _HELD_OUT = 10
 """Without test episodes, one in this many training episodes is held out."""
 
@@ -70,8 +76,68 @@ def check_static_dataset(path: Path) -> None:
 
 
 def count_actions(path: Path) -> int:
-    """Number of actions in a static dataset: the largest one that occurs, plus 1."""
-    return 1 + max(int(episode.act.max()) for episode in EpisodeDataset(static_folders(path)[0]))
+    """Number of actions in a static dataset: the largest one that occurs, plus 1.
+
+    Raises:
+        DatasetError: Its actions are not discrete.
+    """
+    largest = -1
+    for episode in EpisodeDataset(static_folders(path)[0]):
+        if episode.act.ndim > 1:
+            raise DatasetError(
+                f"static_dataset.path={path}: actions are arrays of {tuple(episode.act.shape[1:])}, and "
+                "there is no action_space.txt that says what they are: import the recordings again, or give "
+                "agent.actions, such as 'box(-1.0..1.0)' or 'multi_discrete(3, 2)'"
+            )
+        largest = max(largest, int(episode.act.max()))
+    return largest + 1
+
+
+def action_space_of(path: Path, agent: AgentConfig) -> ActionSpace:
+    """The actions of a static dataset, as it or the configuration says, or as they occur in it.
+
+    Raises:
+        DatasetError: Dataset and configuration disagree, or nothing says what the actions are.
+    """
+    given, stated = agent.action_space, EpisodeDataset(static_folders(path)[0]).action_space
+    if given is not None and stated is not None and given != stated:
+        raise DatasetError(f"static_dataset.path={path} has actions {stated}, agent.* says {given}")
+    return given or stated or ActionSpace.discrete(count_actions(path))
+
+
+def fitted(config: TrainerConfig) -> TrainerConfig:
+    """The configuration with networks for the frames of its static dataset, where it states no others.
+
+    Raises:
+        DatasetError: There are no episodes, or they take more memory than there is.
+        InvalidInputError: The networks' patches do not divide the frames.
+    """
+    if config.static_dataset.path is None:
+        return config
+    path = Path(config.static_dataset.path)
+    check_static_dataset(path)
+    dataset = EpisodeDataset(static_folders(path)[0])
+    c, h, w = dataset[0].obs.shape[1:]
+    _check_memory(path, _num_steps_there(dataset, list(range(len(dataset))), (c, h, w)), (c, h, w))
+    if config.frame_shape != _USUAL_FRAMES or config.frame_shape == (c, h, w):
+        return config
+    return replace(config, agent=config.agent.with_frames((c, h, w)))
+
+
+def _check_memory(path: Path, num_steps: int, shape: tuple[int, int, int]) -> None:
+    """Check that the frames of a dataset fit into memory, where training keeps them.
+
+    Raises:
+        DatasetError: They do not.
+    """
+    needed, there = num_steps * math.prod(shape), available_memory()
+    if needed > there:
+        c, h, w = shape
+        raise DatasetError(
+            f"static_dataset.path={path}: {num_steps} frames of {h}x{w} with {c} channels take "
+            f"{needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are available: import fewer episodes, or "
+            "smaller frames with size=64"
+        )
 
 
 def player_name(config: PlayerConfig, game: str) -> str:
@@ -190,7 +256,7 @@ def dataset_folders(run: RunFolder, static: StaticDatasetConfig) -> tuple[Path, 
 def load_replays(
     folders: tuple[Path, Path],
     frame_shape: tuple[int, ...],
-    num_actions: int,
+    space: ActionSpace,
     *,
     num_collected: int = 0,
     progress: bool,
@@ -203,7 +269,7 @@ def load_replays(
     Args:
         folders: Folders of the train and test episodes.
         frame_shape: Shape (c, h, w) of the frames that the networks take.
-        num_actions: Number of actions that the networks know.
+        space: The actions that the networks know.
         num_collected: Steps the training dataset will have where the run's own policy collects, else 0.
         progress: Whether to show progress.
 
@@ -212,7 +278,7 @@ def load_replays(
     """
     train_folder, test_folder = folders
     train = EpisodeDataset(train_folder, create=num_collected > 0)
-    fits = _Fits(frame_shape, num_actions)
+    fits = _Fits(frame_shape, space)
     if num_collected or (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder, create=True)
         return (
@@ -232,22 +298,27 @@ def load_replays(
 class _Fits:
     """The check that episodes fit the networks."""
 
-    def __init__(self, frame_shape: tuple[int, ...], num_actions: int) -> None:
-        self.frame_shape, self.num_actions = frame_shape, num_actions
+    def __init__(self, frame_shape: tuple[int, ...], space: ActionSpace) -> None:
+        self.frame_shape, self.space = frame_shape, space
 
     def check(self, episode: Episode, path: Path) -> None:
         shape = tuple(episode.obs.shape[1:])
         if shape != self.frame_shape:
             raise DatasetError(
                 f"{path} has frames of shape {shape}, the networks take {self.frame_shape} "
-                "(agent.denoiser.inner_model.img_channels, agent.rew_end_model.img_size)"
+                "(img_channels, img_size and img_width in agent.*)"
             )
-        low, high = int(episode.act.min()), int(episode.act.max())
-        if low < 0 or high >= self.num_actions:
-            wrong = low if low < 0 else high
-            raise DatasetError(
-                f"{path} holds action {wrong}, but there are only {self.num_actions}: is it of another game?"
+        space, act = self.space, episode.act
+        if act.shape[1:] != space.shape or act.dtype != space.torch_dtype:
+            kind = f"{act.dtype} of shape {tuple(act.shape[1:])}"
+            raise DatasetError(f"{path} has actions {kind}, the networks take {space.accepted()}")
+        is_there = space.contains(act)
+        if not bool(is_there.all()):
+            wrong = act[~is_there][0].tolist()
+            only = (
+                f"there are only {space.num_actions}" if space.is_discrete else f"they are {space.accepted()}"
             )
+            raise DatasetError(f"{path} holds action {wrong}, but {only}: is it of another game?")
 
 
 def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:
@@ -349,10 +420,14 @@ def _replay(
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    # the index may claim more steps than there can be in its files
+    return Replay(episodes(), max(room, _num_steps_there(dataset, ids, fits.frame_shape)))
+
+
+def _num_steps_there(dataset: EpisodeDataset, ids: list[int], frame_shape: tuple[int, ...]) -> int:
+    """Count the steps of some episodes; the index may claim more than there can be in their files."""
     files = filter(Path.is_file, map(dataset.episode_path, ids))
-    num_frames = sum(file.stat().st_size for file in files) // math.prod(fits.frame_shape)
-    return Replay(episodes(), max(room, min(num_frames, int(dataset.lengths[ids].sum()))))
+    num_frames = sum(file.stat().st_size for file in files) // math.prod(frame_shape)
+    return min(num_frames, int(dataset.lengths[ids].sum()))
 
 
 def choose_contexts(

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diamond_gym.backends.choose import has_fast_bfloat16, trains_fast_in_channels_last
 from diamond_gym.world.models import ActorCritic, Denoiser
+from diamond_gym.world.policy import draws_shape
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.config import (
     PARTS,
@@ -411,10 +412,11 @@ class ActorCriticObjective:
         with self.autocast():
             player = self._player or self._start()
             num_games = len(player.obs) * self.group.world_size
-            u = torch.rand(self.num_steps, num_games, generator=generator, device=device)
+            shape = (self.num_steps, num_games, *draws_shape(self.actor_critic.action_space))
+            u = torch.rand(shape, generator=generator, device=device)
             share = u[:, self.group.shard(num_games)]
             self._player, steps = play(self.actor_critic, self.games, player, share)
-        loss, metrics = actor_critic_loss(steps, self.config)
+        loss, metrics = actor_critic_loss(steps, self.config, self.actor_critic.action_space)
         part = 1 / self.group.world_size  # of a mean over equal shares
         metrics = {name: x * part for name, x in metrics.items()}
         return Example(loss * part, metrics, {name: x.detach() for name, x in vars(steps).items()})

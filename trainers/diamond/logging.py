@@ -29,7 +29,7 @@ from trainers.diamond.run_folder import RunFolder
 
 
 _log = logging.getLogger(__name__)
-_SHOWN = ("/loss", "/test_loss", "collect/return", "test/return", "final/return")
+_SHOWN = ("/loss", "/test_loss", "collect/return", "test/return", "final/return", "/steps_per_s")
 
 
 def add(sums: Metrics, metrics: Metrics) -> Metrics:
@@ -65,7 +65,7 @@ def class_scores(confusion: Tensor) -> dict[str, list[float]]:
 
 
 def one_line(metrics: dict[str, Any]) -> str:
-    """An epoch's losses and returns on one line, to be shown."""
+    """An epoch's losses, returns and speeds on one line, to be shown."""
     shown = [f"{name} {value:.4g}" for name, value in metrics.items() if name.endswith(_SHOWN)]
     return f"epoch {metrics['epoch']}: {', '.join(shown)}"
 

@@ -13,11 +13,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.world import ddpm
+from diamond_gym.world import ddpm, policy
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import Denoiser, DenoiserConfig, RewEndModel
 from trainers.diamond.replay import SegmentBatch
 
@@ -299,8 +300,8 @@ class PlayedSteps:
     """t steps of b games, as the actor-critic saw them.
 
     Attributes:
-        logits_act: Action logits; gradients flow through them.
-        act: Actions taken.
+        logits_act: Outputs of the policy, such as action logits; gradients flow through them.
+        act: Choices drawn from them (see `diamond_gym.world.policy`), such as the actions taken.
         rew: Rewards; only their sign is learned from.
         end: Whether the step ended the episode.
         trunc: Whether the step cut the episode short.
@@ -309,7 +310,7 @@ class PlayedSteps:
     """
 
     logits_act: Float[Tensor, "b t a"]
-    act: Int64[Tensor, "b t"]
+    act: Shaped[Tensor, "b t *k"]
     rew: Float[Tensor, "b t"]
     end: Bool[Tensor, "b t"]
     trunc: Bool[Tensor, "b t"]
@@ -342,8 +343,15 @@ def lambda_returns(
     return returns
 
 
-def actor_critic_loss(steps: PlayedSteps, config: ActorCriticLossConfig) -> tuple[Tensor, Metrics]:
+def actor_critic_loss(
+    steps: PlayedSteps, config: ActorCriticLossConfig, space: ActionSpace | None = None
+) -> tuple[Tensor, Metrics]:
     """REINFORCE with a value baseline, squared error of the values, and an entropy bonus.
+
+    Args:
+        steps: What was played.
+        config: Weights and discounts.
+        space: The actions; None for discrete ones.
 
     Returns:
         The loss, and {"loss_actions", "loss_values", "loss_entropy", "policy_entropy" (in bits), "value",
@@ -352,9 +360,9 @@ def actor_critic_loss(steps: PlayedSteps, config: ActorCriticLossConfig) -> tupl
     returns = lambda_returns(
         steps.rew, steps.end, steps.trunc, steps.val_bootstrap, gamma=config.gamma, lambda_=config.lambda_
     )
-    log_probs = steps.logits_act.log_softmax(dim=-1)
-    log_prob_act = log_probs.gather(-1, steps.act[..., None])[..., 0]
-    entropy = -(log_probs.exp() * log_probs).sum(dim=-1).mean()
+    space = space or ActionSpace.discrete(steps.logits_act.shape[-1])
+    log_prob_act = policy.log_prob(space, steps.logits_act, steps.act)
+    entropy = policy.entropy(space, steps.logits_act).mean()
     loss_actions = -(log_prob_act * (returns - steps.val.detach())).mean()
     loss_values = config.weight_value_loss * F.mse_loss(steps.val, returns)
     loss_entropy = -config.weight_entropy_loss * entropy

@@ -18,6 +18,8 @@ from trainers.diamond.distributed import SINGLE_PROCESS, Group
 _log = logging.getLogger(__name__)
 _DIFFERENCE_GAIN = 15.0
 """Factor for differences of frames, because changes are sparse and small."""
+_BOUNDS = (".low", ".high")
+"""Ends of the names of the bounds of continuous actions, which are not learned."""
 _RECURRENT_GAIN = 3.0
 """Without this factor too little of a rare event reaches the loss: one batch ends at 0.33, not at 0.002."""
 
@@ -82,9 +84,10 @@ def new_agent(
 @torch.no_grad()
 def _try_out(agent: Agent) -> None:
     """Run the networks once, so that sizes that do not fit together are found before any work is done."""
-    inner, rew_end = agent.config.denoiser.inner_model, agent.config.rew_end_model
-    n, frame = inner.num_steps_conditioning, torch.zeros(1, 1, rew_end.img_channels, *[rew_end.img_size] * 2)
-    act = torch.zeros(1, n, dtype=torch.int64)
+    n = agent.config.denoiser.inner_model.num_steps_conditioning
+    frame = torch.zeros(1, 1, *agent.config.frame_shape)
+    idle = torch.from_numpy(agent.action_space.idle)
+    act = idle.expand(1, n, *idle.shape)
     past = agent.denoiser.fold_past(frame.expand(1, n, -1, -1, -1).flatten(1, 2))
     agent.denoiser.denoise(frame[:, 0], agent.denoiser.conditioners(torch.ones(1)), past, act)
     agent.rew_end_model.predict_rew_end(frame, act[:, :1], frame)
@@ -99,20 +102,24 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
         CheckpointNotFoundError: There is no checkpoint.
         CheckpointError: The checkpoint is damaged, or its networks are of other sizes.
     """
-    num_actions = agent.config.num_actions
     if initialization.path_to_ckpt is None:
         return
-    assert num_actions is not None
     given = load_agent(initialization.path_to_ckpt)
-    sizes = given.config.with_num_actions(num_actions) if initialization.new_actions else given.config
+    space, other_space = agent.action_space, agent.action_space != given.action_space
+    sizes = given.config.with_action_space(space) if initialization.new_actions else given.config
     for name in PARTS:
         is_wanted = getattr(initialization, f"load_{name}")
         if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
             continue
         ours, theirs = getattr(agent.config, name), getattr(sizes, name)
+        is_refused = other_space and not initialization.new_actions
+        if is_refused and ours == theirs:
+            raise CheckpointError(
+                f"the actions of {initialization.path_to_ckpt} are {given.action_space}, the run's {space}: "
+                "give initialization.new_actions=true to start from it"
+            )
         if ours != theirs:
-            other = given.config.num_actions != num_actions and not initialization.new_actions
-            hint = ", or initialization.new_actions=true to start from another game's" if other else ""
+            hint = ", or initialization.new_actions=true to start from another game's" if is_refused else ""
             raise CheckpointError(
                 f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, the run's is "
                 f"{ours}. Set agent.{name} accordingly, or initialization.load_{name}=false{hint}"
@@ -121,11 +128,15 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
 
 
 def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
-    """Take all weights of matching shapes; those that depend on the number of actions stay as they are."""
+    """Take all weights of matching shapes; those that depend on the action space stay as they are."""
     weights = ours.state_dict()
-    taken = {key: x for key, x in theirs.state_dict().items() if x.shape == weights[key].shape}
+    taken = {
+        key: x
+        for key, x in theirs.state_dict().items()
+        if key in weights and x.shape == weights[key].shape and not key.endswith(_BOUNDS)
+    }
     ours.load_state_dict(weights | taken)
-    if len(taken) < len(weights):
+    if any(not key.endswith(_BOUNDS) for key in weights.keys() - taken.keys()):
         anew = ", ".join(sorted(weights.keys() - taken.keys()))
         _log.info("%s: the number of actions differs, so these weights stay random: %s", name, anew)
 

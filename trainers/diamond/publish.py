@@ -32,7 +32,7 @@ from diamond_gym.evaluate.settings import Settings
 from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.files import new_folder, visible, write_file
 from diamond_gym.world import pixels
-from diamond_gym.world.models import Agent, AgentConfig
+from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
 from trainers.diamond.config import WORLD_MODEL_PARTS, TrainerConfig, WandbConfig, from_yaml, to_yaml
@@ -340,12 +340,12 @@ def _check(sources: dict[str, _Trained]) -> None:
 def _combined(denoiser: Agent, rew_end: Agent) -> Agent:
     """Combine one agent's denoiser and the other's reward/end model into a world model."""
     first, second = denoiser.config, rew_end.config
-    if first.num_actions != second.num_actions:
+    if first.action_space != second.action_space:
         raise InvalidInputError(
-            f"the denoiser has {first.num_actions} actions, the reward/end model {second.num_actions}"
+            f"the denoiser has {first.num_actions or first.actions} actions, the reward/end model "
+            f"{second.num_actions or second.actions}"
         )
-    config = AgentConfig(first.denoiser, second.rew_end_model, first.actor_critic, first.num_actions)
-    agent = Agent(config, with_actor_critic=False)
+    agent = Agent(replace(first, rew_end_model=second.rew_end_model), with_actor_critic=False)
     agent.denoiser, agent.rew_end_model = denoiser.denoiser, rew_end.rew_end_model
     return agent.eval()
 

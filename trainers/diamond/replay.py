@@ -235,7 +235,7 @@ class SegmentBatch:
         obs: Frames; arbitrary where `mask_padding` is False.
         episode: Number of the episode.
         start: Time of the first step in the episode, negative where that step is padding.
-        act: Actions, 0 where padded.
+        act: Actions, int64 or float32, 0 where padded.
         rew: Raw rewards, 0 where padded.
         end: Whether the episode terminated at the step.
         trunc: Whether the episode was cut short at the step.
@@ -250,7 +250,7 @@ class SegmentBatch:
     obs: UInt8[Tensor, "b l c h w"]
     episode: Int64[Tensor, " b"]
     start: Int64[Tensor, " b"]
-    act: Int64[Tensor, "b l"]
+    act: Shaped[Tensor, "b l *a"]
     rew: Float[Tensor, "b l"]
     end: Bool[Tensor, "b l"]
     trunc: Bool[Tensor, "b l"]
@@ -311,7 +311,7 @@ class Replay:
         num_steps: Number of steps to make room for; more room is made when it is needed.
 
     Raises:
-        DatasetError: Their frames differ in shape.
+        DatasetError: Their frames or actions differ in shape.
     """
 
     def __init__(self, episodes: Iterable[Episode] = (), num_steps: int = 0) -> None:
@@ -338,6 +338,14 @@ class Replay:
         if e and shape != self._obs.shape[1:]:
             raise DatasetError(
                 f"episodes have frames of {self._obs.shape[1:]} and of {shape}; they must agree"
+            )
+        act = episode.act[:0].numpy()
+        if not e:
+            self._act = act
+        elif (act.shape[1:], act.dtype) != (self._act.shape[1:], self._act.dtype):
+            raise DatasetError(
+                f"episodes have actions of {self._act.dtype} {self._act.shape[1:]} and of {act.dtype} "
+                f"{act.shape[1:]}; they must agree"
             )
         if e >= len(self._has_final):
             self._final_obs = _grown(self._final_obs, max(64, 2 * e), shape)
@@ -400,7 +408,7 @@ class Replay:
             obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
             episode=torch.from_numpy(episode),
             start=torch.from_numpy(start),
-            act=torch.from_numpy(np.where(mask, self._act[index], 0)),
+            act=torch.from_numpy(np.where(_broadcast(mask, self._act.ndim - 1), self._act[index], 0)),
             rew=torch.from_numpy(np.where(mask, self._rew[index], np.float32(0))),
             end=torch.from_numpy(self._end[index] & mask),
             trunc=torch.from_numpy(self._trunc[index] & mask),
@@ -569,6 +577,11 @@ def _cropped(batch: SegmentBatch, corner: NDArray[np.int64], size: int) -> Segme
         final_obs=torch.from_numpy(cut(batch.final_obs.numpy(), corner, size)),
         corner=torch.from_numpy(corner),
     )
+
+
+def _broadcast(mask: NDArray[np.bool_], num_dims: int) -> NDArray[np.bool_]:
+    """The mask with further dimensions of size 1."""
+    return mask.reshape(*mask.shape, *[1] * num_dims)
 
 
 def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:

@@ -11,7 +11,7 @@ import ale_py
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from diamond_gym.data.builder import EpisodeBuilder
@@ -19,9 +19,10 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
 from diamond_gym.evaluate.score import bootstrap_interval
 from diamond_gym.games.atari import AtariEnv, AtariState
 from diamond_gym.progress import Bar
+from diamond_gym.world import policy
 from diamond_gym.world.models import ActorCritic, LSTMState
 from diamond_gym.world.pixels import to_float, to_uint8
-from diamond_gym.world.world_model import WorldModel, WorldModelState, blank, draw_class
+from diamond_gym.world.world_model import WorldModel, WorldModelState, blank
 from trainers.diamond.config import SamplingConfig
 from trainers.diamond.losses import PlayedSteps
 from trainers.diamond.replay import Replay, SegmentBatch, concatenated
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
 class Games(Protocol):
     """b games that are played in step."""
 
-    def step(self, act: Int64[Tensor, " b"]) -> Outcome:
+    def step(self, act: Shaped[Tensor, "b *a"]) -> Outcome:
         """Take one action in each game."""
         ...
 
@@ -102,7 +103,7 @@ def play(
     actor_critic: ActorCritic,
     games: Games,
     state: PlayerState,
-    u: Float[Tensor, "t b"],
+    u: Float[Tensor, "t b *k"],
 ) -> tuple[PlayerState, PlayedSteps]:
     """Play t steps of each game, with gradients; games that are over restart, burned in with gradients.
 
@@ -113,18 +114,19 @@ def play(
         actor_critic: The policy; actions are sampled from it.
         games: The games, at the frames of `state`.
         state: The state of the player; no gradient flows into it.
-        u: Numbers in [0, 1) that decide the actions, with t at least 1, on the device of the networks.
+        u: Numbers in [0, 1) that decide the actions (as many an action as `policy.draws_shape` says), with t
+            at least 1, on the device of the networks.
 
     Returns:
         The new state of the player, and the steps.
     """
-    obs, hx_cx = state.obs, (state.hx, state.cx)
+    obs, hx_cx, space = state.obs, (state.hx, state.cx), actor_critic.action_space
     logits, val, next_hx_cx = actor_critic.predict_act_value(to_float(obs), hx_cx)
     steps: list[tuple[Tensor, ...]] = []
     for t in range(len(u)):
         hx_cx = _float(next_hx_cx)
-        act = draw_class(logits.detach().double(), u[t])
-        outcome = games.step(act)
+        act = policy.draw(space, logits.detach().double(), u[t])
+        outcome = games.step(policy.to_actions(space, act))
         obs = outcome.obs
         over = (outcome.end | outcome.trunc).nonzero().flatten()
         final_val = _values(actor_critic, obs[over], (hx_cx[0][over], hx_cx[1][over]))
@@ -450,7 +452,7 @@ class Collector:
             to_float(state.obs), (state.hx, state.cx)
         )
         u = torch.rand(len(logits), generator=self._generator)
-        act = draw_class(logits.cpu().double(), u, sampling.temperature)
+        act = policy.draw_class(logits.cpu().double(), u, sampling.temperature)  # real games are discrete
         explores, anything = torch.rand(2, len(act), generator=self._generator)
         return torch.where(explores < sampling.epsilon, (anything * logits.shape[1]).long(), act)
 
@@ -569,7 +571,7 @@ class ImaginedGames:
         self._state = self._start(torch.arange(self.num_games))
         return blank(to_float(self._state.obs), self._state.padding)
 
-    def step(self, act: Int64[Tensor, " b"]) -> Outcome:
+    def step(self, act: Shaped[Tensor, "b *a"]) -> Outcome:
         """Take one action in each game."""
         assert self._state is not None, "start() comes first"
         self._state, step = self.world_model.step(self._state, act)

@@ -22,13 +22,14 @@ import torch
 from diamond_gym import signals
 from diamond_gym.backends.build import world_model_kind
 from diamond_gym.backends.choose import pick_backend
-from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory
+from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory, peak_memory
 from diamond_gym.checkpoints import WorldDescription, published_run
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.files import write_file
 from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import Agent
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond import data
@@ -190,14 +191,14 @@ def _imagined_games(
 
 
 def load_replays(
-    config: TrainerConfig, run: RunFolder, num_actions: int, *, progress: bool
+    config: TrainerConfig, run: RunFolder, space: ActionSpace, *, progress: bool
 ) -> tuple[Replay, Replay]:
     """Load train and test episodes, none for a run without a world model; see `data.load_replays`."""
     if config.training.model_free:
         return Replay(), Replay()
     folders = data.dataset_folders(run, config.static_dataset)
     return data.load_replays(
-        folders, config.frame_shape, num_actions, num_collected=config.num_collected, progress=progress
+        folders, config.frame_shape, space, num_collected=config.num_collected, progress=progress
     )
 
 
@@ -242,6 +243,7 @@ def train(
     """
     device = find_device(config.common.device, group)
     pick_backend(config.training.backend, device)
+    config = group.on_rank_zero(lambda: data.fitted(config))
     with ExitStack() as stack:
         run, agent = group.on_rank_zero(lambda: _new_run(config, outputs, folder, command, group, stack))
         _fit(config, run, agent, device, progress, group)
@@ -288,6 +290,7 @@ def prepare(
     Raises:
         DiamondGymError: The errors that `train` lists.
     """
+    config = data.fitted(config)
     check_shares(config, group)
     check_dependencies(config.wandb)
     description = describe(config, command)
@@ -451,22 +454,20 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """
     path = config.static_dataset.path
     check_parts(config)
-    if path is not None:
-        data.check_static_dataset(Path(path))
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
-        num_actions = len(meanings)
+        space = ActionSpace.discrete(len(meanings))
         if path is None:
             data.check_players(config.players, config.game)
     elif path is not None:
         meanings = None
-        num_actions = config.agent.num_actions or data.count_actions(Path(path))
+        space = data.action_space_of(Path(path), config.agent)
     else:
         raise InvalidInputError(
             "nothing to learn is given: give game=Breakout, or static_dataset.path=FOLDER"
         )
     return WorldDescription(
-        agent=config.agent.with_num_actions(num_actions),
+        agent=config.agent.with_action_space(space),
         sampler=config.world_model_env.diffusion_sampler,
         game=config.game,
         action_meanings=meanings,
@@ -488,8 +489,9 @@ def _fit(
         torch.backends.cudnn.allow_tf32 = config.training.tf32
     try:
         is_resumed = group.on_rank_zero(lambda: _complete_data(config, run, progress))
-        assert agent.config.num_actions is not None
-        train, test = load_replays(config, run, agent.config.num_actions, progress=progress)
+        train, test = load_replays(config, run, agent.action_space, progress=progress)
+        if progress:
+            _log.info("%s", _frames_in_words(train, agent))
         place(agent, device, config.training.backend)
         trainer = build(config, run, agent, train, test, group)
         if not (config.collects or config.training.model_free):
@@ -506,7 +508,19 @@ def _fit(
             _log.info("stopped; to resume: python -m trainers.diamond resume run=%s", run.path)
         raise
     if progress:
+        _log.info("training took %.0f MB of memory at most", peak_memory(device) / 1e6)
         _say_how_to_use(run, config)
+
+
+def _frames_in_words(replay: Replay, agent: Agent) -> str:
+    """Say what is learned from: frames, actions, and the memory that the frames take."""
+    c, h, w = agent.config.frame_shape
+    size = replay.num_steps * c * h * w / 1e6
+    num_weights = sum(x.numel() for x in agent.parameters()) / 1e6
+    return (
+        f"frames of {h}x{w} with {c} channels, actions {agent.action_space}: {replay.num_steps} steps take "
+        f"{size:.0f} MB of memory, the networks have {num_weights:.2f} million weights"
+    )
 
 
 def _export(config: TrainerConfig, run: RunFolder) -> None:

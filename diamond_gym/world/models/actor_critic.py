@@ -10,9 +10,11 @@ from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.ranges import check_integer, check_integers
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models.blocks import SmallResBlock, conv3x3, init_lstm
-from diamond_gym.world.models.denoiser import MAX_WIDTH
+from diamond_gym.world.models.denoiser import MAX_WIDTH, discrete_space
 from diamond_gym.world.models.rew_end_model import LSTMState
+from diamond_gym.world.policy import num_outputs
 
 
 @dataclass
@@ -22,10 +24,12 @@ class ActorCriticConfig:
     Attributes:
         lstm_dim: Width of the LSTM.
         img_channels: Channels of a frame.
-        img_size: Height and width of a frame.
+        img_size: Height of a frame, and its width unless `img_width` says another.
+        img_width: Width of a frame that is not square; None for `img_size`.
         channels: Channels of each stage.
         down: 1 where a stage ends in 2x2 max-pooling, else 0.
-        num_actions: Size of the action set; filled in from the game when None.
+        num_actions: Size of the action set; filled in from the game when None, unused where actions are not
+            discrete.
     """
 
     lstm_dim: int = 512
@@ -34,10 +38,11 @@ class ActorCriticConfig:
     channels: list[int] = field(default_factory=lambda: [32, 32, 64, 64])
     down: list[int] = field(default_factory=lambda: [1, 1, 1, 1])
     num_actions: int | None = None
+    img_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lstm_dim", "img_channels", "img_size", "num_actions"):
-            if name != "num_actions" or self.num_actions is not None:
+        for name in ("lstm_dim", "img_channels", "img_size", "img_width", "num_actions"):
+            if name not in ("num_actions", "img_width") or getattr(self, name) is not None:
                 check_integer(f"actor_critic: {name}", getattr(self, name), 1, MAX_WIDTH)
         check_integers("actor_critic: channels", self.channels, 1, MAX_WIDTH)
         check_integers("actor_critic: down", self.down, 0, 1)
@@ -50,10 +55,13 @@ class ActorCriticConfig:
     @property
     def features(self) -> int:
         """Size of the encoder's flattened output."""
-        side = self.img_size
-        for down in self.down:
-            side = side // 2 if down else side
-        return self.channels[-1] * side * side
+        h, w = (side >> sum(self.down) for side in self.frame_size)
+        return self.channels[-1] * h * w
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.img_size, self.img_width or self.img_size
 
 
 class ActorCriticEncoder(nn.Module):
@@ -73,16 +81,21 @@ class ActorCriticEncoder(nn.Module):
 
 
 class ActorCritic(nn.Module):
-    """Policy and value of a frame and an LSTM state."""
+    """Policy and value of a frame and an LSTM state.
 
-    def __init__(self, config: ActorCriticConfig) -> None:
+    Args:
+        config: Its sizes.
+        space: Its actions; None for the discrete ones of `config`.
+    """
+
+    def __init__(self, config: ActorCriticConfig, space: ActionSpace | None = None) -> None:
         super().__init__()
-        assert config.num_actions is not None
         self.config = config
+        self.action_space = space or discrete_space(config.num_actions)
         self.encoder = ActorCriticEncoder(config)
         self.lstm = nn.LSTMCell(config.features, config.lstm_dim)
         self.critic_linear = nn.Linear(config.lstm_dim, 1)
-        self.actor_linear = nn.Linear(config.lstm_dim, config.num_actions)
+        self.actor_linear = nn.Linear(config.lstm_dim, num_outputs(self.action_space))
         for linear in (self.critic_linear, self.actor_linear):
             nn.init.zeros_(linear.weight)
             nn.init.zeros_(linear.bias)
@@ -97,7 +110,11 @@ class ActorCritic(nn.Module):
     def predict_act_value(
         self, obs: Float[Tensor, "b c h w"], hx_cx: LSTMState
     ) -> tuple[Float[Tensor, "b a"], Float[Tensor, " b"], LSTMState]:
-        """Run one step on `obs` in [-1, 1]; return action logits, value and next LSTM state."""
+        """Run one step on `obs` in [-1, 1].
+
+        Returns:
+            Outputs of the policy (action logits; see `diamond_gym.world.policy`), value, next LSTM state.
+        """
         x = self.encoder(obs.to(self.lstm.weight_hh.dtype)).flatten(1)
         hx, cx = self.lstm(x, hx_cx)
         return self.actor_linear(hx), self.critic_linear(hx).squeeze(1), (hx, cx)

@@ -10,12 +10,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Shaped, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.ranges import check_integer, check_integers, check_number
 from diamond_gym.world import ddpm
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.models.actions import action_embedding
 from diamond_gym.world.models.blocks import (
     FourierFeatures,
     GroupNorm,
@@ -66,7 +68,8 @@ class InnerModelConfig:
         depths: Residual blocks per level.
         channels: Channels per level.
         attn_depths: 1 where a level has self-attention, else 0.
-        num_actions: Size of the action set; filled in from the game when None.
+        num_actions: Size of the action set; filled in from the game when None, unused where actions are not
+            discrete.
         patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
         input_skip: Whether the last convolution also sees the network's input, so that static content need
             not pass through the U-Net (False as published).
@@ -137,6 +140,12 @@ class DenoiserConfig:
             )
 
 
+def discrete_space(num_actions: int | None) -> ActionSpace:
+    """The discrete actions of a network's config, which must say how many there are."""
+    assert num_actions is not None
+    return ActionSpace.discrete(num_actions)
+
+
 def rows_as_numbers(images: Tensor, p: int) -> Tensor:
     """View every p neighbours in a row as one wide number, if possible, so that moving them is faster.
 
@@ -149,18 +158,15 @@ def rows_as_numbers(images: Tensor, p: int) -> Tensor:
 class InnerModel(nn.Module):
     """The raw network F of the preconditioned denoiser."""
 
-    def __init__(self, config: InnerModelConfig) -> None:
+    def __init__(self, config: InnerModelConfig, space: ActionSpace) -> None:
         super().__init__()
-        assert config.num_actions is not None
         n, p = config.num_steps_conditioning, config.patch_size
         cond_out_channels = config.cond_out_channels or config.cond_channels
         self.patch_size = p
         self.input_skip = config.input_skip
         in_channels = (n + 1) * config.img_channels * p * p
         self.noise_emb = FourierFeatures(config.cond_channels)
-        self.act_emb = nn.Sequential(
-            nn.Embedding(config.num_actions, config.cond_channels // n), nn.Flatten()
-        )
+        self.act_emb = nn.Sequential(action_embedding(space, config.cond_channels // n), nn.Flatten())
         self.cond_proj = nn.Sequential(
             nn.Linear(config.cond_channels, config.cond_channels),
             nn.SiLU(),
@@ -197,7 +203,7 @@ class InnerModel(nn.Module):
         noisy_next_obs: Float[Tensor, "b c h w"],
         c_noise: Float[Tensor, "#b"],
         obs: Float[Tensor, "b nc h w"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
     ) -> Float[Tensor, "b c2 h2 w2"]:
         """Run the network on images from `fold`.
 
@@ -232,12 +238,17 @@ class Denoiser(nn.Module):
     With `objective` "ddpm" it is that of `diamond_gym.world.ddpm`.
 
     A noise level is a sigma > 0 of EDM, or a timestep 0..999 of DDPM.
+
+    Args:
+        config: Its sizes.
+        space: Its actions; None for the discrete ones of `config`.
     """
 
-    def __init__(self, config: DenoiserConfig) -> None:
+    def __init__(self, config: DenoiserConfig, space: ActionSpace | None = None) -> None:
         super().__init__()
         self.config = config
-        self.inner_model = InnerModel(config.inner_model)
+        self.action_space = space or discrete_space(config.inner_model.num_actions)
+        self.inner_model = InnerModel(config.inner_model, self.action_space)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -282,7 +293,7 @@ class Denoiser(nn.Module):
         noisy_next_obs: Float[Tensor, "b c h w"],
         c: Conditioners,
         past: Float[Tensor, "b nc2 h2 w2"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
     ) -> Float[Tensor, "b c h w"]:
         """Run the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
@@ -302,7 +313,7 @@ class Denoiser(nn.Module):
         noisy_next_obs: Float[Tensor, "b c h w"],
         c: Conditioners,
         past: Float[Tensor, "b nc2 h2 w2"],
-        act: Int64[Tensor, "b n"],
+        act: Shaped[Tensor, "b n *a"],
     ) -> Float[Tensor, "b c h w"]:
         """Estimate the clean next frame in [-1, 1]: on 256 levels with EDM, not yet quantised with DDPM.
 

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.ranges import check_integer
+from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.models.actions import action_embedding
 from diamond_gym.world.models.blocks import (
     Downsample,
     Modulator,
@@ -19,7 +21,7 @@ from diamond_gym.world.models.blocks import (
     init_lstm,
     level_channels,
 )
-from diamond_gym.world.models.denoiser import MAX_WIDTH, check_levels
+from diamond_gym.world.models.denoiser import MAX_WIDTH, check_levels, discrete_space
 
 NUM_REWARD_CLASSES = 3
 NUM_END_CLASSES = 2
@@ -34,12 +36,14 @@ class RewEndModelConfig:
     Attributes:
         lstm_dim: Width of the LSTM.
         img_channels: Channels of a frame.
-        img_size: Height and width of a frame.
+        img_size: Height of a frame, and its width unless `img_width` says another.
+        img_width: Width of a frame that is not square; None for `img_size`.
         cond_channels: Width of the vector that encodes the action.
         depths: Residual blocks per level.
         channels: Channels per level.
         attn_depths: 1 where a level has self-attention, else 0.
-        num_actions: Size of the action set; filled in from the game when None.
+        num_actions: Size of the action set; filled in from the game when None, unused where actions are not
+            discrete.
         patch_size: Side of the pixel blocks folded into channels before the network (1 as published).
     """
 
@@ -52,24 +56,35 @@ class RewEndModelConfig:
     attn_depths: list[int] = field(default_factory=lambda: [0, 0, 0, 0])
     num_actions: int | None = None
     patch_size: int = 1
+    img_width: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("lstm_dim", "img_channels", "img_size", "cond_channels", "num_actions", "patch_size"):
-            if name != "num_actions" or self.num_actions is not None:
+        for name in (
+            *("lstm_dim", "img_channels", "img_size", "img_width", "cond_channels", "num_actions"),
+            "patch_size",
+        ):
+            if name not in ("num_actions", "img_width") or getattr(self, name) is not None:
                 check_integer(f"rew_end_model: {name}", getattr(self, name), 1, MAX_WIDTH)
         check_levels("rew_end_model", self.depths, self.channels, self.attn_depths)
-        if self.img_size % self.patch_size:
+        if any(side % self.patch_size for side in self.frame_size):
+            width = "" if self.img_width is None else f" and img_width={self.img_width}"
             raise InvalidInputError(
-                f"rew_end_model: patch_size must divide img_size={self.img_size}, got {self.patch_size}"
+                f"rew_end_model: patch_size must divide img_size={self.img_size}{width}, "
+                f"got {self.patch_size}"
             )
 
     @property
     def features(self) -> int:
         """Size of the encoder's flattened output."""
-        side = self.img_size // self.patch_size
+        h, w = (side // self.patch_size for side in self.frame_size)
         for _ in self.channels[1:]:
-            side = (side + 1) // 2
-        return self.channels[-1] * side * side
+            h, w = (h + 1) // 2, (w + 1) // 2
+        return self.channels[-1] * h * w
+
+    @property
+    def frame_size(self) -> tuple[int, int]:
+        """Height and width of a frame."""
+        return self.img_size, self.img_width or self.img_size
 
 
 class RewEndEncoder(nn.Module):
@@ -104,14 +119,19 @@ class RewEndEncoder(nn.Module):
 
 
 class RewEndModel(nn.Module):
-    """Logits of the reward's sign {-1, 0, +1} and of the end, from frames before and after an action."""
+    """Logits of the reward's sign {-1, 0, +1} and of the end, from frames before and after an action.
 
-    def __init__(self, config: RewEndModelConfig) -> None:
+    Args:
+        config: Its sizes.
+        space: Its actions; None for the discrete ones of `config`.
+    """
+
+    def __init__(self, config: RewEndModelConfig, space: ActionSpace | None = None) -> None:
         super().__init__()
-        assert config.num_actions is not None
         self.config = config
+        space = space or discrete_space(config.num_actions)
         self.encoder = RewEndEncoder(config)
-        self.act_emb = nn.Embedding(config.num_actions, config.cond_channels)
+        self.act_emb = action_embedding(space, config.cond_channels)
         self.lstm = nn.LSTM(config.features, config.lstm_dim, batch_first=True)
         self.head = nn.Sequential(
             nn.Linear(config.lstm_dim, config.lstm_dim),
@@ -129,7 +149,7 @@ class RewEndModel(nn.Module):
     def predict_rew_end(
         self,
         obs: Float[Tensor, "b t c h w"],
-        act: Int64[Tensor, "b t"],
+        act: Shaped[Tensor, "b t *a"],
         next_obs: Float[Tensor, "b t c h w"],
         hx_cx: LSTMState | None = None,
     ) -> tuple[Float[Tensor, "b t 3"], Float[Tensor, "b t 2"], LSTMState]:
@@ -144,10 +164,10 @@ class RewEndModel(nn.Module):
         Returns:
             Reward logits, end logits and the LSTM state after the last step.
         """
-        b, t = act.shape
+        b, t = act.shape[:2]
         x = torch.cat([obs, next_obs], dim=2).flatten(0, 1).to(self.encoder.conv_in.weight.dtype)
         # (c h w) order, whatever the memory format: the LSTM's input weights depend on it
-        x = self.encoder(x, self.act_emb(act.flatten())).flatten(1).reshape(b, t, -1)
+        x = self.encoder(x, self.act_emb(act.flatten(0, 1))).flatten(1).reshape(b, t, -1)
         with torch.autocast(x.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
             x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
         logits_rew, logits_end = self.head(x).split([NUM_REWARD_CLASSES, NUM_END_CLASSES], dim=-1)

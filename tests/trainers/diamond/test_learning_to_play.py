@@ -15,6 +15,7 @@ from diamond_gym.checkpoints import load_agent
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, DatasetError, InvalidInputError
 from diamond_gym.players.actor_critic import ActorCriticPlayer
+from diamond_gym.world.action_space import ActionSpace
 from tests.paths import ROOT
 from tests.recordings import save_dataset
 from trainers.diamond import run as launch
@@ -140,7 +141,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
     run.config_file.write_text(to_yaml(config))
     description = launch.describe(config, "train")
     description.save(run.world_file)
-    replays = launch.load_replays(config, run, 4, progress=False)
+    replays = launch.load_replays(config, run, ActionSpace.discrete(4), progress=False)
 
     def new_trainer():
         _, agent = launch.prepare(config)
@@ -165,7 +166,7 @@ def test_model_free_learns_in_the_real_game_and_goes_on_exactly_after_an_interru
 def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path):
     config, run = parse(TINY), RunFolder(tmp_path)
     _, agent = launch.prepare(config)
-    replays = launch.load_replays(config, run, 4, progress=False)
+    replays = launch.load_replays(config, run, ActionSpace.discrete(4), progress=False)
     trainer = launch.build(config, run, agent, *replays)
     trainer.requests.stop = True
     with pytest.raises(KeyboardInterrupt):
@@ -177,25 +178,26 @@ def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path)
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     more = ["actor_critic.training.steps_first_epoch=1000", "training.num_epochs=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainers.diamond", "train", *TINY, *more],
+        [sys.executable, "-m", "trainers.diamond", "train", *TINY, *more, "-v"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     try:
         assert process.stderr is not None
-        while "actor_critic:   0%" not in process.stderr.readline():  # bars end in \r, a line for Python
+        while "actor_critic begins" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=60)
     finally:
         process.kill()
     (run,) = [RunFolder(path) for path in tmp_path.glob("outputs/*/*")]
-    assert process.returncode == 130 and f"resume run={run.path}" in output
+    assert process.returncode == 130 and f"resume run={run.path}" in told
     state = run.load_state()
     assert state["epoch"] == 0 and 1 <= state["parts"]["actor_critic"]["num_steps"] < 1000
     assert state["metrics"]["denoiser/num_steps"] == 1, "finished stages keep their numbers"

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import DatasetError
+from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.pixels import to_float
 from tests.recordings import episode
 from trainers.diamond import data
@@ -282,5 +283,5 @@ def test_an_index_that_claims_more_steps_than_its_files_hold_makes_no_room_for_t
     index = torch.load(tmp_path / "info.pt", weights_only=False)
     index |= {"lengths": np.array([10**12, 2]), "num_steps": 10**12 + 2}
     torch.save(index, tmp_path / "info.pt")
-    fits = data._Fits((3, 4, 4), 4)
+    fits = data._Fits((3, 4, 4), ActionSpace.discrete(4))
     assert data._replay(EpisodeDataset(tmp_path), range(2), fits, progress=False).num_steps == 5

@@ -28,6 +28,7 @@ from diamond_gym.errors import (
     MissingDependencyError,
 )
 from diamond_gym.files import write_torch
+from diamond_gym.world.action_space import ActionSpace
 from tests.paths import ROOT
 from tests.recordings import NUM_ACTIONS, episode, save_dataset
 from trainers.diamond import data, networks
@@ -375,7 +376,7 @@ def test_a_killed_run_that_collects_its_own_data_ends_as_one_that_was_not(kills,
 
 def new_trainer(config: TrainerConfig, run: RunFolder) -> Trainer:
     _, agent = launch.prepare(config)
-    replays = launch.load_replays(config, run, NUM_ACTIONS, progress=False)
+    replays = launch.load_replays(config, run, ActionSpace.discrete(NUM_ACTIONS), progress=False)
     networks.place(agent, torch.device("cpu"), "eager")
     return launch.build(config, run, agent, *replays)
 
@@ -557,7 +558,9 @@ def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished,
 def test_without_test_episodes_some_are_held_out(recordings, tmp_path):
     save_dataset(tmp_path / "train", 23)
     config = parse(arguments(tmp_path))
-    train_replay, test_replay = launch.load_replays(config, RunFolder(tmp_path), NUM_ACTIONS, progress=False)
+    train_replay, test_replay = launch.load_replays(
+        config, RunFolder(tmp_path), ActionSpace.discrete(NUM_ACTIONS), progress=False
+    )
     assert (len(train_replay.lengths), len(test_replay.lengths)) == (21, 2)
     assert train_replay.num_steps + test_replay.num_steps == EpisodeDataset(tmp_path / "train").num_steps
 
@@ -577,4 +580,4 @@ def test_data_that_does_not_fit_is_refused(tmp_path, num_episodes, size, num_act
         if num_episodes:
             save_dataset(tmp_path / "train", num_episodes, size=size)
         data.check_static_dataset(tmp_path)
-        launch.load_replays(config, RunFolder(tmp_path), num_actions, progress=False)
+        launch.load_replays(config, RunFolder(tmp_path), ActionSpace.discrete(num_actions), progress=False)

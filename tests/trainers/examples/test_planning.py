@@ -3,12 +3,21 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 
 import diamond_gym  # noqa: F401
+import tests.moving_dot  # noqa: F401 (registers SteeredDot-*-v0)
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.world.action_space import ActionSpace
 from tests import worlds
 from trainers.examples import planning
-from trainers.examples.planning import LONGEST_HOLD, Planner, PlannerConfig
+from trainers.examples.planning import (
+    LONGEST_HOLD,
+    Planner,
+    PlannerConfig,
+    SequenceDistribution,
+    uniform_actions,
+)
 
 
 @pytest.fixture
@@ -76,3 +85,53 @@ def test_wrong_config():
         PlannerConfig(gamma=1.5)
     with pytest.raises(InvalidInputError, match="end_penalty must be finite"):
         PlannerConfig(end_penalty=float("nan"))
+
+
+SPACES = (
+    gym.spaces.Discrete(5),
+    MultiDiscrete([4, 2]),
+    MultiBinary(3),
+    Box(np.array([-2, 0]), np.array([2, 1])),
+)
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_the_cross_entropy_method_finds_the_best_sequence(space):
+    rng = np.random.default_rng(0)
+    goal = uniform_actions(space, rng, (3,)).astype(float)
+    sequences = uniform_actions(space, rng, (64, 3))
+
+    def cost(sequences):
+        return np.abs(sequences - goal).reshape(len(sequences), -1).sum(1)
+
+    first = cost(sequences).min()
+    for _ in range(8):
+        elites = sequences[np.argsort(cost(sequences))[:10]]
+        sequences = SequenceDistribution(space, elites).draw(rng, 64)
+    assert all(space.contains(act) for act in sequences.reshape(-1, *sequences.shape[2:]).astype(space.dtype))
+    assert cost(sequences).min() < max(0.5 * first, 0.8)
+    assert len(np.unique(sequences, axis=0)) > 1, "it never stops to explore"
+
+
+@pytest.mark.parametrize("kind", ["box", "multi_binary"])
+def test_planning_in_another_environment(kind, tmp_path, capsys):
+    env = gym.make(f"SteeredDot-{kind}-v0")
+    checkpoint = worlds.save_tiny_world_of(tmp_path, ActionSpace.of(env.action_space))
+    short = "--episodes 1 --max-steps 8 --num-sequences 6 --horizon 4 --num-iterations 2 --device cpu".split()
+    arguments = [*short, "--env", f"SteeredDot-{kind}-v0"]
+    assert planning.main([*arguments, "--checkpoint", checkpoint]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines] == ["planner", "random"]
+    assert planning.main(arguments) == 2
+    assert "needs checkpoint=RUN" in capsys.readouterr().err
+
+
+def test_more_iterations_never_lose_the_best(planner, monkeypatch):
+    planner.config = PlannerConfig(num_sequences=6, horizon=5, num_taken=3, num_iterations=3)
+    judged = []
+    imagine = planner._imagine
+    monkeypatch.setattr(planner, "_imagine", lambda x: judged.append((x, imagine(x))) or judged[-1][1])
+    taken = planner(context())
+    best = max(returns.max() for _, returns in judged)
+    assert len(judged) == 3 and max(judged[-1][1]) == best
+    assert taken in judged[-1][0][judged[-1][1] >= best - 1e-9, :3].tolist()

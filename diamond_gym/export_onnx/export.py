@@ -48,19 +48,21 @@ def export_world(world: World, out: Path, *, dtype: str, opset: int) -> dict[str
     Raises:
         CacheError: The folder exists and is not empty, or cannot be written.
         CheckpointError: A network has an operator that ONNX lacks.
-        InvalidInputError: A weight is too large for float16.
+        InvalidInputError: A weight is too large for float16, or it is not a world model of DIAMOND's.
         MissingDependencyError: ONNX is not installed.
     """
     require_onnx()
+    model, agent = world.diffusion_model, world.agent
+    assert agent is not None
     with disk.new_folder(out) as folder:
         h, w = world.contexts.obs.shape[2:4]
-        next_frame = NextFrame(world.world_model)
+        next_frame = NextFrame(model)
         models = {
             DENOISER_FILE: to_onnx(next_frame.graph(h, w), opset, world.source),
-            REW_END_FILE: to_onnx(RewardAndEnd(world.agent.rew_end_model).graph(), opset, world.source),
+            REW_END_FILE: to_onnx(RewardAndEnd(agent.rew_end_model).graph(), opset, world.source),
         }
-        if world.agent.actor_critic is not None:
-            models[ACTOR_CRITIC_FILE] = to_onnx(Policy(world.agent.actor_critic).graph(), opset, world.source)
+        if agent.actor_critic is not None:
+            models[ACTOR_CRITIC_FILE] = to_onnx(Policy(agent.actor_critic).graph(), opset, world.source)
         for name, model in models.items():
             content = stored_as(model, dtype).SerializeToString()
             disk.write_file(folder / name, content)
@@ -134,7 +136,7 @@ def describe(
             {"name": name, "keys": names} for name, names in zip(world.action_meanings, held, strict=True)
         ],
         "idle": keys.idle,
-        "sampler": _sampler(world.world_model),
+        "sampler": _sampler(world.diffusion_model),
         "noise": {"generator": "philox4x32-10", "frame": draws, "rew_end": int(Draw.REW_END)},
         "denoiser": signature(DENOISER_FILE, models[DENOISER_FILE]),
         "rew_end_model": signature(REW_END_FILE, models[REW_END_FILE]),

@@ -77,6 +77,7 @@ SMALL: dict[str, list[str]] = {
     "trainers.sb3 demo": ["steps=2", "device=cpu", "checkpoint=RUN"],
     "trainers.sb3 loop": [*SB3, "rounds=2", "collect_steps=60", "data=RUN/dataset", f"world={WORLD}"],
     "trainers.contexts": ["num_steps=300", "max_contexts=8"],
+    "benchmarks.throughput": ["paper=false", "real=false", "seconds=0.01", "num_envs=1", "device=cpu"],
     "benchmarks.drift": ["episodes=2", "starts=2", "horizon=3", "num_denoising_steps=1", "device=cpu"],
 }
 """Arguments that replace those of the same keys, by the program and its subcommand."""

@@ -86,7 +86,7 @@ def load_worlds(args: Settings, game: str) -> dict[str, World]:
     """
     worlds = {name: load_world(game, path, device=args.device) for name, path in args.worlds.items()}
     for name, world in worlds.items():
-        found = world.agent.config.denoiser.objective
+        found = world.diffusion_model.denoiser.config.objective
         if found != name:
             raise InvalidInputError(f"{name}={world.source}: its denoiser was trained with objective {found}")
     lengths = {name: world.world_model.num_steps_conditioning for name, world in worlds.items()}
@@ -99,8 +99,8 @@ def measure(args: Settings, game: str, worlds: dict[str, World], starts: Starts)
     """Imagine with every world model and every number of denoising steps."""
     for objective, world in worlds.items():
         for num_steps in args.num_denoising_steps:
-            config = replace(world.world_model.config, num_steps_denoising=num_steps)
-            world_model = world.world_model.resampled(config)
+            config = replace(world.diffusion_model.config, num_steps_denoising=num_steps)
+            world_model = world.diffusion_model.resampled(config)
             print(f"{objective}, {num_steps} denoising steps", file=sys.stderr)
             imagined = Imaginer(world_model, args.seed, args.batch_size).future(starts)
             yield {

@@ -295,7 +295,7 @@ def measure_point(point: Point) -> ScalingRow:
     if point.threads is not None:
         torch.set_num_threads(point.threads)
     envs = make_envs(point.game, point.num_envs, point.options)
-    step, world_model = random_player(envs), envs.world.world_model
+    step, world_model = random_player(envs), envs.world.diffusion_model
     device = world_model.device
     (took,) = in_turns([lambda: time_step(step, device.type)], point.seconds)
     median, p95 = median_and_p95([t.seconds for t in took])

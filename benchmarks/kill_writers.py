@@ -324,7 +324,8 @@ def _read_run(folder: Path, _: Path) -> list[Any]:
         return []
     state = run.load_state()
     weights = [tensor for part in state["parts"].values() for tensor in part["module"].values()]
-    return [state["epoch"], run.newest_epoch(), float(sum(x.double().sum() for x in weights))]
+    newest = run.newest_epoch() if run.agent_files() else 0  # after the first collection, none
+    return [state["epoch"], newest, float(sum(x.double().sum() for x in weights))]
 
 
 def _small_agents() -> None:
@@ -388,7 +389,7 @@ _ALL = (
         "export-minari", _export_to_minari, _read_minari, _save_five, needs_before=True, refuses_others=True
     ),
     Writer("diamond run", _train, _read_run, refuses_others=True, needs_inputs=True),
-    Writer("diamond run, collects", _train_and_collect, _read_run, refuses_others=True),
+    Writer("diamond run that collects", _train_and_collect, _read_run, refuses_others=True),
     Writer("sb3 run", _learn, _read_agent, refuses_others=True, needs_inputs=True),
     Writer("sb3 loop", _loop, _read_loop, refuses_others=True, needs_inputs=True),
 )

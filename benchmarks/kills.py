@@ -125,7 +125,8 @@ class Operations:
     count: int = 0
 
     def install(self) -> None:
-        """Counts from now on; nothing ends that before the process does."""
+        """Counts from now on, in all threads; only the main one may call this. Nothing ends it again."""
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # Python ignores it, and other threads cannot change it
         sys.addaudithook(self._audit)
         fsync = os.fsync
 
@@ -161,7 +162,6 @@ class Operations:
             _empty(self.folder)
         elif torn:
             self.tell(f"{TEAR} {name}")
-            signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
             _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (_TORN_BYTES, hard))
         else:

@@ -304,11 +304,11 @@ def checkpoint_cases(args: Settings, num_envs: int) -> list[Case]:
     """The environments around a checkpoint, its world model, its networks, and the plain baseline."""
     options = args.world_options()
     world_model = load_world(args.game, **options).world_model
-    about = describe(world_model, num_envs)
-    cases = [
-        networks_case(args.checkpoint, world_model, num_envs, **about),
-        world_model_case(args.checkpoint, "WorldModel", world_model, num_envs, **about),
-    ]
+    about, cases = {"device": str(world_model.device), "backend": "custom"}, []
+    if isinstance(world_model, WorldModel):
+        about = describe(world_model, num_envs)
+        cases.append(networks_case(args.checkpoint, world_model, num_envs, **about))
+        cases.append(world_model_case(args.checkpoint, "WorldModel", world_model, num_envs, **about))
     if num_envs == 1:
         env = DiamondEnv(args.game, **options)
         cases.append(env_case(args.checkpoint, "DiamondEnv", env, **about))
@@ -321,8 +321,9 @@ def checkpoint_cases(args: Settings, num_envs: int) -> list[Case]:
     cases.append(sb3_case(args.checkpoint, "BatchedVecEnv (SB3)", for_sb3, **about))
     envs = wrapped_vector(make_envs(args.game, num_envs, options))
     cases.append(vector_case(args.checkpoint, "DiamondVectorEnv + wrappers", envs, **about))
-    if args.baseline:
+    if args.baseline and isinstance(world_model, WorldModel):
         agent = load_world(args.game, **{**options, "dtype": "float32", "backend": "eager"}).agent
+        assert agent is not None
         plain = plain_world_model(agent, world_model.config, world_model.device)
         cases.append(
             world_model_case(args.checkpoint, "baseline", plain, num_envs, **describe(plain, num_envs))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from diamond_gym import signals
 from diamond_gym.registration import (
     ATARI_100K,
     GAMES,
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from diamond_gym.games.atari import AtariEnv
     from diamond_gym.world.world_model import WorldModel
 
+signals.quiet_while_importing()
 __version__ = "0.1.0"
 
 __all__ = [

@@ -42,6 +42,10 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no such checkpoint: neither embedded, nor cached, nor reachable, nor at the given path."""
 
 
+class WorldModelError(DiamondGymError, RuntimeError):
+    """A custom world model is not as `CustomWorldModel` says: spaces, states, shapes, types or devices."""
+
+
 class DatasetError(DiamondGymError, RuntimeError):
     """An episode, or a folder of episodes, is missing, corrupt or of the wrong shape."""
 
@@ -81,6 +85,7 @@ __all__ = [
     "MissingDependencyError",
     "ResetNeededError",
     "UnknownGameError",
+    "WorldModelError",
 ]
 
 

@@ -254,7 +254,7 @@ def append_line(path: Path, line: str) -> None:
         CacheError: It cannot be written, or is a link or not a regular file.
     """
     try:
-        with os.fdopen(_open_itself(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
+        with os.fdopen(open_itself(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(f"{line}\n".encode())
     except OSError as error:
         raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
@@ -362,7 +362,7 @@ def locked(folder: Path) -> Iterator[None]:
         CacheError: The folder cannot be written, or its `.lock` is not a regular file.
     """
     try:
-        descriptor = _open_itself(folder / _LOCK_FILE, os.O_RDWR)
+        descriptor = open_itself(folder / _LOCK_FILE, os.O_RDWR)
     except OSError as error:
         raise CacheError(f"cannot write {folder / _LOCK_FILE}: {error.strerror or error}") from error
     with os.fdopen(descriptor, "rb"):
@@ -373,6 +373,29 @@ def locked(folder: Path) -> Iterator[None]:
             else:
                 leftover.unlink(missing_ok=True)
         yield
+
+
+@contextlib.contextmanager
+def begun(folder: Path, num_bytes: int) -> Iterator[None]:
+    """Prepare and lock a folder; one that was made for work that failed before it wrote anything is removed.
+
+    Args:
+        folder: The folder.
+        num_bytes: About how many bytes will be written.
+
+    Raises:
+        FolderInUseError: Another process works in it.
+        CacheError: It cannot be made or written.
+    """
+    is_new = not folder.exists()
+    prepare_folder(folder, num_bytes)
+    with locked(folder):
+        try:
+            yield
+        except BaseException:
+            if is_new and is_empty(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
 
 
 def _take_lock(descriptor: int, folder: Path) -> None:
@@ -388,7 +411,7 @@ def _take_lock(descriptor: int, folder: Path) -> None:
         raise CacheError(f"cannot lock {folder}: {error.strerror or error}") from error
 
 
-def _open_itself(path: Path, flags: int) -> int:
+def open_itself(path: Path, flags: int) -> int:
     """Open a file to write to, or make it; never follow a link, empty the file or wait for it.
 
     Raises:

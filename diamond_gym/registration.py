@@ -48,6 +48,9 @@ ATARI_100K: tuple[str, ...] = tuple(
 DEFAULT_MAX_EPISODE_STEPS = 50
 """Imagination horizon of registered ids, in steps of four raw frames."""
 
+CUSTOM_PREFIX = "model:"
+"""A `checkpoint` that begins like this names a function that builds a world model of another make."""
+
 _REAL_ENTRY_POINT = "diamond_gym.games.atari:AtariEnv"
 _ENTRY_POINT = "diamond_gym.envs.env:DiamondEnv"
 _VECTOR_ENTRY_POINT = "diamond_gym.envs.vector_env:DiamondVectorEnv"
@@ -74,20 +77,23 @@ def register_games() -> None:
 
 def register_world_model(
     id: str,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None = None,
     *,
+    model: str | None = None,
     max_episode_steps: int | None = DEFAULT_MAX_EPISODE_STEPS,
     **kwargs: Any,
 ) -> None:
     """Register an id for a world model of your own, so that `gymnasium.make(id)` and `make_vec` find it.
 
-    Registering the same thing twice does nothing. The checkpoint is opened by `make`, not here, so the model
-    may still be in training.
+    Registering the same thing twice does nothing. The checkpoint is opened, or the model built, by `make` and
+    not here, so a checkpoint may still be in training.
 
     Args:
         id: `Name-v0` or `namespace/Name-v0`.
         checkpoint: A `.safetensors`, `.pt` or run folder, or any other value the environments accept as
             `checkpoint`. A `Path` is made absolute, a string is kept as it is.
+        model: Instead of a checkpoint, a world model of any make: "package.module:factory", a function that
+            takes `device` and returns a `diamond_gym.world.custom.CustomWorldModel`.
         max_episode_steps: Imagination horizon, at least 1, or None for no end except the predicted one.
         **kwargs: Further keyword arguments of the environments, such as `num_denoising_steps=1`; they must be
             expressible in JSON, because Gymnasium writes specs as JSON. `game` is optional: the checkpoint
@@ -103,7 +109,10 @@ def register_world_model(
         raise InvalidInputError(f"max_episode_steps must be an int >= 1 or None, got {max_episode_steps!r}")
     game = kwargs.pop("game", None)
     game = None if game is None else game_name(game)
-    spec_kwargs = {"game": game, "checkpoint": _checkpoint_text(checkpoint), **_json_able(kwargs)}
+    if (checkpoint is None) == (model is None):
+        raise InvalidInputError(f"give either a checkpoint or a model, got {checkpoint!r} and {model!r}")
+    source = _checkpoint_text(checkpoint) if checkpoint is not None else _model_text(model)
+    spec_kwargs = {"game": game, "checkpoint": source, **_json_able(kwargs)}
     spec = _spec(id, spec_kwargs, max_episode_steps)
     registered = gymnasium.registry.get(id)
     if registered is None:
@@ -215,6 +224,12 @@ def _checkpoint_text(checkpoint: str | Path) -> str:
     raise InvalidInputError(
         f"checkpoint must be the path of a .safetensors, a .pt or a run folder, got {checkpoint!r}"
     )
+
+
+def _model_text(model: str | None) -> str:
+    if isinstance(model, str) and re.fullmatch(r"[\w.]+:[\w.]+", model):
+        return CUSTOM_PREFIX + model
+    raise InvalidInputError(f"model must be 'package.module:factory', got {model!r}")
 
 
 def _json_able(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,8 @@ SIGINT (Ctrl-C), SIGTERM (clusters, containers, `timeout`) and SIGHUP (a closed 
 finishes its step, saves and exits with 130, 143 or 129. SIGUSR1 is the warning that clusters send some time
 before SIGTERM: it saves and continues, so that neither work nor time is lost.
 
-`handled` is for programs and goes around everything they do; `deferred` is for a loop that can be resumed.
+`handled` is for programs and goes around everything they do; `deferred` is for a loop that can be resumed;
+`quiet_while_importing` is for the time before.
 """
 
 from __future__ import annotations
@@ -13,14 +14,36 @@ import contextlib
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import NoReturn
 
 _log = logging.getLogger(__name__)
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 _SAVING = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+
+
+_PACKAGES = ("diamond_gym", "trainers", "benchmarks")
+
+
+def quiet_while_importing() -> None:
+    """Leave out the traceback of a Ctrl-C that comes before a command of ours has imported what it needs.
+
+    PyTorch takes seconds, in which no program is there to handle signals. The process ends by the signal all
+    the same, which shells report as 130. Programs of others are left alone.
+    """
+    if sys.argv[:1] != ["-m"]:  # which it is while `python -m` imports the package of its module
+        return
+    module = sys.orig_argv[sys.orig_argv.index("-m") + 1]
+    if module.partition(".")[0] in _PACKAGES and sys.excepthook is sys.__excepthook__:
+        sys.excepthook = _without_interrupts
+
+
+def _without_interrupts(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if not issubclass(kind, KeyboardInterrupt):
+        sys.__excepthook__(kind, error, trace)
 
 
 class Terminated(KeyboardInterrupt):

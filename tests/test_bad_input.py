@@ -127,7 +127,7 @@ SINGLE: dict[str, Row] = {
     ),
     "state of actions that there are not": (
         lambda env: restore_world(env, act=lambda x: x + 9),
-        r"act must be in 0\.\.3",
+        r"act must be integers in 0\.\.3",
     ),
     "state of a memory that is no number": (lambda env: restore_world(env, hx=lambda x: x / 0), "hx holds"),
     "state of a memory of integers": (

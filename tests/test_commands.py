@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from diamond_gym import cli
+from diamond_gym.check_model import CheckSettings
 from diamond_gym.data.import_episodes import ImportOptions
 from diamond_gym.data.record import RecordOptions
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
@@ -27,7 +28,7 @@ from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
 from tests import worlds
 from tests.checkpoints.test_hub import lay_out_as_cached
 from tests.paths import ROOT
-from tests.test_docs import PAGES
+from tests.test_docs import PAGES, write_my_world
 from trainers.diamond import config as train
 from trainers.diamond.cli import ResumeSettings
 from trainers.diamond.cli import main as trainer
@@ -50,7 +51,7 @@ trainers.diamond train env.train.id=BreakoutNoFrameskip-v4 common.devices=0
 trainers.diamond train game=Breakout denoiser.objective=ddpm out=DDPM_RUN
 benchmarks.drift edm=RUN ddpm=DDPM_RUN
 trainers.contexts game=Pong out=FILE max_contexts=8000
-trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6
+trainers.sb3 train game=Breakout contexts=RUN/contexts.safetensors horizon=32 total_timesteps=1e6 out=b
 """
 """Commands of earlier READMEs that the pages no longer show."""
 
@@ -149,6 +150,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "diamond_gym.play": play.parse,
     "diamond_gym.play export-minari": parser(ExportMinariOptions),
     "diamond_gym.evaluate": parser(EvaluateSettings),
+    "diamond_gym.check_model": parser(CheckSettings),
     "trainers.diamond train": parse_training,
     "trainers.diamond resume": parser(ResumeSettings),
     "trainers.diamond curves": parser(CurvesOptions),
@@ -180,6 +182,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run / "dataset", folder / "dataset")
     register = "import gymnasium\ngymnasium.register('MyGame-v0', 'tests.moving_dot:MovingDot')\n"
     (folder / "my_module.py").write_text(register)
+    write_my_world(folder)
     weights = folder / "Pong.pt"
     torch.save(worlds.tiny_agent(num_actions=6).state_dict(), weights)
     lay_out_as_cached(folder / "hf", weights, "Pong")

@@ -67,13 +67,21 @@ def snippets(how: str) -> list:
     return [pytest.param(s, id=f"{s.page}:{s.line}") for s in found if s.how == how]
 
 
+def write_my_world(folder: Path) -> None:
+    """Write the module that the page about custom world models shows."""
+    page = ROOT / "docs" / "own_model.md"
+    (folder / "my_world.py").write_text(snippets_of(page.name, page.read_text("utf-8"))[0].code)
+
+
 @pytest.fixture
 def run(tmp_path, tiny_world, monkeypatch):
-    """Run a snippet where `run-folder` is a world and `MyGame-v0` an environment.
+    """Run a snippet where `run-folder` is a world, `MyGame-v0` an environment and `my_world` a module.
 
     Ids that it registers are removed afterwards. Line numbers in errors are those of the page.
     """
     (tmp_path / "run-folder").symlink_to(tiny_world)
+    write_my_world(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
     registry = dict(gymnasium.registry)
     gymnasium.register("MyGame-v0", "tests.moving_dot:MovingDot")

@@ -117,6 +117,21 @@ def test_a_folder_is_locked_until_the_block_ends(tmp_path):
     assert disk.is_empty(tmp_path)
 
 
+def test_a_folder_made_for_nothing_is_removed(tmp_path):
+    made, there = tmp_path / "made", tmp_path / "there"
+    there.mkdir()
+    for folder in (made, there):
+        with pytest.raises(KeyboardInterrupt), disk.begun(folder, 2**10):
+            raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == [there]
+    with pytest.raises(OSError), disk.begun(made, 2**10):
+        disk.write_file(made / "result", b"kept")
+        raise OSError
+    assert (made / "result").read_bytes() == b"kept"
+    with disk.begun(made, 2**10), pytest.raises(FolderInUseError), disk.begun(made, 2**10):
+        pass
+
+
 def test_a_line_is_never_added_through_a_link(tmp_path):
     disk.append_line(tmp_path / "log", "one")
     disk.append_line(tmp_path / "log", "two")

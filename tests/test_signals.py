@@ -1,12 +1,16 @@
 """Signals that end a loop after its step or save, and signals that are left to others."""
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
 
 from diamond_gym import signals
 from diamond_gym.signals import Terminated
+from tests.paths import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -101,3 +105,29 @@ def test_in_other_threads_nothing_is_asked_for():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+def interrupted_at_import(folder, *arguments):
+    """Run Python, with a Ctrl-C at the moment at which it imports PyTorch."""
+    (folder / "torch.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+@pytest.mark.parametrize("module", ["diamond_gym.demo", "trainers.contexts", "benchmarks.throughput"])
+def test_ctrl_c_while_a_command_imports_is_quiet(module, tmp_path):
+    done = interrupted_at_import(tmp_path, "-m", module, "--help")
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_programs_of_others_keep_their_tracebacks(tmp_path):
+    done = interrupted_at_import(tmp_path, "-c", "import diamond_gym, trainers, torch", "-m", "trainers.x")
+    assert done.returncode == -signal.SIGINT and "KeyboardInterrupt" in done.stderr
+    (tmp_path / "mine.py").write_text("import trainers\nimport torch\n")
+    assert "KeyboardInterrupt" in interrupted_at_import(tmp_path, "-m", "mine").stderr

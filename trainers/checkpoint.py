@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from diamond_gym.errors import CheckpointError, InvalidInputError, first_line
+from diamond_gym import untrusted
+from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.files import prepare_folder, write_torch
 from diamond_gym.signals import Requests
 
@@ -43,9 +42,10 @@ class Checkpoint:
         if not path.is_file():
             return 0
         try:
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            with untrusted.opened(path) as file:
+                saved = untrusted.load_torch(file)
             done, settings = int(saved["done"]), dict(saved["settings"])
-        except Exception as error:  # torch has many for damaged files
+        except Exception as error:  # whatever the file holds instead
             raise _damaged(path, error) from error
         for name, value in self.settings.items():
             if settings.get(name, value) != value:
@@ -80,6 +80,6 @@ class Checkpoint:
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
-        f"{path} cannot be resumed from ({first_line(error)}): remove it to begin again, or choose another "
-        "out="
+        f"{path} cannot be resumed from ({untrusted.reason(error)}): remove it to begin again, or choose "
+        "another out="
     )

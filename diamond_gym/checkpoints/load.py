@@ -8,8 +8,9 @@ from numbers import Real
 from pathlib import Path
 
 from diamond_gym.backends.build import build_world_model
+from diamond_gym.backends.choose import pick_device
 from diamond_gym.backends.names import accepts_compile
-from diamond_gym.checkpoints import published_run, start_contexts
+from diamond_gym.checkpoints import custom, published_run, start_contexts
 from diamond_gym.checkpoints.contexts import ContextBank
 from diamond_gym.checkpoints.description import WorldDescription, names_wanted, num_action_names
 from diamond_gym.checkpoints.locate import Location, locate, locate_path
@@ -19,6 +20,7 @@ from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.games import atari
 from diamond_gym.registration import game_name
 from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.interface import WorldModelLike
 from diamond_gym.world.models import Agent
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
@@ -33,21 +35,33 @@ class World:
         contexts: The contexts that games start from.
         game: Name of the Atari game, None for any other environment.
         action_meanings: Names of the actions in order, or of the parts of an action where it is not discrete.
-        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy.
-        source: The file of the weights.
+        agent: All networks of the checkpoint; `agent.actor_critic` is None when it holds no policy. None for
+            a custom world model.
+        source: The file of the weights, or "model:package:factory".
     """
 
-    world_model: WorldModel
+    world_model: WorldModelLike
     contexts: ContextBank
     game: str | None
     action_meanings: list[str]
-    agent: Agent
+    agent: Agent | None
     source: str
 
     @property
     def action_space(self) -> ActionSpace:
         """The actions."""
-        return self.agent.action_space
+        return self.world_model.action_space
+
+    @property
+    def diffusion_model(self) -> WorldModel:
+        """The world model, where it is DIAMOND's.
+
+        Raises:
+            InvalidInputError: It is a custom one.
+        """
+        if not isinstance(self.world_model, WorldModel):
+            raise InvalidInputError(f"this needs a world model of DIAMOND's, {self.source} is a custom one")
+        return self.world_model
 
     def resampled(
         self, num_denoising_steps: int | None = None, order: int | None = None, s_churn: float | None = None
@@ -58,6 +72,9 @@ class World:
             InvalidInputError: A number is out of range, or the denoiser cannot be sampled like this.
         """
         model = self.world_model
+        if not isinstance(model, WorldModel):
+            custom.refuse_sampler(num_denoising_steps, order, s_churn)
+            return self
         sampler = _overridden(model.config, num_denoising_steps, order, s_churn)
         return replace(self, world_model=model.resampled(sampler))
 
@@ -80,8 +97,9 @@ def load_world(
     Args:
         game: Name of an Atari game in any spelling; may be None where `checkpoint` is a path.
         checkpoint: "auto" (embedded, else the Hub's cache, else the Hub), "embedded", "hub", "hub:user/name"
-            (any repository on the Hub), or the path of a `.safetensors`, a `.pt`, a folder of `save_world` or
-            a run folder (its newest agent).
+            (any repository on the Hub), "model:package:factory" (a `CustomWorldModel`, which the function
+            `factory` of the module `package` returns), or the path of a `.safetensors`, a `.pt`, a folder of
+            `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "auto", "eager", "inductor", "openvino" (single games on the CPU) or
@@ -101,6 +119,10 @@ def load_world(
         MissingDependencyError: What the backend needs is not installed.
     """
     game = None if game is None else game_name(game)
+    if custom.is_custom(checkpoint):
+        custom.refuse_sampler(num_denoising_steps, order, s_churn)
+        custom.refuse_backend(dtype, backend)
+        return _load_custom(game, str(checkpoint), device, contexts)
     location = locate(game, checkpoint)
     agent, description = _read(location)
     game = _agreed_game(game, description, agent, location.weights)
@@ -109,6 +131,15 @@ def load_world(
     bank = start_contexts.find(location, contexts, game, agent)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))
+
+
+def _load_custom(
+    game: str | None, checkpoint: str, device: str, contexts: str | os.PathLike[str] | None
+) -> World:
+    model = custom.build(checkpoint, pick_device(device))
+    bank = custom.find_contexts(model, contexts)
+    meanings = custom.action_meanings(model)
+    return World(model, bank, game, meanings, None, checkpoint)
 
 
 def load_agent(path: str | os.PathLike[str]) -> Agent:

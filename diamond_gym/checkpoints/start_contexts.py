@@ -54,11 +54,7 @@ def find(
     """
     n = agent.config.denoiser.inner_model.num_steps_conditioning
     if given is not None:
-        if not isinstance(given, str | os.PathLike) or not given:
-            raise InvalidInputError(
-                f"contexts must be the path of a file of contexts or of recorded episodes, got {given!r}"
-            )
-        return _fitting(_load(Path(given).expanduser(), n), agent.config, str(given))
+        return _fitting(read(given, n), agent.config, str(given))
     if location.contexts.is_file():
         return _fitting(ContextBank.load(location.contexts), agent.config, str(location.contexts))
     recorded = [EpisodeDataset(folder) for folder in location.datasets if (folder / "info.pt").is_file()]
@@ -74,6 +70,28 @@ def find(
     return _cached(location.weights, game, agent)
 
 
+def read(given: str | os.PathLike[str], num_steps_conditioning: int) -> ContextBank:
+    """Read a file of contexts, or cut contexts of n frames out of a folder of recorded episodes.
+
+    Raises:
+        InvalidInputError: It is not a path.
+        CheckpointNotFoundError: There is nothing at the path.
+        CheckpointError, DatasetError: What is there is damaged.
+    """
+    if not isinstance(given, str | os.PathLike) or not given:
+        raise InvalidInputError(
+            f"contexts must be the path of a file of contexts or of recorded episodes, got {given!r}"
+        )
+    path = Path(given).expanduser()
+    if path.is_file():
+        return ContextBank.load(path)
+    if not path.is_dir():
+        raise CheckpointNotFoundError(f"contexts: there is no file or folder {path}")
+    if (path / CONTEXTS_FILE).is_file():
+        return ContextBank.load(path / CONTEXTS_FILE)
+    return _cut(EpisodeDataset(path), num_steps_conditioning)
+
+
 def cache_folder() -> Path:
     """The folder of collected contexts: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
     if given := os.environ.get("DIAMOND_GYM_CACHE"):
@@ -85,16 +103,6 @@ def cache_folder() -> Path:
     else:
         usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(usual).expanduser() / "diamond_gym"
-
-
-def _load(path: Path, n: int) -> ContextBank:
-    if path.is_file():
-        return ContextBank.load(path)
-    if not path.is_dir():
-        raise CheckpointNotFoundError(f"contexts: there is no file or folder {path}")
-    if (path / CONTEXTS_FILE).is_file():
-        return ContextBank.load(path / CONTEXTS_FILE)
-    return _cut(EpisodeDataset(path), n)
 
 
 def _first_large_enough(datasets: list[EpisodeDataset], n: int) -> EpisodeDataset:

@@ -5,6 +5,7 @@ The module knows Gymnasium's conventions, but nothing of networks or of the orig
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import gymnasium
@@ -21,7 +22,7 @@ from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
 from diamond_gym.envs.games import ImaginedState
 from diamond_gym.errors import ResetNeededError
-from diamond_gym.world.world_model import WorldModelState
+from diamond_gym.world.interface import StateLike
 
 _SKIPPING = ("MaxAndSkipObservation", "MaxAndSkipEnv", "AtariPreprocessing")
 """Names of the wrappers of Gymnasium and Stable-Baselines3 that repeat actions."""
@@ -113,8 +114,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         )
         self.observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
         self.action_space = self.world.action_space.to_gymnasium()
-        self._state: WorldModelState | None = None
-        self._trajectory: list[Tensor] | None = None
+        self._state: StateLike | None = None
+        self._trajectory: Sequence[Tensor] | None = None
         self._context: dict[str, NDArray[Any]] = {}
         self._over = False
         self._closed = False
@@ -250,9 +251,9 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         float32 (steps + 1, h, w, c), noise first, in about [-1, 1]; None when the latest frame was not
         imagined by a `step` of this environment.
         """
-        if self._trajectory is None:
+        if not self._trajectory:
             return None
-        return torch.stack(self._trajectory)[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
+        return torch.stack(list(self._trajectory))[:, 0].permute(0, 2, 3, 1).float().cpu().numpy()
 
     @property
     def ale(self) -> NoReturn:

@@ -29,7 +29,8 @@ from diamond_gym.errors import (
     first_line,
 )
 from diamond_gym.world.action_space import ActionSpace
-from diamond_gym.world.world_model import WorldModelState, WorldModelStep
+from diamond_gym.world.checks import check_range, check_tensor
+from diamond_gym.world.interface import StateLike, StepLike
 
 _KEYS = {"UP": "w", "DOWN": "s", "LEFT": "a", "RIGHT": "d", "FIRE": " "}
 _NOOP_KEY = "e"
@@ -63,11 +64,11 @@ class ImaginedState:
         game: Name of the game, or None where the checkpoint has none.
         world: The world model's state, which shares no memory with the environment.
         over: Whether each game has ended and waits for a reset.
-        rng: State of each game's random generator, which draws start contexts and streams of noise.
+        rng: StateLike of each game's random generator, which draws start contexts and streams of noise.
     """
 
     game: str | None
-    world: WorldModelState
+    world: StateLike
     over: Bool[Tensor, " b"]
     rng: tuple[dict[str, Any], ...]
 
@@ -109,7 +110,7 @@ def survive_fork() -> None:
 
 def start_games(
     world: World, rngs: Sequence[np.random.Generator], contexts: Contexts | None
-) -> tuple[WorldModelState, Contexts]:
+) -> tuple[StateLike, Contexts]:
     """Start one game per generator, from the contexts given or drawn from the world's own.
 
     Each generator gives an index into the world's contexts and the key of the game's noise, whether or not
@@ -129,15 +130,13 @@ def start_games(
     return state, contexts
 
 
-def advance_games(
-    world: World, state: WorldModelState, act: Shaped[Tensor, "b *a"]
-) -> tuple[WorldModelState, WorldModelStep]:
+def advance_games(world: World, state: StateLike, act: Shaped[Tensor, "b *a"]) -> tuple[StateLike, StepLike]:
     """Take one action in each game; the given state is not modified."""
     survive_fork()
     return world.world_model.step(state, act)
 
 
-def latest_frames(state: WorldModelState) -> UInt8[Tensor, "b h w c"]:
+def latest_frames(state: StateLike) -> UInt8[Tensor, "b h w c"]:
     """Copy the newest frame of each game, channels last: a view of a contiguous (b, c, h, w) tensor."""
     return state.obs[:, -1].clone(memory_format=torch.contiguous_format).permute(0, 2, 3, 1)
 
@@ -159,14 +158,14 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
 
 
 def clone_state(
-    world: World, state: WorldModelState, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
+    world: World, state: StateLike, over: Bool[Tensor, " b"], rngs: Iterable[np.random.Generator]
 ) -> ImaginedState:
     """Copy everything that the games' futures depend on, besides the actions to come."""
     rng = tuple(dict(rng.bit_generator.state) for rng in rngs)
     return ImaginedState(world.game, state.clone(), over.clone(), rng)
 
 
-def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
+def check_state(world: World, state: Any, num_games: int) -> tuple[StateLike, Bool[Tensor, " b"]]:
     """Check a cloned state; return its tensors on this world's device and in its precision.
 
     Raises:
@@ -184,60 +183,28 @@ def check_state(world: World, state: Any, num_games: int) -> tuple[WorldModelSta
 
 def _checked_state(
     world: World, state: ImaginedState, num_games: int
-) -> tuple[WorldModelState, Bool[Tensor, " b"]]:
+) -> tuple[StateLike, Bool[Tensor, " b"]]:
     if state.game != world.game:
         raise InvalidInputError(f"this world imagines {world.game}, the state is of {state.game}")
     if len(state) != num_games:
         raise InvalidInputError(
             f"this environment has {num_games} game(s), the state {len(state)}; see state.select([...])"
         )
-    model = world.world_model
-    hx, _ = model.rew_end_model.initial_state(num_games)
-    frames_shape = (num_games, *world.contexts.obs.shape[1:])
-    n, h, w, c = frames_shape[1:]
-    given = state.world
-    if given.hx.shape != hx[0].shape or given.obs.shape != (num_games, n, c, h, w):
-        raise InvalidInputError(
-            f"the state is of another world model: this one has frames {(num_games, n, c, h, w)} "
-            f"and an LSTM of {hx.shape[-1]}, the state has {tuple(given.obs.shape)} and {given.hx.shape[-1]}"
-        )
-    n_games = (num_games,)
-    expected = {
-        "obs": (given.obs, torch.uint8, given.obs.shape),
-        "act": (given.act, world.action_space.torch_dtype, (num_games, n, *world.action_space.shape)),
-        "hx": (given.hx, None, hx[0].shape),
-        "cx": (given.cx, None, hx[0].shape),
-        "key": (given.key, torch.int64, n_games),
-        "time": (given.time, torch.int64, n_games),
-        "over": (state.over, torch.bool, n_games),
-    }
-    if given.padding is not None:
-        expected["padding"] = (given.padding, torch.int64, n_games)
-    for name, (x, dtype, shape) in expected.items():
-        _check_tensor(name, x, dtype, tuple(shape))
-    if not bool(world.action_space.contains(given.act).all()):
-        raise InvalidInputError(
-            f"the state's act must be {world.action_space.accepted()}, got {given.act.tolist()}"
-        )
-    limits = {"key": _NUM_KEYS, "time": 2**62, "padding": n}
-    for name, limit in limits.items():
-        x = getattr(given, name)
-        if x is not None and not bool(((x >= 0) & (x <= limit - 1)).all()):
-            raise InvalidInputError(f"the state's {name} must be in 0..{limit - 1}, got {x.tolist()}")
+    given, n_games = state.world, (num_games,)
+    n, h, w, c = world.contexts.obs.shape[1:]
+    space = world.action_space
+    check_tensor("obs", given.obs, torch.uint8, (num_games, n, c, h, w))
+    check_tensor("act", given.act, space.torch_dtype, (num_games, n, *space.shape))
+    check_tensor("key", given.key, torch.int64, n_games)
+    check_tensor("time", given.time, torch.int64, n_games)
+    check_tensor("over", state.over, torch.bool, n_games)
+    if not bool(space.contains(given.act).all()):
+        raise InvalidInputError(f"the state's act must be {space.accepted()}, got {given.act.tolist()}")
+    check_range("key", given.key, _NUM_KEYS)
+    check_range("time", given.time, 2**62)
     _check_rngs(state.rng, num_games)
-    moved = WorldModelState(*(x.to(model.device) for x in given.tensors()))
-    moved = replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
-    return moved, state.over.to(model.device)
-
-
-def _check_tensor(name: str, x: Any, dtype: torch.dtype | None, shape: tuple[int, ...]) -> None:
-    """Raise `InvalidInputError` unless a state's field is a dense tensor of a type, or of finite floats."""
-    is_dense = isinstance(x, Tensor) and x.layout == torch.strided and not x.is_meta
-    if not is_dense or tuple(x.shape) != shape or (x.dtype != dtype if dtype else not x.is_floating_point()):
-        got = f"{x.dtype} {tuple(x.shape)}, {x.layout}, on {x.device}" if isinstance(x, Tensor) else repr(x)
-        raise InvalidInputError(f"the state's {name} must be {dtype or 'floats'} of shape {shape}, got {got}")
-    if dtype is None and not bool(x.isfinite().all()):
-        raise InvalidInputError(f"the state's {name} holds numbers that are not finite")
+    model = world.world_model
+    return model.adopt(given, num_games), state.over.to(model.device)
 
 
 def _check_rngs(states: Any, num_games: int) -> None:
@@ -260,7 +227,7 @@ def require_open(closed: bool) -> None:
         raise ClosedEnvironmentError("this environment has been closed: make another one")
 
 
-def require_started(closed: bool, state: WorldModelState | None, method: str) -> WorldModelState:
+def require_started(closed: bool, state: StateLike | None, method: str) -> StateLike:
     """Return the games' state.
 
     Raises:

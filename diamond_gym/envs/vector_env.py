@@ -25,7 +25,7 @@ from diamond_gym.envs import games as imagination
 from diamond_gym.envs import rendering
 from diamond_gym.envs.games import Contexts, ImaginedState
 from diamond_gym.errors import InvalidInputError, InvalidTypeError, ResetNeededError
-from diamond_gym.world.world_model import WorldModelState
+from diamond_gym.world.interface import StateLike
 
 Array = NDArray[Any] | Tensor
 """A NumPy array with `output="numpy"`, a tensor on the world model's device with `output="torch"`."""
@@ -138,7 +138,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._rngs: list[np.random.Generator | None] = [None] * self.num_envs
         self._seeds: list[int | None] = [None] * self.num_envs
-        self._state: WorldModelState | None = None
+        self._state: StateLike | None = None
         self._over = torch.zeros(self.num_envs, dtype=torch.bool, device=self.world.world_model.device)
 
     @property
@@ -316,7 +316,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         return infos
 
     def _context_infos(
-        self, games: NDArray[np.intp], contexts: Contexts, started: WorldModelState
+        self, games: NDArray[np.intp], contexts: Contexts, started: StateLike
     ) -> dict[str, Any]:
         """Return infos with `context`, in the form that SyncVectorEnv gives to infos of environments."""
         obs, act = contexts.obs, contexts.act
@@ -366,7 +366,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
         self._rngs[game] = rng
         return rng
 
-    def _at_horizon(self, state: WorldModelState) -> Bool[Tensor, " b"]:
+    def _at_horizon(self, state: StateLike) -> Bool[Tensor, " b"]:
         if self._horizon is None:
             return torch.zeros_like(self._over)
         return state.time >= self._horizon

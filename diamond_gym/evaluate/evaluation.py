@@ -48,8 +48,8 @@ def run(settings: Settings) -> None:
     measure.require_torchmetrics()
     game = game_name(settings.game)
     policy = find_player(settings.policy, game)
-    disk.prepare_folder(out)
     world = _load(settings, game)
+    disk.prepare_folder(out)
 
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
     num_starts = settings.starts or default_num_starts(world)
@@ -115,7 +115,8 @@ def player_name(policy: str, game: str) -> str:
 
 def default_num_starts(world: World) -> int:
     """Return the default number of starts."""
-    is_large = sum(p.numel() for p in world.agent.denoiser.parameters()) > LARGE
+    agent = world.agent
+    is_large = agent is not None and sum(p.numel() for p in agent.denoiser.parameters()) > LARGE
     return LARGE_NUM_STARTS if is_large and world.world_model.device.type == "cpu" else DEFAULT_NUM_STARTS
 
 
@@ -127,11 +128,11 @@ def _load(settings: Settings, game: str) -> World:
         backend=settings.backend,
         num_denoising_steps=settings.num_denoising_steps,
     )
-    c, h, w = world.agent.config.frame_shape
-    if (c, h, w) != _FRAME:
+    h, w, c = world.contexts.obs.shape[2:]
+    if (c, h, w) != _FRAME or len(world.action_meanings) != num_actions(game):
         raise CheckpointError(
-            f"{world.source} imagines frames of {h}x{w} with {c} channels, {game} has "
-            "64x64 with 3: it is a world model of something else"
+            f"{world.source} imagines frames of {h}x{w} with {c} channels and takes {world.action_space}, "
+            f"{game} has 64x64 with 3 and {num_actions(game)} actions: it is a world model of something else"
         )
     return world
 
@@ -147,7 +148,9 @@ def _facts(settings: Settings, game: str, world: World, held_out: HeldOut, start
         "settings": asdict(settings),
         "source": world.source,
         "player": _shown_player(settings.policy, game),
-        "num_denoising_steps": world.world_model.config.num_steps_denoising,
+        "num_denoising_steps": getattr(
+            getattr(world.world_model, "config", None), "num_steps_denoising", None
+        ),
         "num_episodes": len(held_out.episodes),
         "num_real_steps": sum(map(len, held_out.episodes)),
         "num_starts": len(starts),

@@ -13,8 +13,9 @@ from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import Starts, all_frames
 from diamond_gym.players.player import Player
 from diamond_gym.progress import Bar
+from diamond_gym.world.interface import StateLike, WorldModelLike
 from diamond_gym.world.pixels import to_float
-from diamond_gym.world.world_model import WorldModel, WorldModelState
+from diamond_gym.world.world_model import WorldModel
 
 Choose = Callable[[Tensor], Tensor]
 """Maps the latest frames, uint8 (b, c, h, w), to actions, int64 (b,)."""
@@ -64,7 +65,7 @@ class Imaginer:
         progress: Show a bar on stderr.
     """
 
-    world_model: WorldModel
+    world_model: WorldModelLike
     seed: int
     batch_size: int = 32
     progress: bool = True
@@ -145,7 +146,7 @@ class Imaginer:
 
 
 def _imagine(
-    world_model: WorldModel, state: WorldModelState, choose: Choose, num_steps: int, bar: Bar
+    world_model: WorldModelLike, state: StateLike, choose: Choose, num_steps: int, bar: Bar
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps = []
     for _ in range(num_steps):
@@ -174,14 +175,37 @@ def _each_its_own(players: Sequence[Player], device: torch.device) -> Choose:
 
 
 @torch.no_grad()
-def predict_transitions(world_model: WorldModel, episodes: Sequence[Episode]) -> Transitions:
-    """Predict rewards and ends of real transitions by the reward/end model.
+def predict_transitions(world_model: WorldModelLike, episodes: Sequence[Episode]) -> Transitions:
+    """Predict rewards and ends of real transitions, by the reward/end model on real frames.
 
-    It sees real frames only. Its LSTM runs through each whole episode; the first n - 1 transitions of an
-    episode only warm it up, as a context does at play time, and are not counted.
+    Its LSTM runs through each whole episode; the first n - 1 transitions of an episode only warm it up, as a
+    context does at play time, and are not counted. A custom world model takes a single step from each context
+    of real frames.
     """
-    rows = [_predict_episode(world_model, episode) for episode in episodes]
+    if isinstance(world_model, WorldModel):
+        rows = [_predict_episode(world_model, episode) for episode in episodes]
+    else:
+        rows = [_step_through(world_model, episode) for episode in episodes]
     return Transitions(*(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def _step_through(world_model: WorldModelLike, episode: Episode) -> tuple[Tensor, ...]:
+    """Real and predicted classes of rewards and ends, by one step from each context."""
+    n = world_model.num_steps_conditioning
+    if len(episode) < n:
+        return (torch.zeros(0, dtype=torch.int64),) * 4
+    predicted_rew, predicted_end = [], []
+    obs, act = (x.unfold(0, n, 1).movedim(-1, 1) for x in (all_frames(episode)[:-1], episode.act))
+    for first in range(0, len(act), _CHUNK):
+        part = slice(first, first + _CHUNK)
+        keys = torch.arange(first, first + len(act[part]))
+        state = world_model.start(obs[part].contiguous(), act[part].contiguous(), keys)
+        _, step = world_model.step(state, state.act[:, -1])
+        predicted_rew.append(step.rew.sign().long().cpu() + 1)
+        predicted_end.append(step.end.long().cpu())
+    warm = slice(n - 1, None)
+    rew, end = episode.rew.sign().long()[warm] + 1, episode.end.long()[warm]
+    return rew, torch.cat(predicted_rew), end, torch.cat(predicted_end)
 
 
 def _predict_episode(world_model: WorldModel, episode: Episode) -> tuple[Tensor, ...]:

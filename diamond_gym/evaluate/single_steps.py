@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import all_frames
 from diamond_gym.players.vision import breakout_ball, pong_ball
-from diamond_gym.world.world_model import WorldModel
+from diamond_gym.world.interface import WorldModelLike
 
 TURN = 1.0
 """Change of the ball's velocity, in pixels per step in x or y, that counts as a bounce."""
@@ -29,7 +29,7 @@ Kinds = dict[str, Bool[np.ndarray, " t"]]
 
 
 def measure_single_steps(
-    game: str, world_model: WorldModel, episodes: Sequence[Episode], seed: int = 0
+    game: str, world_model: WorldModelLike, episodes: Sequence[Episode], seed: int = 0
 ) -> dict[str, dict[str, float | int]]:
     """Measure how often the predicted ball is within `RADIUS` px of the real one, by what happens.
 
@@ -62,7 +62,7 @@ def measure_single_steps(
 
 
 def _right(
-    world_model: WorldModel,
+    world_model: WorldModelLike,
     episodes: Sequence[Episode],
     found: Sequence[NDArray[np.float64]],
     places: Sequence[tuple[int, int]],

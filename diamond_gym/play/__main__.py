@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from diamond_gym import cli
 from diamond_gym.play.settings import ABOUT, POSITIONAL, Options, Settings, WebOptions, settings_of
-from diamond_gym.signals import Terminated
 
 if TYPE_CHECKING:
     from diamond_gym.play.view import Session
@@ -68,10 +67,9 @@ def _open_window(settings: Settings) -> None:
         if settings.film is not None:
             viewer.start_film(settings.film)
         window.run(viewer, screen, pacing, settings.num_frames)
-    except Terminated:
-        raise
     except KeyboardInterrupt:
-        print()
+        print()  # the terminal's line begins with ^C
+        raise
     finally:
         kept = viewer.close()
         print(f"{kept}\n{pacing}" if kept else pacing)
@@ -97,10 +95,9 @@ def _serve(settings: Settings, web: WebOptions) -> None:
                 game.run()
             finally:
                 game.close()
-        except Terminated:
-            raise
         except KeyboardInterrupt:
-            print()
+            print()  # the terminal's line begins with ^C
+            raise
 
 
 def _opener(settings: Settings) -> Callable[[], Viewer]:

@@ -31,6 +31,7 @@ from diamond_gym.play.recording import RecordedStep, Recorder
 from diamond_gym.play.view import Facts, View
 from diamond_gym.players.player import Player
 from diamond_gym.world.pixels import mean_squared_error, psnr
+from diamond_gym.world.world_model import WorldModel
 
 _SOLVERS = {1: "Euler", 2: "Heun"}
 _CHURN_STEP = 0.1
@@ -341,16 +342,13 @@ class PlaySession:
         self._seconds.clear()
 
     def _switch_order(self) -> None:
-        self.imagined.env.set_sampler(order=3 - self._sampler.order)
+        self.imagined.env.set_sampler(order=3 - self.imagined.env.world.diffusion_model.config.order)
         self._seconds.clear()
 
     def _change_churn(self, change: float) -> None:
-        churn = round(max(0.0, self._sampler.s_churn + change), 3)
+        sampler = self.imagined.env.world.diffusion_model.config
+        churn = round(max(0.0, sampler.s_churn + change), 3)
         self.imagined.env.set_sampler(s_churn=churn)
-
-    @property
-    def _sampler(self):
-        return self.imagined.env.world.world_model.config
 
     # --- views
 
@@ -416,14 +414,22 @@ class PlaySession:
             ("Speed", f"{1 / statistics.median(self._seconds):.0f} steps/s" if self._seconds else "-"),
         )
 
+    def _sampler_facts(self) -> Facts:
+        model = self.imagined.env.world.world_model
+        if not isinstance(model, WorldModel):
+            return (("Denoising", "-"), ("Churn", "-"))
+        sampler = model.config
+        return (
+            ("Denoising", f"{sampler.num_steps_denoising} x {_SOLVERS[sampler.order]}"),
+            ("Churn", f"{sampler.s_churn:.1f}"),
+        )
+
     def _model_facts(self) -> Facts:
         saved = "none" if self._saved is None else f"step {self._saved.place.time}"
-        sampler = self._sampler
         return (
             ("Entropy", "" if self.moment.entropy is None else f"{self.moment.entropy:.2f} bits"),
             ("Value", "" if self.moment.value is None else f"{self.moment.value:.2f}"),
-            ("Denoising", f"{sampler.num_steps_denoising} x {_SOLVERS[sampler.order]}"),
-            ("Churn", f"{sampler.s_churn:.1f}"),
+            *self._sampler_facts(),
             ("Saved state", saved),
         )
 

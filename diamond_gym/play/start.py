@@ -113,7 +113,7 @@ def _real_places(world: World, seed: int | None) -> list[RealPlace]:
 
 def player_of(world: World, seed: int) -> Player:
     """Return the checkpoint's actor-critic, else the game's scripted player, else a random one."""
-    if world.agent.actor_critic is not None:
+    if world.agent is not None and world.agent.actor_critic is not None:
         return ActorCriticPlayer(world.agent, seed=seed)
     if world.game is None:
         return RandomPlayer(world.action_space, seed, _RANDOM_HOLD)
@@ -145,7 +145,7 @@ def _bank(settings: Settings, world: World, who: Player) -> ContextBank:
 
 def _policy_begins(settings: Settings, world: World) -> bool:
     """Whether the policy begins: as asked for, else if it was trained."""
-    has_learned = world.agent.actor_critic is not None
+    has_learned = world.agent is not None and world.agent.actor_critic is not None
     return has_learned if settings.is_policy is None else settings.is_policy
 
 

@@ -6,7 +6,7 @@ a state that is kept gives the same future again. The module knows nothing of Gy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64, Shaped, UInt8
@@ -15,6 +15,7 @@ from torch import Tensor
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world import ddpm, noise, sampler
 from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.checks import check_range, check_tensor
 from diamond_gym.world.models import Conditioners, Denoiser, LSTMState, RewEndModel
 from diamond_gym.world.pixels import quantize, to_float, to_uint8
 from diamond_gym.world.policy import draw_class
@@ -245,6 +246,28 @@ class WorldModel:
             trajectory=trajectory,
         )
         return self._after(state, act_history, frame, hx[0], cx[0]), step
+
+    def adopt(self, state: object, num_games: int) -> WorldModelState:
+        """Check the LSTM's part of a state, and move the state to this model's device and precision.
+
+        Raises:
+            InvalidInputError: It is not a state of this kind of world model and number of games.
+        """
+        if not isinstance(state, WorldModelState):
+            raise InvalidInputError(f"the state is of another world model: it is a {type(state).__name__}")
+        hx, _ = self.rew_end_model.initial_state(num_games)
+        if state.hx.shape != hx[0].shape:
+            raise InvalidInputError(
+                f"the state is of another world model: this one has an LSTM of {hx.shape[-1]}, the state has "
+                f"{tuple(state.hx.shape)}"
+            )
+        for name in ("hx", "cx"):
+            check_tensor(name, getattr(state, name), None, tuple(hx[0].shape))
+        if state.padding is not None:
+            check_tensor("padding", state.padding, torch.int64, (num_games,))
+            check_range("padding", state.padding, self.num_steps_conditioning)
+        moved = WorldModelState(*(x.to(self.device) for x in state.tensors()))
+        return replace(moved, hx=moved.hx.to(hx.dtype), cx=moved.cx.to(hx.dtype))
 
     @torch.no_grad()
     def imagine(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from benchmarks import kills
 from benchmarks.kill_writers import WRITERS, Writer
+from diamond_gym import cli
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="there is no fork")
 
@@ -76,6 +78,18 @@ def test_processes_that_overwrite_each_other_are_found(tmp_path):
     assert row.faults == ["one name, 3 at once: 1 instead of 3"]
 
 
+def test_a_thread_is_killed_within_its_file(tmp_path):
+    def write_in_thread(folder: Path, inputs: Path) -> None:
+        thread = threading.Thread(target=write_in_place, args=(folder, inputs))
+        thread.start()
+        thread.join()
+
+    settings = kills.Settings(kills=0, removals=0, processes=1)
+    row = kills.try_writer(Writer("threaded", write_in_thread, nothing), settings, tmp_path, tmp_path)
+    assert row.operations == row.kills == 2, row.faults
+    assert "killed within open file.json: file.json is damaged" in row.faults[0] and len(row.faults) == 1
+
+
 def test_operations_are_spread():
     assert kills.spread(3, 0) == kills.spread(3, 5) == [1, 2, 3]
     assert kills.spread(101, 3) == [1, 51, 101]
@@ -85,6 +99,12 @@ def test_operations_are_spread():
 def test_an_unknown_writer(capsys):
     assert kills.main(["--writers", "replace", "nobody"]) == 2
     assert "there is no nobody; accepted are all, replace, add," in capsys.readouterr().err
+
+
+def test_every_writer_can_be_chosen_alone():
+    for name in WRITERS:
+        chosen = cli.parse(kills.Settings, ["--writers", name]).chosen()
+        assert [writer.name for writer in chosen] == [name]
 
 
 @pytest.mark.slow

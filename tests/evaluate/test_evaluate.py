@@ -232,6 +232,7 @@ def test_a_world_of_another_frame_size_is_refused(tmp_path, capsys):
 def test_failures_give_one_line_and_code_1(capsys, tmp_path):
     assert main([f"checkpoint={tmp_path / 'none.pt'}", f"out={tmp_path / 'out'}"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     assert main([f"out={tmp_path / 'file' / 'out'}"]) == 1
     assert "cannot write to the folder" in capsys.readouterr().err

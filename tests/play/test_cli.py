@@ -169,7 +169,7 @@ def test_ctrl_c_keeps_the_film(
             raise KeyboardInterrupt from None
 
     monkeypatch.setattr(pygame.event, "get", get)
-    assert main([world, "--film", "film.mp4", "--size", "256", "--fps", "200"]) == 0
+    assert main([world, "--film", "film.mp4", "--size", "256", "--fps", "200"]) == 130
     assert os.listdir() == ["film.mp4"] and "frame pacing" in capsys.readouterr().out
 
 

@@ -122,8 +122,7 @@ def loop(settings: LoopSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder, training.NUM_BYTES * settings.rounds)
-    with disk.locked(folder):
+    with disk.begun(folder, training.NUM_BYTES * settings.rounds):
         return _rounds(settings, folder, progress)
 
 
@@ -170,7 +169,7 @@ def _check_beginning(settings: LoopSettings) -> None:
 def _world_arguments(settings: LoopSettings, checkpoint: str) -> list[str]:
     """Arguments of a world's training, except the data: the weights and the sampler of the last world."""
     before = load_world(settings.game, checkpoint, device=settings.device)
-    sampler = asdict(before.world_model.config).items()
+    sampler = asdict(before.diffusion_model.config).items()
     return [
         f"game={settings.game}",
         f"initialization.path_to_ckpt={before.source}",

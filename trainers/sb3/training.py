@@ -79,9 +79,8 @@ def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
     """
     settings = replace(settings, game=game_name(settings.game))
     folder = Path(settings.folder)
-    disk.prepare_folder(folder, NUM_BYTES)
     video.require_ffmpeg()
-    with disk.locked(folder):
+    with disk.begun(folder, NUM_BYTES):
         return _trained(settings, folder, progress)
 
 

@@ -10,6 +10,7 @@ On a cluster, every machine must see the folder under the same path.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -19,6 +20,7 @@ from typing import BinaryIO
 
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate.report import write_json
+from diamond_gym.files import open_itself
 from trainers.report.results import PLAN_FILE, Plan, read_plan, result_file
 from trainers.sweep.errors import SweepInUseError
 
@@ -137,14 +139,14 @@ def locked(path: Path, hint: str, wait_s: float = 0.0) -> Iterator[BinaryIO]:
 
     Raises:
         SweepInUseError: Another process holds it.
-        CacheError: The file cannot be written.
+        CacheError: The file cannot be written, or is a link or not a regular file.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("wb")
+        descriptor = open_itself(path, os.O_RDWR)
     except OSError as error:
-        raise CacheError(f"cannot write {path}: {error}") from error
-    with file:
+        raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
+    with os.fdopen(descriptor, "rb") as file:
         until = time.monotonic() + wait_s
         while fcntl is not None:
             try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,14 +16,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
-from diamond_gym import cli
+from diamond_gym import cli, untrusted
 from diamond_gym.checkpoints.locate import locate
-from diamond_gym.errors import InvalidInputError, MissingDependencyError
+from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError
 from diamond_gym.games.atari import FRAME_SKIP, MAX_RAW_FRAMES
 from trainers.report import results
 
+_log = logging.getLogger(__name__)
 _REAL_STEPS = "steps of the real game"
 
 
@@ -273,8 +273,12 @@ def _sb3_points(folder: Path) -> dict[float, float]:
     """Mean scores by step; what a killed part evaluated after the step it was resumed from is left out."""
     points: dict[float, float] = {}
     for path in sorted(folder.glob("log-*/evaluations.npz")):
-        with np.load(path) as saved:
-            steps, scores = saved["timesteps"].tolist(), saved["results"].mean(axis=1).tolist()
+        try:
+            saved = untrusted.read_arrays(path, CheckpointError, "the scores of an evaluation")
+        except CheckpointError as error:  # it is just being written, or a killed process has left a part
+            _log.debug("left out: %s", error)
+            continue
+        steps, scores = saved["timesteps"].tolist(), saved["results"].mean(axis=1).tolist()
         points = {step: score for step, score in points.items() if step < steps[0]}
         points |= dict(zip(map(float, steps), scores, strict=True))
     return points

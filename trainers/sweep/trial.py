@@ -16,10 +16,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from diamond_gym.errors import DiamondGymError
-from diamond_gym.files import write_file
+from diamond_gym import untrusted
+from diamond_gym.errors import CacheError, DatasetError, DiamondGymError
+from diamond_gym.files import open_itself, write_file
 from trainers.report.results import Plan, RunResult, read_result, write_result
 from trainers.sweep.folder import SweepFolder, Trial
 from trainers.sweep.runs import RUNS, Runs, State
@@ -92,7 +93,7 @@ def work(job: Job, report: Callable[[State], None]) -> State:
 def _train(job: Job, folder: SweepFolder, runs: Runs, lock: int, report: Callable[[State], None]) -> None:
     run, output = folder.run(job.trial), folder.output(job.trial)
     begin = time.time()
-    with output.open("ab") as log:
+    with _appending(output) as log:
         start = log.tell()
         arguments = runs.arguments(run, job.trial.game, job.trial.seed, job.plan.keys, job.sweep.name)
         command = [*launcher(job.processes), *arguments]
@@ -119,6 +120,20 @@ def _train(job: Job, folder: SweepFolder, runs: Runs, lock: int, report: Callabl
         socket.gethostname(),
     )
     write_result(job.sweep, result)
+
+
+def _appending(output: Path) -> BinaryIO:
+    """Opens what a run prints, at its end.
+
+    Raises:
+        CacheError: It cannot be written, or is a link or not a regular file.
+    """
+    try:
+        log = os.fdopen(open_itself(output, os.O_WRONLY | os.O_APPEND), "ab")
+    except OSError as error:
+        raise CacheError(f"cannot write {output}: {error.strerror or error}") from error
+    log.seek(0, os.SEEK_END)
+    return log
 
 
 def launcher(processes: int) -> list[str]:
@@ -168,7 +183,8 @@ def _wait(process: subprocess.Popen) -> None:
 
 def _add_seconds(file: Path, seconds: float) -> float:
     """Adds up the time of the parts of a run, each of which ends here unless its worker is killed."""
-    total = seconds + (float(file.read_text()) if file.is_file() else 0.0)
+    with untrusted.reading(file, DatasetError, "a number of seconds"):
+        total = seconds + (float(file.read_text()) if file.is_file() else 0.0)
     write_file(file, f"{total:.1f}".encode())
     return total
 

@@ -208,29 +208,30 @@ def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tm
     ]
 
     def signalled(signal_number, *command):
-        """Send a signal to process 1 when all are learning to play."""
+        """Send a signal to process 1 when all are learning to play; tell how all end, and after how long."""
         process = together(tmp_path, *command, "-v", bufsize=1)
         assert process.stderr is not None
         while "actor_critic begins" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.5)
         os.kill(worker(process, 1), signal_number)
-        return finish(process)
+        start = time.monotonic()
+        return *finish(process), time.monotonic() - start
 
-    code, _, errors = signalled(signal.SIGTERM, "train", *arguments)
+    code, _, errors, _ = signalled(signal.SIGTERM, "train", *arguments)
     run = only_run(tmp_path)
     assert code != 0 and errors.count(f"resume run={run.path}") == 1
     assert "error: " not in errors
     state = run.load_state()
     num_steps = state["parts"]["actor_critic"]["num_steps"]
-    assert state["epoch"] == 0 and 1 <= num_steps < 300 and sum(state["episode_lengths"]) == 60
+    collected = 60 + 50  # the initial collection, and those of the first epoch
+    assert state["epoch"] == 0 and 1 <= num_steps < 300 and sum(state["episode_lengths"]) == collected
     games = state["parts"]["actor_critic"]["objective"]["games"]
     assert games["num_starts"].shape == (4,) and games["state"]["obs"].shape[0] == 4
 
     before = run.state_file.read_bytes()
-    start = time.monotonic()
-    code, *_ = signalled(signal.SIGKILL, "resume", f"run={run.path}")
-    assert code != 0 and time.monotonic() - start < 60
+    code, _, _, seconds = signalled(signal.SIGKILL, "resume", f"run={run.path}")
+    assert code != 0 and seconds < 60
     assert run.state_file.read_bytes() == before
 
     config = from_yaml(run.config_file)
@@ -238,5 +239,5 @@ def test_a_stop_request_to_any_process_saves_and_a_process_that_dies_ends_all(tm
     run.config_file.write_text(to_yaml(config))
     launch.resume(run.path, progress=False)
     assert [x.get("actor_critic/num_steps") for x in lines(run)] == [num_steps + 2, num_steps + 4, None]
-    assert lines(run)[1]["collect/dataset_steps"] == 110
+    assert lines(run)[1]["collect/dataset_steps"] == collected + 50
     assert "final/return" in lines(run)[2]

@@ -178,25 +178,26 @@ def test_a_stop_before_the_first_step_of_a_collection_saves_and_leaves(tmp_path)
 def test_ctrl_c_finishes_the_step_saves_and_exits_with_130(tmp_path):
     more = ["actor_critic.training.steps_first_epoch=1000", "training.num_epochs=1"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "trainers.diamond", "train", *TINY, *more],
+        [sys.executable, "-m", "trainers.diamond", "train", *TINY, *more, "-v"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         bufsize=1,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     try:
         assert process.stderr is not None
-        while "actor_critic:   0%" not in process.stderr.readline():  # bars end in \r, a line for Python
+        while "actor_critic begins" not in process.stderr.readline():
             assert process.poll() is None
         time.sleep(0.2)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=60)
+        _, told = process.communicate(timeout=60)
     finally:
         process.kill()
     (run,) = [RunFolder(path) for path in tmp_path.glob("outputs/*/*")]
-    assert process.returncode == 130 and f"resume run={run.path}" in output
+    assert process.returncode == 130 and f"resume run={run.path}" in told
     state = run.load_state()
     assert state["epoch"] == 0 and 1 <= state["parts"]["actor_critic"]["num_steps"] < 1000
     assert state["metrics"]["denoiser/num_steps"] == 1, "finished stages keep their numbers"

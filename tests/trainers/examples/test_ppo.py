@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from diamond_gym import cli
 from diamond_gym.adapters.sb3 import ContextFrameStack, make_sb3_vec_env
+from tests.test_untrusted import Canary
 from trainers.examples import ppo as cleanrl_ppo
 from trainers.examples.ppo import Rollout
 
@@ -124,9 +126,35 @@ def test_a_training_that_was_stopped_is_continued(tiny_world, tmp_path, monkeypa
     assert "a training with gamma=0.985, not 0.5" in capsys.readouterr().err
     assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 0
     assert len(num_updates) == 2, "the first one is not learned again"
-    (tmp_path / "checkpoint.pt").write_bytes(b"damaged")
-    assert cleanrl_ppo.main(short(tiny_world, tmp_path)) == 1
-    assert "checkpoint.pt cannot be resumed from" in capsys.readouterr().err
+
+
+def test_checkpoints_that_are_damaged_or_hold_code_are_refused_in_one_line(tiny_world, tmp_path, capsys):
+    canary = tmp_path / "canary"
+    torch.save({"done": 1, "settings": {}, "parts": Canary(canary)}, tmp_path / "pickled.pt")
+    torch.save({"done": 1, "settings": {}, "parts": torch.zeros(2**14)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as old,
+        zipfile.ZipFile(tmp_path / "deflated.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    (tmp_path / "damaged.pt").write_bytes(b"damaged")
+    reasons = {
+        "damaged": "damaged, or no PyTorch file",
+        "pickled": "could run code, so it was not loaded",
+        "deflated": "is compressed, as PyTorch never does",
+        "plain": "cannot be resumed from",
+    }
+    for name, message in reasons.items():
+        out = tmp_path / name
+        out.mkdir()
+        (tmp_path / f"{name}.pt").rename(out / "checkpoint.pt")
+        assert cleanrl_ppo.main(short(tiny_world, out)) == 1
+        *told, line = capsys.readouterr().err.splitlines()
+        assert not any(x.startswith(("error", "Traceback")) for x in told), told
+        assert line.startswith(f"error: {out / 'checkpoint.pt'} cannot be resumed from") and message in line
+        assert "weights_only" not in line and len(line) < 600
+    assert not canary.exists()
 
 
 def test_wrong_arguments(tiny_world, tmp_path, capsys):

@@ -318,6 +318,7 @@ def test_no_world_to_learn_in(tmp_path, capsys):
     assert main(["train", "game=Asterix", "checkpoint=embedded", f"out={tmp_path / 'run'}"]) == 1
     error = capsys.readouterr().err
     assert "no embedded world model of Asterix" in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("name", ["stable_baselines3", "matplotlib", "tensorboard"])

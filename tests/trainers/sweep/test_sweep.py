@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from diamond_gym import cli
-from diamond_gym.errors import CacheError, CheckpointNotFoundError, InvalidInputError, UnknownGameError
+from diamond_gym.errors import (
+    CacheError,
+    CheckpointNotFoundError,
+    DatasetError,
+    InvalidInputError,
+    UnknownGameError,
+)
 from diamond_gym.evaluate.report import write_json
 from tests.paths import ROOT
 from trainers.report.results import Curve, Plan, Protocol, RunResult, read_result
@@ -242,6 +248,13 @@ def test_where_a_run_of_sb3_stands_and_what_it_leaves(tmp_path):
         np.savez(log / "evaluations.npz", timesteps=steps, results=[[s, s + 2.0] for s in steps])
         (log / "progress.csv").write_text(f"time/total_timesteps,x\n{steps[-1]},0\n")
     assert runs.state(tmp_path) == State(1.0, 401.0)
+    for number, size in ((3, 0), (4, 100)):  # just being written, and left by a killed process
+        log = tmp_path / f"log-00{number}"
+        log.mkdir()
+        whole = (tmp_path / "log-002" / "evaluations.npz").read_bytes()
+        (log / "evaluations.npz").write_bytes(whole[:size])
+        (log / "progress.csv").write_text("time/total_timesteps,x\n4")
+    assert runs.state(tmp_path) == State(1.0, 401.0)
     write_json({"steps": 400, "scores": [{"mean": 7.0}, {"mean": 1.0}]}, tmp_path / "score.json")
     outcome = runs.outcome(tmp_path)
     assert outcome.score == 7.0
@@ -313,6 +326,41 @@ def test_a_lock_that_cannot_be_written(tmp_path):
     (tmp_path / "output").write_text("")
     with pytest.raises(CacheError, match="cannot write"), SweepFolder(tmp_path).run_locked(Trial("Pong", 0)):
         pass
+
+
+def test_nothing_is_written_through_a_link(tmp_path):
+    folder, run, victim = SweepFolder(tmp_path), Trial("Pong", 0), tmp_path / "victim"
+    folder.output(run).parent.mkdir()
+    victim.write_text("precious")
+    lock = tmp_path / "output" / ".Pong-0.lock"
+    lock.symlink_to(victim)
+    with pytest.raises(CacheError, match=r"\.lock: it is a link to .*victim"), folder.run_locked(run):
+        pass
+    lock.unlink()
+    os.link(victim, lock)
+    with folder.run_locked(run):
+        pass
+    folder.output(run).symlink_to(victim)
+    with pytest.raises(CacheError, match=r"Pong-0\.txt: it is a link"):
+        trial._appending(folder.output(run))
+    assert victim.read_text() == "precious"
+    folder.output(run).unlink()
+    for line in (b"one\n", b"two\n"):
+        with trial._appending(folder.output(run)) as log:
+            log.write(line)
+    assert folder.output(run).read_bytes() == b"one\ntwo\n"
+    (tmp_path / ".lock").unlink(missing_ok=True)
+    os.mkfifo(tmp_path / ".lock")  # opening it would wait for a reader
+    with pytest.raises(CacheError, match="not a regular file"), folder.locked():
+        pass
+
+
+def test_a_time_that_is_damaged_is_named(tmp_path):
+    file = tmp_path / "Pong-0.seconds"
+    assert trial._add_seconds(file, 1.5) == 1.5 and trial._add_seconds(file, 2.0) == 3.5
+    file.write_text("many")
+    with pytest.raises(DatasetError, match=r"Pong-0\.seconds cannot be read as a number of seconds"):
+        trial._add_seconds(file, 1.0)
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):

@@ -52,11 +52,11 @@ fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model c
 pictures: $(STAMP) ## the pictures of README and documentation
 	$(PY) docs/pictures.py
 
-bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of docs/performance.md
+bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of docs/performance.md; kept in bench/
 	mkdir -p bench
 	$(PY) -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
-	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl
+	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl history=bench
 
 endurance: $(STAMP) ## every writer killed; a million steps, 1 000 times make and close: memory, files; hours; docs/scaling.png
 	mkdir -p bench

@@ -9,6 +9,9 @@ prints the table, says which targets are met, and puts it between the comments <
 shows only what the rows hold: all of them must be of one machine, commit and device. Where several rows
 measure the same thing, the last one counts.
 
+`history=bench` also keeps the rows in bench/PROCESSOR/COMMIT.jsonl, and `--against` such a file says what has
+become slower by more than 10 %; the exit code is then 1.
+
 The epoch is computed from the measured seconds of its parts: what it collects, and 400 steps of each of the
 three networks. So is the full game of the published schedule; the time of test games is not in it.
 """
@@ -21,6 +24,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import history
 from benchmarks.rows import read_rows, short_commit
 from diamond_gym import cli
 from diamond_gym import files as disk
@@ -37,7 +41,7 @@ PUBLISHED = "2.9 days on an RTX 4090"
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
 AUTO = ("eager", "cuda_graph")
-"""The backends that "auto" chooses, on CPUs and on CUDA."""
+"""The backends that are compared with plain PyTorch, on CPUs and on CUDA."""
 COMPILERS = ("inductor", "openvino")
 """The backends that are measured besides, with a single game on a CPU."""
 SECTIONS = {"cpu": "bench-cpu", "cuda": "bench-cuda"}
@@ -52,6 +56,8 @@ class Settings:
     rows: list[Path] = option(MISSING, "files of rows that benchmarks wrote")
     page: Path = option(Path("docs/performance.md"), "page to rewrite")
     print_only: bool = option(False, "print the table and leave the page as it is")
+    against: Path | None = option(None, "earlier rows: say what became slower, and leave the page as it is")
+    history: Path | None = option(None, "folder to keep the rows in, by processor and commit")
 
 
 @dataclass(frozen=True)
@@ -398,13 +404,29 @@ def replace_section(file: Path, name: str, section: str) -> bool:
     return new != text
 
 
-def run(args: Settings) -> None:
-    """Print and writes the table."""
-    device, section = report([row for file in args.rows for row in read_rows(file)])
+def run(args: Settings) -> int:
+    """Print and write the table, or compare; return the exit code."""
+    rows = [row for file in args.rows for row in read_rows(file)]
+    if args.against is not None:
+        return compare(rows, read_rows(args.against))
+    device, section = report(rows)
     print(section)
+    if args.history is not None:
+        print(f"kept in {history.keep(rows, args.history)}")
     if not args.print_only:
         is_new = replace_section(args.page, SECTIONS[device], section)
         print(f"{args.page}: " + ("the table was rewritten" if is_new else "the table says so already"))
+    return 0
+
+
+def compare(rows: Sequence[Row], before: Sequence[Row]) -> int:
+    """Say what became slower; return the exit code, 1 if anything did."""
+    try:
+        found = history.changes(rows, before)
+    except (KeyError, TypeError) as error:
+        raise InvalidInputError(f"a row is incomplete, {error}: measure again with `make bench`") from None
+    print(*history.say(found), sep="\n")
+    return int(found[0].factor > history.WORTH_SAYING)
 
 
 COMMAND = cli.Command(

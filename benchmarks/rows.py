@@ -18,6 +18,7 @@ import torch
 from diamond_gym import cli
 from diamond_gym import files as disk
 from diamond_gym.backends.names import BACKENDS, backend_of_compile
+from diamond_gym.backends.trial import cpu_name
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 
@@ -122,16 +123,6 @@ def _git(*arguments: str) -> str:
     except OSError:  # git is not installed
         return ""
     return done.stdout.strip()
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def print_machine(about: dict[str, Any]) -> None:

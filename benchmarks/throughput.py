@@ -69,7 +69,9 @@ class Settings(WorldSettings):
     embedded: bool = option(True, "measure the checkpoint, its environments and wrappers")
     real: bool = option(True, "measure the real game")
     paper: bool = option(True, "measure a paper-size model with random weights as well")
-    compilers: bool = option(False, "on a CPU, measure one game with inductor and openvino as well")
+    compilers: bool = option(
+        False, "on a CPU, measure one game with inductor and openvino as well, and the rest with eager"
+    )
     keep_memory: bool = option(False, "have the C library keep freed memory, as training does")
     seconds: float = option(3.0, "seconds for each row", above=0)
 
@@ -295,7 +297,9 @@ def plain_world_model(agent: Agent, config: DiffusionSamplerConfig, device: torc
 
 
 def describe(world_model: WorldModel, num_envs: int) -> dict[str, Any]:
-    """The columns of a case that say how its networks run."""
+    """The columns of a case that say how its networks run, after a step that may choose it."""
+    state = random_state(world_model, num_envs)
+    world_model.step(state, state.act[:, -1])
     dtype, backend = name_of(world_model.denoiser.dtype), backend_of(world_model, num_envs)
     return {"device": str(world_model.device), "dtype": dtype, "backend": backend}
 
@@ -386,6 +390,8 @@ def rounds(args: Settings) -> list[tuple[Settings, int]]:
     """The rounds of measurements: what is measured, and for how many games."""
     is_cpu = pick_device(args.device).type == "cpu"
     numbers = args.num_envs or (NUM_ENVS if is_cpu else NUM_ENVS_ON_ACCELERATORS)
+    if args.compilers and is_cpu:
+        args = replace(args, backend="eager")
     asked = [(args, num_envs) for num_envs in numbers]
     if args.compilers and is_cpu:
         asked += [(replace(args, backend=name, real=False), 1) for name in ("inductor", "openvino")]

@@ -13,6 +13,7 @@ import os
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -101,6 +102,19 @@ def check_space(folder: Path, num_bytes: int, what: str) -> None:
         )
     if existing.is_dir():
         prepare_folder(existing, num_bytes)
+
+
+def cache_folder() -> Path:
+    """The folder of what can be made again: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
+    if given := os.environ.get("DIAMOND_GYM_CACHE"):
+        return Path(given).expanduser()
+    if sys.platform == "win32":
+        usual = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
+    elif sys.platform == "darwin":
+        usual = "~/Library/Caches"
+    else:
+        usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(usual).expanduser() / "diamond_gym"
 
 
 # --- whole files

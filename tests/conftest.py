@@ -10,6 +10,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests that need a Hub serve thei
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # spinning threads stall each other on a busy machine
 
+os.environ.setdefault("DIAMOND_GYM_BACKEND", "eager")  # no trial decides about the last bits
+
 import pytest
 import torch
 from jaxtyping import config, install_import_hook

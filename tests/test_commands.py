@@ -23,6 +23,7 @@ from diamond_gym.check_model import CheckSettings
 from diamond_gym.data.import_episodes import ImportOptions
 from diamond_gym.data.record import RecordOptions
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
+from diamond_gym.export_onnx.settings import Settings as ExportOnnxSettings
 from diamond_gym.play import settings as play
 from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
 from tests import worlds
@@ -151,6 +152,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "diamond_gym.play export-minari": parser(ExportMinariOptions),
     "diamond_gym.evaluate": parser(EvaluateSettings),
     "diamond_gym.check_model": parser(CheckSettings),
+    "diamond_gym.export_onnx": parser(ExportOnnxSettings),
     "trainers.diamond train": parse_training,
     "trainers.diamond resume": parser(ResumeSettings),
     "trainers.diamond curves": parser(CurvesOptions),
@@ -161,6 +163,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "trainers.sb3 train": parser(sb3.TrainSettings),
     "trainers.sb3 evaluate": parser(sb3.EvaluateSettings),
     "trainers.sb3 demo": parser(sb3.DemoSettings),
+    "trainers.sb3 export-onnx": parser(sb3.ExportOnnxSettings),
     "trainers.sb3 loop": parser(LoopSettings),
     "trainers.report": parser(ReportSettings),
     "trainers.sweep": lambda arguments: cli.parse(SweepSettings, arguments, rest="keys"),

@@ -5,6 +5,9 @@ This module knows how to apply each backend to a network; `choose` decides which
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import nn
 
@@ -13,6 +16,7 @@ from diamond_gym.backends.cuda_graphs import GraphedWorldModel
 from diamond_gym.backends.inductor import InductorForward
 from diamond_gym.backends.names import Backend
 from diamond_gym.backends.openvino import OpenVinoForward
+from diamond_gym.backends.threads import ThreadedWorldModel
 from diamond_gym.world.models import Agent
 from diamond_gym.world.models.blocks import Upsample
 from diamond_gym.world.sampler import DiffusionSamplerConfig
@@ -51,14 +55,18 @@ def build_world_model(
     networks: list[nn.Module] = [agent.denoiser.inner_model, agent.rew_end_model.encoder]
     for network in networks:
         network.__dict__.pop("forward", None)  # of an earlier placement
-        if placement.backend == "openvino":  # before the conversion: it keeps weights of its own
-            network.forward = OpenVinoForward(network, placement.dtype)
+        if placement.backend == "openvino" or placement.tries_openvino:
+            # before the conversion to another precision: it keeps weights of its own
+            network.forward = OpenVinoForward(network, placement.dtype, on_trial=placement.tries_openvino)
     for module in (agent.denoiser, agent.rew_end_model.encoder, agent.rew_end_model.act_emb):
         module.to(placement.dtype)
     if placement.backend == "inductor":
         for network in networks:
             network.forward = InductorForward(network)
-    kind = world_model_kind(placement.backend, placement.device)
+    kind: Callable[..., WorldModel] = world_model_kind(placement.backend, placement.device)
+    if placement.device.type == "cpu":
+        in_chunks = placement.backend != "inductor"  # which compiles for each size, or for sizes in general
+        kind = partial(ThreadedWorldModel, in_chunks=in_chunks)
     return kind(agent.denoiser, agent.rew_end_model, config)
 
 
@@ -76,10 +84,13 @@ def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]
 
 
 def backend_of(world_model: WorldModel, num_games: int) -> Backend:
-    """Return the backend of a world model for a number of games; never "auto"."""
+    """Return the backend of a world model for a number of games; never "auto".
+
+    A world model that may try OpenVINO says "eager" before it has made a step of one game.
+    """
     forward = world_model.denoiser.inner_model.forward
     if isinstance(forward, InductorForward):
         return "inductor"
-    if isinstance(forward, OpenVinoForward) and num_games == 1:
+    if isinstance(forward, OpenVinoForward) and num_games == 1 and forward.is_used:
         return "openvino"
     return "cuda_graph" if isinstance(world_model, GraphedWorldModel) else "eager"

@@ -5,7 +5,8 @@ The backends, all of which imagine the same game up to rounding:
 - "eager": PyTorch, operation by operation.
 - "inductor": PyTorch's compiler, which takes up to a minute at the first batch; on CUDA what it compiled is
   recorded as CUDA graphs.
-- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; the conversion takes seconds.
+- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; the first conversion takes
+  seconds.
 - "cuda_graph": on CUDA, a whole step is recorded once and launched again as a graph.
 
 The rules follow measurements (`docs/performance.md`). The module knows nothing of files, games or Gymnasium,
@@ -14,8 +15,10 @@ nor of how a choice is carried out.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -25,6 +28,8 @@ from diamond_gym.backends.openvino import require_openvino
 from diamond_gym.errors import DeviceError, InvalidInputError
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ENVIRONMENT_VARIABLE = "DIAMOND_GYM_BACKEND"
+"""Names the backend that "auto" stands for in world models."""
 _CPU_DTYPES = ("float32", "bfloat16")
 
 
@@ -36,11 +41,13 @@ class Placement:
         device: Where its networks are.
         dtype: Their precision.
         backend: What runs them; never "auto".
+        tries_openvino: Whether OpenVINO is used instead where it turns out to be faster.
     """
 
     device: torch.device
     dtype: torch.dtype
     backend: Backend
+    tries_openvino: bool = False
 
 
 def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> Placement:
@@ -50,7 +57,9 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> 
         device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", "mps", ...
         dtype: "float32", "bfloat16", on accelerators also "float16"; "auto" is bfloat16 where the hardware
             multiplies it (AMX, AVX-512 BF16, most CUDA), else float32.
-        backend: "eager", "inductor", "openvino", "cuda_graph"; for "auto" see `fastest_backend`.
+        backend: "eager", "inductor", "openvino", "cuda_graph"; "auto" is what the environment variable
+            `DIAMOND_GYM_BACKEND` names, else CUDA graphs on CUDA, and on CPUs eager PyTorch, or OpenVINO for
+            single games where it is installed and a trial finds it faster.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted.
@@ -58,7 +67,19 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> 
         MissingDependencyError: What the backend needs is not installed.
     """
     place = pick_device(device)
-    return Placement(place, pick_dtype(dtype, place), pick_backend(backend, place))
+    backend = _automatic() if backend == "auto" else backend
+    tries_openvino = backend == "auto" and place.type == "cpu" and find_spec("openvino") is not None
+    return Placement(place, pick_dtype(dtype, place), pick_backend(backend, place), tries_openvino)
+
+
+def _automatic() -> str:
+    """What "auto" stands for: the backend that the environment variable names, else still "auto"."""
+    backend = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+    if backend not in BACKENDS:
+        raise InvalidInputError(
+            f"the variable {ENVIRONMENT_VARIABLE} is one of {', '.join(BACKENDS)}, got {backend!r}"
+        )
+    return backend
 
 
 def pick_backend(backend: str, device: torch.device) -> Backend:
@@ -83,10 +104,10 @@ def pick_backend(backend: str, device: torch.device) -> Backend:
 
 
 def fastest_backend(device: torch.device) -> Backend:
-    """Return the choice of "auto" for a device: CUDA graphs on CUDA, elsewhere eager PyTorch.
+    """Return the choice of "auto" before any trial: CUDA graphs on CUDA, elsewhere eager PyTorch.
 
-    The compilers are faster only for a single game on a CPU, after seconds to minutes of compilation, so they
-    are used only on request.
+    PyTorch's compiler is faster only for a single game on a CPU, after up to a minute of compilation, so it
+    is used only on request.
     """
     return "cuda_graph" if device.type == "cuda" else "eager"
 

@@ -44,7 +44,7 @@ class WorldDescription:
     def to_json(self) -> str:
         """Return strict JSON, with infinite numbers as the string "inf"."""
         fields = {"format_version": FORMAT_VERSION, **asdict(self)}
-        fields["sampler"] = {key: _finite_or_text(value) for key, value in fields["sampler"].items()}
+        fields["sampler"] = {key: finite_or_text(value) for key, value in fields["sampler"].items()}
         return json.dumps(fields, allow_nan=False, indent=1)
 
     @classmethod
@@ -105,7 +105,8 @@ def names_wanted(space: ActionSpace) -> str:
     return f"{num_action_names(space)} {'actions' if space.is_discrete else 'parts of an action'}"
 
 
-def _finite_or_text(value: float) -> float | str:
+def finite_or_text(value: float) -> float | str:
+    """Return a number as JSON can hold it: an infinite one as the string "inf"."""
     return str(value) if isinstance(value, float) and math.isinf(value) else value
 
 
@@ -125,7 +126,7 @@ def _sampler(values: dict[str, Any] | None) -> DiffusionSamplerConfig:
 
 
 def _number(key: str, value: Any) -> Any:
-    """The inverse of `_finite_or_text`, except for the names among the sampler's values."""
+    """The inverse of `finite_or_text`, except for the names among the sampler's values."""
     is_name = get_type_hints(DiffusionSamplerConfig).get(key, str) is str
     return float(value) if isinstance(value, str) and not is_name else value
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from diamond_gym.checkpoints.locate import Location
 from diamond_gym.checkpoints.saved_world import CONTEXTS_FILE
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, CheckpointNotFoundError, InvalidInputError
+from diamond_gym.files import cache_folder
 from diamond_gym.world.models import Agent, AgentConfig
 
 _log = logging.getLogger(__name__)
@@ -90,19 +90,6 @@ def read(given: str | os.PathLike[str], num_steps_conditioning: int) -> ContextB
     if (path / CONTEXTS_FILE).is_file():
         return ContextBank.load(path / CONTEXTS_FILE)
     return _cut(EpisodeDataset(path), num_steps_conditioning)
-
-
-def cache_folder() -> Path:
-    """The folder of collected contexts: `$DIAMOND_GYM_CACHE`, else the platform's cache folder."""
-    if given := os.environ.get("DIAMOND_GYM_CACHE"):
-        return Path(given).expanduser()
-    if sys.platform == "win32":
-        usual = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
-    elif sys.platform == "darwin":
-        usual = "~/Library/Caches"
-    else:
-        usual = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(usual).expanduser() / "diamond_gym"
 
 
 def _first_large_enough(datasets: list[EpisodeDataset], n: int) -> EpisodeDataset:

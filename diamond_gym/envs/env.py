@@ -67,7 +67,8 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "eager" PyTorch, "inductor" (PyTorch's compiler), "openvino" (for a
             single game on the CPU; extra `openvino`), "cuda_graph" (on CUDA), or "auto": "cuda_graph" on
-            CUDA, else "eager". The deprecated keyword `compile` is accepted too.
+            CUDA; on the CPU "openvino" for a single game, where it is installed and a trial, made once on a
+            processor, finds it faster; else "eager". The deprecated keyword `compile` is accepted too.
         num_denoising_steps: Denoising steps per frame; None for the checkpoint's own, as for the next three.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.

@@ -84,7 +84,9 @@ def _use(game: str | None, repo_id: str) -> str:
             'env = gymnasium.make("MyWorld-v0")',
         ]
     code = ["import gymnasium", "import diamond_gym", "", *make, "obs, info = env.reset(seed=0)"]
-    return "\n".join(["```python", *code, "```"])
+    snippet = "\n".join(["```python", *code, "```"])
+    export = f"python -m diamond_gym.export_onnx checkpoint=hub:{repo_id} out=world_onnx"
+    return f"{snippet}\n\n`{export}` writes it as ONNX files, for programs without Python."
 
 
 def _not_measured(game: str | None, repo_id: str | None) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from diamond_gym.backends.threads import using_threads
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world import policy
 from diamond_gym.world.models import Agent
@@ -83,7 +84,8 @@ class ActorCriticPlayer:
         """Compute logits and value."""
         frame = torch.from_numpy(np.ascontiguousarray(obs.transpose(2, 0, 1)))[None]
         x = to_float(frame.to(self._hx_cx[0].device))
-        logits, value, self._hx_cx = self.actor_critic.predict_act_value(x, self._hx_cx)
+        with using_threads(1):  # a frame is too little work for several
+            logits, value, self._hx_cx = self.actor_critic.predict_act_value(x, self._hx_cx)
         return logits[0].double().cpu().numpy(), float(value)
 
     def _choose(self, logits: NDArray[np.float64]) -> Any:

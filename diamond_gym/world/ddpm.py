@@ -33,6 +33,12 @@ def alphas_cumprod(device: torch.device) -> Float[Tensor, "1000"]:
     return (1 - betas).cumprod(0).float().to(device)
 
 
+@functools.cache
+def _abars() -> list[float]:
+    """`alphas_cumprod` as numbers, which a trace of the sampler takes for constants."""
+    return alphas_cumprod(torch.device("cpu")).tolist()
+
+
 def add_noise(
     x: Float[Tensor, "b c h w"], noise: Float[Tensor, "b c h w"], timestep: Float[Tensor, " b"]
 ) -> Float[Tensor, "b c h w"]:
@@ -79,7 +85,7 @@ def sample(
     """
     x = init_noise
     trajectory = [x]
-    abars = alphas_cumprod(torch.device("cpu"))[[int(t) for t in timesteps]].tolist()
+    abars = [_abars()[int(t)] for t in timesteps]
     for i, (timestep, (abar, next_abar)) in enumerate(
         zip(timesteps, itertools.pairwise([*abars, 1.0]), strict=True)
     ):

@@ -324,15 +324,34 @@ class WorldModel:
         act_history: Shaped[Tensor, "b n *a"],
         init_noise: Float[Tensor, "b c h w"],
     ) -> list[Float[Tensor, "b c h w"]]:
-        past = self.denoiser.fold_frames(state.obs)
-        if state.padding is not None:
-            blank(past.unflatten(1, (self.num_steps_conditioning, -1)), state.padding)
-
-        def denoise(x: Tensor, level: float) -> Tensor:
-            return self.denoiser.denoise(x, self._conditioners_at(level), past, act_history)
-
         def step_noise(i: int) -> Tensor:
             return noise.normal(state.key, state.time, noise.Draw.CHURN + i, tuple(init_noise.shape[1:]))
+
+        return self.sample_frame(state.obs, act_history, init_noise, step_noise, state.padding)
+
+    def sample_frame(
+        self,
+        obs: UInt8[Tensor, "b n c h w"],
+        act: Int64[Tensor, "b n"],
+        init_noise: Float[Tensor, "b c h w"],
+        step_noise: sampler.ChurnNoise,
+        padding: Int64[Tensor, " b"] | None = None,
+    ) -> list[Float[Tensor, "b c h w"]]:
+        """Sample the next frame with given noise; return its trajectory, see `WorldModelStep`.
+
+        Args:
+            obs: The last n frames, oldest first.
+            act: The actions taken at them; the newest is the one being taken.
+            init_noise: Unit normal noise.
+            step_noise: Unit normal noise of a denoising step, called for the steps that add noise.
+            padding: See `start`.
+        """
+        past = self.denoiser.fold_frames(obs)
+        if padding is not None:
+            blank(past.unflatten(1, (self.num_steps_conditioning, -1)), padding)
+
+        def denoise(x: Tensor, level: float) -> Tensor:
+            return self.denoiser.denoise(x, self._conditioners_at(level), past, act)
 
         if self.denoiser.config.objective == "ddpm":
             *trajectory, frame = ddpm.sample(denoise, init_noise, self.levels, step_noise)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from diamond_gym.backends.build import backend_of, build_world_model
 from diamond_gym.backends.choose import (
     available_devices,
+    choose,
     has_fast_bfloat16,
     pick_backend,
     pick_device,
@@ -180,3 +182,15 @@ def test_compiled_imagines_the_same_and_settles(plain, caplog, without_shape_che
     assert "compiled InnerModel for batches of 2" in caplog.text
     with torch.compiler.set_stance("fail_on_recompile"):
         imagine(world_model)
+
+
+def test_the_environment_can_say_what_automatic_is(monkeypatch):
+    assert choose(device="cpu").backend == "eager" and not choose(device="cpu").tries_openvino
+    monkeypatch.setenv("DIAMOND_GYM_BACKEND", "openvino")
+    assert choose(device="cpu").backend == "openvino"
+    assert choose(device="cpu", backend="eager").backend == "eager", "an argument says more"
+    monkeypatch.setenv("DIAMOND_GYM_BACKEND", "fast")
+    with pytest.raises(InvalidInputError, match=r"DIAMOND_GYM_BACKEND is one of auto, .*got 'fast'"):
+        choose(device="cpu")
+    monkeypatch.setenv("DIAMOND_GYM_BACKEND", "")
+    assert choose(device="cpu").tries_openvino == (find_spec("openvino") is not None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,8 @@ pytest.importorskip("openvino")
 import openvino
 
 import diamond_gym  # noqa: F401  registers the games
-from diamond_gym.backends import waiting
+from diamond_gym.backends import choose, waiting
+from diamond_gym.backends import openvino as openvino_backend
 from diamond_gym.backends.build import backend_of, build_world_model
 from diamond_gym.backends.choose import pick_backend
 from diamond_gym.backends.openvino import OpenVinoForward
@@ -25,6 +27,25 @@ from tests.worlds import PLAIN, starts, tiny_agent
 
 CONFIG = DiffusionSamplerConfig(num_steps_denoising=2)
 OPENVINO = {"device": "cpu", "dtype": "float32", "backend": "openvino"}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def talkative(monkeypatch):
+    monkeypatch.setattr(waiting, "WORTH_A_MESSAGE_SECONDS", 0.0)
+
+
+@pytest.fixture
+def automatic(monkeypatch):
+    """The choice of "auto" as users have it."""
+    monkeypatch.delenv("DIAMOND_GYM_BACKEND")
+    return {"device": "cpu", "dtype": "float32", "backend": "auto"}
 
 
 def imagine(world_model, num_games, num_steps=3):
@@ -142,3 +163,103 @@ def test_it_is_for_the_cpu():
 def test_a_loaded_world_takes_it():
     world = load_world("Pong", "embedded", **OPENVINO)
     assert isinstance(world.world_model.denoiser.inner_model.forward, OpenVinoForward)
+
+
+def convolution(seed=0):
+    torch.manual_seed(seed)
+    return torch.nn.Conv2d(3, 4, kernel_size=3)
+
+
+@torch.no_grad()
+def test_what_was_converted_is_kept(cache, caplog, talkative):
+    x = torch.randn(1, 3, 16, 16)
+    first = OpenVinoForward(convolution(), torch.float32)(x)
+    caplog.clear()
+    assert torch.equal(OpenVinoForward(convolution(), torch.float32)(x), first)
+    assert "converted" not in caplog.text and len(list(cache.rglob("*.blob"))) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("seed", "precision", "size"), [(1, "f", 16), (0, "b", 16), (0, "f", 12)])
+def test_other_weights_precisions_and_shapes_are_converted_anew(cache, seed, precision, size):
+    OpenVinoForward(convolution(), torch.float32)(torch.randn(1, 3, 16, 16))
+    network, x = convolution(seed), torch.randn(1, 3, size, size)
+    y = OpenVinoForward(network, {"f": torch.float32, "b": torch.bfloat16}[precision])(x)
+    torch.testing.assert_close(y, network(x), rtol=0.05, atol=0.05)
+    assert len(list(cache.rglob("*.blob"))) == 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("damage", [b"", b"no model", "cut", "changed"])
+def test_a_damaged_file_is_converted_again(cache, caplog, damage):
+    network, x = convolution(), torch.randn(1, 3, 16, 16)
+    OpenVinoForward(network, torch.float32)(x)
+    (file,) = cache.rglob("*.blob")
+    whole = file.read_bytes()
+    changed = {"cut": whole[: len(whole) // 2], "changed": whole[:-1] + bytes([whole[-1] ^ 1])}
+    file.write_bytes(changed.get(damage, damage))
+    torch.testing.assert_close(OpenVinoForward(network, torch.float32)(x), network(x))
+    assert caplog.text.count("converting again") == 1 and str(file) in caplog.text
+    caplog.clear()
+    OpenVinoForward(network, torch.float32)(x)
+    assert not caplog.text, "the damaged file was replaced"
+
+
+@torch.no_grad()
+def test_a_folder_that_cannot_be_written(tmp_path, caplog, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "file"))
+    network, x = convolution(), torch.randn(1, 3, 16, 16)
+    torch.testing.assert_close(OpenVinoForward(network, torch.float32)(x), network(x))
+    assert caplog.text.count("is not kept") == 1
+
+
+@torch.no_grad()
+def test_only_the_last_used_are_kept(cache, monkeypatch):
+    monkeypatch.setattr(openvino_backend, "MAX_KEPT", 2)
+    for size in (8, 9, 10):
+        OpenVinoForward(convolution(), torch.float32)(torch.randn(1, 3, size, size))
+    assert len(list(cache.rglob("*.blob"))) == 2
+
+
+def test_auto_tries_openvino_for_one_game_once(automatic, cache, caplog):
+    first, second = (build_world_model(tiny_agent(), CONFIG, **automatic) for _ in range(2))
+    frames, logits = imagine(first, 1)
+    assert caplog.text.count("trying OpenVINO") == 2, "for each of the two networks"
+    answers = [json.loads(file.read_text()) for file in cache.rglob("*.json")]
+    is_faster = {answer["what"]: answer["is_faster"] for answer in answers}
+    assert backend_of(first, 1) == ("openvino" if is_faster["OpenVINO for InnerModel"] else "eager")
+    caplog.clear()
+    for one, other in zip(imagine(second, 1), (frames, logits), strict=True):
+        assert torch.equal(one, other), "the same choice, so the same game"
+    assert "trying" not in caplog.text
+
+
+def test_auto_does_not_try_it_for_batches(automatic, cache):
+    world_model = build_world_model(tiny_agent(), CONFIG, **automatic)
+    plain = build_world_model(tiny_agent(), CONFIG, **PLAIN)
+    for one, other in zip(imagine(world_model, 2), imagine(plain, 2), strict=True):
+        assert torch.equal(one, other)
+    assert not cache.exists() and backend_of(world_model, 1) == "eager"
+
+
+def test_a_conversion_that_takes_too_long_is_given_up(automatic, cache, caplog, monkeypatch):
+    monkeypatch.setattr(openvino_backend, "MAX_TRIAL_SECONDS", 0.0)
+    plain = imagine(build_world_model(tiny_agent(), CONFIG, **PLAIN), 1)
+    for _ in range(2):
+        ours = imagine(build_world_model(tiny_agent(), CONFIG, **automatic), 1)
+        assert all(torch.equal(one, other) for one, other in zip(ours, plain, strict=True))
+    assert caplog.text.count("stays in PyTorch: converting it takes longer") == 2
+    assert all(f"remove {file}" in caplog.text for file in cache.rglob("*.json"))
+
+
+def test_a_forked_process_stays_in_pytorch(automatic, cache, monkeypatch):
+    monkeypatch.setattr(openvino_backend, "_IMPORTING_PROCESS", -1)
+    imagine(build_world_model(tiny_agent(), CONFIG, **automatic), 1)
+    assert not cache.exists()
+
+
+def test_auto_without_openvino_is_eager(automatic, monkeypatch):
+    monkeypatch.setattr(choose, "find_spec", lambda name: None)
+    world_model = build_world_model(tiny_agent(), CONFIG, **automatic)
+    assert not isinstance(world_model.denoiser.inner_model.forward, OpenVinoForward)

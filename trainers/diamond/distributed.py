@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainers.diamond.errors import FirstProcessFailed, ProcessLostError, StopRequested
+from trainers.diamond.errors import PROCESS_LOST, FirstProcessFailed, ProcessLostError, StopRequested
 
 _STEP_TIMEOUT = timedelta(minutes=30)
 """How long processes that compute together wait for each other."""
@@ -166,8 +166,7 @@ def _all_there() -> Iterator[None]:
     except RuntimeError as error:  # of the backends, which have many kinds
         reason = str(error).strip().partition("\n")[0]
         raise ProcessLostError(
-            f"another process of this run is gone, or does not answer ({reason}); `resume` continues from "
-            "the last saved epoch"
+            f"{PROCESS_LOST}, or does not answer ({reason}); `resume` continues from the last saved epoch"
         ) from error
 
 

@@ -17,6 +17,10 @@ class HubError(DiamondGymError, RuntimeError):
     """The Hugging Face Hub cannot be reached, or refuses a request."""
 
 
+PROCESS_LOST = "another process of this run is gone"
+"""How the message of a `ProcessLostError` begins, for programs that read what a run printed."""
+
+
 class ProcessLostError(DiamondGymError, ConnectionError):
     """Another process of the same run is gone, or does not answer."""
 

@@ -7,19 +7,21 @@ finished has no file, so that a sweep can be read while it is under way.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from diamond_gym import cli
 from diamond_gym.errors import DatasetError, InvalidInputError, first_line
 from diamond_gym.evaluate.report import write_json
 
+_T = TypeVar("_T")
 PLAN_FILE, RESULTS_FOLDER = "sweep.json", "results"
 
 
-@dataclass(frozen=True)
+@dataclass
 class Protocol:
     """How a score came about, as far as that decides what it may be compared with.
 
@@ -46,7 +48,7 @@ class Protocol:
         }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Curve:
     """Scores in the real game while a run learned.
 
@@ -54,14 +56,23 @@ class Curve:
         unit: What is counted, such as "steps of the real game".
         steps: Counts, increasing.
         scores: Mean scores at them.
+
+    Raises:
+        InvalidInputError: There are not as many scores as steps, or some are not finite.
     """
 
     unit: str
     steps: list[float]
     scores: list[float]
 
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.scores):
+            raise InvalidInputError(f"a curve has {len(self.steps)} steps and {len(self.scores)} scores")
+        if not all(map(math.isfinite, [*self.steps, *self.scores])):
+            raise InvalidInputError("a curve is not finite")
 
-@dataclass(frozen=True)
+
+@dataclass
 class RunResult:
     """What a finished run has reached.
 
@@ -73,6 +84,9 @@ class RunResult:
         curve: Scores on the way; None where there are none.
         seconds: Time that the run took, without parts whose worker was killed.
         machine: Where it ended.
+
+    Raises:
+        InvalidInputError: The score is not finite.
     """
 
     game: str
@@ -82,6 +96,10 @@ class RunResult:
     curve: Curve | None = None
     seconds: float = 0.0
     machine: str = ""
+
+    def __post_init__(self) -> None:
+        if self.score is not None and not math.isfinite(self.score):
+            raise InvalidInputError(f"the score is not finite: {self.score}")
 
 
 @dataclass
@@ -130,7 +148,7 @@ def read_plan(sweep: Path) -> Plan:
             f"{sweep} is not the folder of a sweep: it has no {PLAN_FILE}. Give what "
             "`python -m trainers.sweep` was given as out="
         )
-    return _read(file, lambda content: cli.build(Plan, content))
+    return _read(file, Plan, "restore it, or begin another sweep with another out=")
 
 
 def read_result(file: Path) -> RunResult:
@@ -139,27 +157,17 @@ def read_result(file: Path) -> RunResult:
     Raises:
         DatasetError: The file is damaged.
     """
-    return _read(file, _result)
+    return _read(file, RunResult, "delete it, and run the sweep's command again")
 
 
-def _result(content: dict[str, Any]) -> RunResult:
-    curve = content["curve"]
-    return RunResult(
-        **content
-        | {
-            "protocol": Protocol(**content["protocol"]),
-            "curve": None if curve is None else Curve(**curve),
-        }
-    )
-
-
-def _read(file: Path, build: Any) -> Any:
+def _read(file: Path, kind: type[_T], remedy: str) -> _T:
     try:
-        return build(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(
-            f"{file} cannot be read ({first_line(error)}): delete it, and run the sweep's command again"
-        ) from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise InvalidInputError("it holds no mapping")
+        return cli.build(kind, content)
+    except (OSError, ValueError) as error:
+        raise DatasetError(f"{file} cannot be read ({first_line(error)}): {remedy}") from error
 
 
 @dataclass

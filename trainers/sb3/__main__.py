@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from diamond_gym import cli
 from diamond_gym.cli import Command, Commands, Subcommand
 from diamond_gym.errors import MissingDependencyError
-from trainers.sb3.settings import DemoSettings, EvaluateSettings, TrainSettings
+from trainers.sb3.settings import DemoSettings, EvaluateSettings, ExportOnnxSettings, TrainSettings
 
 PROG = "python -m trainers.sb3"
 _MODULES = ("stable_baselines3", "tensorboard", "matplotlib")
@@ -40,6 +40,9 @@ world="preset=paper ..." for released models, on a GPU. The loop also needs the 
 EVALUATE = """\
 Scores an agent's zip. Such zips hold pickled Python, which is not loaded: a new agent is built and gets the
 weights. An agent with a custom policy needs trust=true; give it for zips of people you trust only."""
+EXPORT_ONNX = """\
+Writes an agent as ONNX: agent.onnx, and agent.json, which describes it. It plays the worlds that
+`python -m diamond_gym.export_onnx` writes. The page "ONNX" of the documentation describes both."""
 DEMO = """\
 An agent plays the real game; beside it the world model imagines the same steps, from a new real context every
 50 steps. The pickled Python in the zip is not loaded; an agent with a custom policy needs trust=true, if you
@@ -68,6 +71,15 @@ def _demo(settings: DemoSettings) -> None:
     from trainers.sb3 import film
 
     film.demo(settings)
+
+
+def _export_onnx(settings: ExportOnnxSettings) -> None:
+    _require_sb3()
+    from trainers.sb3.export_onnx import export
+
+    sizes = export(settings)
+    files = ", ".join(f"{name} {size / 1e6:.2f} MB" for name, size in sizes.items())
+    print(f"wrote {settings.out}/: {files}")
 
 
 def _loop() -> Command:
@@ -112,6 +124,16 @@ COMMANDS = Commands(
                 EvaluateSettings,
                 _evaluate,
                 usage_of_arguments="agent=PATH [key=value ...]",
+            ),
+        ),
+        "export-onnx": Subcommand(
+            "writes a saved agent as ONNX, for programs without Python:  export-onnx game=Breakout out=agent",
+            lambda: Command(
+                f"{PROG} export-onnx",
+                EXPORT_ONNX,
+                ExportOnnxSettings,
+                _export_onnx,
+                usage_of_arguments="out=FOLDER [key=value ...]",
             ),
         ),
         "demo": Subcommand(

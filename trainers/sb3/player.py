@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.utils import set_random_seed
 
+from diamond_gym.backends.threads import using_threads
 from trainers.sb3.agents import is_off_policy
 
 Policy = Callable[[NDArray[np.uint8], NDArray[np.bool_]], NDArray[Any]]
@@ -30,9 +32,10 @@ class AgentPolicy:
 
     def __call__(self, obs: NDArray[np.uint8], begins: NDArray[np.bool_]) -> NDArray[Any]:
         """Return the actions; games that have just begun are not remembered."""
-        act, self._memory = self.agent.predict(
-            obs, state=self._memory, episode_start=begins, deterministic=self.deterministic
-        )
+        with using_threads(1 if len(begins) == 1 else torch.get_num_threads()):
+            act, self._memory = self.agent.predict(
+                obs, state=self._memory, episode_start=begins, deterministic=self.deterministic
+            )
         return act
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import MISSING, dataclass
+from pathlib import Path
 from typing import Any
 
 from diamond_gym import cli
 from diamond_gym.backends.names import BACKENDS
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.export_onnx.settings import DTYPES, MAX_OPSET, MIN_OPSET, check_format
 
 _ON_POLICY = {"gamma": 0.985, "ent_coef": 0.01}
 _PPO = _ON_POLICY | {"n_steps": 64, "batch_size": 256, "n_epochs": 4, "learning_rate": 2.5e-4}
@@ -141,6 +143,28 @@ class EvaluateSettings:
     def __post_init__(self) -> None:
         cli.check(self)
         cli.check_seed(self.seed, 31)
+
+
+@dataclass
+class ExportOnnxSettings:
+    """Which agent to export, and where to.
+
+    Raises:
+        InvalidInputError: A number is out of range, or a dtype is not known.
+    """
+
+    out: Path = option(MISSING, "folder to write, which must not exist or be empty")
+    game: str = option("Breakout", "the game")
+    agent: str = option(
+        "embedded", "the agent's zip, the folder of its run or loop, or embedded", is_path=True
+    )
+    dtype: str = option("float16", "how weights are stored; computations are in float32", choices=DTYPES)
+    opset: int = option(MIN_OPSET, f"version of ONNX's operators, {MIN_OPSET} to {MAX_OPSET}")
+    trust: bool = option(False, TRUST)
+
+    def __post_init__(self) -> None:
+        check_format(self.dtype, self.opset)
+        cli.check(self)
 
 
 @dataclass

@@ -57,7 +57,9 @@ def sweep(settings: SweepSettings) -> Board:
     folder = SweepFolder(settings.folder)
     given = Plan(settings.run, settings.keys, settings.game, settings.seed, os.getcwd())
     plan = folder.merged(given)
-    RUNS[plan.run].check(plan.games, plan.seeds, plan.keys, settings.num_processes)
+    runs, is_here = RUNS[plan.run], settings.address is None
+    runs.check(plan.games, plan.seeds, plan.keys, settings.num_processes)
+    runs.check_device(plan.games[0], plan.keys, settings.gpus, is_here=is_here)
     board, missing = _board(folder, plan)
     if not missing:
         return board

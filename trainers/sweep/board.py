@@ -71,8 +71,8 @@ class Board:
         """Time that the rest will take at the speed so far; None while nobody knows."""
         gained = sum(self._rows[name].state.share - share for name, share in self._share_at_begin.items())
         left = sum(1 - row.state.share for row in self._rows.values() if row.status not in ("done", "failed"))
-        if gained <= 0:
-            return None if left else 0.0
+        if gained <= 0 or not left:  # the final games of a run are no part of its share
+            return None if left or self.running() else 0.0
         return left / gained * (self._clock() - self._begin)
 
     def line(self) -> str:

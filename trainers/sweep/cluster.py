@@ -7,11 +7,13 @@ import logging
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from diamond_gym import signals
 from diamond_gym.errors import InvalidInputError, MissingDependencyError, first_line
 from trainers.sweep.board import Board
 from trainers.sweep.errors import ClusterError, SweepInUseError
@@ -19,12 +21,14 @@ from trainers.sweep.runs import State
 from trainers.sweep.settings import SweepSettings
 from trainers.sweep.trial import ROOT, Job, RunRefusedError, work
 
-_PROBE_S = 5.0
+_KNOCK_S, _ANSWER_S = 5.0, 120.0
+_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='ERROR')"
 _STARTS = 3
 """How often Ray is started on this machine: it gives its processes 30 seconds, too little for a busy one."""
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Runs pass files to each other, no objects: the least that Ray takes, or nearly."""
 _ENVIRONMENT = {
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # without a share of a GPU, a run sees none
     "RAY_AIR_NEW_OUTPUT": "0",  # the table is ours
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -73,7 +77,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
         "include_dashboard": False,
     }
     shared: dict[str, Any] = {"runtime_env": {"env_vars": _worker_environment()}}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = _handlers()
     for left in reversed(range(1 if settings.address else _STARTS)):
         try:
             ray.init(
@@ -88,9 +92,7 @@ def connected(settings: SweepSettings) -> Iterator[None]:
             if not left:
                 where = f"at address={settings.address}" if settings.address else "on this machine"
                 raise ClusterError(f"Ray cannot be reached {where}: {first_line(error)}") from error
-    with contextlib.suppress(ValueError):  # outside the main thread, where there is nothing to give back
-        for number, handler in handlers.items():  # Ray takes them
-            signal.signal(number, handler)
+    _give_back(handlers)
     try:
         check_shares(settings, [node for node in ray.nodes() if node["Alive"]])
         yield
@@ -104,10 +106,50 @@ def _worker_environment() -> dict[str, str]:
     return {**_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(paths)}
 
 
+def _handlers() -> dict[int, Any]:
+    """The handlers of signals that Ray and Tune set, too."""
+    names = ("SIGINT", "SIGTERM", "SIGUSR1")  # the last is not on every system
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    return {number: signal.getsignal(number) for number in numbers}
+
+
+def _give_back(handlers: dict[int, Any]) -> None:
+    with contextlib.suppress(ValueError):  # outside the main thread, where there is nothing to give back
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def probe(address: str) -> None:
-    """Asks whether anybody listens: Ray itself would wait for minutes, and end the process."""
-    if address == "auto":
-        return
+    """Asks whether a cluster answers, in a process of its own: Ray ends the one that asks in vain.
+
+    Raises:
+        ClusterError: None does.
+        InvalidInputError: The address is malformed.
+    """
+    if address != "auto":
+        _knock(address)
+    command = [sys.executable, "-c", _CONNECT, address]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_S, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _no_cluster(address, f"no answer within {_ANSWER_S:.0f} s") from error
+    if answer.returncode:
+        raise _no_cluster(address, _reason(f"{answer.stdout}\n{answer.stderr}"))
+
+
+def _reason(output: str) -> str:
+    """Why Ray did not connect: what it says last, which is not enough where a token is missing."""
+    if "InvalidAuthToken" in output:
+        return (
+            "it asks for another token: `export RAY_AUTH_MODE=token`, with the token of the cluster's first "
+            "machine in ~/.ray/auth_token"
+        )
+    lines = [line.strip() for line in output.splitlines()]
+    return next(filter(None, reversed(lines)), "it does not say why")
+
+
+def _knock(address: str) -> None:
+    """Tries whether anybody listens there."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or "/" in address:
         raise InvalidInputError(
@@ -115,12 +157,16 @@ def probe(address: str) -> None:
             "cluster is reached through ray:// or the web, run the command on its head: `ray job submit`"
         )
     try:
-        socket.create_connection((host, int(port)), timeout=_PROBE_S).close()
+        socket.create_connection((host, int(port)), timeout=_KNOCK_S).close()
     except (OSError, OverflowError) as error:
-        raise ClusterError(
-            f"no Ray cluster answers at address={address} ({error}): start one with `ray start --head`, or "
-            "leave address out to use this machine alone"
-        ) from error
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str, reason: object) -> ClusterError:
+    return ClusterError(
+        f"no Ray cluster answers at address={address} ({reason}): start one with `ray start --head`, or "
+        "leave address out to use this machine alone"
+    )
 
 
 def check_shares(settings: SweepSettings, nodes: list[dict[str, Any]]) -> None:
@@ -137,7 +183,18 @@ def check_shares(settings: SweepSettings, nodes: list[dict[str, Any]]) -> None:
 
 
 def run_trials(settings: SweepSettings, jobs: list[Job], board: Board) -> None:
-    """Runs everything as trials of Tune, which places them, notices what is lost, and starts it again."""
+    """Runs everything as trials of Tune, which places them, notices what is lost, and starts it again.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C.
+        Terminated: SIGTERM or SIGHUP.
+    """
+    with signals.deferred() as requests, requests.at_once():  # Ray forgets which signal it was
+        _fit(settings, jobs, board)
+    assert board.count("done") + board.count("failed") == len(board.trials), board.line()
+
+
+def _fit(settings: SweepSettings, jobs: list[Job], board: Board) -> None:
     from ray import tune
 
     logging.getLogger("ray").setLevel(logging.CRITICAL)  # its warnings are about files that we do not want
@@ -186,10 +243,15 @@ def _trainable(jobs: list[Job]) -> Callable[[dict[str, Any]], None]:
 
 
 def _callback(board: Board, display: _Display) -> Any:
-    """Tells a board what Tune tells, and has it shown."""
+    """Tells a board what Tune tells, and has it shown; gives handlers of signals back when Tune has begun."""
     from ray import tune
 
+    handlers = _handlers()
+
     class ShowBoard(tune.Callback):
+        def setup(self, *args: Any, **info: Any) -> None:
+            _give_back(handlers)
+
         def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict, **info: Any) -> None:
             status = result.get("status")
             if status is not None:
@@ -232,6 +294,10 @@ class _Display:
         if self._live is not None:
             self._live.start()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the terminal: Tune pickles its callbacks, and what they show."""
+        return self.__dict__ | {"_live": None}
+
     def show(self) -> None:
         """Shows where the sweep stands, if it is time to."""
         now = time.monotonic()
@@ -250,10 +316,11 @@ class _Display:
             self._live.stop()
 
     def _table(self) -> Any:
+        from rich.console import Group
         from rich.table import Table
 
         head, rows = self.board.table()
-        table = Table(*head, caption=self.board.line())
+        table = Table(*head)
         for row in rows:
             table.add_row(*row)
-        return table
+        return Group(table, self.board.line())  # a caption would be as narrow as the table

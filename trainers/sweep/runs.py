@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from diamond_gym import cli, untrusted
+from diamond_gym.backends.choose import pick_backend, pick_device
 from diamond_gym.checkpoints.locate import locate
-from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError
+from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError, MissingDependencyError
 from diamond_gym.games.atari import FRAME_SKIP, MAX_RAW_FRAMES
 from trainers.report import results
 
@@ -65,6 +66,22 @@ class Runs(Protocol):
         """
         ...
 
+    def check_device(self, game: str, keys: Sequence[str], gpus: float, *, is_here: bool) -> None:
+        """Makes sure that runs will have the device and the backend that their keys ask for.
+
+        Args:
+            game: Any of the games.
+            keys: The trainer's keys.
+            gpus: GPUs of each run.
+            is_here: Whether all runs are on this machine, which can be looked at.
+
+        Raises:
+            InvalidInputError: The keys name a GPU, and runs have none, or Ray chooses it.
+            DeviceError: This machine has no such device, or the backend needs another one.
+            MissingDependencyError: What the backend needs is not installed.
+        """
+        ...
+
     def arguments(self, folder: Path, game: str, seed: int, keys: Sequence[str], group: str) -> list[str]:
         """What follows `python -m` to start the run of a folder, or to continue it."""
         ...
@@ -94,6 +111,21 @@ def refuse_keys(keys: Sequence[str], own: dict[str, str]) -> None:
             raise InvalidInputError(f"{key}: the sweep chooses that; give {own[name]}")
 
 
+def _check_device(key: str, name: str, backend: str, gpus: float, is_here: bool) -> None:
+    """See `Runs.check_device`."""
+    if name.startswith("cuda:"):
+        raise InvalidInputError(f"{key}={name}: Ray chooses the GPU of each run; give {key}=cuda")
+    if name == "cuda" and not gpus:
+        raise InvalidInputError(f"{key}=cuda needs a share of a GPU for each run: gpus=1, or gpus=0.25")
+    if not is_here:
+        return
+    try:
+        device = pick_device("cpu" if name == "auto" and not gpus else name)
+    except (DeviceError, InvalidInputError) as error:
+        raise type(error)(f"{key}={name}: {error}") from error
+    pick_backend(backend, device)
+
+
 class DiamondRuns:
     """`python -m trainers.diamond`: a world model and an actor-critic. Continued bit for bit on a CPU."""
 
@@ -116,6 +148,13 @@ class DiamondRuns:
             CommonConfig(seed=seed)
         for game in games:
             prepare(parse([f"game={game}", *keys]), group=Group(world_size=processes))
+
+    def check_device(self, game: str, keys: Sequence[str], gpus: float, *, is_here: bool) -> None:
+        """See `Runs`."""
+        from trainers.diamond.config import parse
+
+        config = parse([f"game={game}", *keys])
+        _check_device("common.device", config.common.device, config.training.backend, gpus, is_here)
 
     def arguments(self, folder: Path, game: str, seed: int, keys: Sequence[str], group: str) -> list[str]:
         """See `Runs`. A folder that a killed process had only begun to fill is emptied."""
@@ -227,6 +266,14 @@ class Sb3Runs:
             find_agent(settings.beside, game)
         if settings.contexts is not None and not Path(settings.contexts).exists():
             raise InvalidInputError(f"contexts={settings.contexts}: there is no such file or folder")
+
+    def check_device(self, game: str, keys: Sequence[str], gpus: float, *, is_here: bool) -> None:
+        """See `Runs`."""
+        from trainers.sb3.settings import TrainSettings
+
+        settings = cli.parse(TrainSettings, [f"game={game}", *keys])
+        backend = settings.backend if settings.where == "imagination" else "auto"
+        _check_device("device", settings.device, backend, gpus, is_here)
 
     def arguments(self, folder: Path, game: str, seed: int, keys: Sequence[str], group: str) -> list[str]:
         """See `Runs`. The same command continues."""

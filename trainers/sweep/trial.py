@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 from diamond_gym import untrusted
 from diamond_gym.errors import CacheError, DatasetError, DiamondGymError
 from diamond_gym.files import open_itself, write_file
+from trainers.diamond.errors import PROCESS_LOST
 from trainers.report.results import Plan, RunResult, read_result, write_result
 from trainers.sweep.folder import SweepFolder, Trial
 from trainers.sweep.runs import RUNS, Runs, State
@@ -196,7 +197,7 @@ def _check_end(code: int, output: Path, start: int) -> None:
     with output.open("rb") as file:
         file.seek(start)
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
+    errors = [line for line in lines if line.startswith("error: ") and PROCESS_LOST not in line]
     if errors and code not in _STOPPED:
         raise RunRefusedError(errors[-1].removeprefix("error: "))
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"

@@ -108,10 +108,20 @@ class Modulator:
             first_channel += norm.linear.out_features // 2
 
     def __call__(self, cond: Float[Tensor, "b d"]) -> Modulation:
+        return modulation(cond, *self.weight_and_bias())
+
+    def weight_and_bias(self) -> tuple[Float[Tensor, "c2 d"], Float[Tensor, " c2"]]:
+        """Put the weights of all norms together: first those of all scales, then those of all shifts."""
         weight = _scales_first([norm.linear.weight for norm in self.norms])
-        bias = _scales_first([norm.linear.bias for norm in self.norms])
-        scale, shift = F.linear(cond, weight, bias)[:, :, None, None].chunk(2, dim=1)
-        return Modulation(1 + scale, shift)
+        return weight, _scales_first([norm.linear.bias for norm in self.norms])
+
+
+def modulation(
+    cond: Float[Tensor, "b d"], weight: Float[Tensor, "c2 d"], bias: Float[Tensor, " c2"]
+) -> Modulation:
+    """Compute all scales and shifts, with weights from `Modulator.weight_and_bias`."""
+    scale, shift = F.linear(cond, weight, bias)[:, :, None, None].chunk(2, dim=1)
+    return Modulation(1 + scale, shift)
 
 
 def _scales_first(scales_and_shifts: list[Tensor]) -> Tensor:

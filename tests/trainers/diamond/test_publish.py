@@ -153,6 +153,7 @@ def test_the_card(push, tmp_path):
     assert {"world-model", "atari", "Breakout"} <= set(card.data.tags or [])
     for text in (
         'gymnasium.make("DiamondBreakout-v0", checkpoint="hub:me/breakout")',
+        "`python -m diamond_gym.export_onnx checkpoint=hub:me/breakout out=world_onnx`",
         "| 1 | 41.2 | 38.0 | - |",
         "| 1 | 88 % | 100 % | 0.50 |",
         "reward F1 0.500 (precision 0.250, recall 0.750), end F1 - (-, 0.000)",

@@ -95,7 +95,7 @@ def test_a_report_of_a_finished_sweep(two_games, tmp_path, capsys):
     given = [f"results={two_games}", "beside=[DIAMOND,IRIS]", f"out={out}", SHORT, "mixed_protocols=true"]
     assert main(given) == 0
     printed = capsys.readouterr().out
-    assert "protocols differ: frames 4 000 and 400 000 of ours and the published scores" in printed
+    assert "frames 4 000 and 400 000, max_frames 1 200 and 108 000 of ours and the published" in printed
     assert "Breakout  16.1 (1.7 to 30.5, 3)" in printed
     report = json.loads((out / "report.json").read_text())
     # normalised: Breakout 0, 1, 0.5 and Pong 0, 0, 1
@@ -185,10 +185,34 @@ def test_a_seed_that_is_there_twice(two_games, capsys):
     assert "seed 1 of Pong is there twice" in refused(capsys, f"results={two_games}")
 
 
-def test_a_damaged_result(two_games, capsys):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"score": float("nan")}, "the score is not finite"),
+        ({"score": "high"}, "'high'"),
+        ({"seed": [1]}, "Integer"),
+        ({"curve": {"unit": "epochs", "steps": [1, 2], "scores": [1]}}, "2 steps and 1 scores"),
+        ({"curve": {"unit": "epochs", "steps": [1], "scores": [float("inf")]}}, "a curve is not finite"),
+        ({"protocol": {"frame": 1}}, "frame"),
+        (None, "it holds no mapping"),
+    ],
+)
+def test_a_damaged_result(two_games, capsys, change, message):
+    file = two_games / "results" / "Pong-1.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(None if change is None else content | change))
+    assert main([f"results={two_games}"]) == 1
+    error = capsys.readouterr().err
+    assert f"{file} cannot be read (" in error and message in error and "delete it, and run" in error
+
+
+def test_files_that_are_cut_off(two_games, capsys):
     (two_games / "results" / "Pong-1.json").write_text('{"game": "Po')
     assert main([f"results={two_games}"]) == 1
     assert "Pong-1.json cannot be read" in capsys.readouterr().err
+    (two_games / "sweep.json").write_text("")
+    assert main([f"results={two_games}"]) == 1
+    assert "begin another sweep with another out=" in capsys.readouterr().err
 
 
 def test_runs_without_a_score(tmp_path):

@@ -3,10 +3,13 @@
 Minutes each, most of them the start of Ray's processes and of the trainers'.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import torch
 from tests.paths import ROOT
 from trainers.report.results import Plan, read_result
 from trainers.sweep.folder import SweepFolder, Trial
-from trainers.sweep.trial import Job, work
+from trainers.sweep.trial import Job, RunLostError, work
 
 pytest.importorskip("ray.tune", reason="needs Ray")
 pytestmark = pytest.mark.slow
@@ -42,12 +45,13 @@ KEYS = [
 TIMEOUT_S = 1_800
 
 
-def start(folder, *arguments):
+def start(folder, *arguments, stdout=subprocess.PIPE, **environment):
     """The command of a user, in a process of its own."""
     return subprocess.Popen(
         [sys.executable, "-m", "trainers.sweep", "game=Pong", f"out={folder}", *KEYS, *arguments],
         cwd=ROOT,
-        stdout=subprocess.PIPE,
+        env=os.environ | environment,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -157,11 +161,72 @@ def is_on(raylet, pid):
     return pid is not None and worker_of(worker_of(pid)) == raylet
 
 
-def test_no_cluster_and_no_machine_that_is_large_enough(tmp_path):
+def test_a_run_that_loses_one_of_its_processes_is_lost_and_not_refused(tmp_path):
+    folder, trial = SweepFolder(tmp_path / "sweep"), Trial("Pong", 0)
+    plan = Plan("diamond", KEYS, ["Pong"], [0], str(ROOT))
+    folder.path.mkdir()
+    folder.write_plan(plan)
+    job, killed = Job(folder.path, trial, plan, processes=2, threads=1), []
+
+    def kill_one(state):
+        ranks = [pid for pid in process_ids() if rank_of(pid, folder.run(trial)) == "1"]
+        if state.share and not killed:
+            os.kill(int(ranks[0]), 9)
+            killed.extend(ranks)
+
+    with pytest.raises(RunLostError):
+        work(job, kill_one)
+    assert len(killed) == 1
+    assert "another process of this run is gone" in folder.output(trial).read_text()
+    assert work(job, print).share == 1.0
+    assert "trainers.diamond resume run=" in folder.output(trial).read_text()
+
+
+def rank_of(pid, run):
+    """The rank of a process that torchrun started for a run; None for all others."""
+    if f"out={run}" not in command_of(pid):
+        return None
+    variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    return next((x.removeprefix("RANK=") for x in variables if x.startswith("RANK=")), None)
+
+
+def test_a_signal_to_save_is_no_end_and_one_to_end_saves(tmp_path):
+    """On a terminal, where a table is shown."""
+    folder = tmp_path / "sweep"
+    (terminal, slave), shown = os.openpty(), []
+    process = start(folder, "seed=0", "num_cpus=1", stdout=slave)
+    os.close(slave)
+    reader = threading.Thread(target=lambda: shown.extend(read_all(terminal)))
+    reader.start()
+    pid = wait_for(lambda: in_mid_training(folder, 0), process)
+    process.send_signal(signal.SIGUSR1)
+    time.sleep(2)  # Tune would end the sweep at its next step
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, errors, code = finish(process)
+    reader.join()
+    assert code == 143, errors
+    table = b"".join(shown).decode()
+    assert "seed 0" in table and "│ running " in table
+    assert "stopped; the same command continues" in table
+    assert not command_of(pid)
+    assert "stopped; to resume: " in SweepFolder(folder).output(Trial("Pong", 0)).read_text()
+    assert not (folder / "tune").exists()
+
+
+def read_all(terminal):
+    """What is written to a terminal until nobody has it open."""
+    with contextlib.suppress(OSError):
+        while text := os.read(terminal, 1 << 16):
+            yield text
+    os.close(terminal)
+
+
+def test_no_machine_that_is_large_enough_and_no_cluster(tmp_path):
     folder = tmp_path / "sweep"
     _, errors, code = finish(start(folder, "seed=0", "num_cpus=1", "cpus=3"))
     assert code == 1
     assert "error: no machine has cpus=3 and gpus=0 for a run; machines have 1 CPUs and" in errors
-    _, errors, code = finish(start(folder, "seed=0", "address=auto"))
-    assert code == 1 and "error: Ray cannot be reached at address=auto" in errors
+    _, errors, code = finish(start(folder, "seed=0", "address=auto", RAY_ADDRESS="127.0.0.1:9"))
+    assert code == 1 and "error: no Ray cluster answers at address=auto" in errors
     assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from diamond_gym.errors import (
     CacheError,
     CheckpointNotFoundError,
     DatasetError,
+    DeviceError,
     InvalidInputError,
     UnknownGameError,
 )
@@ -113,6 +115,31 @@ def test_worlds_are_looked_for_before_any_run(tmp_path):
     RUNS["sb3"].check(["Pong", "Boxing"], [0], ["where=real"], 1)
     with pytest.raises(InvalidInputError, match="there is no such file"):
         RUNS["sb3"].check(["Pong"], [0], [f"contexts={tmp_path / 'none'}"], 1)
+
+
+@pytest.mark.parametrize(
+    ("run", "key", "gpus", "kind", "message"),
+    [
+        ("diamond", "common.device=cuda", 0, InvalidInputError, "common.device=cuda needs a share of a GPU"),
+        ("diamond", "common.device=cuda:1", 1, InvalidInputError, "Ray chooses the GPU of each run"),
+        ("diamond", "common.device=vulkan", 0, DeviceError, "common.device=vulkan: .* this machine has cpu"),
+        ("diamond", "training.backend=cuda_graph", 0, DeviceError, "needs a CUDA device"),
+        ("sb3", "device=cuda", 0, InvalidInputError, "device=cuda needs a share of a GPU"),
+        ("sb3", "backend=cuda_graph", 0, DeviceError, "needs a CUDA device"),
+    ],
+)
+def test_devices_that_a_run_would_not_have(run, key, gpus, kind, message):
+    with pytest.raises(kind, match=message):
+        RUNS[run].check_device("Pong", [key], gpus, is_here=True)
+
+
+def test_devices_of_a_cluster_are_not_looked_for_here():
+    for run, key in (("diamond", "common.device=vulkan"), ("sb3", "device=vulkan")):
+        RUNS[run].check_device("Pong", [key], 0, is_here=False)
+        with pytest.raises(DeviceError):
+            RUNS[run].check_device("Pong", [key], 0, is_here=True)
+    for run in RUNS:
+        RUNS[run].check_device("Pong", [], 0, is_here=True)
 
 
 def test_a_correct_configuration_is_accepted():
@@ -281,10 +308,23 @@ def test_the_board():
     )
     board.update("Pong-1", "lost")
     assert board.table()[1][0][2] == "lost 70 % (-19.0)"
+    board.update("Boxing-1", "running", State(1.0))
     board.update("Pong-1", "done", State(1.0, -18.0))
-    assert board.line().endswith("; last scores: Pong-1 -18.0")
+    assert board.line().endswith(", 1 running, 1 failed, unknown time left; last scores: Pong-1 -18.0")
+    board.update("Boxing-1", "done", State(1.0))
+    assert ", 0 running, 1 failed, 0 s left; last scores: Pong-1 -18.0, Boxing-1 no score" in board.line()
     assert board.failures() == {"Boxing-0": "no disk"}
     assert board.running() == []
+
+
+def test_a_table_on_a_terminal_can_be_pickled_as_tune_does(monkeypatch, capsys):
+    pytest.importorskip("rich")
+    board = Board([Trial("Pong", 0)], {})
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    display = cluster._Display(board)
+    assert pickle.loads(pickle.dumps(display)).board.line() == board.line()
+    display.close()
+    assert "Pong" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -156,19 +156,18 @@ def _key(key: object) -> str:
 
 def _number(fields: dict[str, object], name: str, most: int | None = None) -> int:
     number = fields.get(name)
-    is_index = isinstance(number, int) and not isinstance(number, bool) and number >= 0
-    if not is_index or (most is not None and number > most):
-        accepted = "of at least 0" if most is None else f"in 0..{most}"
-        raise InvalidInputError(f"{name} must be an integer {accepted}, got {_short(number)}")
-    return number
+    if isinstance(number, int) and not isinstance(number, bool) and 0 <= number <= (most or sys.maxsize):
+        return number
+    accepted = "of at least 0" if most is None else f"in 0..{most}"
+    raise InvalidInputError(f"{name} must be an integer {accepted}, got {_short(number)}")
 
 
 def _real(fields: dict[str, object], name: str) -> float:
     number = fields.get(name)
-    is_number = isinstance(number, int | float) and not isinstance(number, bool)
-    if not is_number or not abs(number) <= sys.float_info.max:  # JSON has no limit, and Python reads NaN
-        raise InvalidInputError(f"{name} must be a finite number, got {_short(number)}")
-    return float(number)
+    is_bool = isinstance(number, bool)  # JSON has no greatest number, and Python also reads NaN
+    if isinstance(number, int | float) and not is_bool and abs(number) <= sys.float_info.max:
+        return float(number)
+    raise InvalidInputError(f"{name} must be a finite number, got {_short(number)}")
 
 
 def _place(fields: dict[str, object], name: str) -> float:

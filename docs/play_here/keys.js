@@ -42,7 +42,7 @@ export function helpOf({ actions }, shortcuts) {
   ];
 }
 
-export const spell = (key) => SPELLINGS[key] ?? key[0].toUpperCase() + key.slice(1);
+export const spell = (key) => SPELLINGS[key] ?? key.replace(/(^|\+)[a-z]/g, (text) => text.toUpperCase());
 
 /** The keys that are held, by a physical key or a finger, or were tapped since the last picture. */
 export class HeldKeys {

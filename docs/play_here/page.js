@@ -12,7 +12,7 @@ const $ = (id) => document.getElementById(id);
 const canvas = $("picture").getContext("2d", { alpha: false });
 const held = new HeldKeys((keys) => document.querySelectorAll(".key").forEach((element) =>
   element.classList.toggle("is-held", keys.includes(element.dataset.key))));
-const state = { list: null, name: "", session: null, shortcuts: [], pending: [], shown: null };
+const state = { list: null, name: "", session: null, shortcuts: [], pending: [], shown: null, isStopped: false };
 
 // --- coming
 
@@ -31,7 +31,7 @@ function checkBrowser() {
   const isAble = globalThis.WebAssembly?.validate(new Uint8Array(SIMD)) && globalThis.DecompressionStream;
   if (!isAble)
     throw new Sorry("This browser cannot run the world model: it has no WebAssembly with SIMD, or cannot inflate files. "
-      + "Use Chrome or Edge 91, Firefox 113, Safari 16.4 or later, without a mode that turns WebAssembly off.");
+      + "Use Chrome or Edge 97, Firefox 113, Safari 16.4 or later, without a mode that turns WebAssembly off.");
 }
 
 /** Return what the address asks for: game, seed, horizon and passes; message says what of it was not understood. */
@@ -213,6 +213,7 @@ function make(tag, properties = {}, children = []) {
 }
 
 function notice(text) {
+  if (state.isStopped) return; // other files may still arrive after one that could not be read
   $("notice").hidden = !text;
   $("notice-text").textContent = text;
 }
@@ -220,8 +221,11 @@ function notice(text) {
 /** Stop with a sentence that says what to do. */
 function stop(error) {
   console.warn(error);
-  notice(error instanceof Sorry ? error.message : `The game stopped (${error?.message ?? error}). Reload the page; if this `
-    + "stays, the browser may be short of memory, or too old: close other tabs, or use another one.");
+  const text = error instanceof Sorry ? error.message
+    : `The game stopped (${error?.message ?? error}). Reload the page; if this `
+    + "stays, the browser may be short of memory, or too old: close other tabs, or use another one.";
+  notice(text);
+  state.isStopped = true;
 }
 
 addEventListener("unhandledrejection", (event) => {

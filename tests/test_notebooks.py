@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from tests.paths import ROOT
+from trainers.sb3.settings import PRESETS
 
 SMALL = {
     "first_steps": {"NUM_STEPS": 5, "NUM_REAL_STEPS": 4, "NUM_FUTURE_STEPS": 2},
@@ -85,6 +86,17 @@ def test_an_agent_learns_in_imagination(elsewhere):
     assert pictures(book).count("image/gif") == 1
     for player in ("untrained", "learned from 128 imagined steps", "the agent in the package"):
         assert re.search(rf"^{player} +2 ", printed(book), re.M), "each player's score of two games"
+
+
+def test_the_agent_learns_with_the_settings_of_the_agent_in_the_package():
+    source = "".join(
+        cell.source for cell in code_cells(read("agent_in_imagination")) if "PPO(" in cell.source
+    )
+    (call,) = [
+        x for x in ast.walk(ast.parse(source)) if isinstance(x, ast.Call) and ast.unparse(x.func) == "PPO"
+    ]
+    given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
+    assert {"clip_range": 0.2, **given} == {**PRESETS["ppo"], "seed": 0, "verbose": 1}
 
 
 def test_every_notebook_is_run():

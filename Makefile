@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check docs page fidelity pictures bench bench-long endurance $(VENV)
+.PHONY: help install demo test test-web slow check docs page fidelity pictures bench bench-long endurance package $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model c
 		$(PY) -m diamond_gym.evaluate game=$$game out=fidelity/$$game && \
 		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
 	done
+
+package: ## sdist and wheel in dist/, checked, then installed and run in an empty environment without this folder
+	PYTHON=$(PYTHON) .ci/package
 
 pictures: $(STAMP) ## the pictures of README and documentation
 	$(PY) docs/pictures.py

@@ -31,8 +31,8 @@ try:
 except ImportError:  # without POSIX locks two processes are not kept apart
     fcntl = None
 
-_LOCK_FILE = ".lock"
-_OF_THE_SYSTEM = (_LOCK_FILE, ".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
+LOCK_FILE = ".lock"
+_OF_THE_SYSTEM = (LOCK_FILE, ".DS_Store", ".localized", "Thumbs.db", "desktop.ini")
 """Files that file managers and our locks leave in folders; they are hidden, as all names with `._` are."""
 _TEMPORARY = ".*.*-*.tmp"
 """Files and folders that are not complete, or are about to be removed."""
@@ -261,8 +261,13 @@ def add_file(names: Iterable[Path], content: bytes) -> Path:
     return new.path
 
 
-def append_line(path: Path, line: str) -> None:
+def append_line(path: Path, line: str, *, sync: bool = False) -> None:
     """Append a line of text to a file, which is made if it does not exist.
+
+    Args:
+        path: The file.
+        line: The line, without its end.
+        sync: Whether to wait until it is on the disk.
 
     Raises:
         CacheError: It cannot be written, or is a link or not a regular file.
@@ -270,6 +275,9 @@ def append_line(path: Path, line: str) -> None:
     try:
         with os.fdopen(open_itself(path, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(f"{line}\n".encode())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
     except OSError as error:
         raise CacheError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -323,15 +331,24 @@ def new_folder(out: Path) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         with temporary_folder(out) as folder:
             yield folder
-            if out.is_dir():
-                for left in filter(_is_of_the_system, list(out.iterdir())):
-                    os.replace(left, folder / left.name)
-                out.rmdir()
-            os.replace(folder, out)
+            fill_folder(folder, out)
     except OSError as error:
         if isinstance(error, DiamondGymError):
             raise
         raise CacheError(f"cannot write {out}: {error}") from error
+
+
+def fill_folder(new: Path, out: Path) -> None:
+    """Puts a complete folder in the place of an empty one, or of none.
+
+    Raises:
+        OSError: It cannot be moved, or `out` is not empty.
+    """
+    if out.is_dir():
+        for left in filter(_is_of_the_system, list(out.iterdir())):
+            os.replace(left, new / left.name)
+        out.rmdir()
+    os.replace(new, out)
 
 
 @contextlib.contextmanager
@@ -366,21 +383,25 @@ def replace_folder(new: Path, old: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, what: str = "the run") -> Iterator[None]:
     """Keep other processes from working in a folder; the system releases a killed process's lock.
 
     Temporary files that killed processes have left in it are removed.
+
+    Args:
+        folder: The folder.
+        what: What it is, for the error message.
 
     Raises:
         FolderInUseError: Another process works in it.
         CacheError: The folder cannot be written, or its `.lock` is not a regular file.
     """
     try:
-        descriptor = open_itself(folder / _LOCK_FILE, os.O_RDWR)
+        descriptor = open_itself(folder / LOCK_FILE, os.O_RDWR)
     except OSError as error:
-        raise CacheError(f"cannot write {folder / _LOCK_FILE}: {error.strerror or error}") from error
+        raise CacheError(f"cannot write {folder / LOCK_FILE}: {error.strerror or error}") from error
     with os.fdopen(descriptor, "rb"):
-        _take_lock(descriptor, folder)
+        _take_lock(descriptor, folder, what)
         for leftover in list(folder.rglob(_TEMPORARY)):
             if leftover.is_dir():
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -412,14 +433,14 @@ def begun(folder: Path, num_bytes: int) -> Iterator[None]:
             raise
 
 
-def _take_lock(descriptor: int, folder: Path) -> None:
+def _take_lock(descriptor: int, folder: Path, what: str) -> None:
     if fcntl is None:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise FolderInUseError(
-            f"another process is working on the run {folder}: let it finish, or stop it"
+            f"another process is working on {what} {folder}: let it finish, or stop it"
         ) from error
     except OSError as error:
         raise CacheError(f"cannot lock {folder}: {error.strerror or error}") from error

@@ -26,7 +26,7 @@ from diamond_gym.evaluate.settings import Settings as EvaluateSettings
 from diamond_gym.export_onnx.settings import Settings as ExportOnnxSettings
 from diamond_gym.play import settings as play
 from diamond_gym.play.export_minari import ExportOptions as ExportMinariOptions
-from tests import worlds
+from tests import others_data, worlds
 from tests.checkpoints.test_hub import lay_out_as_cached
 from tests.paths import ROOT
 from tests.test_docs import PAGES, write_my_world
@@ -77,6 +77,7 @@ SMALL: dict[str, list[str]] = {
     "trainers.sb3 demo": ["steps=2", "device=cpu", "checkpoint=RUN"],
     "trainers.sb3 loop": [*SB3, "rounds=2", "collect_steps=60", "data=RUN/dataset", f"world={WORLD}"],
     "trainers.contexts": ["num_steps=300", "max_contexts=8"],
+    "benchmarks.throughput": ["paper=false", "real=false", "seconds=0.01", "num_envs=1", "device=cpu"],
     "benchmarks.drift": ["episodes=2", "starts=2", "horizon=3", "num_denoising_steps=1", "device=cpu"],
 }
 """Arguments that replace those of the same keys, by the program and its subcommand."""
@@ -89,6 +90,10 @@ FAST = [
     "trainers.diamond export run=outputs/DATE/TIME out=my_breakout",
     "trainers.diamond record env=my_module:MyGame-v0 out=recordings num_steps=50000",
     "trainers.diamond import-episodes episodes=recordings out=data/MyGame",
+    "trainers.diamond import-episodes hdf5=demos.hdf5 out=data/robomimic",
+    "trainers.diamond import-episodes hdf5=flat.hdf5 out=data/d4rl",
+    "trainers.diamond import-episodes videos=films out=data/films",
+    "trainers.diamond import-episodes lerobot=lerobot_dataset out=data/lerobot",
 ]
 """Commands that also run in this process, in this order."""
 
@@ -185,6 +190,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(run / "dataset", folder / "dataset")
     register = "import gymnasium\ngymnasium.register('MyGame-v0', 'tests.moving_dot:MovingDot')\n"
     (folder / "my_module.py").write_text(register)
+    episodes = [others_data.made(12, seed) for seed in range(2)]
+    others_data.write_robomimic(folder / "demos.hdf5", episodes)
+    others_data.write_d4rl(folder / "flat.hdf5", episodes)
+    others_data.write_videos(folder / "films", episodes)
+    others_data.write_lerobot(folder / "lerobot_dataset", episodes)
     write_my_world(folder)
     weights = folder / "Pong.pt"
     torch.save(worlds.tiny_agent(num_actions=6).state_dict(), weights)

@@ -38,6 +38,7 @@ def tiny_agent(
     lstm_dim: int = 16,
     end_bias: float = -2.2,
     space: ActionSpace | None = None,
+    frame_shape: tuple[int, int, int] = (3, 64, 64),
 ) -> Agent:
     """Make an agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends per step."""
     torch.manual_seed(seed)
@@ -55,7 +56,9 @@ def tiny_agent(
             ),
             rew_end_model=RewEndModelConfig(lstm_dim=lstm_dim, **levels),
             actor_critic=ActorCriticConfig(lstm_dim=lstm_dim, channels=[8, 8], down=[1, 1]),
-        ).with_action_space(space or ActionSpace.discrete(num_actions))
+        )
+        .with_action_space(space or ActionSpace.discrete(num_actions))
+        .with_frames(frame_shape)
     )
     with torch.no_grad():
         for parameter in agent.parameters():
@@ -113,17 +116,24 @@ def save_world_of(folder: Path, game: str, action_meanings: list[str]) -> None:
     )
 
 
-def save_tiny_world_of(folder: Path, space: ActionSpace, *, end_bias: float = -30.0) -> str:
-    """Save a tiny world model with other actions, for `checkpoint=`; its games hardly ever end."""
+def save_tiny_world_of(
+    folder: Path,
+    space: ActionSpace,
+    *,
+    end_bias: float = -30.0,
+    frame_shape: tuple[int, int, int] = (3, 64, 64),
+) -> str:
+    """Save a tiny world model with other actions and frames, for `checkpoint=`; games hardly ever end."""
+    c, h, w = frame_shape
     rng, bank = np.random.default_rng(0), contexts()
     acts = np.array([[space.sample(rng) for _ in range(bank.act.shape[1])] for _ in range(len(bank))])
     save_world(
         folder,
-        tiny_agent(space=space, end_bias=end_bias),
+        tiny_agent(space=space, end_bias=end_bias, frame_shape=frame_shape),
         game=None,
         action_meanings=None,
         sampler=DiffusionSamplerConfig(num_steps_denoising=1),
-        contexts=ContextBank(bank.obs, acts),
+        contexts=ContextBank(bank.obs[:, :, :h, :w, :c], acts),
     )
     return str(folder)
 

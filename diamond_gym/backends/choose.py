@@ -23,7 +23,7 @@ from importlib.util import find_spec
 import torch
 
 from diamond_gym.backends.inductor import require_inductor
-from diamond_gym.backends.names import BACKENDS, Backend
+from diamond_gym.backends.names import BACKENDS, WHY_NO_INT8, Backend
 from diamond_gym.backends.openvino import require_openvino
 from diamond_gym.errors import DeviceError, InvalidInputError
 
@@ -170,8 +170,9 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if dtype not in accepted:
+        why = f"; in int8 {WHY_NO_INT8}" if dtype == "int8" else ""
         raise InvalidInputError(
-            f"dtype on {device.type} is one of {', '.join(('auto', *accepted))}, got {dtype!r}"
+            f"dtype on {device.type} is one of {', '.join(('auto', *accepted))}, got {dtype!r}{why}"
         )
     return _DTYPES[dtype]
 

@@ -14,6 +14,12 @@ Backend = Literal["auto", "eager", "inductor", "openvino", "cuda_graph"]
 BACKENDS: tuple[Backend, ...] = ("auto", "eager", "inductor", "openvino", "cuda_graph")
 """The accepted values of `backend`; see `diamond_gym.backends.choose`."""
 
+WHY_NO_INT8 = (
+    "worlds get worse: embedded Breakout has 45.6 instead of 47.3 dB after a step, 36.3 instead of 37.7 dB "
+    "after 15, and 93 instead of 98 % of the balls right at bricks (docs/experiments.md)"
+)
+"""What quantised networks cost, measured with ONNX Runtime."""
+
 _BACKEND_OF_COMPILE: dict[object, Backend] = {
     True: "inductor",
     False: "eager",

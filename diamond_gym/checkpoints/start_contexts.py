@@ -172,8 +172,8 @@ def _fitting(bank: ContextBank, config: AgentConfig, source: str) -> ContextBank
     assert space is not None
     if space.convert(bank.act) is None or bank.act.shape[2:] != space.shape:
         held = f"action {bank.act.max()}" if bank.act.ndim == 2 else f"actions of shape {bank.act.shape[2:]}"
+        takes = f"has {space.num_actions} actions" if space.is_discrete else f"takes {space.accepted()}"
         raise CheckpointError(
-            f"start contexts in {source} hold {held}, this world model takes {space.accepted()}: they are of "
-            "another game"
+            f"start contexts in {source} hold {held}, this world model {takes}: they are of another game"
         )
     return bank.latest(inner.num_steps_conditioning)

@@ -10,6 +10,7 @@ from gymnasium.spaces import Dict
 
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import RecordedEpisode
+from diamond_gym.data.source import StreamedEpisode
 from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
 from diamond_gym.world.action_space import ActionSpace
 
@@ -33,7 +34,7 @@ class MinariSource:
     """
 
     def __init__(self, name: str, obs_key: str | None = None) -> None:
-        self.name, self.obs_key = name, obs_key
+        self._id, self.obs_key = name, obs_key
         self._dataset = _load(name)
         try:
             self._space = ActionSpace.of(self._dataset.action_space)
@@ -42,12 +43,21 @@ class MinariSource:
         self._first_action = self._space.first(self._dataset.action_space)
         self.num_actions = self._space.num_actions
         _check_key(name, self._dataset.observation_space, obs_key)
-        self.note = _JPEG if getattr(self._dataset.storage, "jpeg_encoding", False) else None
+        self.notes = [_JPEG] if getattr(self._dataset.storage, "jpeg_encoding", False) else []
+        self.num_steps = int(self._dataset.total_steps)
 
     def __len__(self) -> int:
         return len(self._dataset.episode_indices)
 
-    def load(self, number: int) -> RecordedEpisode:
+    def name(self, number: int) -> str:
+        """Name an episode by its number."""
+        return f"episode {self._dataset.episode_indices[number]}"
+
+    def files(self, number: int) -> list[Path]:
+        """Return the file of all episodes, where there is one."""
+        return sorted(Path(self._dataset.storage.data_path).glob("*.hdf5"))
+
+    def load(self, number: int) -> StreamedEpisode:
         """Read an episode.
 
         Raises:
@@ -56,10 +66,10 @@ class MinariSource:
         try:
             episode = self._dataset[number]
         except Exception as error:  # any error of the storage for damaged files
-            raise DatasetError(f"minari={self.name}, episode {number} cannot be read: {error}") from error
-        with untrusted.reading(f"minari={self.name}, episode {number}", DatasetError, "an episode of images"):
+            raise DatasetError(f"minari={self._id}, episode {number} cannot be read: {error}") from error
+        with untrusted.reading(f"minari={self._id}, episode {number}", DatasetError, "an episode of images"):
             obs = episode.observations if self.obs_key is None else episode.observations[self.obs_key]
-            return RecordedEpisode(
+            recorded = RecordedEpisode(
                 obs=obs,
                 act=np.asarray(episode.actions) - self._first_action,
                 rew=episode.rewards,
@@ -68,6 +78,7 @@ class MinariSource:
                 num_actions=self.num_actions,
                 actions=None if self._space.is_discrete else str(self._space),
             )
+            return StreamedEpisode.of(recorded)
 
 
 def _load(name: str) -> Any:

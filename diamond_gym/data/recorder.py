@@ -71,10 +71,10 @@ class RecordedEpisode:
         self.obs = _frames(self.obs)
         length = len(self.obs) - 1
         space = self.action_space
-        self.act = _actions(self.act, self.num_actions) if space is None else _actions_of(space, self.act)
-        self.rew = _rewards(self.rew)
-        self.terminated = _flags("terminated", self.terminated)
-        self.truncated = _flags("truncated", self.truncated)
+        self.act = actions(self.act, self.num_actions) if space is None else actions_of(space, self.act)
+        self.rew = rewards(self.rew)
+        self.terminated = flags("terminated", self.terminated)
+        self.truncated = flags("truncated", self.truncated)
         for name in ("act", "rew", "terminated", "truncated"):
             if len(getattr(self, name)) != length:
                 raise DatasetError(
@@ -270,47 +270,67 @@ def _frames(obs: ArrayLike) -> NDArray[np.uint8]:
     return frames
 
 
-def _actions(act: ArrayLike, num_actions: int | None) -> NDArray[np.int64]:
-    actions = np.asarray(act)
-    if actions.ndim != 1 or not np.issubdtype(actions.dtype, np.integer):
+def actions(act: ArrayLike, num_actions: int | None) -> NDArray[np.int64]:
+    """Return discrete actions as int64 (t,).
+
+    Raises:
+        DatasetError: They are no integers (t,), or one is not in 0..num_actions-1.
+    """
+    found = np.asarray(act)
+    if found.ndim != 1 or not np.issubdtype(found.dtype, np.integer):
         raise DatasetError(
-            f"act must be integers (t,), got {actions.dtype} {actions.shape}: where actions are not discrete "
+            f"act must be integers (t,), got {found.dtype} {found.shape}: where actions are not discrete "
             'add an array action_space with text such as "box(-1.0..1.0, 0.0..1.0)", "multi_discrete(3, 2)" '
             'or "multi_binary(4)"'
         )
-    actions = actions.astype(np.int64)
-    wrong = actions[(actions < 0) | (actions >= (num_actions or np.inf))]
+    found = found.astype(np.int64)
+    wrong = found[(found < 0) | (found >= (num_actions or np.inf))]
     if len(wrong):
         accepted = "0 and more" if num_actions is None else f"0..{num_actions - 1}"
         raise DatasetError(f"act holds {wrong[0]}: accepted are {accepted}")
-    return actions
+    return found
 
 
-def _actions_of(space: ActionSpace, act: ArrayLike) -> NDArray[Any]:
-    actions = np.asarray(act)
-    converted = space.convert(actions) if actions.shape[1:] == space.shape else None
+def actions_of(space: ActionSpace, act: ArrayLike) -> NDArray[Any]:
+    """Return actions (t, *shape) as the type of their space, int64 or float32.
+
+    Raises:
+        DatasetError: One is not in the space.
+    """
+    found = np.asarray(act)
+    converted = space.convert(found) if found.shape[1:] == space.shape else None
     if converted is None:
         raise DatasetError(
-            f"act must be actions of {space}, {space.accepted()}, one for each step, got {actions.dtype} "
-            f"{actions.shape}" + (f" from {actions.min()} to {actions.max()}" if actions.size else "")
+            f"act must be actions of {space}, {space.accepted()}, one for each step, got {found.dtype} "
+            f"{found.shape}" + (f" from {found.min()} to {found.max()}" if found.size else "")
         )
     return converted
 
 
-def _rewards(rew: ArrayLike) -> NDArray[np.float32]:
-    rewards = np.asarray(rew)
-    if rewards.ndim != 1 or rewards.dtype.kind not in "biuf":
-        raise DatasetError(f"rew must be numbers (t,), got {rewards.dtype} {rewards.shape}")
-    if not np.isfinite(rewards).all():
+def rewards(rew: ArrayLike) -> NDArray[np.float32]:
+    """Return rewards as float32 (t,).
+
+    Raises:
+        DatasetError: They are not finite numbers (t,).
+    """
+    found = np.asarray(rew)
+    if found.ndim != 1 or found.dtype.kind not in "biuf":
+        raise DatasetError(f"rew must be numbers (t,), got {found.dtype} {found.shape}")
+    if not np.isfinite(found).all():
         raise DatasetError("rew holds a number that is not finite")
-    return rewards.astype(np.float32)
+    return found.astype(np.float32)
 
 
-def _flags(name: str, values: ArrayLike) -> NDArray[np.bool_]:
-    flags = np.asarray(values)
-    if flags.ndim != 1 or flags.dtype.kind not in "biu" or not np.isin(flags, (0, 1)).all():
-        raise DatasetError(f"{name} must be booleans (t,), got {flags.dtype} {flags.shape}")
-    return flags.astype(np.bool_)
+def flags(name: str, values: ArrayLike) -> NDArray[np.bool_]:
+    """Return booleans (t,), which may be given as zeros and ones.
+
+    Raises:
+        DatasetError: They are something else.
+    """
+    found = np.asarray(values)
+    if found.ndim != 1 or found.dtype.kind not in "biuf" or not np.isin(found, (0, 1)).all():
+        raise DatasetError(f"{name} must be booleans (t,), got {found.dtype} {found.shape}")
+    return found.astype(np.bool_)
 
 
 def _check_frames(space: gymnasium.Space[Any]) -> None:

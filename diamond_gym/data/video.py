@@ -1,9 +1,9 @@
-"""Films of frames, as files. The module knows nothing of the frames' origin."""
+"""Films of frames, as files: written and read. The module knows nothing of the frames' origin or use."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,20 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 
 from diamond_gym import files as disk
-from diamond_gym.errors import InvalidInputError, MissingDependencyError, first_line
+from diamond_gym import untrusted
+from diamond_gym.data.source import check_frame
+from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError, first_line
 
 SUFFIXES = (".mp4", ".gif")
+FORMATS = {
+    ".mp4": "mp4",
+    ".m4v": "mp4",
+    ".mov": "mp4",
+    ".mkv": "matroska",
+    ".webm": "matroska",
+    ".avi": "avi",
+}
+"""Endings of films that can be read, and their containers. Guessed ones could be lists of other files."""
 _GIF_COLOURS = 96
 _GIF_STILL_SHARE = 0.8
 _GIF_TOLERANCE = 16
@@ -142,3 +153,101 @@ def require_ffmpeg() -> None:
         imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
         raise MissingDependencyError(f"films need ffmpeg: {first_line(error)}") from error
+
+
+def read_frames(path: Path, start: float = 0.0) -> Iterator[tuple[float, UInt8[np.ndarray, "h w 3"]]]:
+    """Yield the pictures of a film, each with its second, one in memory at a time.
+
+    Lossless films in RGB (FFV1, H.264 of libx264rgb with crf 0) give exactly what was written.
+
+    Args:
+        path: The film.
+        start: Skip what is before this second.
+
+    Raises:
+        DatasetError: It is missing, damaged, of another kind, or has huge pictures; the message names it.
+        MissingDependencyError: PyAV is not installed.
+    """
+    av = require_av(path)
+    with (
+        untrusted.reading(path, DatasetError, "a film"),
+        untrusted.opened(path) as file,
+        _plainly(av),
+        av.open(file, format=_container(path)) as container,
+    ):
+        if not container.streams.video:
+            raise ValueError("it has no pictures")
+        stream = container.streams.video[0]
+        check_frame((stream.height, stream.width, 3), np.uint8)  # before anything is decoded
+        stream.codec_context.options = {"err_detect": "explode"}  # no guesses where bits are damaged
+        if start > 0:
+            container.seek(int(start / stream.time_base), stream=stream)
+        for second, picture in _decoded(container, stream):
+            if second >= start - _EARLY / float(stream.average_rate or 1):
+                yield second, picture
+
+
+_EARLY = 0.5
+"""Share of the time between two pictures by which one may come before the second that was asked for."""
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            raise ValueError("a part of it is damaged")
+        with _no_damage() if stream.codec_context.name == "ffv1" else nullcontext():
+            frames = packet.decode()
+        for frame in frames:
+            check_frame((frame.height, frame.width, 3), np.uint8)
+            if frame.is_corrupt:
+                raise ValueError(f"its picture at {frame.time or 0:.2f} s is damaged")
+            yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
+
+
+@contextmanager
+def _no_damage() -> Iterator[None]:
+    """Raise `ValueError` for damage that FFmpeg only logs, and hides: a wrong checksum of FFV1."""
+    import av.logging
+
+    before = av.logging.get_level()
+    av.logging.set_level(av.logging.ERROR)
+    try:
+        with av.logging.Capture() as lines:
+            yield
+    finally:
+        av.logging.set_level(before)
+    if lines:
+        raise ValueError(f"a picture is damaged ({lines[0][2].strip().rstrip('!')})")
+
+
+@contextmanager
+def _plainly(av: Any) -> Iterator[None]:
+    """Turn errors of FFmpeg into its words, without numbers."""
+    try:
+        yield
+    except av.FFmpegError as error:
+        raise ValueError(str(error.strerror).lower()) from error
+
+
+def _container(path: Path) -> str:
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"its name must end with one of {', '.join(FORMATS)}")
+    return FORMATS[path.suffix.lower()]
+
+
+def require_av(what: object) -> Any:
+    """Return PyAV.
+
+    Args:
+        what: What needs it.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"reading {what} needs PyAV ({error}): pip install 'diamond-gym[data]'"
+        ) from error
+    return av

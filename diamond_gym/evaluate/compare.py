@@ -24,6 +24,8 @@ TOLERANCES = {
 """Tolerances by the name of a number, or the first or last part of it."""
 OTHER_TOLERANCE = 0.06
 """Tolerance of all other numbers: shares and correlations."""
+ERROR_SHARE = 0.2
+"""Errors in pixels are means with few large values, balls that went elsewhere: they differ by this share."""
 _COMPARED = (
     *("steps", "reward", "end", "returns", "actions", "closed_loop", "random_play", "spread"),
     *("single_steps", "overlooked_ends"),
@@ -75,14 +77,18 @@ def differences(now: dict[str, Any], before: dict[str, Any]) -> list[Difference]
     if numbers.keys() != numbers_before.keys():
         missing = ", ".join(sorted(numbers.keys() ^ numbers_before.keys())[:5])
         raise InvalidInputError(f"the two results hold different numbers, such as {missing}: measure again")
-    return [Difference(name, numbers[name], numbers_before[name], tolerance(name)) for name in numbers]
+    return [
+        Difference(name, numbers[name], before, tolerance(name, before))
+        for name, before in numbers_before.items()
+    ]
 
 
-def tolerance(name: str) -> float:
-    """Return how far a number may differ between machines."""
+def tolerance(name: str, value: float | None = None) -> float:
+    """Return how far a number, which was `value`, may differ between machines."""
     parts = [part for key in name.split("/") for part in key.split("_") if key]
     known = [TOLERANCES[part] for part in parts if part in TOLERANCES]
-    return known[0] if known else OTHER_TOLERANCE
+    least = known[0] if known else OTHER_TOLERANCE
+    return max(least, ERROR_SHARE * (value or 0)) if "error" in parts else least
 
 
 def _numbers(result: Any, names: Sequence[str] | None = None, path: str = "") -> Iterator[tuple[str, Any]]:

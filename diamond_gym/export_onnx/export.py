@@ -48,12 +48,17 @@ def export_world(world: World, out: Path, *, dtype: str, opset: int) -> dict[str
     Raises:
         CacheError: The folder exists and is not empty, or cannot be written.
         CheckpointError: A network has an operator that ONNX lacks.
-        InvalidInputError: A weight is too large for float16, or it is not a world model of DIAMOND's.
+        InvalidInputError: A weight is too large for float16, it is not a world model of DIAMOND's, or its
+            actions are not discrete.
         MissingDependencyError: ONNX is not installed.
     """
     require_onnx()
     model, agent = world.diffusion_model, world.agent
     assert agent is not None
+    if not world.action_space.is_discrete:
+        raise InvalidInputError(
+            f"{world.source} has actions {world.action_space}: only worlds of discrete ones are exported"
+        )
     with disk.new_folder(out) as folder:
         h, w = world.contexts.obs.shape[2:4]
         next_frame = NextFrame(model)

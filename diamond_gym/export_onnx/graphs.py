@@ -113,7 +113,7 @@ class RewardAndEnd(nn.Module):
     def graph(self) -> Graph:
         """Return the graph for frames of the size in the model's configuration."""
         config = self.model.config
-        frame = torch.zeros(NUM_TRACED_GAMES, config.img_size, config.img_size, config.img_channels).byte()
+        frame = torch.zeros(NUM_TRACED_GAMES, *config.frame_size, config.img_channels).byte()
         hx, cx = (torch.zeros(NUM_TRACED_GAMES, config.lstm_dim) for _ in range(2))
         act = torch.zeros(NUM_TRACED_GAMES, dtype=torch.int32)
         inputs = {"obs": frame, "act": act, "next_obs": frame, "uniform": torch.zeros(NUM_TRACED_GAMES, 2)}
@@ -156,7 +156,7 @@ class Policy(nn.Module):
     def graph(self) -> Graph:
         """Return the graph for frames of the size in the configuration."""
         config = self.actor_critic.config
-        frame = torch.zeros(NUM_TRACED_GAMES, config.img_size, config.img_size, config.img_channels).byte()
+        frame = torch.zeros(NUM_TRACED_GAMES, *config.frame_size, config.img_channels).byte()
         hx, cx = (torch.zeros(NUM_TRACED_GAMES, config.lstm_dim) for _ in range(2))
         return Graph(self, {"obs": frame, "hx": hx, "cx": cx}, ("logits", "value", "next_hx", "next_cx"))
 

@@ -6,16 +6,13 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from diamond_gym import cli
+from diamond_gym.backends.names import WHY_NO_INT8
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
 
 MIN_OPSET, MAX_OPSET = 18, 23
 """The operator sets that PyTorch's exporter writes; every runtime of the last years reads the first."""
 DTYPES = ("float32", "float16")
-_INT8 = (
-    "worlds get worse: embedded Breakout has 45.6 instead of 47.3 dB after a step, 36.3 instead of 37.7 dB "
-    "after 15, and 93 instead of 98 % of the balls right at bricks (docs/experiments.md)"
-)
 
 
 @dataclass
@@ -50,7 +47,7 @@ class Settings:
 def check_format(dtype: str, opset: int) -> None:
     """Raise `InvalidInputError` unless models can be written in a dtype and an opset."""
     if dtype == "int8":
-        raise InvalidInputError(f"dtype=int8 is not offered, because {_INT8}: give dtype=float16")
+        raise InvalidInputError(f"dtype=int8 is not offered, because {WHY_NO_INT8}: give dtype=float16")
     if not MIN_OPSET <= opset <= MAX_OPSET:
         raise InvalidInputError(
             f"opset must be in {MIN_OPSET}..{MAX_OPSET}, got {opset}: leave it out unless your runtime needs "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -13,7 +14,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError
 from diamond_gym.files import visible
 from diamond_gym.play import pictures
-from diamond_gym.play.keys import DATASET_SHORTCUTS, Command
+from diamond_gym.play.keys import DATASET_SHORTCUTS, Command, named_parts
 from diamond_gym.play.recording import TRAJECTORY
 from diamond_gym.play.view import Facts, View
 
@@ -178,7 +179,7 @@ class DatasetBrowser:
         return (
             ("Truncated / done", f"{_yes_no(truncated)} / {_yes_no(done)}"),
             ("Reward", f"{float(episode.rew[step]):g}"),
-            ("Action", self._action(int(episode.act[step]))),
+            ("Action", self._action(episode.act[step].tolist())),
         )
 
     def _return_facts(self) -> Facts:
@@ -190,8 +191,10 @@ class DatasetBrowser:
             ("Return", f"{float(rewards.sum()):g}"),
         )
 
-    def _action(self, action: int) -> str:
+    def _action(self, action: int | list[Any]) -> str:
         meanings = self.action_meanings
+        if isinstance(action, list):
+            return named_parts(action)
         return meanings[action] if meanings is not None and action < len(meanings) else str(action)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, Space
 from torch import Tensor
 
 from diamond_gym import cli
@@ -59,11 +59,14 @@ def export(options: ExportOptions) -> str:
     episodes = [episode for episode in dataset if episode.final_observation is not None]
     if not episodes:
         raise DatasetError(f"{options.dataset} holds no finished episodes to export")
-    num_actions = _num_actions(episodes, options.num_actions)
+    stated = dataset.action_space
+    actions = (
+        Discrete(_num_actions(episodes, options.num_actions)) if stated is None else stated.to_gymnasium()
+    )
     space = _frame_space(episodes, options.dataset)
     _check_id(options.id, minari)
     about = f"episodes recorded by diamond_gym.play in {Path(options.dataset).name}"
-    _write(minari, options.id, episodes, space, Discrete(num_actions), about)
+    _write(minari, options.id, episodes, space, actions, about)
     steps, left_out = sum(map(len, episodes)), len(dataset) - len(episodes)
     rest = f"; {left_out} unfinished left out" if left_out else ""
     return f"{options.id}: {len(episodes)} episodes, {steps} steps{rest}"
@@ -105,7 +108,7 @@ def _check_id(id: str, minari: Any) -> None:
 
 
 def _write(
-    minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Discrete, about: str
+    minari: Any, id: str, episodes: Sequence[Episode], frames: Box, actions: Space[Any], about: str
 ) -> None:
     """Make the dataset, or leaves nothing of it: it moves to its place when it is complete."""
     from minari.storage import get_dataset_path  # pyright: ignore[reportMissingImports]

@@ -10,8 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from diamond_gym.envs.games import keys_to_action
+from diamond_gym.world.action_space import ActionSpace
 
 
 class Command(StrEnum):
@@ -205,6 +210,10 @@ class GameKeys:
         best = max(candidates, key=lambda keys: (len(keys), sorted((age[key] for key in keys), reverse=True)))
         return self.combinations[best]
 
+    def name(self, action: int) -> str:
+        """Name an action for people."""
+        return self.action_meanings[action]
+
     def explain(self) -> list[tuple[str, str]]:
         """Return a line for each action: its keys and its name."""
         rows = [
@@ -212,6 +221,103 @@ class GameKeys:
             for keys, action in self.combinations.items()
         ]
         return [("no key", self.action_meanings[self.idle]), *rows]
+
+
+_LESS_AND_MORE = (("a", "d"), ("w", "s"), ("q", "x"), ("z", "b"), ("n", "u"), ("v", "y"))
+"""Keys for a part of an action: less and more."""
+MOUSE = "mouse@"
+"""Beginning of the name of a "key" that is the place of the mouse while its button is held."""
+
+
+def mouse_key(x: float, y: float) -> str:
+    """Name the "key" of a mouse whose button is held, at a place in [0, 1]: from the left, from the top."""
+    return f"{MOUSE}{x:.4f},{y:.4f}"
+
+
+def named_parts(action: Any) -> str:
+    """Write the parts of an action for people."""
+    return ", ".join(f"{x:.3g}" for x in np.ravel(action).tolist())
+
+
+@dataclass(frozen=True)
+class PartKeys:
+    """The keys of actions that have several parts, or that are continuous.
+
+    A part has two keys, less and more, of its choices or of its range; without a key it rests at choice 0 (of
+    an odd number of choices, at the middle one), or at the number nearest to 0. A button, with two choices,
+    has one key. Of continuous parts, the first is also the mouse's place from left to right while its button
+    is held, the second from top to bottom.
+
+    Attributes:
+        space: The action space.
+        action_meanings: Names of the parts.
+    """
+
+    space: ActionSpace
+    action_meanings: tuple[str, ...]
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """All keys that the game uses."""
+        return frozenset(key for key, _, _ in self._each())
+
+    @property
+    def idle(self) -> NDArray[Any]:
+        """The action without any key."""
+        if self.space.is_continuous:
+            return self.space.idle
+        choices = np.array(self.space.choices).reshape(self.space.shape)
+        return np.where(choices % 2, choices // 2, 0)
+
+    def alone(self) -> list[tuple[str, str]]:
+        """All keys that the game uses, with the part and value that each gives."""
+        return [(key, f"{self.action_meanings[part]} {value:g}") for key, part, value in self._each()]
+
+    def action(self, held: Sequence[str]) -> NDArray[Any]:
+        """Return the action of the keys, and the mouse, that are held; the latest counts."""
+        act = self.idle.copy()
+        flat = act.reshape(-1)
+        pairs = {key: (part, value) for key, part, value in self._each()}
+        for key in held:
+            if key in pairs:
+                part, value = pairs[key]
+                flat[part] = value
+            elif key.startswith(MOUSE) and self.space.is_continuous:
+                place = np.array(key.removeprefix(MOUSE).split(","), np.float32)[: len(flat)]
+                low, high = (bound.reshape(-1)[: len(place)] for bound in self.space.bounds)
+                flat[: len(place)] = low + place * (high - low)
+        return act
+
+    def name(self, action: Any) -> str:
+        """Name an action for people."""
+        return named_parts(action)
+
+    def explain(self) -> list[tuple[str, str]]:
+        """Return a line for each key, and for the mouse."""
+        rows = [("no key", self.name(self.idle))]
+        rows += [(spell(key), meaning) for key, meaning in self.alone()]
+        if self.space.is_continuous:
+            axes = self.action_meanings[0] + " left to right"
+            axes += f", {self.action_meanings[1]} top to bottom" if self.space.size > 1 else ""
+            rows.append(("mouse button", axes))
+        return rows
+
+    def _each(self) -> list[tuple[str, int, float]]:
+        """Each key with its part and the value that it gives it."""
+        low, high = (bound.reshape(-1).tolist() for bound in self.space.bounds)
+        if all(n == 2 for n in self.space.choices) and self.space.choices:
+            return [(key, part, 1) for part, key in zip(range(self.space.size), _SPARE_KEYS, strict=False)]
+        rest = self.idle.reshape(-1).tolist()
+        found = []
+        for part, (less, more) in zip(range(self.space.size), _LESS_AND_MORE, strict=False):
+            found += [(less, part, low[part])] if low[part] < rest[part] else []
+            found += [(more, part, high[part])]
+        return found
+
+
+def keys_of(space: ActionSpace, action_meanings: Sequence[str]) -> GameKeys | PartKeys:
+    """Choose the keys of a world's actions."""
+    return GameKeys.of(action_meanings) if space.is_discrete else PartKeys(space, tuple(action_meanings))
 
 
 def _place(key: str) -> int:

@@ -17,8 +17,9 @@ _MAX_STRIP_SHARE = 5
 
 
 def scaled(frame: Picture, side: int) -> Picture:
-    """Enlarge a frame with sharp pixels as far as it fits into a black square of side x side pixels."""
+    """Enlarge a colour or grey frame with sharp pixels as far as it fits into a black square of this side."""
     h, w = frame.shape[:2]
+    frame = np.repeat(frame, 3 // frame.shape[2], axis=2)
     scale = side / max(h, w)
     size = (max(1, round(w * scale)), max(1, round(h * scale)))
     picture = np.asarray(cv2.resize(frame, size, interpolation=cv2.INTER_NEAREST), np.uint8)

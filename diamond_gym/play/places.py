@@ -62,23 +62,25 @@ class PlaceState:
 class Trail:
     """The last n frames, and the actions that led from one to the next."""
 
-    def __init__(self, obs: NDArray[np.uint8], act: NDArray[np.integer]) -> None:
+    def __init__(self, obs: NDArray[np.uint8], act: NDArray[Any]) -> None:
         self._obs = deque(obs, maxlen=len(obs))
+        self._kind = act[:0]
         self._act = deque(act, maxlen=len(obs) - 1)
 
     @property
     def frame(self) -> Frame:
-        """The latest frame, uint8 (h, w, 3)."""
+        """The latest frame, uint8 (h, w, c)."""
         return self._obs[-1]
 
-    def add(self, action: int, frame: Frame) -> None:
+    def add(self, action: Any, frame: Frame) -> None:
         """Add a step."""
         self._obs.append(frame)
         self._act.append(action)
 
     def context(self) -> Context:
         """Return the frames and actions as an environment's `reset(options={"context": ...})` takes them."""
-        return {"obs": np.stack(self._obs), "act": np.array(self._act, np.int64)}
+        acts = np.array(self._act, self._kind.dtype).reshape(-1, *self._kind.shape[1:])
+        return {"obs": np.stack(self._obs), "act": acts}
 
     def copy(self) -> Trail:
         """Return an independent copy."""
@@ -105,7 +107,7 @@ class Place(Protocol):
         """Start an episode."""
         ...
 
-    def step(self, action: int) -> Outcome:
+    def step(self, action: Any) -> Outcome:
         """Take an action, after which `trail.frame` is the new frame."""
         ...
 
@@ -156,7 +158,7 @@ class ImaginedPlace:
         self.trail = Trail(info["context"]["obs"], info["context"]["act"][:-1])
         self.time = 0
 
-    def step(self, action: int) -> Outcome:
+    def step(self, action: Any) -> Outcome:
         """Imagine a step."""
         frame, reward, terminated, _, _ = self.env.step(action)
         self.trail.add(action, frame)
@@ -212,7 +214,7 @@ class RealPlace:
         )
         self.time = 0
 
-    def step(self, action: int) -> Outcome:
+    def step(self, action: Any) -> Outcome:
         """Play a step, four raw frames."""
         frame, reward, terminated, truncated, _ = self.env.step(action)
         self.trail.add(action, frame)
@@ -255,7 +257,7 @@ class Comparison:
         self.outcome: Outcome | None = None
         self.imagined_return = 0.0
 
-    def step(self, action: int) -> Outcome:
+    def step(self, action: Any) -> Outcome:
         """Take an action in both; return the outcome of the real step."""
         if self.outcome is not None and self.outcome.is_over:
             self.fork()

@@ -18,6 +18,7 @@ from diamond_gym import files as disk
 from diamond_gym.data.builder import EpisodeBuilder
 from diamond_gym.data.episodes import Episode, EpisodeDataset, channels_first
 from diamond_gym.errors import CacheError
+from diamond_gym.world.action_space import ActionSpace
 
 _Array = TypeVar("_Array", bound=NDArray[Any])
 
@@ -41,7 +42,7 @@ class RecordedStep:
     """
 
     obs: NDArray[np.uint8]
-    act: int
+    act: Any
     rew: float
     by_human: bool
     original: NDArray[np.uint8] | None = None
@@ -58,6 +59,7 @@ class Recorder:
         root: Folder of the datasets.
         steps: Steps of the episode so far.
         num_saved: Number of episodes written.
+        action_space: The actions, to be written down beside the episodes; None where they are discrete.
     """
 
     root: Path
@@ -65,6 +67,7 @@ class Recorder:
     store_original: bool = False
     steps: tuple[RecordedStep, ...] = ()
     num_saved: int = 0
+    action_space: ActionSpace | None = None
     _waiting: list[tuple[Path, Episode]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -111,7 +114,10 @@ class Recorder:
         while self._waiting:
             folder, episode = self._waiting[0]
             try:
-                EpisodeDataset(folder, create=True).append(episode)
+                dataset = EpisodeDataset(folder, create=True)
+                dataset.append(episode)
+                if self.action_space is not None:
+                    dataset.save_action_space(self.action_space)
             except CacheError as error:
                 raise CacheError(
                     f"{len(self._waiting)} episode(s) not saved yet, tried again later: {error}"

@@ -11,12 +11,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.play import pictures
-from diamond_gym.play.keys import Command, GameKeys, Shortcut, play_shortcuts
+from diamond_gym.play.keys import Command, GameKeys, PartKeys, Shortcut, play_shortcuts
 from diamond_gym.play.places import (
     Comparison,
     ImaginedPlace,
@@ -50,7 +51,7 @@ class Moment:
         episode_return: Sum of rewards so far.
     """
 
-    action: int | None = None
+    action: Any = None
     entropy: float | None = None
     value: float | None = None
     outcome: Outcome | None = None
@@ -97,7 +98,7 @@ class PlaySession:
         imagined: ImaginedPlace,
         real: Sequence[RealPlace],
         player: Player,
-        game_keys: GameKeys,
+        game_keys: GameKeys | PartKeys,
         *,
         size: int,
         recorder: Recorder | None = None,
@@ -181,7 +182,7 @@ class PlaySession:
         if outcome.is_over:
             self._finish(outcome)
 
-    def _timed(self, action: int) -> Outcome:
+    def _timed(self, action: Any) -> Outcome:
         start = time.perf_counter()
         outcome = (self.comparison or self.place).step(action)
         self._seconds.append(time.perf_counter() - start)
@@ -409,7 +410,7 @@ class PlaySession:
             ("Truncated / done", f"{_yes_no(outcome.truncated)} / {_yes_no(outcome.terminated)}"),
             ("Reward", _number(reward)),
             ("Return", _number(self.moment.episode_return)),
-            ("Action", "-" if action is None else self.game_keys.action_meanings[action]),
+            ("Action", "-" if action is None else self.game_keys.name(action)),
             ("Speed", f"{1 / statistics.median(self._seconds):.0f} steps/s" if self._seconds else "-"),
         )
 

@@ -12,7 +12,7 @@ from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.games import atari
 from diamond_gym.play.browser import DatasetBrowser, find_datasets
-from diamond_gym.play.keys import GameKeys
+from diamond_gym.play.keys import keys_of
 from diamond_gym.play.places import ImaginedPlace, RealPlace
 from diamond_gym.play.recording import Recorder
 from diamond_gym.play.session import PlaySession, name_of
@@ -46,12 +46,14 @@ def session_in(
     who = player_of(world, seed or 0)
     bank = _bank(settings, world, who) if settings.num_steps_initial_collect else None
     imagined = ImaginedPlace(env, settings.horizon, bank, seed)
+    if recorder is not None and not world.action_space.is_discrete:
+        recorder.action_space = world.action_space
     session = PlaySession(
         world.game or Path(settings.world.checkpoint or "world").name,
         imagined,
         _real_places(world, seed),
         who,
-        GameKeys.of(world.action_meanings),
+        keys_of(world.action_space, world.action_meanings),
         size=settings.size,
         recorder=recorder,
         rest=round(_REST_SECONDS * settings.fps),
@@ -113,10 +115,9 @@ def player_of(world: World, seed: int) -> Player:
     """Return the checkpoint's actor-critic, else the game's scripted player, else a random one."""
     if world.agent is not None and world.agent.actor_critic is not None:
         return ActorCriticPlayer(world.agent, seed=seed)
-    num_actions = len(world.action_meanings)
     if world.game is None:
-        return RandomPlayer(num_actions, seed, _RANDOM_HOLD)
-    return player(usual_player(world.game), world.game, num_actions, seed, repeat=_RANDOM_HOLD)
+        return RandomPlayer(world.action_space, seed, _RANDOM_HOLD)
+    return player(usual_player(world.game), world.game, len(world.action_meanings), seed, repeat=_RANDOM_HOLD)
 
 
 def _bank(settings: Settings, world: World, who: Player) -> ContextBank:

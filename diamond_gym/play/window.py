@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from diamond_gym.envs.rendering import Window
 from diamond_gym.play.held import HeldKeys
+from diamond_gym.play.keys import mouse_key
 from diamond_gym.play.pacing import Pacing
 from diamond_gym.play.viewer import Viewer
 
@@ -75,8 +76,18 @@ class Keyboard:
         self._keys = HeldKeys()
 
     def held(self) -> list[str]:
-        """The keys held now or since the last picture, in the order in which they were pressed."""
-        return self._keys.now()
+        """The keys held now or since the last picture, in the order in which they were pressed.
+
+        The place of the mouse is the last one, while its button is held.
+        """
+        return [*self._keys.now(), *self._mouse()]
+
+    def _mouse(self) -> list[str]:
+        surface = self._pygame.display.get_surface() if self._pygame.display.get_init() else None
+        if surface is None or not self._pygame.mouse.get_pressed()[0]:
+            return []
+        (x, y), (width, height) = self._pygame.mouse.get_pos(), surface.get_size()
+        return [mouse_key(x / max(1, width - 1), y / max(1, height - 1))]
 
     def read(self, on_key: OnKey) -> None:
         """Process the events since the last picture."""

@@ -130,6 +130,11 @@ def test_unavailable_devices_list_those_there_are(device):
         pick_device(device)
 
 
+def test_int8_is_refused_with_the_reason():
+    with pytest.raises(InvalidInputError, match=r"got 'int8'; in int8 worlds get worse: .* 45.6 instead of"):
+        pick_dtype("int8", CPU)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float64", "int8", "", None, torch.float16])
 def test_dtypes_not_for_cpu(dtype):
     with pytest.raises(InvalidInputError, match="float32, bfloat16"):

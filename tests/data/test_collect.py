@@ -245,7 +245,7 @@ def test_any_integer_is_an_action(choice):
         ({"num_workers": 2}, "needs a game's name, got Counting"),
         ({"game": "Breakout", "num_workers": 2}, "can be pickled"),
         ({"game": 3}, "a name or a gymnasium.Env, got int"),
-        ({"game": gymnasium.make("CartPole-v1")}, r"must give uint8 \(64, 64, 3\) frames"),
+        ({"game": gymnasium.make("CartPole-v1")}, r"must give uint8 \(h, w, 3\) or \(h, w, 1\) frames"),
     ],
 )
 def test_bad_arguments_are_refused(change, what):

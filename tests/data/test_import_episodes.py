@@ -1,6 +1,12 @@
 """The import of episodes: recordings, Minari datasets, and datasets that need no import."""
 
+import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections import Counter
 
 import cv2
@@ -13,7 +19,8 @@ import tests.moving_dot  # noqa: F401 (registers MovingDot-v0)
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.data.import_episodes import ImportOptions, convert, import_episodes, split
 from diamond_gym.data.recorder import RecordedEpisode
-from diamond_gym.errors import CacheError, DatasetError
+from diamond_gym.errors import CacheError, DatasetError, FolderInUseError, InvalidInputError
+from diamond_gym.files import locked
 from tests.recordings import episode as made_up_episode
 from trainers.diamond import data
 from trainers.diamond.cli import main
@@ -44,7 +51,8 @@ def save(folder, episodes):
 
 
 def imported(**options):
-    report = import_episodes(ImportOptions(**{name: str(v) for name, v in options.items()}), progress=False)
+    given = {name: str(v) if isinstance(v, os.PathLike) else v for name, v in options.items()}
+    report = import_episodes(ImportOptions(**given), progress=False)
     datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
     for dataset in datasets:
         dataset.check()
@@ -54,7 +62,7 @@ def imported(**options):
 def test_folder_of_recordings(tmp_path):
     episodes = [recorded(3 + i, seed=i, terminated=i != 2) for i in range(12)]
     report, (train, test) = imported(
-        episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data", size=64
+        episodes=save(tmp_path / "recordings", episodes), out=tmp_path / "data", size="64"
     )
     assert [len(train), len(test)] == [11, 1]
     assert report.num_steps == {"train": train.num_steps, "test": test.num_steps}
@@ -131,12 +139,157 @@ def test_the_command_says_what_to_do_next(tmp_path, capsys):
     assert EpisodeDataset(out / "train")[0].obs.shape == (4, 3, 32, 32)
 
 
-def test_one_bad_file_is_named_and_nothing_is_left(tmp_path):
+def break_file(path):
+    """Cut a file, and return its content."""
+    content = path.read_bytes()
+    path.write_bytes(content[:300])
+    return content
+
+
+def test_a_bad_first_file_is_named_and_nothing_is_left(tmp_path):
     folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(4)])
-    (folder / "002.npz").write_bytes((folder / "002.npz").read_bytes()[:300])
-    with pytest.raises(DatasetError, match=r"002\.npz cannot be read"):
+    break_file(folder / "000.npz")
+    with pytest.raises(DatasetError, match=r"000\.npz cannot be read"):
         imported(episodes=folder, out=tmp_path / "data")
     assert [path.name for path in tmp_path.iterdir()] == ["recordings"]
+
+
+def test_after_a_bad_file_is_repaired_the_same_command_continues(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(4)])
+    content = break_file(folder / "002.npz")
+    with pytest.raises(DatasetError, match=r"002\.npz cannot be read"):
+        imported(episodes=folder, out=tmp_path / "data")
+    kept = tmp_path / "data.partial" / "train" / "000" / "00" / "1" / "1.pt"
+    number = kept.stat().st_ino
+    (folder / "002.npz").write_bytes(content)
+    report, (train, test) = imported(episodes=folder, out=tmp_path / "data")
+    assert [len(train), len(test)] == [3, 1] and report.num_steps == {"train": 12, "test": 4}
+    assert train.episode_path(1).stat().st_ino == number, "it was not written again"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "recordings"]
+
+
+def test_bad_files_can_be_skipped_and_are_reported(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(4)])
+    break_file(folder / "001.npz")
+    report, (train, test) = imported(episodes=folder, out=tmp_path / "data", skip_bad=True)
+    assert [len(train), len(test)] == [2, 1]
+    (line,) = report.skipped
+    assert line.startswith("001.npz: ") and "cannot be read" in line
+    assert f"left out: {line}" in str(report)
+    for i in (0, 2, 3):
+        break_file(folder / f"{i:03d}.npz")
+    with pytest.raises(DatasetError, match=r"no episode could be imported; the first: .*000\.npz"):
+        imported(episodes=folder, out=tmp_path / "other", skip_bad=True)
+    assert not (tmp_path / "other.partial").exists()
+
+
+def test_a_complete_import_is_not_done_again(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(3)])
+    first, _ = imported(episodes=folder, out=tmp_path / "data")
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    again, _ = imported(episodes=folder, out=tmp_path / "data")
+    assert str(again) == str(first)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == written
+    with pytest.raises(CacheError, match="not empty"):
+        imported(episodes=folder, out=tmp_path / "data", test_every=2)
+    recorded(seed=9).save(folder / "003.npz")
+    with pytest.raises(CacheError, match="not empty"):
+        imported(episodes=folder, out=tmp_path / "data")
+
+
+def test_a_part_of_another_import_is_kept(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(4)])
+    content = break_file(folder / "002.npz")
+    for _ in range(2):
+        with pytest.raises(DatasetError, match="cannot be read"):
+            imported(episodes=folder, out=tmp_path / "data")
+    (folder / "002.npz").write_bytes(content)
+    with pytest.raises(InvalidInputError, match="holds a part of another import"):
+        imported(episodes=folder, out=tmp_path / "data", size="32")
+    os.utime(folder / "000.npz", (1, 1))
+    with pytest.raises(DatasetError, match=r"000\.npz was changed since a part of it was imported"):
+        imported(episodes=folder, out=tmp_path / "data")
+    shutil.rmtree(tmp_path / "data.partial")
+    imported(episodes=folder, out=tmp_path / "data")
+
+
+def test_a_file_that_changes_while_it_is_read_is_named(tmp_path, monkeypatch):
+    """Another program is still writing the file: it grows after it was read."""
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(3)])
+    load = RecordedEpisode.load
+
+    def load_while_it_grows(path):
+        episode = load(path)
+        if path.name == "001.npz":
+            with path.open("ab") as file:
+                file.write(b"more")
+        return episode
+
+    monkeypatch.setattr(RecordedEpisode, "load", load_while_it_grows)
+    with pytest.raises(DatasetError, match=r"001\.npz was changed while it was read"):
+        imported(episodes=folder, out=tmp_path / "data", skip_bad=True)
+
+
+@pytest.mark.slow
+def test_a_killed_import_continues_and_writes_nothing_twice(tmp_path):
+    """It is killed at several moments, then the same command ends as if nothing had happened."""
+    folder = save(tmp_path / "recordings", [recorded(6, seed=i) for i in range(30)])
+    words = [sys.executable, "-m", "trainers.diamond", "import-episodes", f"episodes={folder}", "size=256"]
+    out, partial = tmp_path / "data", tmp_path / "data.partial"
+    written: dict[str, int] = {}
+    for wanted in (1, 9, 20):
+        child = subprocess.Popen([*words, f"out={out}"], stderr=subprocess.DEVNULL)
+        while child.poll() is None and len(episodes_in(partial)) < wanted:
+            time.sleep(0.002)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+        now = episodes_in(partial)
+        assert written.items() <= now.items(), "no episode is written again"
+        written = now
+    subprocess.run([*words, f"out={out}"], check=True, stdout=subprocess.DEVNULL)
+    assert written.items() <= episodes_in(out).items() and not partial.exists()
+    assert_same_import(out, folder, tmp_path, size="256")
+
+
+def assert_same_import(out, folder, tmp_path, **options):
+    """Check that a dataset is what an undisturbed import of a folder makes."""
+    imported(episodes=folder, out=tmp_path / "whole", **options)
+    for name in ("train", "test"):
+        one, other = EpisodeDataset(out / name), EpisodeDataset(tmp_path / "whole" / name)
+        one.check()
+        assert one.lengths.tolist() == other.lengths.tolist()
+        pairs = list(zip(one, other, strict=True))
+        assert all(torch.equal(a.obs, b.obs) and torch.equal(a.act, b.act) for a, b in pairs)
+    texts = [(x / "import.jsonl").read_text() for x in (out, tmp_path / "whole")]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"number": 3, "na'])
+def test_a_line_without_its_episode_is_dropped(tmp_path, torn):
+    """The process was killed between the line of an episode and its file, or within the line."""
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(6)])
+    content = break_file(folder / "003.npz")
+    with pytest.raises(DatasetError, match="cannot be read"):
+        imported(episodes=folder, out=tmp_path / "data")
+    log = tmp_path / "data.partial" / "import.jsonl"
+    line = json.loads(log.read_bytes().splitlines()[-1])
+    begun = json.dumps(line | {"number": 3, "name": "003.npz", "index": 3, "stamps": {}})
+    log.write_bytes(log.read_bytes() + f"{begun}\n".encode() + torn)
+    (folder / "003.npz").write_bytes(content)
+    imported(episodes=folder, out=tmp_path / "data")
+    assert_same_import(tmp_path / "data", folder, tmp_path)
+
+
+def episodes_in(folder):
+    """Return the number of each episode's file, by its path."""
+    return {str(path.relative_to(folder)): path.stat().st_ino for path in folder.glob("*/*/*/*/[0-9]*.pt")}
+
+
+def test_two_imports_at_once_are_kept_apart(tmp_path):
+    folder = save(tmp_path / "recordings", [recorded(seed=i) for i in range(3)])
+    (tmp_path / "data.partial").mkdir()
+    with locked(tmp_path / "data.partial"), pytest.raises(FolderInUseError, match="working on the import"):
+        imported(episodes=folder, out=tmp_path / "data")
 
 
 def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
@@ -151,9 +304,19 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
 @pytest.mark.parametrize(
     "arguments, code, message",
     [
-        ([], 2, "give one of episodes=FOLDER and minari=ID"),
-        (["episodes=a", "minari=b"], 2, "give one of episodes=FOLDER and minari=ID"),
-        (["episodes=a", "obs_key=image"], 2, "obs_key=image is for minari=ID"),
+        (
+            [],
+            2,
+            "give one of episodes=FOLDER, minari=ID, hdf5=FILE, videos=FOLDER and lerobot=FOLDER; got none",
+        ),
+        (["episodes=a", "minari=b"], 2, "got episodes and minari"),
+        (
+            ["episodes=a", "obs_key=image"],
+            2,
+            "obs_key=image is for minari=, hdf5=, lerobot=; episodes= does not",
+        ),
+        (["minari=a", "act_key=x"], 2, "act_key=x is for hdf5=, videos=, lerobot=; minari= does not need it"),
+        (["episodes=a", "action_low=1"], 2, "action_low=[1.0] is for hdf5="),
         (["episodes=a", "size=0"], 2, "size must be a number in 1..1024, or two, such as 48x64, got 0"),
         (["episodes=a", "size=64x"], 2, "size must be a number in 1..1024"),
         (["episodes=a", "test_every=1"], 2, "test_every must be 0 for no test episodes, or at least 2"),
@@ -218,6 +381,26 @@ def write_as_published(path, episodes):
         "counter_end": Counter(torch.cat([episode.end for episode in episodes]).tolist()),
     }
     torch.save(index, path / "info.pt")
+
+
+@pytest.mark.parametrize(
+    "package, source",
+    [
+        ("h5py", "hdf5=a.hdf5"),
+        ("av", "videos=films"),
+        ("pyarrow", "videos=films"),
+        ("pyarrow", "lerobot=robot"),
+    ],
+)
+def test_without_a_package_the_extra_is_named(package, source, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("films/a.mp4", "films/a.csv", "robot/meta/info.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["import-episodes", source, "out=data"]) == 1
+    assert "pip install 'diamond-gym[data]'" in capsys.readouterr().err
+    assert not (tmp_path / "data").exists()
 
 
 # --- Minari

@@ -102,9 +102,10 @@ def test_upsampling_with_merged_copies_is_the_same(size):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("patch_size", [2, 3, 4])
-def test_folding_in_channels_last_is_pixel_unshuffle(dtype, patch_size):
+@pytest.mark.parametrize("channels", [1, 6])
+def test_folding_in_channels_last_is_pixel_unshuffle(dtype, patch_size, channels):
     model = denoise(patch_size=patch_size).inner_model.to(memory_format=torch.channels_last)
-    images = (255 * torch.rand(2, 6, 12, 24)).to(dtype)
+    images = (255 * torch.rand(2, channels, 12, 24)).to(dtype)
     every_second = images.repeat_interleave(2, dim=1)[:, ::2]
     for given in (images, every_second):
         folded = model.fold(given)

@@ -195,7 +195,7 @@ def _import_episodes() -> Command:
         import_episodes.ABOUT,
         import_episodes.ImportOptions,
         run,
-        usage_of_arguments="(episodes=FOLDER | minari=ID) out=FOLDER [key=value ...]",
+        usage_of_arguments="SOURCE=PATH out=FOLDER [key=value ...]",
     )
 
 

@@ -108,15 +108,18 @@ def action_space_of(path: Path, agent: AgentConfig) -> ActionSpace:
 def fitted(config: TrainerConfig) -> TrainerConfig:
     """The configuration with networks for the frames of its static dataset, where it states no others.
 
+    A dataset that is missing or empty is left to `check_static_dataset`.
+
     Raises:
-        DatasetError: There are no episodes, or they take more memory than there is.
+        DatasetError: The frames take more memory than there is, or an episode is damaged.
         InvalidInputError: The networks' patches do not divide the frames.
     """
     if config.static_dataset.path is None:
         return config
     path = Path(config.static_dataset.path)
-    check_static_dataset(path)
-    dataset = EpisodeDataset(static_folders(path)[0])
+    train, _ = static_folders(path)
+    if not train.is_dir() or not len(dataset := EpisodeDataset(train, create=True)):
+        return config
     c, h, w = dataset[0].obs.shape[1:]
     _check_memory(path, _num_steps_there(dataset, list(range(len(dataset))), (c, h, w)), (c, h, w))
     if config.frame_shape != _USUAL_FRAMES or config.frame_shape == (c, h, w):

@@ -221,10 +221,18 @@ def next_frames(batch: SegmentBatch, frames: Float[Tensor, "b l c h w"]) -> Floa
     return torch.where(done[:, :, None, None, None], final[:, None], following)
 
 
+def ends_unseen(batch: SegmentBatch) -> Bool[Tensor, "b m"]:
+    """Where the episode is over and the frame that followed is unknown, as in data of others.
+
+    The end cannot be seen there: learning it would teach that the padding after it is one.
+    """
+    return (batch.end | batch.trunc)[:, :-1] & ~batch.has_final[:, None]
+
+
 def rew_end_loss(
     model: RewEndModel, batch: SegmentBatch, *, total: Total = no_all_reduce
 ) -> tuple[Tensor, Metrics]:
-    """Cross-entropy of the reward's sign and of the end, over all transitions of the segments.
+    """Cross-entropy of the reward's sign and of the end, over all transitions whose frames are known.
 
     Args:
         model: The network.
@@ -235,7 +243,7 @@ def rew_end_loss(
         The loss, and {"loss_rew", "loss_end", "confusion_rew" (3, 3), "confusion_end" (2, 2)}.
     """
     frames = batch.frames()
-    act, mask = batch.act[:, :-1], batch.mask_padding[:, :-1]
+    act, mask = batch.act[:, :-1], batch.mask_padding[:, :-1] & ~ends_unseen(batch)
     logits_rew, logits_end, _ = model.predict_rew_end(frames[:, :-1], act, next_frames(batch, frames))
     target_rew, target_end = batch.rew[:, :-1].sign().long() + 1, batch.end[:, :-1].long()
     loss_rew = masked_cross_entropy(logits_rew.float(), target_rew, mask, total)

@@ -454,6 +454,8 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
     """
     path = config.static_dataset.path
     check_parts(config)
+    if path is not None:
+        data.check_static_dataset(Path(path))
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
         space = ActionSpace.discrete(len(meanings))

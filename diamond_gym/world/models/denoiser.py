@@ -194,7 +194,7 @@ class InnerModel(nn.Module):
         p = self.patch_size
         rows = rows_as_numbers(images, p)
         patches = rows.reshape(b, c, h // p, p, w // p, -1).permute(0, 2, 4, 1, 3, 5)
-        folded = patches.reshape(b, h // p, w // p, -1)  # one copy does both
+        folded = patches.reshape(b, h // p, w // p, -1).contiguous()  # one copy: one channel gives a view
         folded = folded if rows is images else folded.view(images.dtype)
         return folded.permute(0, 3, 1, 2)
 

@@ -1,6 +1,7 @@
 """The trainer's losses equal the published implementation's with the same weights and random numbers."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -78,6 +79,18 @@ def test_reward_end_loss(case):
     assert_close(loss.detach(), d["value_rew"] + d["value_end"], rtol=1e-4, atol=1e-6)
     assert torch.equal(metrics["confusion_rew"], d["cm_rew"])
     assert torch.equal(metrics["confusion_end"], d["cm_end"])
+
+
+def test_an_end_whose_frame_is_unknown_is_not_learned():
+    """Data of others often lack the frame after the last step: padding in its place is no sign of an end."""
+    d = {k.removeprefix("rew_end_loss_"): v for k, v in parity.numbers("tiny").items()}
+    batch = segments(d["obs_u8"], d["act"], d["mask"], d["rew"], d["end"], d["final_obs_u8"])
+    model, unknown = parity.agent("tiny").rew_end_model, torch.zeros_like(batch.has_final)
+    _, known = rew_end_loss(model, batch)
+    loss, metrics = rew_end_loss(model, dataclasses.replace(batch, has_final=unknown))
+    num_ends = int(known["confusion_end"][1].sum())
+    assert num_ends > 0 and not metrics["confusion_end"][1].any() and loss.isfinite()
+    assert int(metrics["confusion_rew"].sum()) == int(known["confusion_rew"].sum()) - num_ends
 
 
 def test_what_changes_weighs_more_and_so_does_its_neighbourhood():

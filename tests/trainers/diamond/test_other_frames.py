@@ -58,7 +58,7 @@ def test_the_run_is_a_simulator_of_such_frames(run):
     assert picture.shape[0] * run.shape[1] == picture.shape[1] * run.shape[0]
     env.close()
     envs = DiamondVectorEnv(
-        2, checkpoint=str(run.path), output="torch", render_mode="rgb_array", **worlds.PLAIN
+        2, checkpoint=str(run.path), output="torch", render_mode="rgb_array", device="cpu"
     )
     envs.reset(seed=0)
     assert envs.step(envs.action_space.sample())[0].shape == (2, *run.shape)

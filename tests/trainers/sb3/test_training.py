@@ -288,7 +288,7 @@ def test_a_score_is_summed_up():
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        (["fly"], 2, "unknown command fly: accepted are train, loop, evaluate, demo"),
+        (["fly"], 2, "unknown command fly: accepted are train, loop, evaluate, export-onnx, demo"),
         (["train", "algo=sac"], 2, "algo must be one of ppo, a2c, dqn, recurrent_ppo, qrdqn, got 'sac'"),
         (["train", "where=moon"], 2, "where must be one of imagination, real"),
         (["train", "total_timesteps=0"], 2, "total_timesteps must be at least 1, got 0"),

@@ -208,6 +208,33 @@ def count_steps(tab: Tab, seconds: float) -> tuple[int, float]:
     )
 
 
+def test_numbers_are_those_of_numpy_and_of_the_documentation(url: str, open_tab: OpenTab):
+    tab = open_tab(url)
+    seeds = [0, 1, 2**32 + 5, 3**60, 2**200 + 7]
+    found = tab.page.evaluate(
+        """async (seeds) => {
+            const numbers = await import(new URL('numbers.js', location.href));
+            const start = (seed, k) => numbers.contextAndKey(BigInt(seed), k);
+            const draws = seeds.map((seed) => [1, 800, 3_000_000_000].map((k) => start(seed, k)));
+            const key = 2488343231644625808n;
+            return [
+                draws.map((row) => row.map(({index, key}) => [index, String(key)])),
+                [...numbers.philox(2921580012919480943n, 7, 1, 1)],
+                [...numbers.normal(key, 0, 0, 4), ...numbers.uniform(key, 0, 1, 2)],
+            ];
+        }""",
+        [str(seed) for seed in seeds],
+    )
+    expected = []
+    for seed in seeds:
+        rngs = [(np.random.default_rng(seed), k) for k in (1, 800, 3_000_000_000)]
+        expected.append([[int(rng.integers(k)), str(rng.integers(2**63))] for rng, k in rngs])
+    assert found[0] == expected
+    assert found[1] == [90186209, 2065553429, 1959376073, 3184652761]
+    documented = [0.7777929, -0.816452, -0.4846358, -1.470287, 0.6203573, 0.4554797]
+    np.testing.assert_allclose(found[2], documented, atol=1e-7)
+
+
 # --- what people do
 
 

@@ -61,12 +61,17 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         pass
 
 
+class Listener(http.server.ThreadingHTTPServer):
+    def handle_error(self, *arguments: Any) -> None:
+        pass  # a page that was left does not wait for its files
+
+
 class Server:
     """A plain server of files."""
 
     def __init__(self, folder: Path) -> None:
         handler = functools.partial(Handler, directory=str(folder))
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = Listener(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 

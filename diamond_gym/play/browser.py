@@ -14,7 +14,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError
 from diamond_gym.files import visible
 from diamond_gym.play import pictures
-from diamond_gym.play.keys import DATASET_SHORTCUTS, Command, named_parts
+from diamond_gym.play.keys import DATASET_SHORTCUTS, Command, Slider, named_parts
 from diamond_gym.play.recording import TRAJECTORY
 from diamond_gym.play.view import Facts, View
 
@@ -103,6 +103,10 @@ class DatasetBrowser:
 
     def held_keys(self) -> list[tuple[str, str]]:
         """Return no keys, because nothing moves by itself."""
+        return []
+
+    def sliders(self) -> list[Slider]:
+        """Return no sliders, because nothing moves by itself."""
         return []
 
     def close(self) -> str:

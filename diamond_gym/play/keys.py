@@ -214,6 +214,10 @@ class GameKeys:
         """Name an action for people."""
         return self.action_meanings[action]
 
+    def sliders(self) -> list[Slider]:
+        """Return no sliders, because an action is one choice."""
+        return []
+
     def explain(self) -> list[tuple[str, str]]:
         """Return a line for each action: its keys and its name."""
         rows = [
@@ -234,6 +238,32 @@ def mouse_key(x: float, y: float) -> str:
     return f"{MOUSE}{x:.4f},{y:.4f}"
 
 
+PART = "part@"
+"""Beginning of the name of a "key" that is a slider: it gives a continuous part a value of its own."""
+
+
+def part_key(part: int, value: float) -> str:
+    """Name the "key" of a slider that gives a part, counted from 0, a value."""
+    return f"{PART}{part},{value!r}"
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A continuous part of an action, to be set by a slider.
+
+    Attributes:
+        name: Its name.
+        low: Least value.
+        high: Greatest value.
+        rest: The value that it has as long as nobody sets it.
+    """
+
+    name: str
+    low: float
+    high: float
+    rest: float
+
+
 def named_parts(action: Any) -> str:
     """Write the parts of an action for people."""
     return ", ".join(f"{x:.3g}" for x in np.ravel(action).tolist())
@@ -246,7 +276,7 @@ class PartKeys:
     A part has two keys, less and more, of its choices or of its range; without a key it rests at choice 0 (of
     an odd number of choices, at the middle one), or at the number nearest to 0. A button, with two choices,
     has one key. Of continuous parts, the first is also the mouse's place from left to right while its button
-    is held, the second from top to bottom.
+    is held, the second from top to bottom; each can have a slider, which says where it rests.
 
     Attributes:
         space: The action space.
@@ -282,11 +312,15 @@ class PartKeys:
             if key in pairs:
                 part, value = pairs[key]
                 flat[part] = value
-            elif key.startswith(MOUSE) and self.space.is_continuous:
-                place = np.array(key.removeprefix(MOUSE).split(","), np.float32)[: len(flat)]
-                low, high = (bound.reshape(-1)[: len(place)] for bound in self.space.bounds)
-                flat[: len(place)] = low + place * (high - low)
+            elif self.space.is_continuous:
+                self._set(flat, key)
         return act
+
+    def sliders(self) -> list[Slider]:
+        """Return a slider for each continuous part."""
+        space = self.space
+        parts = zip(self.action_meanings, space.low, space.high, self.idle.reshape(-1).tolist(), strict=False)
+        return [Slider(*part) for part in parts]  # a discrete part has no `low`
 
     def name(self, action: Any) -> str:
         """Name an action for people."""
@@ -301,6 +335,18 @@ class PartKeys:
             axes += f", {self.action_meanings[1]} top to bottom" if self.space.size > 1 else ""
             rows.append(("mouse button", axes))
         return rows
+
+    def _set(self, flat: NDArray[Any], key: str) -> None:
+        """Set continuous parts to what the mouse or a slider says; other keys do nothing."""
+        low, high = (bound.reshape(-1) for bound in self.space.bounds)
+        if key.startswith(MOUSE):
+            place = np.array(key.removeprefix(MOUSE).split(","), np.float32)[: len(flat)]
+            near, far = low[: len(place)], high[: len(place)]
+            flat[: len(place)] = near + place * (far - near)
+        elif key.startswith(PART):
+            part, value = key.removeprefix(PART).split(",")
+            if int(part) < len(flat):
+                flat[int(part)] = np.clip(float(value), low[int(part)], high[int(part)])
 
     def _each(self) -> list[tuple[str, int, float]]:
         """Each key with its part and the value that it gives it."""

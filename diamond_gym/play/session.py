@@ -17,7 +17,7 @@ import numpy as np
 
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.play import pictures
-from diamond_gym.play.keys import Command, GameKeys, PartKeys, Shortcut, play_shortcuts
+from diamond_gym.play.keys import Command, GameKeys, PartKeys, Shortcut, Slider, play_shortcuts
 from diamond_gym.play.places import (
     Comparison,
     ImaginedPlace,
@@ -152,6 +152,10 @@ class PlaySession:
     def held_keys(self) -> list[tuple[str, str]]:
         """Return the game's keys and their actions."""
         return self.game_keys.alone()
+
+    def sliders(self) -> list[Slider]:
+        """Return the continuous parts of the game's actions."""
+        return self.game_keys.sliders()
 
     def close(self) -> str:
         """Write the episodes that are not written yet.

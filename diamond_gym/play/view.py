@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import UInt8
 
-from diamond_gym.play.keys import Command, Shortcut
+from diamond_gym.play.keys import Command, Shortcut, Slider
 
 Facts = tuple[tuple[str, str], ...]
 """A name and a value, such as ("Reward", "1")."""
@@ -69,6 +69,10 @@ class Session(Protocol):
 
     def held_keys(self) -> list[tuple[str, str]]:
         """Return the keys that act while they are held, and what each does alone; "" for nothing."""
+        ...
+
+    def sliders(self) -> list[Slider]:
+        """Return the continuous parts of the game's actions, in order; none if they are discrete."""
         ...
 
     def close(self) -> str:

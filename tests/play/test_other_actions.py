@@ -9,7 +9,7 @@ import pytest
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.play import settings, start
-from diamond_gym.play.keys import PartKeys, mouse_key, play_shortcuts
+from diamond_gym.play.keys import PartKeys, Slider, mouse_key, part_key, play_shortcuts
 from diamond_gym.play.recording import Recorder
 from diamond_gym.play.window import Keyboard, open_window
 from diamond_gym.world.action_space import ActionSpace
@@ -38,6 +38,16 @@ def test_the_mouse_is_a_place_between_the_bounds():
     assert keys.action([mouse_key(0.5, 0.25)]).tolist() == [0, 0.25, 0]
     assert keys_of("box(0.0..10.0)").action([mouse_key(0.25, 0.9)]).tolist() == [2.5]
     assert keys_of("multi_discrete(3, 2)").action([mouse_key(0, 0)]).tolist() == [1, 0]
+
+
+def test_a_slider_for_each_continuous_part():
+    keys = keys_of("box(-2.0..2.0, 1.0..3.0)")
+    assert keys.sliders() == [Slider("x", -2, 2, 0), Slider("y", 1, 3, 1)]
+    assert keys.action([part_key(0, 1.5), part_key(1, 9)]).tolist() == [1.5, 3]  # in its bounds
+    assert keys.action([part_key(0, 1.5), part_key(2, 1), "a"]).tolist() == [-2, 1]  # a key counts more
+    assert keys.action([part_key(1, 2.5), mouse_key(0, 0)]).tolist() == [-2, 1]
+    buttons = keys_of("multi_binary(3)")
+    assert buttons.sliders() == [] and buttons.action([part_key(0, 1)]).tolist() == [0, 0, 0]
 
 
 def test_keys_of_discrete_parts():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,6 +19,7 @@ from diamond_gym.play.browser import DatasetBrowser, find_datasets
 from diamond_gym.play.canvas import Canvas
 from diamond_gym.play.view import View
 from diamond_gym.play.viewer import Viewer
+from diamond_gym.world.action_space import ActionSpace
 from tests import recordings, worlds
 from tests.browser import Served, serve
 
@@ -415,3 +417,127 @@ def test_a_pad_with_all_directions(open_tab: OpenTab, tmp_path: Path):
             tab.screenshot("phone-cross")
             touch(tab)
             tab.wait_for("Action", "NOOP")
+
+
+# --- actions that are not discrete
+
+
+@pytest.fixture
+def serve_space(tmp_path: Path) -> Iterator[Callable[[str], Served]]:
+    """Serve a world with actions of a space."""
+    with contextlib.ExitStack() as stack:
+
+        def serve_space(text: str) -> Served:
+            checkpoint = worlds.save_tiny_world_of(tmp_path / "world", ActionSpace.parse(text))
+            env = DiamondEnv(checkpoint=checkpoint, **worlds.PLAIN)
+            stack.callback(env.close)
+            given = settings.parse(
+                [f"checkpoint={checkpoint}", "seed=3", "--human", "--horizon=1000", f"--size={SIZE}"]
+            )
+            session = start.session_in(env, given, None, tell=lambda line: None)
+            viewer = Viewer(session, Canvas(SIZE), fps=15, captures=tmp_path, tell=lambda line: None)
+            return stack.enter_context(serve(lambda: viewer, fps=15))
+
+        yield serve_space
+
+
+SliderFacts = list[tuple[str, str, str, str]]
+
+
+def slider_facts(tab: Tab) -> SliderFacts:
+    """Return name, least value, greatest value and value of each slider."""
+    rows = tab.page.evaluate(
+        """[...document.querySelectorAll('#sliders > div')]
+            .map((row) => [...row.children].map((e) => e.textContent))"""
+    )
+    return [(name, low, high, value) for name, low, _, high, value in rows]
+
+
+def action(tab: Tab) -> list[float]:
+    """Return the latest action of several parts; [] before the first."""
+    text = tab.facts()["Action"]
+    return [] if text == "-" else [float(part) for part in text.split(", ")]
+
+
+def test_a_slider_for_each_continuous_part(serve_space: Callable[[str], Served], open_tab: OpenTab):
+    tab = open_tab(serve_space("box(-1.0..1.0, 0.0..1.0, 0.0..10.0)").url)
+    tab.wait_for_game()
+    assert slider_facts(tab) == [
+        ("ACTION_0", "-1", "1", "0"),
+        ("ACTION_1", "0", "1", "0"),
+        ("ACTION_2", "0", "10", "0"),
+    ]
+    inputs = tab.page.locator("#sliders input")
+    left = inputs.nth(0).bounding_box()
+    tab.page.mouse.click(left["x"] + 2, left["y"] + left["height"] / 2)
+    tab.wait_for("Action", "-1, 0, 0")
+    inputs.nth(2).fill("2.5")
+    tab.wait_for("Action", "-1, 0, 2.5")
+    tab.page.keyboard.down("d")  # the keyboard belongs to the game again, and its keys count more
+    tab.wait_for("Action", "1, 0, 2.5")
+    tab.page.keyboard.up("d")
+    tab.wait_for("Action", "-1, 0, 2.5")
+    tab.screenshot("sliders")
+    tab.page.get_by_role("button", name="ACTION_0").click()
+    tab.wait_for("Action", "0, 0, 2.5")
+    inputs.nth(2).focus()
+    tab.page.keyboard.press("End")  # a focused slider has the arrow keys, not the horizon
+    tab.wait_for("Action", "0, 0, 10")
+    tab.page.evaluate("dispatchEvent(new Event('blur'))")
+    tab.wait_for("Action", "0, 0, 0")
+    assert [row[3] for row in slider_facts(tab)] == ["0", "0", "0"]
+
+
+def test_the_mouse_on_the_picture_sets_two_parts(serve_space: Callable[[str], Served], open_tab: OpenTab):
+    tab = open_tab(serve_space("box(-1.0..1.0, 0.0..1.0, 0.0..10.0)").url)
+    tab.wait_for_game()
+    box = tab.box("#picture")
+    x, y = middle(box)
+    tab.page.mouse.move(x, y)
+    tab.page.mouse.down()
+    tab.wait_for("Action", "0, 0.5, 0")
+    tab.page.mouse.move(x + box["width"], y)  # outside it is the edge
+    tab.wait_for("Action", "1, 0.5, 0")
+    assert [row[3] for row in slider_facts(tab)] == ["1", "0.5", "0"]
+    tab.screenshot("sliders-mouse")
+    tab.page.mouse.up()
+    tab.wait_for("Action", "0, 0, 0")
+    assert [row[3] for row in slider_facts(tab)] == ["0", "0", "0"]
+
+
+@pytest.mark.parametrize("device, name", [(PHONE, "phone"), (LANDSCAPE, "phone-landscape")])
+def test_fingers_on_sliders_and_picture(
+    serve_space: Callable[[str], Served], open_tab: OpenTab, device: dict[str, Any], name: str
+):
+    tab = open_tab(serve_space("box(-1.0..1.0, 0.0..1.0, 0.0..10.0)").url, **device)
+    tab.wait_for_game()
+    assert not tab.page.locator("#pad").is_visible()
+    width, height = device["viewport"].values()
+    for element in [tab.page.locator("#picture"), *tab.page.locator("#sliders input").all()]:
+        box = element.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["width"] >= 80
+        assert box["y"] >= 0 and box["y"] + box["height"] <= height and box["height"] >= 44
+    box = tab.box("#picture")
+    touch(tab, (box["x"] + box["width"] / 4, box["y"] + box["height"] / 4))
+    tab.wait(lambda: action(tab) == pytest.approx([-0.5, 0.25, 0], abs=0.02))
+    tab.screenshot(f"{name}-sliders")
+    touch(tab)
+    tab.wait_for("Action", "0, 0, 0")
+    touch(tab, middle(tab.page.locator("#sliders input").nth(2).bounding_box()))
+    tab.wait(lambda: action(tab) == pytest.approx([0, 0, 5], abs=0.2))
+    touch(tab)
+    tab.wait(lambda: action(tab) == pytest.approx([0, 0, 5], abs=0.2))  # it stays
+
+
+def test_discrete_parts_have_keys_and_no_sliders(serve_space: Callable[[str], Served], open_tab: OpenTab):
+    tab = open_tab(serve_space("multi_binary(3)").url, **PHONE)
+    tab.wait_for_game()
+    assert not tab.page.locator("#sliders").is_visible()
+    touch(tab, middle(tab.box("[data-key='a'].key")))
+    tab.wait_for("Action", "0, 1, 0")
+    tab.screenshot("phone-buttons")
+    touch(tab)
+    touch(tab, *(middle(tab.box(f"[data-key='{key}'].key")) for key in "ws"))
+    tab.wait_for("Action", "1, 0, 1")
+    touch(tab)
+    tab.wait_for("Action", "0, 0, 0")

@@ -84,12 +84,18 @@ def test_messages(text: str, kind: Kind, key: str, number: int):
     assert parse(text) == protocol.Message(kind, key, number)
 
 
+def test_messages_with_numbers():
+    slide = '{"type": "slide", "part": 2, "value": -0.5}'
+    assert parse(slide) == protocol.Message(Kind.SLIDE, number=2, x=-0.5)
+    assert parse('{"type": "point", "x": 1, "y": 0.25}') == protocol.Message(Kind.POINT, x=1.0, y=0.25)
+
+
 MALFORMED = [
     ("", "must be a JSON object, got ''"),
     ("{", "must be a JSON object, got '{'"),
     ("[" * 900, "must be a JSON object"),
     ("[]", "must be a JSON object"),
-    ("{}", "type must be one of down, up, press, release, sit, shown, got None"),
+    ("{}", "type must be one of down, up, press, slide, point, lift, release, sit, shown, got None"),
     ('{"type": ["down"]}', "type must be one of"),
     ('{"type": "down"}', "key must be a name of 1 to 16 letters, got None"),
     ('{"type": "up", "key": ""}', "key must be a name"),
@@ -97,6 +103,13 @@ MALFORMED = [
     ('{"type": "shown", "number": true}', "number must be an integer of at least 0, got True"),
     ('{"type": "shown", "number": -1}', "at least 0, got -1"),
     ('{"type": "shown", "number": 1e3}', "got 1000.0"),
+    ('{"type": "slide", "part": 256, "value": 0}', "part must be an integer in 0..255, got 256"),
+    ('{"type": "slide", "part": 0, "value": NaN}', "value must be a finite number, got nan"),
+    ('{"type": "slide", "part": 0, "value": 1e999}', "got inf"),
+    ('{"type": "slide", "part": 0, "value": 1' + "0" * 400 + "}", "value must be a finite number, got 1000"),
+    ('{"type": "slide", "part": 0, "value": true}', "got True"),
+    ('{"type": "point", "x": 0.5}', "y must be a finite number, got None"),
+    ('{"type": "point", "x": -0.1, "y": 0}', "x must be in [0, 1], got -0.1"),
 ]
 
 
@@ -154,6 +167,23 @@ def test_controls():
     assert taken.held == ("a", "d")  # a tap counts
     assert taken.presses == (Press("a"), Press("d"), Press("a", is_repeated=True), Press("m"))
     assert controls.take().held == ("d",) and controls.take().presses == ()
+    controls.release()
+    assert controls.take().held == ()
+
+
+def test_sliders_stay_and_the_mouse_counts_while_it_is_down():
+    controls = Controls()
+    controls.slide(1, 0.5)
+    controls.down("a")
+    controls.point(0, 0)
+    controls.point(1, 0.5)
+    controls.lift()
+    assert controls.take().held == ("part@1,0.5", "a", "mouse@1.0000,0.5000")  # a click counts
+    assert controls.take().held == ("part@1,0.5", "a")
+    controls.point(0, 0)
+    controls.slide(1, -2.0)
+    for _ in range(2):
+        assert controls.take().held == ("part@1,-2.0", "a", "mouse@0.0000,0.0000")
     controls.release()
     assert controls.take().held == ()
 

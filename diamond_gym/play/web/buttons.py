@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from diamond_gym.play.keys import Command, Shortcut, spell
 from diamond_gym.play.viewer import Viewer
@@ -63,6 +64,7 @@ def introduction(viewer: Viewer) -> str:
         "game",
         title=viewer.session.title,
         held_keys=viewer.session.held_keys(),
+        sliders=[asdict(slider) for slider in viewer.session.sliders()],
         shortcuts={key: s.command for s in shortcuts for key in s.keys},
         groups=[
             {"title": title, "buttons": buttons}

@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass
 
 from diamond_gym.play.held import HeldKeys
+from diamond_gym.play.keys import mouse_key, part_key
 
 _MAX_HELD, _MAX_PRESSES = 16, 64
 """Most keys between two pictures; more are not typed by fingers, and are dropped."""
@@ -29,7 +30,8 @@ class Input:
     """The input for a picture.
 
     Attributes:
-        held: Keys held now or since the last picture, in the order in which they were pressed.
+        held: Keys held now or since the last picture, in the order in which they were pressed; before them
+            the sliders, after them the place of the mouse.
         presses: Keys that went down since the last picture, in order.
     """
 
@@ -38,12 +40,15 @@ class Input:
 
 
 class Controls:
-    """The player's keys, and the number of people."""
+    """The player's keys, sliders and mouse, and the number of people."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._keys = HeldKeys()
         self._presses: list[Press] = []
+        self._sliders: dict[int, float] = {}
+        self._mouse: str | None = None
+        self._clicked: str | None = None
         self._num_people = 0
         self._is_ended = False
 
@@ -64,17 +69,36 @@ class Controls:
         with self._changed:
             self._add(Press(key))
 
+    def slide(self, part: int, value: float) -> None:
+        """Note the value of a slider, which stays."""
+        with self._changed:
+            self._sliders[part] = value
+
+    def point(self, x: float, y: float) -> None:
+        """Note the place of the mouse or finger on the picture, in [0, 1] from the upper left corner."""
+        with self._changed:
+            self._mouse = self._clicked = mouse_key(x, y)
+
+    def lift(self) -> None:
+        """Note that the mouse's button was released, or the finger lifted."""
+        with self._changed:
+            self._mouse = None
+
     def release(self) -> None:
-        """Release all keys, because the player has switched away or left."""
+        """Release keys, mouse and sliders, because the player has switched away or left."""
         with self._changed:
             self._keys.release()
+            self._sliders, self._mouse, self._clicked = {}, None, None
 
     def take(self) -> Input:
         """Return the input since the last picture, and clear it."""
         with self._changed:
-            taken = Input(tuple(self._keys.now()), tuple(self._presses))
+            sliders = [part_key(part, value) for part, value in self._sliders.items()]
+            mouse = self._mouse or self._clicked  # a click between two pictures counts
+            held = (*sliders, *self._keys.now(), *filter(None, [mouse]))
+            taken = Input(held, tuple(self._presses))
             self._keys.start_picture()
-            self._presses = []
+            self._presses, self._clicked = [], None
             return taken
 
     def set_num_people(self, count: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,6 +19,7 @@ from diamond_gym.envs.rendering import enlarge
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.play.pictures import Picture
 from diamond_gym.play.view import View
+from diamond_gym.world.action_space import MAX_PARTS
 
 MAX_MESSAGE_BYTES = 1024
 MAX_KEY_LETTERS = 16
@@ -30,13 +32,17 @@ class Kind(StrEnum):
     """The kinds of messages of a page.
 
     DOWN, UP and PRESS have a `key`: it is held from now on, no longer, or was only tapped for its command.
-    RELEASE releases all keys, SIT asks for the player's seat, SHOWN has the `number` of a picture that was
-    drawn.
+    SLIDE gives the continuous part `number` of the action the value `x`; POINT has the place `x`, `y` of the
+    mouse or finger on the picture, LIFT ends it. RELEASE releases all keys and puts all parts to rest, SIT
+    asks for the player's seat, SHOWN has the `number` of a picture that was drawn.
     """
 
     DOWN = "down"
     UP = "up"
     PRESS = "press"
+    SLIDE = "slide"
+    POINT = "point"
+    LIFT = "lift"
     RELEASE = "release"
     SIT = "sit"
     SHOWN = "shown"
@@ -49,12 +55,16 @@ class Message:
     Attributes:
         kind: Its kind.
         key: Name of a key as in `play.keys`; "" where the kind has none.
-        number: Number of a picture, at least 0; 0 where the kind has none.
+        number: Number of a picture, or of a part of an action; at least 0, and 0 where the kind has none.
+        x: Value of a part, or place from the left in [0, 1].
+        y: Place from the top in [0, 1].
     """
 
     kind: Kind
     key: str = ""
     number: int = 0
+    x: float = 0.0
+    y: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -87,8 +97,12 @@ def parse(text: str) -> Message:
         ) from None
     if kind in (Kind.DOWN, Kind.UP, Kind.PRESS):
         return Message(kind, key=_key(fields.get("key")))
+    if kind is Kind.SLIDE:
+        return Message(kind, number=_number(fields, "part", MAX_PARTS - 1), x=_real(fields, "value"))
+    if kind is Kind.POINT:
+        return Message(kind, x=_place(fields, "x"), y=_place(fields, "y"))
     if kind is Kind.SHOWN:
-        return Message(kind, number=_number(fields.get("number")))
+        return Message(kind, number=_number(fields, "number"))
     return Message(kind)
 
 
@@ -140,10 +154,28 @@ def _key(key: object) -> str:
     return key
 
 
-def _number(number: object) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise InvalidInputError(f"number must be an integer of at least 0, got {_short(number)}")
+def _number(fields: dict[str, object], name: str, most: int | None = None) -> int:
+    number = fields.get(name)
+    is_index = isinstance(number, int) and not isinstance(number, bool) and number >= 0
+    if not is_index or (most is not None and number > most):
+        accepted = "of at least 0" if most is None else f"in 0..{most}"
+        raise InvalidInputError(f"{name} must be an integer {accepted}, got {_short(number)}")
     return number
+
+
+def _real(fields: dict[str, object], name: str) -> float:
+    number = fields.get(name)
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if not is_number or not abs(number) <= sys.float_info.max:  # JSON has no limit, and Python reads NaN
+        raise InvalidInputError(f"{name} must be a finite number, got {_short(number)}")
+    return float(number)
+
+
+def _place(fields: dict[str, object], name: str) -> float:
+    place = _real(fields, name)
+    if not 0 <= place <= 1:
+        raise InvalidInputError(f"{name} must be in [0, 1], got {place:g}")
+    return place
 
 
 def _short(value: object) -> str:

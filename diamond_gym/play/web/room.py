@@ -87,6 +87,12 @@ class Room:
             self.controls.up(message.key)
         elif message.kind is Kind.PRESS:
             self.controls.press(message.key)
+        elif message.kind is Kind.SLIDE:
+            self.controls.slide(message.number, message.x)
+        elif message.kind is Kind.POINT:
+            self.controls.point(message.x, message.y)
+        elif message.kind is Kind.LIFT:
+            self.controls.lift()
         else:
             self.controls.release()
 

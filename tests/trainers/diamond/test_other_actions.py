@@ -26,7 +26,10 @@ SPACES = {
     "SteeredDot-multi_discrete-v0": "multi_discrete(3, 3)",
     "SteeredDot-multi_binary-v0": "multi_binary(4)",
     "Pendulum-v1": "box(-2.0..2.0)",
+    "CarRacing-v3": "box(-1.0..1.0, 0.0..1.0, 0.0..1.0)",
 }
+RECORD = {"Pendulum-v1": ["render=true", "size=64"]}
+FRAME_SHAPES = {"CarRacing-v3": (96, 96, 3)}
 SLOW = set(SPACES) - {"SteeredDot-box-v0"}
 
 
@@ -34,20 +37,23 @@ SLOW = set(SPACES) - {"SteeredDot-box-v0"}
     scope="module", params=[pytest.param(x, marks=[pytest.mark.slow] if x in SLOW else []) for x in SPACES]
 )
 def run(request, tmp_path_factory):
-    """A run that learned an environment, and to act in it, and its action space."""
+    """A run that learned an environment, and to act in it; its action space and the shape of its frames."""
+    if request.param == "CarRacing-v3":
+        pytest.importorskip("Box2D", reason="needs gymnasium[box2d]")
     folder = tmp_path_factory.mktemp("run")
-    render = "render=true" if request.param == "Pendulum-v1" else "render=false"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        played = ["num_steps=250", "repeat=3", render]
-        assert main(["record", f"env={request.param}", "out=recordings", *played]) == 0
+        played = ["num_steps=125", "repeat=3", *RECORD.get(request.param, [])]
+        for seed in (0, 1):  # an episode of CarRacing has 1000 steps, and two episodes are needed
+            assert main(["record", f"env={request.param}", "out=recordings", f"seed={seed}", *played]) == 0
         assert main(["import-episodes", "episodes=recordings", "out=data"]) == 0
         assert main(["train", "static_dataset.path=data", *ALL_PARTS, "out=run"]) == 0
-    return folder / "run", ActionSpace.parse(SPACES[request.param])
+    shape = FRAME_SHAPES.get(request.param, (64, 64, 3))
+    return folder / "run", ActionSpace.parse(SPACES[request.param]), shape
 
 
 def test_the_run_is_a_simulator(run):
-    path, space = run
+    path, space, shape = run
     diamond_gym.register_world_model("LearnedActions-v0", path, max_episode_steps=6)
     try:
         env = gymnasium.make("LearnedActions-v0", device="cpu")
@@ -57,29 +63,30 @@ def test_the_run_is_a_simulator(run):
         env.close()
         envs = gymnasium.make_vec("LearnedActions-v0", num_envs=2, device="cpu")
         envs.reset(seed=0)
-        assert envs.step(envs.action_space.sample())[0].shape == (2, 64, 64, 3)
+        assert envs.step(envs.action_space.sample())[0].shape == (2, *shape)
         envs.close()
     finally:
         del gymnasium.registry["LearnedActions-v0"]
 
 
 def test_its_actor_critic_plays(run):
-    path, space = run
+    path, space, shape = run
     agent = load_agent(path)
     player = ActorCriticPlayer(agent, epsilon=0.3, seed=0)
-    acts = [player.act(np.full((64, 64, 3), 10 * i, np.uint8)) for i in range(20)]
+    acts = [player.act(np.full(shape, 10 * i, np.uint8)) for i in range(20)]
     assert all(space.convert(act) is not None for act in acts) and len({str(act) for act in acts}) > 3
     assert player.entropy is not None and player.value is not None
 
 
 def test_its_dataset_and_its_export(run, tmp_path):
-    path, space = run
+    path, space, shape = run
     dataset = EpisodeDataset(path.parent / "data" / "train")
     assert dataset.action_space == space
     assert space.convert(dataset[0].act.numpy()) is not None and len(dataset[0].act.unique(dim=0)) > 2
     assert main(["export", f"run={path}", f"out={tmp_path / 'world'}", "num_contexts=4"]) == 0
     world = load_world(None, tmp_path / "world", device="cpu")
     assert world.action_space == space and len(world.contexts) == 4
+    assert world.contexts.obs.shape[2:] == shape
 
 
 def test_recordings_count_choices_from_zero(tmp_path):

@@ -1,4 +1,4 @@
-// The page: keys and touches to the server, pictures and facts from it. It knows no game and no command except
+// The page: keys, touches and sliders to the server, pictures and facts from it. It knows no game and no command except
 // "fullscreen", which only a browser can do; buttons, keys and help come with the message of type "game".
 
 const RETRY_MS = [500, 1000, 2000, 4000];
@@ -19,6 +19,8 @@ const state = {
   view: null,       // facts of the picture that comes next
   drawn: 0,         // number of the latest picture on the canvas
   status: "",
+  values: [],       // of the sliders, without what the mouse says
+  pointed: null,    // place of the mouse or finger on the picture, from 0 to 1, while it is down
   held: new Map(),  // maps what holds a key (a physical key, a finger) to the key's names
 };
 
@@ -45,6 +47,7 @@ function closed(code, reason) {
   state.isPlayer = false;
   state.held.clear();
   showHeld();
+  restSliders();
   showSeat("");
   if (code >= FIRST_CODE_TO_STAY_AWAY) {
     state.wasPlayer = false;
@@ -137,6 +140,7 @@ function showSeat(text) {
   document.querySelectorAll("#groups button").forEach((button) => {
     button.disabled = !state.isPlayer && button.dataset.command !== "fullscreen";
   });
+  document.querySelectorAll("#sliders input, #sliders button").forEach((element) => { element.disabled = !state.isPlayer; });
 }
 
 // --- what comes with a game
@@ -153,7 +157,8 @@ function showGame(game) {
     make("h2", { textContent: title }),
     make("dl", {}, rows.flatMap(([keys, what]) => [make("dt", { textContent: keys }), make("dd", { textContent: what })])),
   ]));
-  buildPad(game.held_keys);
+  buildSliders(game.sliders);
+  buildPad(game.sliders.length ? [] : game.held_keys);
   showSeat($("seat-text").textContent);
 }
 
@@ -207,9 +212,10 @@ function hold(source, keys) {
 const heldKeys = () => new Set([...state.held.values()].flat());
 
 function releaseAll() {
-  if (state.held.size && state.isPlayer) send("release");
+  if (state.isPlayer) send("release");
   state.held.clear();
   showHeld();
+  restSliders();
 }
 
 function showHeld() {
@@ -233,7 +239,7 @@ function nameOf({ key, code }) {
 const isGames = (key) => state.game?.held_keys.some(([name]) => name === key);
 
 function keyDown(event) {
-  if (event.altKey || event.metaKey || isForButton(event)) return;
+  if (event.altKey || event.metaKey || isForButton(event) || isForSlider(event)) return;
   const name = nameOf(event);
   const key = event.ctrlKey ? `ctrl+${name}` : name;
   const isShortcut = key in (state.game?.shortcuts ?? {});
@@ -252,6 +258,9 @@ function keyDown(event) {
 
 const isForButton = ({ key }) =>
   document.activeElement instanceof HTMLButtonElement && (key === "Enter" || key === " ");
+
+const isForSlider = ({ key }) =>
+  document.activeElement instanceof HTMLInputElement && /^(Arrow|Page|Home|End)/.test(key);
 
 addEventListener("keydown", keyDown);
 addEventListener("keyup", (event) => hold(event.code || nameOf(event), []));
@@ -308,6 +317,75 @@ function followFingers(element, keysAt) {
   element.onpointerup = element.onpointercancel = lift;
   element.oncontextmenu = (event) => event.preventDefault();
 }
+
+// --- continuous parts of an action: a slider for each, which stays, and the mouse or a finger on the picture
+
+function buildSliders(sliders) {
+  $("sliders").hidden = !sliders.length;
+  $("picture").classList.toggle("is-pad", sliders.length > 0);
+  $("sliders").replaceChildren(...sliders.map(slider));
+  restSliders();
+}
+
+function slider({ name, low, high, rest }, part) {
+  const input = make("input", { type: "range", min: low, max: high, step: "any", ariaLabel: name });
+  input.oninput = () => slide(part, Number(input.value));
+  input.onpointerup = () => input.blur(); // the arrow keys are the game's again
+  const button = make("button", { textContent: name, title: `${name}: back to ${short(rest)}` });
+  button.onpointerdown = (event) => event.preventDefault();
+  button.onclick = () => slide(part, rest);
+  const [least, most] = [low, high].map((bound) => make("span", { textContent: short(bound) }));
+  return make("div", {}, [button, least, input, most, make("output")]);
+}
+
+const short = (value) => String(Number(value.toPrecision(3)));
+
+function slide(part, value) {
+  if (!state.isPlayer) return;
+  state.values[part] = value;
+  send("slide", { part, value });
+  showSliders();
+}
+
+function restSliders() {
+  state.pointed = null;
+  state.values = (state.game?.sliders ?? []).map(({ rest }) => rest);
+  showSliders();
+}
+
+function showSliders() {
+  const [inputs, outputs] = ["input", "output"].map((tag) => $("sliders").getElementsByTagName(tag));
+  (state.game?.sliders ?? []).forEach(({ low, high }, part) => {
+    const place = state.pointed?.[part];
+    const value = place === undefined ? state.values[part] : low + place * (high - low);
+    inputs[part].value = value;
+    outputs[part].value = short(value);
+  });
+}
+
+function pointAt({ clientX, clientY }) {
+  const { left, top, width, height } = $("picture").getBoundingClientRect();
+  const inside = (place) => Math.min(1, Math.max(0, place));
+  state.pointed = [inside((clientX - left) / width), inside((clientY - top) / height)];
+  send("point", { x: state.pointed[0], y: state.pointed[1] });
+  showSliders();
+}
+
+function liftPointer() {
+  if (!state.pointed) return;
+  state.pointed = null;
+  send("lift");
+  showSliders();
+}
+
+$("picture").onpointerdown = (event) => {
+  if (!state.game?.sliders.length || !state.isPlayer || event.button !== 0 || !event.isPrimary) return;
+  event.preventDefault();
+  $("picture").setPointerCapture(event.pointerId);
+  pointAt(event);
+};
+$("picture").onpointermove = (event) => { if (state.pointed && event.isPrimary) pointAt(event); };
+$("picture").onpointerup = $("picture").onpointercancel = (event) => { if (event.isPrimary) liftPointer(); };
 
 // --- coming and going
 

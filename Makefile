@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 EMBEDDED := $(notdir $(wildcard diamond_gym/weights/[A-Z]*))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web slow check docs fidelity pictures bench bench-long endurance $(VENV)
+.PHONY: help install demo test test-web slow check docs page fidelity pictures bench bench-long endurance package $(VENV)
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,11 +43,18 @@ check: $(STAMP) ## style, types and the direction of imports
 docs: $(STAMP) ## the documentation, docs/_build/html/index.html; a warning is an error
 	$(PY) -m sphinx -q -W --keep-going -b html docs docs/_build/html
 
+page: $(STAMP) ## the page that plays worlds in a browser, docs/_build/html/play_here; needs npm
+	rm -rf docs/_build/html/play_here
+	$(PY) docs/play_page.py out=docs/_build/html/play_here runtime=docs/_build/onnxruntime-web.tgz
+
 fidelity: $(STAMP) ## imagined against real, in numbers, and whether the model cards still say the same
 	for game in $(EMBEDDED); do \
 		$(PY) -m diamond_gym.evaluate game=$$game out=fidelity/$$game && \
 		$(PY) -m diamond_gym.evaluate.compare fidelity/$$game/fidelity.json diamond_gym/weights/$$game || exit 1; \
 	done
+
+package: ## sdist and wheel in dist/, checked, then installed and run in an empty environment without this folder
+	PYTHON=$(PYTHON) .ci/package
 
 pictures: $(STAMP) ## the pictures of README and documentation
 	$(PY) docs/pictures.py

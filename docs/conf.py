@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -30,9 +32,20 @@ autodoc_class_signature = "mixed"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 napoleon_use_rtype = False
+napoleon_custom_sections = [("Optional attributes", "Attributes")]
 
 html_theme = "furo"
 html_title = "diamond_gym"
 html_theme_options = {"navigation_with_keys": True}
 html_static_path = ["_static"]
 html_css_files = ["wide.css"]
+
+
+def escape_shapes(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Keep the stars of shapes, (n, *shape) and 'b *a', which reStructuredText would read as emphasis."""
+    lines[:] = [re.sub(r" \*(?=\w)", r" \\*", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    """Change docstrings after napoleon has added the types of attributes."""
+    app.connect("autodoc-process-docstring", escape_shapes, priority=900)

@@ -20,6 +20,7 @@ import yaml
 from diamond_gym import DiamondEnv, DiamondVectorEnv, WorldModel
 from diamond_gym.data.recorder import RecordEpisodes
 from diamond_gym.games.atari import AtariEnv
+from tests.test_package import pins
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -222,6 +223,8 @@ def test_workflows_call_what_exists(file):
     commands = "\n".join(step.get("run", "") for step in steps)
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
     assert set(re.findall(r"\bmake ([a-z-]+)", commands)) <= targets
+    scripts = re.findall(r"^\.ci/\w+", commands, re.M)
+    assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
     assert all((ROOT / path).is_file() for path in re.findall(r"\b(?:docs|diamond_gym)/[\w/.]+", commands))
 
 
@@ -243,6 +246,26 @@ def test_the_publishing_workflow_compares_the_tag_with_the_version(tmp_path):
     for tag, code in ((f"v{diamond_gym.__version__}", 0), ("v0.0.0", 1)):
         environment = os.environ | {"GITHUB_REF_NAME": tag}
         assert subprocess.run(["bash", "-e", "-c", check], cwd=ROOT, env=environment).returncode == code
+
+
+def test_only_a_tried_package_is_published():
+    """The artifact that is uploaded is what `make package` builds, after the tests and absolute links."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/publish.yml").read_text("utf-8"))["jobs"]
+    build, publish = jobs["build"]["steps"], jobs["publish"]["steps"]
+    commands = [step.get("run", "").split("#")[0].strip() for step in build]
+    links = next(i for i, command in enumerate(commands) if "absolute_links" in command)
+    assert commands.index(".ci/run") < links < commands.index("make package") == len(commands) - 2
+    kept, fetched = build[-1]["with"], publish[0]["with"]
+    assert kept["name"] == fetched["name"] and kept["path"] == fetched["path"] == "dist/"
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+
+
+def test_the_entry_for_gymnasium_names_what_exists():
+    text = (ROOT / "docs" / "gymnasium_entry.md").read_text("utf-8")
+    (entry,) = re.findall(r"^```markdown\n(.*?)^```$", text, re.M | re.S)
+    assert f"Gymnasium-v{pins()['gymnasium']}-blue" in entry
+    assert set(re.findall(r"`(\w+-v\d+)`", entry)) <= set(gymnasium.registry)
+    assert 2 <= len(re.findall(r"[.](?= |$)", entry.splitlines()[-1])) <= 5, "sentences"
 
 
 def test_the_pictures_are_small_and_each_is_drawn_by_the_command():

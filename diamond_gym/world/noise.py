@@ -55,7 +55,7 @@ class Draw(IntEnum):
 def normal(
     key: Int64[Tensor, " b"], step: Int64[Tensor, " b"], draw: int, shape: tuple[int, ...]
 ) -> Float32[Tensor, "b *shape"]:
-    """Draw standard normal numbers by Box-Muller; every value is finite, |z| < 6.8.
+    """Draw standard normal numbers by Box-Muller; every value is finite, between -6.8 and 6.8.
 
     The transform is computed in float64 where the device has it and rounded once, so that devices agree
     although their logarithms and cosines differ in the last bit. Devices without float64 (Apple's MPS) agree

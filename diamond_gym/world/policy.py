@@ -54,7 +54,7 @@ def draw(
     Args:
         space: The actions.
         outputs: Outputs of a policy network.
-        u: Uniform in [0, 1), of shape (b, *`draws_shape`).
+        u: Uniform in [0, 1), of shape (b, *shape) where `draws_shape` gives the shape.
         temperature: Divides logits, or multiplies standard deviations, >= 0; 0 takes the likeliest choice.
     """
     if space.is_discrete:

@@ -246,11 +246,6 @@ def as_it_runs(step: Callable[[], None], world_model: WorldModel) -> Callable[[]
     return replay
 
 
-def num_denoiser_passes(config: DiffusionSamplerConfig) -> int:
-    """Pass through the denoiser that one frame needs."""
-    return config.num_steps_denoising * config.order - (config.order - 1)
-
-
 def denoiser_passes(world_model: WorldModel, num_envs: int) -> Callable[[], None]:
     """Make the passes through the denoiser's network that one step needs, and nothing else."""
     denoiser, act = world_model.denoiser, random_state(world_model, num_envs).act
@@ -261,7 +256,7 @@ def denoiser_passes(world_model: WorldModel, num_envs: int) -> Callable[[], None
 
     @torch.no_grad()
     def step() -> None:
-        for _ in range(num_denoiser_passes(world_model.config)):
+        for _ in range(world_model.config.num_passes):
             denoiser.inner_model(noisy, c_noise, past, act)
 
     return step

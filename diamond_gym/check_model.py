@@ -160,8 +160,14 @@ class Checks:
 
 
 def _equal(a: Any, b: Any) -> bool:
+    """Whether two trees of tensors hold the same numbers."""
     same = []
-    map_tensors(lambda x, y: (same.append(bool(torch.equal(x, y))), x)[1], a, b)
+
+    def compare(x: Tensor, y: Tensor) -> Tensor:
+        same.append(torch.equal(x, y))
+        return x
+
+    map_tensors(compare, a, b)
     return all(same)
 
 

@@ -7,6 +7,9 @@ keep working.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import gymnasium.error
 
 
@@ -87,6 +90,26 @@ __all__ = [
     "UnknownGameError",
     "WorldModelError",
 ]
+
+
+def require(module: str, name: str, user: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Args:
+        module: The module.
+        name: What its package is called.
+        user: What needs it, for the message.
+        extra: The extra of this package that brings it.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"{user} needs {name} ({error}): pip install 'diamond-gym[{extra}]'"
+        ) from error
 
 
 def first_line(error: BaseException) -> str:

@@ -2,8 +2,8 @@
 
 `Diamond<Game>-v0` exists for every single-player game of ale-py, and `DiamondReal<Game>-v0` for the game that
 it imagines; `register_world_model` adds an id for a model of your own. Entry points are strings, so
-registering loads neither torch nor ale-py, and this module knows nothing of how an environment works or where
-weights come from.
+registering loads neither torch nor ale-py, and this module does not depend on how an environment works or
+where weights come from.
 """
 
 from __future__ import annotations

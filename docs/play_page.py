@@ -74,7 +74,7 @@ def build(settings: Settings) -> None:
     """
     with files.new_folder(settings.out) as folder, tempfile.TemporaryDirectory() as work:
         shutil.copytree(DOCS / "play_here", folder, dirs_exist_ok=True)
-        for name in ("play.css", "icon.svg"):
+        for name in ("play.css", "icon.svg", "pad.js"):
             shutil.copy(_STYLE / name, folder)
         runtime = add_runtime(settings.runtime or Path(work) / "runtime.tgz", folder)
         worlds = {game: add_world(game, Path(work) / game, folder) for game in WORLDS}

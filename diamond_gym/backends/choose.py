@@ -9,8 +9,8 @@ The backends, all of which imagine the same game up to rounding:
   seconds.
 - "cuda_graph": on CUDA, a whole step is recorded once and launched again as a graph.
 
-The rules follow measurements (`docs/performance.md`). The module knows nothing of files, games or Gymnasium,
-nor of how a choice is carried out.
+The rules follow measurements (`docs/performance.md`). The module does not depend on files, games or
+Gymnasium, or on how a choice is carried out.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ them. A graph reads its inputs from memory of its own and writes its outputs the
 and copies of the outputs are returned. Weights are read where they are: loading others into the same memory
 is fine.
 
-The module sees world models as tensors in, tensors out; it knows nothing of environments or training.
+The module sees world models as tensors in, tensors out; it does not depend on environments or training.
 """
 
 from __future__ import annotations

@@ -186,10 +186,10 @@ def _pool(process: int) -> ThreadPoolExecutor:
 
 def flops_of_a_game(world_model: WorldModel) -> float:
     """Return the FLOPs of a step of one game: those of the convolutions and the LSTM, nearly all."""
-    config, rew_end_model = world_model.config, world_model.rew_end_model
-    num_passes = config.num_steps_denoising * config.order - (config.order - 1)
+    rew_end_model = world_model.rew_end_model
     lstm = 2 * sum(weight.numel() for weight in rew_end_model.lstm.parameters())
-    return num_passes * _flops_of_denoiser(world_model) + _flops_of_encoder(rew_end_model) + lstm
+    denoiser = world_model.config.num_passes * _flops_of_denoiser(world_model)
+    return denoiser + _flops_of_encoder(rew_end_model) + lstm
 
 
 def _flops_of_denoiser(world_model: WorldModel) -> float:

@@ -1,7 +1,7 @@
 """Contexts, from which imagination starts: real frames and the actions taken at them.
 
 Contexts are cut from recorded episodes or played for the purpose, and kept in one small safetensors file. The
-module knows nothing of networks: a player is anything that chooses actions.
+module does not depend on networks: a player is anything that chooses actions.
 """
 
 from __future__ import annotations

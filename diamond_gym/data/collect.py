@@ -1,8 +1,8 @@
 """Let a player play a game and collect the episodes.
 
 A player is any callable from a frame to an action, and a game is any Gymnasium environment with uint8
-(h, w, 3) or (h, w, 1) frames; a string names a real Atari game. The module knows nothing of
-networks or of training.
+(h, w, 3) or (h, w, 1) frames; a string names a real Atari game. The module does not depend on
+networks or on training.
 """
 
 from __future__ import annotations

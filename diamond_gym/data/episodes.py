@@ -10,7 +10,7 @@ A dataset is a folder::
 
 Episodes written here can be read by the published code, and vice versa. Every file is replaced atomically,
 episodes before the index, so a process killed at any time leaves a dataset that can be opened. Any number of
-processes may append and read; one at a time may replace. The module knows nothing of games,
+processes may append and read; one at a time may replace. The module does not depend on games,
 policies or training segments.
 """
 

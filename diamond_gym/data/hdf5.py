@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import flags
 from diamond_gym.data.source import UNKNOWN, ActionRange, StreamedEpisode, check_frame, natural
-from diamond_gym.errors import DatasetError, MissingDependencyError
+from diamond_gym.errors import DatasetError, require
 
 _BLOCK = 2**24
 """Bytes of the frames that are read at a time."""
@@ -201,13 +201,7 @@ class HDF5Source:
 
 
 def _h5py(path: object) -> Any:
-    try:
-        import h5py
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"hdf5={path} needs h5py ({error}): pip install 'diamond-gym[data]'"
-        ) from error
-    return h5py
+    return require("h5py", "h5py", f"hdf5={path}", "data")
 
 
 def _groups(file: Any, act: str) -> list[str]:

@@ -11,7 +11,7 @@ from gymnasium.spaces import Dict
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import RecordedEpisode
 from diamond_gym.data.source import StreamedEpisode
-from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError
+from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError, require
 from diamond_gym.world.action_space import ActionSpace
 
 _JPEG = (
@@ -82,12 +82,7 @@ class MinariSource:
 
 
 def _load(name: str) -> Any:
-    try:
-        import minari  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"minari={name} needs minari ({error}): pip install 'diamond-gym[minari]'"
-        ) from error
+    minari = require("minari", "minari", f"minari={name}", "minari")
     folder = Path(name).expanduser()
     try:
         if (folder / "data").is_dir():

@@ -5,7 +5,7 @@ Example::
     env = RecordEpisodes(gymnasium.make("MyGame-v0"), "recordings")
 
 `python -m trainers.diamond import-episodes` makes a dataset of such files from any source. A file has one
-array for each field of `RecordedEpisode`. The module knows nothing of the dataset's layout or of training.
+array for each field of `RecordedEpisode`. The module does not depend on the dataset's layout or on training.
 """
 
 from __future__ import annotations

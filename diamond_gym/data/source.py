@@ -1,7 +1,7 @@
 """What episodes of others become before they are converted: frames that are read one by one, short arrays.
 
 A source (a folder of recordings or videos, an HDF5 file, a dataset of Minari or LeRobot) lists its episodes
-and reads one at a time. The module knows nothing of files' formats or of the dataset's layout.
+and reads one at a time. The module does not depend on files' formats or on the dataset's layout.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from diamond_gym import untrusted
-from diamond_gym.errors import DatasetError, MissingDependencyError
+from diamond_gym.errors import DatasetError, require
 
 SUFFIXES = (".csv", ".parquet")
 MAX_TABLE = 2**28
@@ -157,12 +157,7 @@ def require_pyarrow(what: object) -> None:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"reading {what} needs pyarrow ({error}): pip install 'diamond-gym[data]'"
-        ) from error
+    require("pyarrow", "pyarrow", f"reading {what}", "data")
 
 
 def _csv() -> Any:

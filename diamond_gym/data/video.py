@@ -1,4 +1,4 @@
-"""Films of frames, as files: written and read. The module knows nothing of the frames' origin or use."""
+"""Films of frames, as files: written and read. The module does not depend on the frames' origin or use."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.data.source import check_frame
-from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError, first_line
+from diamond_gym.errors import DatasetError, InvalidInputError, MissingDependencyError, first_line, require
 
 SUFFIXES = (".mp4", ".gif")
 FORMATS = {
@@ -244,10 +244,4 @@ def require_av(what: object) -> Any:
     Raises:
         MissingDependencyError: It is not installed.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"reading {what} needs PyAV ({error}): pip install 'diamond-gym[data]'"
-        ) from error
-    return av
+    return require("av", "PyAV", f"reading {what}", "data")

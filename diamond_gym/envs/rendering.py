@@ -1,6 +1,6 @@
 """Pictures of frames: enlarged, tiled, and shown in a pygame window.
 
-The module knows nothing of environments. It imports pygame when the first window is made.
+The module does not depend on environments. It imports pygame when the first window is made.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The places where a game is played: the world model, or the real game as in training or in testing.
 
-A place steps, keeps its last frames and actions, and can be saved and restored. It knows nothing of who plays
-or of what is shown.
+A place steps, keeps its last frames and actions, and can be saved and restored. It does not depend on who
+plays or on what is shown.
 """
 
 from __future__ import annotations

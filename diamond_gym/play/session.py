@@ -1,6 +1,6 @@
 """A game that a person or a policy plays: explicit state, changed by named commands and held keys.
 
-The module knows nothing of windows, browsers or text on the screen.
+The module does not depend on windows, browsers or text on the screen.
 """
 
 from __future__ import annotations

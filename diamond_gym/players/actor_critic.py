@@ -1,6 +1,6 @@
 """A checkpoint's actor-critic as a player.
 
-The module has one network and one stream of random numbers, and knows nothing of games, files or training.
+The module has one network and one stream of random numbers, and does not depend on games, files or training.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ It sees neither the emulator's memory nor rewards nor lives, so it can play real
 
 `RandomPlayer` works for every game. The scripted players of `SCRIPTED_GAMES` follow the ball they see in
 the frame, meet it with another part of the paddle every time, and blunder on purpose now and then, so that
-collected data cover more than random play. This module knows nothing of environments.
+collected data cover more than random play. This module does not depend on environments.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The action space of a world: what an action is, how it is checked, drawn, and written down.
 
 It is Gymnasium's `Discrete`, `MultiDiscrete`, `MultiBinary` or bounded `Box`, with choices from 0 on. An
-action is an int64 scalar, an int64 array or a float32 array. The module knows nothing of networks.
+action is an int64 scalar, an int64 array or a float32 array. The module does not depend on networks.
 """
 
 from __future__ import annotations

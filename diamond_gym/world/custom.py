@@ -20,6 +20,7 @@ from torch import Tensor
 
 from diamond_gym.errors import InvalidInputError, WorldModelError
 from diamond_gym.world.action_space import ActionSpace
+from diamond_gym.world.world_model import moved_on, with_action
 
 MAX_SIZE = 4096
 """Largest height and width of frames."""
@@ -213,10 +214,8 @@ class AdaptedWorldModel:
         _check_result("rewards", rew, None, (b,), self.device)
         _check_result("ends", end, torch.bool, (b,), self.device)
         frame = frames.permute(0, 3, 1, 2).contiguous()
-        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
         after = CustomState(
-            obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),
-            act=torch.cat([act_history[:, 1:], act_history[:, -1:]], dim=1),
+            *moved_on(state.obs, with_action(state.act, act), frame),
             key=state.key,
             time=state.time + 1,
             inner=inner,

@@ -6,7 +6,7 @@ over 1000 timesteps; the network predicts the noise. So x is `c_skip * noisy + c
 Numbers are those of `DDPMScheduler` of the diffusers library with its default settings, except for a single
 denoising step.
 
-The module knows nothing of networks, frames or conditioning; randomness is an argument.
+The module does not depend on networks, frames or conditioning; randomness is an argument.
 """
 
 from __future__ import annotations

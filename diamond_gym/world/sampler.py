@@ -1,6 +1,6 @@
 """Noise schedule and samplers of Karras et al. 2022, as functions of a denoise callable.
 
-The module knows nothing of networks, frames or conditioning; randomness is an argument.
+The module does not depend on networks, frames or conditioning; randomness is an argument.
 """
 
 from __future__ import annotations
@@ -80,6 +80,11 @@ class DiffusionSamplerConfig:
             raise InvalidInputError(
                 f"s_churn_at must be one of {', '.join(CHURN_LEVELS)}, got {self.s_churn_at!r}"
             )
+
+    @property
+    def num_passes(self) -> int:
+        """Passes through the denoiser for a frame: Heun makes two a step, but one in the last."""
+        return self.num_steps_denoising * self.order - (self.order - 1)
 
 
 def build_sigmas(config: DiffusionSamplerConfig, device: torch.device | str = "cpu") -> Float[Tensor, " s"]:

@@ -1,7 +1,7 @@
 """The learned simulator as batched PyTorch: contexts in, frames, rewards and ends out.
 
 `WorldModel.start(contexts) -> state` and `WorldModel.step(state, act) -> state, step`. States are plain data:
-a state that is kept gives the same future again. The module knows nothing of Gymnasium, files or training.
+a state that is kept gives the same future again. The module does not depend on Gymnasium, files or training.
 """
 
 from __future__ import annotations
@@ -112,6 +112,18 @@ def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
             f"got order={config.order} and s_churn={config.s_churn}"
         )
     return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising))]
+
+
+def with_action(history: Shaped[Tensor, "b n *a"], act: Shaped[Tensor, "b *a"]) -> Shaped[Tensor, "b n *a"]:
+    """The last n actions, with the one that is taken now in the place of the last."""
+    return torch.cat([history[:, :-1], act[:, None]], dim=1)
+
+
+def moved_on(
+    obs: UInt8[Tensor, "b n c h w"], act: Shaped[Tensor, "b n *a"], frame: UInt8[Tensor, "b c h w"]
+) -> tuple[UInt8[Tensor, "b n c h w"], Shaped[Tensor, "b n *a"]]:
+    """The last n frames and actions after a step that gave `frame`; the last action is yet to be taken."""
+    return torch.cat([obs[:, 1:], frame[:, None]], dim=1), torch.cat([act[:, 1:], act[:, -1:]], dim=1)
 
 
 class WorldModel:
@@ -227,7 +239,7 @@ class WorldModel:
         Returns:
             The next state, and the frame, reward and end.
         """
-        act_history = torch.cat([state.act[:, :-1], act[:, None]], dim=1)
+        act_history = with_action(state.act, act)
         init_noise, u = noise.normal_and_uniform(
             state.key, state.time, noise.Draw.FRAME, tuple(state.obs.shape[2:]), noise.Draw.REW_END, (2,)
         )
@@ -293,7 +305,7 @@ class WorldModel:
         state = WorldModelState(obs, act, hx[0], cx[0], key, torch.zeros_like(key), padding)
         frames = []
         for action in actions.unbind(1):
-            act_history = torch.cat([state.act[:, :-1], action[:, None]], dim=1)
+            act_history = with_action(state.act, action)
             init_noise = noise.normal(key, state.time, noise.Draw.FRAME, tuple(obs.shape[2:]))
             frames.append(to_uint8(self._sample(state, act_history, init_noise)[-1]))
             state = self._after(state, act_history, frames[-1], state.hx, state.cx)
@@ -308,9 +320,10 @@ class WorldModel:
         cx: Float[Tensor, "b d"],
     ) -> WorldModelState:
         """The state after a step that gave `frame`."""
+        obs, act = moved_on(state.obs, act_history, frame)
         return WorldModelState(
-            obs=torch.cat([state.obs[:, 1:], frame[:, None]], dim=1),
-            act=torch.cat([act_history[:, 1:], act_history[:, -1:]], dim=1),
+            obs=obs,
+            act=act,
             hx=hx,
             cx=cx,
             key=state.key,

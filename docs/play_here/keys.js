@@ -1,10 +1,10 @@
 // Keys and fingers: which keys of the game are held, and which commands are given.
 
+import { crossKeys } from "./pad.js";
+
 const NAMES = { Enter: "enter", Escape: "escape", ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right" };
 const SPELLINGS = { " ": "Space" };
 const DIRECTIONS = { w: "\u25b2", a: "\u25c0", s: "\u25bc", d: "\u25b6" };
-const DIAGONAL = Math.tan(Math.PI / 8);
-const DEAD_PIXELS = 12;
 
 /** Commands: keys, what they do, and the label and group of their button. */
 const SHORTCUTS = [
@@ -126,18 +126,6 @@ function padKey(key, label, className) {
   const element = Object.assign(document.createElement("div"), { className: `key ${className}`, textContent: label });
   element.dataset.key = key;
   return element;
-}
-
-function crossKeys({ clientX, clientY }, cross, keys) {
-  const { left, top, width, height } = cross.getBoundingClientRect();
-  const [x, y] = [clientX - left - width / 2, clientY - top - height / 2];
-  if (Math.hypot(x, y) < DEAD_PIXELS) return [];
-  const hasVertical = keys.includes("w") || keys.includes("s");
-  const hasHorizontal = keys.includes("a") || keys.includes("d");
-  const wanted = [];
-  if (!hasVertical || Math.abs(x) > DIAGONAL * Math.abs(y)) wanted.push(x < 0 ? "a" : "d");
-  if (!hasHorizontal || Math.abs(y) > DIAGONAL * Math.abs(x)) wanted.push(y < 0 ? "w" : "s");
-  return wanted.filter((key) => keys.includes(key));
 }
 
 function followFingers(element, held, keysAt) {

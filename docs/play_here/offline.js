@@ -3,7 +3,7 @@
 // Large files are kept by files.js; here are those that the browser itself asks for.
 
 const CACHE = "diamond_gym page";
-const PAGE = ["./", "page.json", "icon.svg", "play.css", "here.css", "page.js", "files.js", "keys.js", "numbers.js", "session.js",
+const PAGE = ["./", "page.json", "icon.svg", "play.css", "here.css", "page.js", "files.js", "keys.js", "pad.js", "numbers.js", "session.js",
   "world.js", "ort/ort.wasm.min.mjs", "ort/ort-wasm-simd-threaded.mjs"];
 
 self.addEventListener("install", (event) => {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -97,6 +98,12 @@ def test_the_work_is_what_pytorch_counts(world_model, order):
     with FlopCounterMode(display=False) as counter:
         world_model.step(state, state.act[:, -1])
     assert flops_of_a_game(world_model) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="OpenMP may be missing elsewhere")
+def test_openmp_can_be_asked_on_linux():
+    """Without this, the tests that need it would be skipped where they are meant to run."""
+    assert threads.openmp() is not None
 
 
 @needs_openmp

@@ -1,6 +1,6 @@
 """The episodes a run learns from: collected from the real game into its folder, or recorded earlier.
 
-This module knows nothing of networks or of how they are trained.
+This module does not depend on networks or on how they are trained.
 """
 
 from __future__ import annotations

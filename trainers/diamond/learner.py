@@ -1,7 +1,7 @@
 """A learner: one network, its optimiser, moving average and objective, and what one step does to them.
 
 An objective draws a batch from the replay, or plays one, and computes its loss, given the random numbers.
-This module knows nothing of epochs or files.
+This module does not depend on epochs or files.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_
 #
 # A training step of a small network launches some thousand kernels; launching them takes longer than running
 # them. Weights are read and gradients written in place; autograd sees a graph as one operation. This section
-# knows nothing of what is trained.
+# does not depend on what is trained.
 
 
 Loss = Callable[..., tuple[Tensor, ...]]
@@ -123,7 +123,7 @@ def _record(network: nn.Module, loss: Loss, inputs: tuple[Tensor, ...], setting:
 # What each network learns from: a batch, drawn from the replay or played, and its loss.
 #
 # An objective is given its random numbers. Its state is what it must remember from one step to the next, such
-# as the games that the actor-critic is playing. It knows nothing of optimisers, epochs or files.
+# as the games that the actor-critic is playing. It does not depend on optimisers, epochs or files.
 
 
 Autocast = Callable[[], AbstractContextManager]
@@ -468,7 +468,7 @@ def batches_in_order(replay: Replay, length: int, batch_size: int) -> Iterator[S
 # --- learner
 # A network being trained: its optimiser, moving average and objective, and what one step does to them.
 #
-# It knows nothing of epochs, files or games.
+# It does not depend on epochs, files or games.
 
 
 _STEPS_BETWEEN_CHECKS = 20

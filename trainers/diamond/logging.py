@@ -126,7 +126,7 @@ def to_gif(frames: UInt8[Tensor, "t h w 3"], fps: int) -> bytes:
 # Where a run's metrics and videos go: to metrics.jsonl always, to TensorBoard and Weights & Biases if
 # enabled.
 #
-# This section knows nothing of what the numbers mean, except for the names of classes.
+# This section does not depend on what the numbers mean, except for the names of classes.
 
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """What each network minimises, as functions of a network, a batch and the random numbers.
 
 Every loss returns `(loss, metrics)`; metrics are tensors on the loss's device, so that the caller decides
-when to read them. This module knows nothing of optimisers or of where batches come from.
+when to read them. This module does not depend on optimisers or on where batches come from.
 """
 
 from __future__ import annotations

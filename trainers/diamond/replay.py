@@ -1,7 +1,7 @@
 """Episodes in memory as uint8, and the segments and crops that training draws from them.
 
 Every draw is a pure function of the generator it is given: a batch can be drawn again, and a resumed run sees
-the batches it would have seen. This module knows nothing of networks, losses or files.
+the batches it would have seen. This module does not depend on networks, losses or files.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def cut(
 # Which steps of the replay are predicted badly: prioritised replay (Schaul et al. 2016), proportional.
 #
 # Most steps of a game are easy; what makes an imagined game depart from the real one, such as a bounce of the
-# ball, is rare and looks like the rest. This section knows nothing of networks.
+# ball, is rare and looks like the rest. This section does not depend on networks.
 
 
 _NUM_LEVELS = 15

@@ -615,7 +615,7 @@ class ImaginedGames:
 # Segments whose later frames are imagined, with real labels: what the reward/end model meets at play.
 #
 # A model that learns from real frames judges imagined ones at play. Where these look a little different, it
-# overlooks ends, and a lost ball costs an agent nothing. This section knows nothing of the loss.
+# overlooks ends, and a lost ball costs an agent nothing. This section does not depend on the loss.
 
 
 AGREEMENT_RADIUS = 2

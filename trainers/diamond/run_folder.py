@@ -1,6 +1,6 @@
 """The run folder, laid out as published: checkpoints, config, datasets, metrics.
 
-This module knows nothing of what is trained.
+This module does not depend on what is trained.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The diffusion model of the next frame: preconditioned denoiser and the U-Net inside it.
 
-The module sees frames and actions as tensors; it knows nothing of environments, schedules or training.
+The module sees frames and actions as tensors; it does not depend on environments, schedules or training.
 """
 
 from __future__ import annotations

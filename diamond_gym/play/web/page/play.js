@@ -1,6 +1,8 @@
 // The page: keys, touches and sliders to the server, pictures and facts from it. It knows no game and no command except
 // "fullscreen", which only a browser can do; buttons, keys and help come with the message of type "game".
 
+import { crossKeys } from "./pad.js";
+
 const RETRY_MS = [500, 1000, 2000, 4000];
 const FIRST_CODE_TO_STAY_AWAY = 4000; // the server closed on purpose: only the person can reconnect
 
@@ -270,8 +272,6 @@ document.addEventListener("visibilitychange", () => { if (document.hidden) relea
 // --- the touch pad
 
 const DIRECTIONS = { w: "\u25b2", a: "\u25c0", s: "\u25bc", d: "\u25b6" };
-const DIAGONAL = Math.tan(Math.PI / 8);
-const DEAD_PIXELS = 12;
 
 function buildPad(heldKeyRows) {
   const isNamed = heldKeyRows.every(([key, action]) => !(key in DIRECTIONS) || !action.startsWith("ACTION_"));
@@ -283,7 +283,7 @@ function buildPad(heldKeyRows) {
   $("cross").replaceChildren(...keys.map((key) => padKey(key, DIRECTIONS[key], "")));
   $("fire").replaceChildren(...others.map(([key, action]) =>
     padKey(key, action || key.toUpperCase(), key === " " ? "is-round" : "")));
-  followFingers($("cross"), (event) => crossKeys(event, keys));
+  followFingers($("cross"), (event) => crossKeys(event, $("cross"), keys));
   for (const element of $("fire").children) followFingers(element, () => [element.dataset.key]);
 }
 
@@ -291,18 +291,6 @@ function padKey(key, label, className) {
   const element = make("div", { className: `key ${className}`, textContent: label });
   element.dataset.key = key;
   return element;
-}
-
-function crossKeys({ clientX, clientY }, keys) {
-  const { left, top, width, height } = $("cross").getBoundingClientRect();
-  const [x, y] = [clientX - left - width / 2, clientY - top - height / 2];
-  if (Math.hypot(x, y) < DEAD_PIXELS) return [];
-  const hasVertical = keys.includes("w") || keys.includes("s");
-  const hasHorizontal = keys.includes("a") || keys.includes("d");
-  const wanted = [];
-  if (!hasVertical || Math.abs(x) > DIAGONAL * Math.abs(y)) wanted.push(x < 0 ? "a" : "d");
-  if (!hasHorizontal || Math.abs(y) > DIAGONAL * Math.abs(x)) wanted.push(y < 0 ? "w" : "s");
-  return wanted.filter((key) => keys.includes(key));
 }
 
 function followFingers(element, keysAt) {

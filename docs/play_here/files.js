@@ -19,19 +19,24 @@ export async function readList() {
  */
 export async function readFile(entry, arrived) {
   const url = `${entry.file}?v=${entry.version}`; // another version of a file is another address
-  const kept = await (await openCache())?.match(url);
-  let compressed = kept && await kept.arrayBuffer();
-  if (compressed?.byteLength === entry.bytes) arrived(entry.bytes);
-  else compressed = await download(url, arrived);
-  const content = await inflated(compressed, entry);
-  if (!kept) await keep(url, compressed);
+  const kept = await (await (await openCache())?.match(url))?.arrayBuffer();
+  if (kept?.byteLength === entry.bytes) arrived(entry.bytes);
+  let compressed = kept?.byteLength === entry.bytes ? kept : await download(url, arrived);
+  let content;
+  try {
+    content = await inflated(compressed, entry);
+  } catch {
+    compressed = await download(url, () => {}, "reload"); // a former, bad file may have been kept on the way
+    content = await inflated(compressed, entry);
+  }
+  if (compressed !== kept) await keep(url, compressed);
   return content;
 }
 
-async function download(url, arrived = () => {}) {
+async function download(url, arrived = () => {}, cache = "default") {
   let response;
   try {
-    response = await fetch(url);
+    response = await fetch(url, { cache });
   } catch {
     throw new Sorry(`${nameOf(url)} could not be loaded. Check the connection, then reload the page.`);
   }

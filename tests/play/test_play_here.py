@@ -172,19 +172,20 @@ def test_speed_and_size(page: Path, url: str, chromium: Any, open_tab: OpenTab):
     tab.page.keyboard.press("m")
     tab.wait_for("Controller", "human")
     tab.page.wait_for_timeout(1000 * WARM_UP_SECONDS)  # the browser compiles while it plays
-    cpu, (steps, seconds) = cpu_seconds(chromium), count_steps(tab, 5)
-    cpu = cpu_seconds(chromium) - cpu
+    cpu, gaps = cpu_seconds(chromium), seconds_between_frames(tab, 5)
+    cpu = (cpu_seconds(chromium) - cpu) / len(gaps)
+    able = tab.facts()["Speed"]
     mark = "(name) => performance.getEntriesByName(name)[0].startTime / 1000"
     arrived, first, step = (
         tab.page.evaluate(mark, name) for name in ("files arrived", "first picture", "first step")
     )
     print(
         f"after the files: first picture {first - arrived:.2f} s, first step {step - arrived:.2f} s; "
-        f"{steps / seconds:.1f} frames/s, {1000 * cpu / steps:.0f} ms of CPU a frame; "
-        f"load {os.getloadavg()[0]:.1f}"
+        f"paced to {FPS} frames/s it shows {1 / np.median(gaps):.1f}, and could compute {able}, "
+        f"with {1000 * cpu:.0f} ms of CPU a frame; load {os.getloadavg()[0]:.1f}"
     )
     assert first - arrived < MAX_SECONDS
-    assert cpu / steps < 1 / FPS  # so an idle core holds 15 frames a second; this machine may be busy
+    assert cpu < 1 / FPS  # so an idle core holds 15 frames a second; this machine may be busy
 
 
 def cpu_seconds(chromium: Any) -> float:
@@ -193,23 +194,25 @@ def cpu_seconds(chromium: Any) -> float:
     return sum(process["cpuTime"] for process in processes if process["type"] == "renderer")
 
 
-def count_steps(tab: Tab, seconds: float) -> tuple[int, float]:
-    """Return how often the time step in the header changed, and in which time."""
-    return tuple(
-        tab.page.evaluate(
-            """(seconds) => new Promise((done) => {
-                const start = performance.now();
-                let steps = 0;
-                const value = document.querySelectorAll('#header dd')[2];
-                const observer = new MutationObserver(() => {
-                    steps++;
-                    const elapsed = (performance.now() - start) / 1000;
-                    if (elapsed > seconds) { observer.disconnect(); done([steps, elapsed]); }
-                });
-                observer.observe(value, {childList: true});
-            })""",
-            seconds,
-        )
+def seconds_between_frames(tab: Tab, seconds: float) -> list[float]:
+    """Return the seconds between changes of the time step in the header, for so long.
+
+    Lost lives stay on the screen for half a second, so a median of them tells more than a count.
+    """
+    return tab.page.evaluate(
+        """(seconds) => new Promise((done) => {
+            const start = performance.now();
+            const gaps = [];
+            let last = start;
+            const observer = new MutationObserver(() => {
+                const now = performance.now();
+                gaps.push((now - last) / 1000);
+                last = now;
+                if (now - start > 1000 * seconds) { observer.disconnect(); done(gaps); }
+            });
+            observer.observe(document.querySelectorAll('#header dd')[2], {childList: true});
+        })""",
+        seconds,
     )
 
 
@@ -336,6 +339,7 @@ def test_a_file_cut_short(page: Path, tmp_path: Path, open_tab: OpenTab, name: s
     shutil.copytree(page, tmp_path / "page")
     file = tmp_path / "page" / name
     file.write_bytes(file.read_bytes()[:50_000])
+    os.utime(file, (0, 0))  # browsers keep an old file for long, without being told to
     server = Server(tmp_path / "page")
     tab = open_tab(f"{server.url}?game=Breakout")
     notice(tab, name, "cut short or damaged", "Reload the page")

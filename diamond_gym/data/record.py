@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import closing
 from dataclasses import MISSING, dataclass
 from itertools import islice
@@ -89,6 +90,8 @@ def _from_zero(env: gymnasium.Env[Any, Any], space: ActionSpace, first: Any) -> 
 def _make(options: RecordOptions) -> gymnasium.Env[Any, Any]:
     render_mode = "rgb_array" if options.render else None
     try:
+        if options.env.startswith("ALE/"):
+            gymnasium.register_envs(importlib.import_module("ale_py"))
         env = gymnasium.make(options.env, render_mode=render_mode)
         env = AddRenderObservation(env) if options.render else env
         return env if options.size is None else ResizeObservation(env, parse_size(options.size))

@@ -1,5 +1,8 @@
 """Recordings of Gymnasium environments: the wrapper, the random player, and the files."""
 
+import subprocess
+import sys
+
 import gymnasium
 import numpy as np
 import pytest
@@ -94,6 +97,13 @@ def test_what_an_environment_draws_can_be_recorded(tmp_path):
     env.close()
     (episode,) = load_all(tmp_path)
     assert episode.obs.shape == (2, 64, 64, 3)
+
+
+def test_games_of_ale_are_known_by_their_ids(tmp_path):
+    command = ["-m", "trainers.diamond", "record", "env=ALE/Pong-v5", f"out={tmp_path}", "num_steps=3"]
+    subprocess.run([sys.executable, *command], check=True)  # where nobody has imported ale_py
+    (episode,) = load_all(tmp_path)
+    assert episode.obs.shape == (4, 210, 160, 3)
 
 
 @pytest.mark.parametrize(

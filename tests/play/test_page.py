@@ -306,7 +306,10 @@ def test_a_lost_connection_is_made_again(env: DiamondEnv, tmp_path: Path, open_t
         tab = open_tab(served.url)
         tab.wait_for_game()
         loop, room = served.server.loop, served.server.room
-        loop.call_soon_threadsafe(lambda: room.player and room.player.outbox.close(1012, ""))
+        first = room.player
+        assert first is not None
+        loop.call_soon_threadsafe(lambda: first.outbox.close(1012, ""))
+        tab.wait(lambda: room.player not in (None, first))
         tab.wait(
             lambda: tab.text("#seat-text") == "You play." and not tab.page.locator("#notice").is_visible()
         )

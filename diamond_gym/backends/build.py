@@ -11,14 +11,20 @@ from functools import partial
 import torch
 from torch import nn
 
-from diamond_gym.backends.choose import choose, merges_copies_in_upsampling, records_cuda_graphs
+from diamond_gym.backends.choose import (
+    choose,
+    has_onednn_convolutions,
+    merges_copies_in_upsampling,
+    records_cuda_graphs,
+)
 from diamond_gym.backends.cuda_graphs import GraphedWorldModel
 from diamond_gym.backends.inductor import InductorForward
 from diamond_gym.backends.names import Backend
 from diamond_gym.backends.openvino import OpenVinoForward
 from diamond_gym.backends.threads import ThreadedWorldModel
 from diamond_gym.world.models import Agent
-from diamond_gym.world.models.blocks import Upsample
+from diamond_gym.world.models.blocks import Conv2d, Modulator, Upsample
+from diamond_gym.world.models.prepared import Prepared
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 
@@ -30,6 +36,7 @@ def build_world_model(
     device: str = "auto",
     dtype: str = "auto",
     backend: str = "auto",
+    num_games: int = 1,
 ) -> WorldModel:
     """Build the world model of an agent, ready to imagine.
 
@@ -42,6 +49,7 @@ def build_world_model(
         device: See `choose`, also for the next two.
         dtype: Precision of the networks.
         backend: What runs them.
+        num_games: The number of games of most steps, for which a backend may prepare.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted. After this and the errors below, the
@@ -57,7 +65,9 @@ def build_world_model(
         network.__dict__.pop("forward", None)  # of an earlier placement
         if placement.backend == "openvino" or placement.tries_openvino:
             # before the conversion to another precision: it keeps weights of its own
-            network.forward = OpenVinoForward(network, placement.dtype, on_trial=placement.tries_openvino)
+            network.forward = OpenVinoForward(
+                network, placement.dtype, batch_size=num_games, on_trial=placement.tries_openvino
+            )
     for module in (agent.denoiser, agent.rew_end_model.encoder, agent.rew_end_model.act_emb):
         module.to(placement.dtype)
     if placement.backend == "inductor":
@@ -65,6 +75,8 @@ def build_world_model(
             network.forward = InductorForward(network)
     kind: Callable[..., WorldModel] = world_model_kind(placement.backend, placement.device)
     if placement.device.type == "cpu":
+        for network in networks:
+            prepare(network, placement.dtype)
         in_chunks = placement.backend != "inductor"  # which compiles for each size, or for sizes in general
         kind = partial(ThreadedWorldModel, in_chunks=in_chunks)
     return kind(agent.denoiser, agent.rew_end_model, config)
@@ -78,6 +90,17 @@ def lay_out(module: nn.Module, device: torch.device) -> None:
             layer.merges_copies = merges_copies_in_upsampling(device)
 
 
+def prepare(network: nn.Module, dtype: torch.dtype) -> None:
+    """Let the layers of a network on the CPU keep what they compute from their weights in inference."""
+    if any(weight.is_inference() for weight in network.parameters()):
+        return  # PyTorch does not count the changes of weights made in `torch.inference_mode()`
+    for layer in network.modules():
+        if isinstance(layer, (Modulator, Upsample)) or (
+            isinstance(layer, Conv2d) and has_onednn_convolutions(dtype)
+        ):
+            layer.prepared = Prepared()
+
+
 def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]:
     """The class of world model that a backend needs on a device."""
     return GraphedWorldModel if records_cuda_graphs(backend, device) else WorldModel
@@ -86,11 +109,11 @@ def world_model_kind(backend: Backend, device: torch.device) -> type[WorldModel]
 def backend_of(world_model: WorldModel, num_games: int) -> Backend:
     """Return the backend of a world model for a number of games; never "auto".
 
-    A world model that may try OpenVINO says "eager" before it has made a step of one game.
+    A world model that may try OpenVINO says "eager" before it has made a step of so many games.
     """
     forward = world_model.denoiser.inner_model.forward
     if isinstance(forward, InductorForward):
         return "inductor"
-    if isinstance(forward, OpenVinoForward) and num_games == 1 and forward.is_used:
+    if isinstance(forward, OpenVinoForward) and forward.is_used(num_games):
         return "openvino"
     return "cuda_graph" if isinstance(world_model, GraphedWorldModel) else "eager"

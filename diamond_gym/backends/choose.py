@@ -5,8 +5,8 @@ The backends, all of which imagine the same game up to rounding:
 - "eager": PyTorch, operation by operation.
 - "inductor": PyTorch's compiler, which takes up to a minute at the first batch; on CUDA what it compiled is
   recorded as CUDA graphs.
-- "openvino": OpenVINO on the CPU for a single game, eager PyTorch for batches; the first conversion takes
-  seconds.
+- "openvino": OpenVINO on the CPU for a single game and for up to 16 games of a vector environment, eager
+  PyTorch for other batches; the first conversion takes seconds.
 - "cuda_graph": on CUDA, a whole step is recorded once and launched again as a graph.
 
 The rules follow measurements (`docs/performance.md`). The module does not depend on files, games or
@@ -59,7 +59,7 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto") -> 
             multiplies it (AMX, AVX-512 BF16, most CUDA), else float32.
         backend: "eager", "inductor", "openvino", "cuda_graph"; "auto" is what the environment variable
             `DIAMOND_GYM_BACKEND` names, else CUDA graphs on CUDA, and on CPUs eager PyTorch, or OpenVINO for
-            single games where it is installed and a trial finds it faster.
+            up to 16 games where it is installed and a trial finds it faster.
 
     Raises:
         InvalidInputError: An argument is not one of those accepted.
@@ -120,6 +120,13 @@ def records_cuda_graphs(backend: Backend, device: torch.device) -> bool:
 def merges_copies_in_upsampling(device: torch.device) -> bool:
     """Whether upsampling is faster with the copies of a pixel merged; both ways are equal up to rounding."""
     return device.type == "cpu"
+
+
+def has_onednn_convolutions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN computes convolutions of a precision on this CPU."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def trains_fast_in_channels_last(device: torch.device) -> bool:

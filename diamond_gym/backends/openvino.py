@@ -1,4 +1,4 @@
-"""A network's forward pass by OpenVINO, where that pays: for a single image on a CPU.
+"""A network's forward pass by OpenVINO, where that pays: for a few images on a CPU.
 
 The networks are any modules whose first argument is a batch of images.
 """
@@ -29,6 +29,8 @@ from diamond_gym.untrusted import opened
 
 MAX_TRIAL_SECONDS = 10.0
 """After this time the conversion of a network on trial is given up; a world model has two."""
+MAX_BATCH = 16
+"""The most images of a batch: for 32, it is 1.15 times as fast as PyTorch, too little for a trial."""
 MAX_KEPT = 32
 """The most converted networks in the cache folder, of 1 to 20 MB each."""
 _PRECISIONS = {torch.float32: "f32", torch.bfloat16: "bf16"}
@@ -40,36 +42,40 @@ _log = logging.getLogger(__name__)
 
 
 class OpenVinoForward:
-    """A network that runs in OpenVINO for batches of 1, in PyTorch for all others.
+    """A network that runs in OpenVINO for batches of 1 and of one further size, in PyTorch for all others.
 
-    OpenVINO avoids most of the overhead of PyTorch's calls for a single image. It computes in `precision` and
-    returns float32. The network is converted at its first single image, which takes seconds and is logged,
-    and again after the number of PyTorch's threads has changed, which OpenVINO adopts. What was converted is
-    kept in the cache folder.
+    OpenVINO avoids most of the overhead of PyTorch's calls for a few images. It computes in `precision` and
+    returns float32. The network is converted for a size at its first batch, which takes seconds and is
+    logged, and again after the number of PyTorch's threads has changed, which OpenVINO adopts. What was
+    converted is kept in the cache folder.
 
     Args:
         network: In eval mode, on the CPU. Its weights are copied: later changes of them or of their precision
-            affect only larger batches.
+            affect only other batches.
         precision: float32 or bfloat16.
+        batch_size: The further size; above `MAX_BATCH`, there is none.
         on_trial: Whether to use it only if it is faster here (see `trial`), and never in a forked process.
 
     Raises:
         MissingDependencyError: OpenVINO is not installed.
     """
 
-    def __init__(self, network: nn.Module, precision: torch.dtype, *, on_trial: bool = False) -> None:
+    def __init__(
+        self, network: nn.Module, precision: torch.dtype, *, batch_size: int = 1, on_trial: bool = False
+    ) -> None:
         require_openvino()
         self._name = type(network).__name__
         self._pytorch = network.forward
         self._network = copy.deepcopy(network).float()
         self._precision = _PRECISIONS[precision]
+        self._batch_sizes = {1, batch_size} if batch_size <= MAX_BATCH else {1}
         self._on_trial = on_trial
         self._requests: dict[tuple[Any, ...], Any] = {}
         self._lock = threading.Lock()  # a request has a single set of inputs
 
     def __call__(self, x: Tensor, *args: Tensor) -> Tensor:
         """The network's output for a batch x."""
-        if len(x) != 1 or (self._on_trial and os.getpid() != _IMPORTING_PROCESS):
+        if len(x) not in self._batch_sizes or (self._on_trial and os.getpid() != _IMPORTING_PROCESS):
             return self._pytorch(x, *args)
         inputs = [y.float() if y.is_floating_point() else y for y in (x, *args)]
         with self._lock:
@@ -84,10 +90,12 @@ class OpenVinoForward:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ |= state | {"_lock": threading.Lock()}
 
-    @property
-    def is_used(self) -> bool:
-        """Whether single images run in OpenVINO; on trial, not before the first of them."""
-        return not self._on_trial or any(request is not None for request in self._requests.values())
+    def is_used(self, batch_size: int) -> bool:
+        """Whether batches of this size run in OpenVINO; on trial, not before the first of them."""
+        if not self._on_trial:
+            return batch_size in self._batch_sizes
+        used = (kind[1][0][0] for kind, request in self._requests.items() if request is not None)
+        return batch_size in used
 
     def _request(self, inputs: Sequence[Tensor], given: Sequence[Tensor]) -> Any:
         """Return OpenVINO's network for inputs of these shapes; None if PyTorch's is faster.
@@ -115,7 +123,7 @@ class OpenVinoForward:
             return measured(lambda: self._pytorch(*given), lambda: _infer(requests[0], inputs))
 
         key = ("openvino", require_openvino().__version__, self._precision, kind, repr(self._network))
-        if not tried(f"OpenVINO for {self._name}", key, measure):
+        if not tried(f"OpenVINO for {self._name}, batches of {len(inputs[0])}", key, measure):
             return None
         return requests[0] if requests else self._converted(inputs, kind)
 

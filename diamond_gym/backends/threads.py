@@ -77,8 +77,11 @@ class ThreadedWorldModel(WorldModel):
         step = super().step
         num_chunks, num_threads = self._division(len(state))
         with using_threads(num_threads):
-            chunks = in_chunks(len(state), num_chunks, lambda games: step(state.select(games), act[games]))
-            return chunks[0] if num_chunks == 1 else _joined(chunks)
+            if num_chunks == 1:
+                return step(state, act)
+            return _joined(
+                in_chunks(len(state), num_chunks, lambda games: step(state.select(games), act[games]))
+            )
 
     def imagine(
         self,

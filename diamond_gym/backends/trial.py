@@ -25,6 +25,8 @@ from diamond_gym.untrusted import read_json
 NEEDED_GAIN = 1.2
 """How many times as fast the other way must be: less is within noise, which would choose anew each time."""
 _NUM_PAIRS = 5
+_MAX_SECONDS = 3.0
+"""After this time a measurement ends with the pairs that it has, at least one after the warm-up."""
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +56,7 @@ def tried(what: str, key: Sequence[Any], trial: Callable[[], tuple[float, float]
 
 
 def measured(usual: Callable[[], Any], other: Callable[[], Any]) -> tuple[float, float]:
-    """Return the seconds of two functions, each the least of several calls in turns."""
+    """Return the seconds of two functions, each the least of up to 5 calls in turns."""
     took: list[tuple[float, float]] = []
     for _ in range(_NUM_PAIRS + 1):
         start = time.perf_counter()
@@ -62,6 +64,8 @@ def measured(usual: Callable[[], Any], other: Callable[[], Any]) -> tuple[float,
         middle = time.perf_counter()
         other()
         took.append((middle - start, time.perf_counter() - middle))
+        if len(took) > 1 and sum(map(sum, took)) > _MAX_SECONDS:
+            break
     usual_seconds, other_seconds = zip(*took[1:], strict=True)  # the first warms up
     return min(usual_seconds), min(other_seconds)
 

@@ -91,6 +91,7 @@ def load_world(
     order: int | None = None,
     s_churn: float | None = None,
     contexts: str | os.PathLike[str] | None = None,
+    num_games: int = 1,
 ) -> World:
     """Load a world model.
 
@@ -102,13 +103,14 @@ def load_world(
             `save_world` or a run folder (its newest agent).
         device: "auto" (CUDA where available), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the world model's networks: "auto", "float32", "bfloat16", on CUDA also "float16".
-        backend: What runs the networks: "auto", "eager", "inductor", "openvino" (single games on the CPU) or
-            "cuda_graph" (on CUDA), see `diamond_gym.backends.choose`.
+        backend: What runs the networks: "auto", "eager", "inductor", "openvino" (up to 16 games on the CPU)
+            or "cuda_graph" (on CUDA), see `diamond_gym.backends.choose`.
         num_denoising_steps: Denoising steps per frame; None for the checkpoint's own, as for the next two.
         order: Order of the sampler: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.
         contexts: Path of a file of contexts or a folder of recorded episodes to start from; None for the
             checkpoint's own contexts.
+        num_games: The number of games of most steps, for which a backend may prepare; others work, too.
 
     Raises:
         UnknownGameError: ale_py has no such game.
@@ -127,7 +129,9 @@ def load_world(
     agent, description = _read(location)
     game = _agreed_game(game, description, agent, location.weights)
     sampler = _overridden(description.sampler, num_denoising_steps, order, s_churn)
-    world_model = build_world_model(agent, sampler, device=device, dtype=dtype, backend=backend)
+    world_model = build_world_model(
+        agent, sampler, device=device, dtype=dtype, backend=backend, num_games=num_games
+    )
     bank = start_contexts.find(location, contexts, game, agent)
     meanings = description.action_meanings or _action_meanings(game, agent)
     return World(world_model, bank, game, meanings, agent, str(location.weights))

@@ -66,9 +66,10 @@ class DiamondEnv(gymnasium.Env[NDArray[np.uint8], Any]):
         device: "auto" (CUDA where available, else the CPU), "cpu", "cuda", "cuda:1", ...
         dtype: Precision of the networks: "auto", "float32", "bfloat16", on CUDA also "float16".
         backend: What runs the networks: "eager" PyTorch, "inductor" (PyTorch's compiler), "openvino" (for a
-            single game on the CPU; extra `openvino`), "cuda_graph" (on CUDA), or "auto": "cuda_graph" on
-            CUDA; on the CPU "openvino" for a single game, where it is installed and a trial, made once on a
-            processor, finds it faster; else "eager". The deprecated keyword `compile` is accepted too.
+            single game on the CPU, in vector environments for up to 16; extra `openvino`), "cuda_graph" (on
+            CUDA), or "auto": "cuda_graph" on CUDA; on the CPU "openvino" where it is installed and a trial,
+            made once on a processor, finds it faster; else "eager". The deprecated keyword `compile` is
+            accepted too.
         num_denoising_steps: Denoising steps per frame; None for the checkpoint's own, as for the next three.
         order: 1 for Euler, 2 for Heun.
         s_churn: Amount of noise added back while denoising, >= 0.

@@ -131,6 +131,7 @@ class DiamondVectorEnv(VectorEnv[Array, Array, Array]):
             order=order,
             s_churn=s_churn,
             contexts=contexts,
+            num_games=self.num_envs,
         )
         self.single_observation_space = Box(0, 255, self.world.contexts.obs.shape[2:], np.uint8)
         self.single_action_space = self.world.action_space.to_gymnasium()

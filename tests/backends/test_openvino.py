@@ -1,4 +1,4 @@
-"""Single games in OpenVINO: the same game, the same argument everywhere, a clear error without it."""
+"""A few games in OpenVINO: the same games, the same argument everywhere, a clear error without it."""
 
 from __future__ import annotations
 
@@ -68,6 +68,46 @@ def test_one_game_is_the_same_in_openvino_and_says_what_took_time(caplog, monkey
     torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
     told = caplog.text
     assert told.count("converted InnerModel to OpenVINO") == told.count("converted RewEndEncoder") == 1
+
+
+def test_the_expected_number_of_games_is_the_same_in_openvino():
+    ours = build_world_model(tiny_agent(), CONFIG, num_games=3, **OPENVINO)
+    plain = build_world_model(tiny_agent(), CONFIG, **PLAIN)
+    (frames, logits), (plain_frames, plain_logits) = imagine(ours, 3), imagine(plain, 3)
+    assert (frames - plain_frames).abs().max() <= 1
+    torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
+    assert [backend_of(ours, num_games) for num_games in (1, 2, 3)] == ["openvino", "eager", "openvino"]
+
+
+def test_large_batches_stay_in_pytorch():
+    num_games = openvino_backend.MAX_BATCH + 1
+    world_model = build_world_model(tiny_agent(), CONFIG, num_games=num_games, **OPENVINO)
+    assert backend_of(world_model, num_games) == "eager"
+
+
+def test_a_vector_environment_converts_once_and_replays(tiny_world):
+    env = gymnasium.make_vec("DiamondBreakout-v0", num_envs=4, checkpoint=tiny_world, **OPENVINO)
+    forwards = [
+        env.unwrapped.world.world_model.denoiser.inner_model.forward,
+        env.unwrapped.world.world_model.rew_end_model.encoder.forward,
+    ]
+    runs = []
+    for _ in range(2):
+        frames = [env.reset(seed=3)[0]]
+        for i in range(6):
+            frames.append(env.step([i % 4] * 4)[0])
+        state = env.unwrapped.clone_state()
+        after = env.step([1] * 4)[0]
+        env.unwrapped.restore_state(state)
+        assert (env.step([1] * 4)[0] == after).all(), "a restored state has the same future"
+        runs.append([*frames, after])
+    assert all((one == other).all() for one, other in zip(*runs, strict=True))
+    for size in (1, 2, 3):  # fewer games begin anew, in batches of other sizes
+        mask = torch.arange(4).numpy() < size
+        env.reset(options={"reset_mask": mask})
+        env.step([0] * 4)
+    assert [len(forward._requests) for forward in forwards] == [1, 1]
+    env.close()
 
 
 def test_several_games_stay_in_pytorch(caplog):
@@ -228,14 +268,29 @@ def test_auto_tries_openvino_for_one_game_once(automatic, cache, caplog):
     assert caplog.text.count("trying OpenVINO") == 2, "for each of the two networks"
     answers = [json.loads(file.read_text()) for file in cache.rglob("*.json")]
     is_faster = {answer["what"]: answer["is_faster"] for answer in answers}
-    assert backend_of(first, 1) == ("openvino" if is_faster["OpenVINO for InnerModel"] else "eager")
+    assert backend_of(first, 1) == (
+        "openvino" if is_faster["OpenVINO for InnerModel, batches of 1"] else "eager"
+    )
     caplog.clear()
     for one, other in zip(imagine(second, 1), (frames, logits), strict=True):
         assert torch.equal(one, other), "the same choice, so the same game"
     assert "trying" not in caplog.text
 
 
-def test_auto_does_not_try_it_for_batches(automatic, cache):
+def test_auto_tries_it_for_the_expected_number_of_games(automatic, cache, caplog, monkeypatch):
+    monkeypatch.setattr(openvino_backend, "measured", lambda usual, other: (2.0, 1.0))
+    monkeypatch.setattr(openvino_backend, "MAX_TRIAL_SECONDS", 100.0)  # on a busy machine
+    results = []
+    for _ in range(2):
+        world_model = build_world_model(tiny_agent(), CONFIG, num_games=3, **automatic)
+        results.append(imagine(world_model, 3))
+        assert backend_of(world_model, 3) == "openvino"
+        assert backend_of(world_model, 1) == "eager", "not tried yet"
+    assert caplog.text.count("trying OpenVINO") == caplog.text.count("batches of 3") == 2
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+def test_auto_does_not_try_it_for_other_batches(automatic, cache):
     world_model = build_world_model(tiny_agent(), CONFIG, **automatic)
     plain = build_world_model(tiny_agent(), CONFIG, **PLAIN)
     for one, other in zip(imagine(world_model, 2), imagine(plain, 2), strict=True):

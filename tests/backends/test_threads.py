@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from diamond_gym.backends import threads
 from diamond_gym.backends.build import build_world_model
@@ -91,11 +91,16 @@ def test_threads_follow_the_work(num_games, flops, max_threads, expected):
     assert divide(num_games, flops, max_threads) == expected
 
 
+def flops_of_convolution(x, weight, *args, out_shape, **kwargs):
+    return conv_flop_count(x, weight, out_shape)
+
+
 @pytest.mark.parametrize("order", [1, 2])
 def test_the_work_is_what_pytorch_counts(world_model, order):
     world_model = world_model.resampled(DiffusionSamplerConfig(num_steps_denoising=2, order=order))
     state = start(world_model, 1)
-    with FlopCounterMode(display=False) as counter:
+    convolution = torch.ops.mkldnn._convolution_pointwise
+    with FlopCounterMode(display=False, custom_mapping={convolution: flops_of_convolution}) as counter:
         world_model.step(state, state.act[:, -1])
     assert flops_of_a_game(world_model) == pytest.approx(counter.get_total_flops(), rel=0.05)
 

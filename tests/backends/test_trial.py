@@ -65,3 +65,10 @@ def test_a_folder_that_cannot_be_written(tmp_path, caplog, monkeypatch):
 def test_the_measurement():
     usual, other = measured(lambda: time.sleep(0.02), lambda: time.sleep(0.002))
     assert usual >= 0.02 and 0.002 <= other < usual
+
+
+def test_a_long_measurement_ends_early(monkeypatch):
+    monkeypatch.setattr(trial, "_MAX_SECONDS", 0.0)
+    calls = []
+    measured(lambda: calls.append("usual"), lambda: calls.append("other"))
+    assert calls == ["usual", "other"] * 2, "one pair warms up, one counts"

@@ -169,7 +169,15 @@ class RewEndModel(nn.Module):
         # (c h w) order, whatever the memory format: the LSTM's input weights depend on it
         x = self.encoder(x, self.act_emb(act.flatten(0, 1))).flatten(1).reshape(b, t, -1)
         with torch.autocast(x.device.type, enabled=False):  # not every CPU has an LSTM in bfloat16
-            x, hx_cx = self.lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
+            x, hx_cx = self._run_lstm(x.to(self.lstm.weight_hh_l0.dtype), hx_cx)
         logits_rew, logits_end = self.head(x).split([NUM_REWARD_CLASSES, NUM_END_CLASSES], dim=-1)
-        assert hx_cx is not None
         return logits_rew, logits_end, hx_cx
+
+    def _run_lstm(
+        self, x: Float[Tensor, "b t k"], hx_cx: LSTMState | None
+    ) -> tuple[Float[Tensor, "b t d"], LSTMState]:
+        if hx_cx is None or x.shape[1] > 1 or torch.is_grad_enabled() or x.device.type != "cpu":
+            return self.lstm(x, hx_cx)
+        # a single step, for which the sequence's kernel takes five times as long with one game
+        hx, cx = torch.lstm_cell(x[:, 0], [part[0] for part in hx_cx], *self.lstm.parameters())
+        return hx[:, None], (hx[None], cx[None])

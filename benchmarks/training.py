@@ -303,8 +303,9 @@ def measure_in_turns(config: TrainerConfig, part: str, args: Settings) -> list[l
 
 def first_batch_size(training: settings.PartTrainingConfig) -> int:
     """Segments of the first steps, which are on crops where a preset begins with them."""
-    on_crops = isinstance(training, settings.DenoiserTrainingConfig) and training.is_on_crops(0)
-    return training.crop_batch_size if on_crops else training.batch_size
+    if isinstance(training, settings.DenoiserTrainingConfig) and training.is_on_crops(0):
+        return training.crop_batch_size
+    return training.batch_size
 
 
 def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings) -> StepRow:

@@ -63,7 +63,8 @@ bench: $(STAMP) ## speed beside plain PyTorch: steps, training, the tables of do
 	mkdir -p bench
 	$(PY) -m benchmarks.throughput --checkpoint embedded --compilers --json bench/throughput.jsonl
 	$(PY) -m benchmarks.training --preset paper --no-replay --json bench/training.jsonl training.autocast=auto
-	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl history=bench
+	$(PY) -m benchmarks.training --preset embedded --parts denoiser --no-replay --no-collection --json bench/crops.jsonl training.autocast=auto
+	$(PY) -m benchmarks.report bench/throughput.jsonl bench/training.jsonl bench/crops.jsonl history=bench
 
 endurance: $(STAMP) ## every writer killed; a million steps, 1 000 times make and close: memory, files; hours; docs/scaling.png
 	mkdir -p bench

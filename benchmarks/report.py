@@ -38,6 +38,8 @@ MACHINE = ("cpu", "gpu", "num_threads", "python", "torch", "gymnasium", "commit"
 EMBEDDED = ("auto", "embedded")
 """Checkpoints that are the embedded Breakout."""
 PUBLISHED = "2.9 days on an RTX 4090"
+CROPS = 128
+"""Crops in a training step of the embedded worlds."""
 EPOCH = "DIAMOND epoch: 100 steps collected, 400 updates of each network"
 NOT_MEASURED = "not measured"
 AUTO = ("eager", "cuda_graph")
@@ -191,7 +193,16 @@ def training_row(rows: Sequence[Row], part: str) -> Row | None:
 
 def denoiser_step(rows: Sequence[Row]) -> Speed | None:
     """A training step of the paper-size denoiser."""
-    row = training_row(rows, "denoiser")
+    return speed_of_step(training_row(rows, "denoiser"))
+
+
+def crop_step(rows: Sequence[Row]) -> Speed | None:
+    """A training step of the embedded worlds' denoiser on crops."""
+    return speed_of_step(find(rows, preset="embedded", part="denoiser", batch_size=CROPS))
+
+
+def speed_of_step(row: Row | None) -> Speed | None:
+    """A training step beside the plain baseline's."""
     if row is None:
         return None
     ours, plain = (f"{number(1 / row[key])} s" for key in ("steps_per_second", "baseline_steps_per_second"))
@@ -255,6 +266,7 @@ def lines_on_cpu(rows: Sequence[Row]) -> list[Line]:
         Line("embedded Breakout, 32 games", embedded_env(rows, 32), 300, " env-steps/s"),
         Line("embedded Breakout, 32 games for Stable-Baselines3", sb3_adapter(rows), 0.95),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 1.5),
+        Line(f"denoiser training step, {CROPS} crops of 32 x 32, embedded size", crop_step(rows)),
         Line(EPOCH, epoch_speed(find_epoch(rows)), 1.5),
         *lines_without_target(rows),
     ]
@@ -272,6 +284,7 @@ def lines_on_cuda(rows: Sequence[Row]) -> list[Line]:
         Line("embedded Breakout, 256 games", embedded_env(rows, 256)),
         Line("embedded Breakout, 1024 games", embedded_env(rows, 1024)),
         Line("denoiser training step, batch 32, paper size", denoiser_step(rows), 2.5),
+        Line(f"denoiser training step, {CROPS} crops of 32 x 32, embedded size", crop_step(rows)),
         Line(EPOCH, epoch_speed(find_epoch(rows)), 2.5),
         *lines_without_target(rows),
     ]

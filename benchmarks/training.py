@@ -2,6 +2,7 @@
 
     python -m benchmarks.training --preset paper small --json rows.jsonl
     python -m benchmarks.training --preset paper --parts denoiser denoiser.training.batch_size=8
+    python -m benchmarks.training --preset embedded --parts denoiser rew_end_model --no-collection
 
 Every step is the trainer's own, on made-up episodes. The plain baseline makes the same steps (same weights,
 same batches) in eager float32, in PyTorch's default memory layout, with its default AdamW and the C library's
@@ -300,6 +301,13 @@ def measure_in_turns(config: TrainerConfig, part: str, args: Settings) -> list[l
         return in_turns([m.step for m in measured], args.seconds)
 
 
+def first_batch_size(training: settings.PartTrainingConfig) -> int:
+    """Segments of the first steps, which are on crops where a preset begins with them."""
+    if isinstance(training, settings.DenoiserTrainingConfig) and training.is_on_crops(0):
+        return training.crop_batch_size
+    return training.batch_size
+
+
 def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings) -> StepRow:
     """Measure a network's steps and those of its baseline."""
     took, baseline = measure_in_turns(config, part, args)
@@ -309,7 +317,7 @@ def measure_steps(preset: str, config: TrainerConfig, part: str, args: Settings)
         preset=preset,
         part=part,
         device=find_device(config.common.device).type,
-        batch_size=getattr(config, part).training.batch_size,
+        batch_size=first_batch_size(getattr(config, part).training),
         steps_per_second=1 / seconds,
         baseline_steps_per_second=1 / plain_seconds,
         ratio=plain_seconds / seconds,

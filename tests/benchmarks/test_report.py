@@ -68,6 +68,7 @@ THROUGHPUT = [
 TRAINING = [
     training_row("collection", 1.0, 2.0),
     training_row("denoiser", 0.01, 0.02),
+    training_row("denoiser", 0.3, 0.6, preset="embedded", batch_size=128, overrides=[]),
     training_row("rew_end_model", 0.005, 0.01),
     training_row("actor_critic", 0.0225, 0.045),
 ]
@@ -113,6 +114,8 @@ def test_the_table_holds_what_the_rows_say(run):
     assert adapter == ["291 env-steps/s", "", "0.97x of `DiamondVectorEnv`", "0.95x: met"]
     step = table["denoiser training step, batch 32, paper size"]
     assert step == ["0.0100 s", "0.0200 s", "2.00x", "1.5x: met"]
+    crops = table["denoiser training step, 128 crops of 32 x 32, embedded size"]
+    assert crops == ["0.300 s", "0.600 s", "2.00x", ""]
     assert table["embedded Breakout outside its networks, 1 game"][0] == "1.25 ms"
     assert table["the real Breakout (`AtariVectorEnv`), 32 games"][0] == "2 720 env-steps/s"
     assert table["the real Breakout (`AtariVectorEnv`), 1 game"][0] == "not measured"

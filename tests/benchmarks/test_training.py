@@ -51,6 +51,12 @@ def test_collects_the_steps_of_an_epoch(tmp_path):
     assert EpisodeDataset(tmp_path).num_steps == 100
 
 
+def test_the_batch_is_of_crops_where_a_preset_begins_with_them():
+    config = training.configuration("embedded", [], "cpu")
+    parts = config.denoiser, config.rew_end_model
+    assert [training.first_batch_size(part.training) for part in parts] == [128, 32]
+
+
 @pytest.mark.parametrize("part", PARTS)
 def test_the_baseline_makes_the_same_steps(part, monkeypatch):
     monkeypatch.setattr(training, "NUM_TRAINING_FRAMES", 200)

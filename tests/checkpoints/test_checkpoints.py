@@ -27,6 +27,7 @@ from diamond_gym.checkpoints import (
 )
 from diamond_gym.checkpoints.contexts import NUM_CONTEXTS, ContextBank
 from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.envs.env import DiamondEnv
 from diamond_gym.errors import (
     CacheError,
     CheckpointError,
@@ -387,6 +388,26 @@ def test_descriptions_are_strict_json():
 
 
 # Embedded world models and run folders
+
+
+@pytest.mark.parametrize("game", ["Breakout", "Pong"])
+@pytest.mark.parametrize("num_denoising_steps", [2, 3])
+def test_embedded_worlds_stay_clear_with_more_passes(game, num_denoising_steps):
+    """Noise levels that a denoiser was not trained on dissolve its frames within a few steps."""
+
+    def frame_after_ten_steps(num_denoising_steps):
+        env = DiamondEnv(
+            game,
+            checkpoint="embedded",
+            num_denoising_steps=num_denoising_steps,
+            device="cpu",
+            backend="eager",
+        )
+        env.reset(seed=0)
+        return [env.step(0)[0] for _ in range(10)][-1].astype(float)
+
+    usual, other = frame_after_ten_steps(1), frame_after_ten_steps(num_denoising_steps)
+    assert 10 * np.log10(255**2 / np.mean((usual - other) ** 2)) > 33  # decibels
 
 
 def test_embedded_world_models_come_first(saved, monkeypatch):

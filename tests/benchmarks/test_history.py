@@ -25,7 +25,7 @@ def compare(tmp_path, capsys):
 
 def test_nothing_is_slower_than_itself(compare):
     rows = [*THROUGHPUT, *TRAINING]
-    assert compare(rows, rows)[:2] == (0, "0 of 15 measurements are slower by more than 10%\n")
+    assert compare(rows, rows)[:2] == (0, "0 of 16 measurements are slower by more than 10%\n")
 
 
 @pytest.mark.parametrize(("ms", "is_slower"), [(10.9, False), (11.1, True), (5.0, False)])
@@ -48,7 +48,8 @@ def test_beside_plain_pytorch_where_that_was_measured_too(compare):
 def test_training_steps_are_compared_by_their_ratio(compare):
     slower = [{**row, "ratio": row["ratio"] / 1.5} if "ratio" in row else row for row in TRAINING]
     status, out, _ = compare(slower, TRAINING)
-    assert status == 1 and out.count("takes 1.50 times as long") == 3
+    num_steps = sum("ratio" in row for row in TRAINING)
+    assert status == 1 and out.count("takes 1.50 times as long") == num_steps > 0
 
 
 def test_only_the_same_thing_is_compared(compare):

@@ -47,8 +47,9 @@ def play() -> None:
     viewer = Viewer(start.play_session(chosen), Canvas(chosen.size), fps=chosen.fps, captures=DOCS)
     viewer.start_film(DOCS / "play.gif")
     for commands, num_pictures in (
-        ([], 30),
-        ([Command.NEXT_PLACE, Command.COMPARE], 30),
+        ([], 25),
+        ([Command.NEXT_PLACE], 15),  # until the ball is served, to a place that no frame tells
+        ([Command.COMPARE], 30),
         ([Command.COMPARE, Command.IMAGINE], 27),
     ):
         for command in commands:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from diamond_gym.data.episodes import Episode
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.data.import_episodes import ImportOptions, ImportReport, import_episodes
 
 FPS = 10
 
@@ -32,6 +34,24 @@ class Made:
 
     def __len__(self) -> int:
         return len(self.act)
+
+
+def importer(kind: str) -> Callable[..., tuple[ImportReport, list[EpisodeDataset]]]:
+    """Return a function (path, out, **options) that imports data of a kind and checks what it wrote.
+
+    Args:
+        kind: The option of `import-episodes` that names such data.
+    """
+
+    def imported(path: Path, out: Path, **options: Any) -> tuple[ImportReport, list[EpisodeDataset]]:
+        options[kind] = str(path)
+        report = import_episodes(ImportOptions(str(out), **options), progress=False)
+        datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
+        for dataset in datasets:
+            dataset.check()
+        return report, datasets
+
+    return imported
 
 
 def made(length: int, seed: int = 0, size: int = 64, num_actions: int = 3) -> Made:

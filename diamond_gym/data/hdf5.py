@@ -18,7 +18,14 @@ from numpy.typing import NDArray
 
 from diamond_gym import untrusted
 from diamond_gym.data.recorder import flags
-from diamond_gym.data.source import UNKNOWN, ActionRange, StreamedEpisode, check_frame, natural
+from diamond_gym.data.source import (
+    MEANING_OF_MISSING,
+    UNKNOWN,
+    ActionRange,
+    StreamedEpisode,
+    check_frame,
+    natural,
+)
 from diamond_gym.errors import DatasetError, require
 
 _BLOCK = 2**24
@@ -158,10 +165,8 @@ class HDF5Source:
                     raise ValueError(
                         f"there is no {path!r} ({field.name}_key) in {group.name}; found {_names(group)}"
                     )
-                if field.name == "rew":
-                    yield f"there are no {path!r}: all rewards are 0"
-                elif field.name == "terminated":
-                    yield f"there are no {path!r}: no episode terminates"
+                if field.name in MEANING_OF_MISSING:
+                    yield f"there are no {path!r}: {MEANING_OF_MISSING[field.name]}"
 
     def _length(self, file: Any, part: _Part) -> int:
         if part.last is not None:

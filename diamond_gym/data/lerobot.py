@@ -21,7 +21,7 @@ from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.data import tables, video
 from diamond_gym.data.recorder import flags
-from diamond_gym.data.source import UNKNOWN, ActionRange, StreamedEpisode, check_frame
+from diamond_gym.data.source import MEANING_OF_MISSING, UNKNOWN, ActionRange, StreamedEpisode, check_frame
 from diamond_gym.errors import DatasetError
 
 _MAX_EPISODES = 10**7
@@ -161,15 +161,14 @@ class LeRobotSource:
 
     def _missing(self) -> Iterator[str]:
         """Say which features the dataset does not have; those that were asked for must be there."""
-        meaning = {"rew": "all rewards are 0", "terminated": "no episode terminates"}
         for key in ("act", "rew", "terminated", "truncated"):
             name = getattr(self.mapping, key)
             if name not in self._info.features:
                 if key == "act" or key in self._given:
                     found = ", ".join(self._info.features)
                     raise ValueError(f"there is no feature {name} ({key}_key); found {found}")
-                if key in meaning:
-                    yield f"there is no feature {name}: {meaning[key]}"
+                if key in MEANING_OF_MISSING:
+                    yield f"there is no feature {name}: {MEANING_OF_MISSING[key]}"
 
     # --- where episodes lie
 

@@ -25,6 +25,10 @@ MAX_FRAME = 2**26
 """Largest size of a frame in bytes; the largest are photographs of 20 million pixels."""
 
 
+MEANING_OF_MISSING = {"rew": "all rewards are 0", "terminated": "no episode terminates"}
+"""What it means that a source has none of these, for its notes."""
+
+
 @dataclass(frozen=True)
 class ActionRange:
     """The least and the greatest action, where a source does not say them.

@@ -53,7 +53,8 @@ def read_columns(
         DatasetError: It cannot be read, a column is missing, or has empty fields, or it is too large.
         MissingDependencyError: pyarrow is not installed.
     """
-    missing = [name for name in columns if name not in (names := column_names(path))]
+    names = column_names(path)
+    missing = [name for name in columns if name not in names]
     if missing:
         raise DatasetError(f"{path} has no column {missing[0]}; found {', '.join(names) or 'none'}")
     with untrusted.reading(path, DatasetError, "a table"):

@@ -8,7 +8,7 @@ number.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from diamond_gym import files as disk
 from diamond_gym import untrusted
 from diamond_gym.data import tables, video
 from diamond_gym.data.recorder import flags
-from diamond_gym.data.source import UNKNOWN, ActionRange, StreamedEpisode, natural
+from diamond_gym.data.source import MEANING_OF_MISSING, UNKNOWN, ActionRange, StreamedEpisode, natural
 from diamond_gym.errors import DatasetError
 
 _COMMON = "actions"
@@ -161,11 +161,10 @@ class VideoFolder:
         """Say which columns the first table does not have."""
         table = self._common.path if self._common else next(iter(self._tables.values()), None)
         names = tables.column_names(table) if table else []
-        meaning = {"rew": "all rewards are 0", "terminated": "no episode terminates"}
         return [
-            f"{table.name if table else ''} has no column {getattr(self.mapping, f.name)}: {meaning[f.name]}"
-            for f in fields(VideoMapping)
-            if table and f.name in meaning and getattr(self.mapping, f.name) not in names
+            f"{table.name if table else ''} has no column {getattr(self.mapping, name)}: {meaning}"
+            for name, meaning in MEANING_OF_MISSING.items()
+            if table and getattr(self.mapping, name) not in names
         ]
 
 

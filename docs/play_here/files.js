@@ -20,8 +20,9 @@ export async function readList() {
 export async function readFile(entry, arrived) {
   const url = `${entry.file}?v=${entry.version}`; // another version of a file is another address
   const kept = await (await (await openCache())?.match(url))?.arrayBuffer();
-  if (kept?.byteLength === entry.bytes) arrived(entry.bytes);
-  let compressed = kept?.byteLength === entry.bytes ? kept : await download(url, arrived);
+  const isWhole = kept?.byteLength === entry.bytes;
+  if (isWhole) arrived(entry.bytes);
+  let compressed = isWhole ? kept : await download(url, arrived);
   let content;
   try {
     content = await inflated(compressed, entry);

@@ -6,23 +6,13 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.data.import_episodes import ImportOptions, import_episodes
 from diamond_gym.errors import DatasetError
-from tests.others_data import assert_same, made, write_d4rl, write_robomimic
+from tests.others_data import assert_same, importer, made, write_d4rl, write_robomimic
 from trainers.diamond.cli import main
 
 h5py = pytest.importorskip("h5py")
 
-
-def imported(path, out, **options):
-    report = import_episodes(ImportOptions(str(out), hdf5=str(path), **options), progress=False)
-    datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
-    for dataset in datasets:
-        dataset.check()
-    return report, datasets
-
-
+imported = importer("hdf5")
 COMPRESSED = {"chunks": (3, 64, 64, 3), "compression": "gzip"}
 
 

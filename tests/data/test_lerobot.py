@@ -5,9 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.data.import_episodes import ImportOptions, import_episodes
-from tests.others_data import assert_same, made, smooth, write_lerobot
+from tests.others_data import assert_same, importer, made, smooth, write_lerobot
 from trainers.diamond.cli import main
 
 pytest.importorskip("av")
@@ -15,13 +13,7 @@ pytest.importorskip("pyarrow")
 
 NEWER, OLDER = "v3.0", "v2.1"
 
-
-def imported(folder, out, **options):
-    report = import_episodes(ImportOptions(str(out), lerobot=str(folder), **options), progress=False)
-    datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
-    for dataset in datasets:
-        dataset.check()
-    return report, datasets
+imported = importer("lerobot")
 
 
 @pytest.mark.parametrize("codec", ["libx264rgb", "image"])

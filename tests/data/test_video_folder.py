@@ -3,21 +3,13 @@
 import numpy as np
 import pytest
 
-from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.data.import_episodes import ImportOptions, import_episodes
-from tests.others_data import assert_same, made, smooth, write_table, write_video, write_videos
+from tests.others_data import assert_same, importer, made, smooth, write_table, write_video, write_videos
 from trainers.diamond.cli import main
 
 pytest.importorskip("av")
 pytest.importorskip("pyarrow")
 
-
-def imported(folder, out, **options):
-    report = import_episodes(ImportOptions(str(out), videos=str(folder), **options), progress=False)
-    datasets = [EpisodeDataset(report.out / name) for name in report.num_episodes]
-    for dataset in datasets:
-        dataset.check()
-    return report, datasets
+imported = importer("videos")
 
 
 @pytest.mark.parametrize(

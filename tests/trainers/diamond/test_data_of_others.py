@@ -8,22 +8,13 @@ import pytest
 
 import diamond_gym
 from tests import others_data
+from tests.trainers.diamond.test_other_environments import TRAIN
 from trainers.diamond.cli import main
 
 pytest.importorskip("av")
 pytest.importorskip("h5py")
 pytest.importorskip("pyarrow")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*share an object")]
-
-TRAIN = [
-    "preset=smoke",
-    "common.device=cpu",
-    "training.num_threads=1",
-    "training.num_epochs=1",
-    "training.parts=[denoiser,rew_end_model]",
-    "denoiser.training.steps_first_epoch=2",
-    "rew_end_model.training.steps_first_epoch=2",
-]
 
 
 def episodes():

@@ -339,7 +339,7 @@ def new_folder(out: Path) -> Iterator[Path]:
 
 
 def fill_folder(new: Path, out: Path) -> None:
-    """Puts a complete folder in the place of an empty one, or of none.
+    """Put a complete folder in the place of an empty one, or of none.
 
     Raises:
         OSError: It cannot be moved, or `out` is not empty.

@@ -18,7 +18,7 @@ from diamond_gym import cli
 from diamond_gym import files as disk
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, MissingDependencyError
+from diamond_gym.errors import CacheError, DatasetError, InvalidInputError, require
 from diamond_gym.play.recording import ORIGINAL_OBS, TRAJECTORY
 
 _DATASETS, _NAMESPACE_FILE = "MINARI_DATASETS_PATH", "namespace_metadata.json"
@@ -86,14 +86,8 @@ left out: Minari needs the frame after the last step.""",
 
 
 def _library() -> Any:
-    try:
-        import h5py  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import minari  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"export-minari needs minari ({error}): pip install 'diamond-gym[minari]'"
-        ) from error
-    return minari
+    require("h5py", "minari", "export-minari", "minari")  # minari imports it when it writes
+    return require("minari", "minari", "export-minari", "minari")
 
 
 def _check_id(id: str, minari: Any) -> None:

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from diamond_gym.errors import CacheError, MissingDependencyError
+from diamond_gym.errors import CacheError, require
 from diamond_gym.files import write_file
 from diamond_gym.world.pixels import mean_squared_error, psnr
 from diamond_gym.world.world_model import WorldModel
@@ -285,12 +285,7 @@ def check_dependencies(config: WandbConfig) -> None:
     """
     if config.mode == "disabled":
         return
-    try:
-        import wandb  # noqa: F401 # pyright: ignore
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"wandb.mode={config.mode} needs wandb ({error}): pip install 'diamond-gym[wandb]'"
-        ) from error
+    require("wandb", "wandb", f"wandb.mode={config.mode}", "wandb")
 
 
 def _tensorboard(folder: Path, epoch: int, next_of: dict[str, int]) -> Sink | None:

@@ -1,10 +1,8 @@
 // Keys and fingers: which keys of the game are held, and which commands are given.
 
-import { crossKeys } from "./pad.js";
+import { fillPad, isForButton, nameOf } from "./pad.js";
 
-const NAMES = { Enter: "enter", Escape: "escape", ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right" };
 const SPELLINGS = { " ": "Space" };
-const DIRECTIONS = { w: "\u25b2", a: "\u25c0", s: "\u25bc", d: "\u25b6" };
 
 /** Commands: keys, what they do, and the label and group of their button. */
 const SHORTCUTS = [
@@ -96,45 +94,11 @@ export function listen(held, world, command) {
   document.addEventListener("visibilitychange", () => { if (document.hidden) held.release(); });
 }
 
-function nameOf({ key, code }) {
-  if (key in NAMES) return NAMES[key];
-  if (/^[\x20-\x7e]$/.test(key)) return key.toLowerCase();
-  const letter = /^Key([A-Z])$/.exec(code); // for keyboards without Latin letters
-  return letter && key.length === 1 ? letter[1].toLowerCase() : key.toLowerCase();
-}
-
-const isForButton = ({ key }) =>
-  document.activeElement instanceof HTMLButtonElement && (key === "Enter" || key === " ");
-
 // --- the touch pad
 
 /** Fill the touch pad with the keys of a world. */
 export function buildPad({ actions }, held, cross, fire) {
   const alone = [...new Set(actions.flatMap(({ keys }) => keys))]
     .map((key) => [key, actions.find(({ keys }) => keys.length === 1 && keys[0] === key)?.name ?? ""]);
-  const isNamed = alone.every(([key, name]) => !(key in DIRECTIONS) || !name.startsWith("ACTION_"));
-  const directions = Object.keys(DIRECTIONS).filter((key) => isNamed && alone.some(([name]) => name === key));
-  cross.classList.toggle("is-flat", !directions.includes("w") && !directions.includes("s"));
-  cross.replaceChildren(...directions.map((key) => padKey(key, DIRECTIONS[key], "")));
-  fire.replaceChildren(...alone.filter(([key]) => !directions.includes(key)).map(([key, name]) =>
-    padKey(key, name || key.toUpperCase(), key === " " ? "is-round" : "")));
-  followFingers(cross, held, (event) => crossKeys(event, cross, directions));
-  for (const element of fire.children) followFingers(element, held, () => [element.dataset.key]);
-}
-
-function padKey(key, label, className) {
-  const element = Object.assign(document.createElement("div"), { className: `key ${className}`, textContent: label });
-  element.dataset.key = key;
-  return element;
-}
-
-function followFingers(element, held, keysAt) {
-  element.onpointerdown = (event) => {
-    event.preventDefault();
-    element.setPointerCapture(event.pointerId);
-    held.hold(event.pointerId, keysAt(event));
-  };
-  element.onpointermove = (event) => { if (event.buttons) held.hold(event.pointerId, keysAt(event)); };
-  element.onpointerup = element.onpointercancel = (event) => held.hold(event.pointerId, []);
-  element.oncontextmenu = (event) => event.preventDefault();
+  fillPad(alone, cross, fire, (source, keys) => held.hold(source, keys));
 }

@@ -1,7 +1,7 @@
 // The page: keys, touches and sliders to the server, pictures and facts from it. It knows no game and no command except
 // "fullscreen", which only a browser can do; buttons, keys and help come with the message of type "game".
 
-import { crossKeys } from "./pad.js";
+import { fillPad, isForButton, nameOf } from "./pad.js";
 
 const RETRY_MS = [500, 1000, 2000, 4000];
 const FIRST_CODE_TO_STAY_AWAY = 4000; // the server closed on purpose: only the person can reconnect
@@ -160,7 +160,9 @@ function showGame(game) {
     make("dl", {}, rows.flatMap(([keys, what]) => [make("dt", { textContent: keys }), make("dd", { textContent: what })])),
   ]));
   buildSliders(game.sliders);
-  buildPad(game.sliders.length ? [] : game.held_keys);
+  const padRows = game.sliders.length ? [] : game.held_keys;
+  $("pad").hidden = !padRows.length;
+  fillPad(padRows, $("cross"), $("fire"), hold);
   showSeat($("seat-text").textContent);
 }
 
@@ -229,15 +231,6 @@ function showHeld() {
 
 // --- the keyboard
 
-const NAMES = { ArrowUp: "up", ArrowDown: "down", ArrowLeft: "left", ArrowRight: "right" };
-
-function nameOf({ key, code }) {
-  if (key in NAMES) return NAMES[key];
-  if (/^[\x20-\x7e]$/.test(key)) return key.toLowerCase();
-  const letter = /^Key([A-Z])$/.exec(code); // for keyboards without Latin letters
-  return letter && key.length === 1 ? letter[1].toLowerCase() : key.toLowerCase();
-}
-
 const isGames = (key) => state.game?.held_keys.some(([name]) => name === key);
 
 function keyDown(event) {
@@ -258,9 +251,6 @@ function keyDown(event) {
   }
 }
 
-const isForButton = ({ key }) =>
-  document.activeElement instanceof HTMLButtonElement && (key === "Enter" || key === " ");
-
 const isForSlider = ({ key }) =>
   document.activeElement instanceof HTMLInputElement && /^(Arrow|Page|Home|End)/.test(key);
 
@@ -268,43 +258,6 @@ addEventListener("keydown", keyDown);
 addEventListener("keyup", (event) => hold(event.code || nameOf(event), []));
 addEventListener("blur", releaseAll);
 document.addEventListener("visibilitychange", () => { if (document.hidden) releaseAll(); });
-
-// --- the touch pad
-
-const DIRECTIONS = { w: "\u25b2", a: "\u25c0", s: "\u25bc", d: "\u25b6" };
-
-function buildPad(heldKeyRows) {
-  const isNamed = heldKeyRows.every(([key, action]) => !(key in DIRECTIONS) || !action.startsWith("ACTION_"));
-  const directions = isNamed ? heldKeyRows.filter(([key]) => key in DIRECTIONS) : [];
-  const others = heldKeyRows.filter((row) => !directions.includes(row));
-  const keys = directions.map(([key]) => key);
-  $("pad").hidden = !heldKeyRows.length;
-  $("cross").classList.toggle("is-flat", !keys.includes("w") && !keys.includes("s"));
-  $("cross").replaceChildren(...keys.map((key) => padKey(key, DIRECTIONS[key], "")));
-  $("fire").replaceChildren(...others.map(([key, action]) =>
-    padKey(key, action || key.toUpperCase(), key === " " ? "is-round" : "")));
-  followFingers($("cross"), (event) => crossKeys(event, $("cross"), keys));
-  for (const element of $("fire").children) followFingers(element, () => [element.dataset.key]);
-}
-
-function padKey(key, label, className) {
-  const element = make("div", { className: `key ${className}`, textContent: label });
-  element.dataset.key = key;
-  return element;
-}
-
-function followFingers(element, keysAt) {
-  const follow = (event) => hold(event.pointerId, keysAt(event));
-  const lift = (event) => hold(event.pointerId, []);
-  element.onpointerdown = (event) => {
-    event.preventDefault();
-    element.setPointerCapture(event.pointerId);
-    follow(event);
-  };
-  element.onpointermove = (event) => { if (state.held.has(event.pointerId) || event.buttons) follow(event); };
-  element.onpointerup = element.onpointercancel = lift;
-  element.oncontextmenu = (event) => event.preventDefault();
-}
 
 // --- continuous parts of an action: a slider for each, which stays, and the mouse or a finger on the picture
 

@@ -314,6 +314,9 @@ class TrainingConfig:
             latter only in one process, with `grad_acc_steps` 1). "auto" is "cuda_graph" on CUDA, else
             "eager".
         num_threads: CPU threads; null leaves the choice to PyTorch.
+        compress_frames: Whether the frames that are learned from are kept compressed in memory, without
+            loss: 19 times as many steps of Breakout, 8 times as many of Freeway, and batches that take
+            some hundredths of a second longer to draw.
     """
 
     should: bool = True
@@ -325,6 +328,7 @@ class TrainingConfig:
     tf32: bool = True
     backend: str = "auto"
     num_threads: int | None = None
+    compress_frames: bool = False
 
     def __post_init__(self) -> None:
         require(

@@ -121,7 +121,8 @@ def fitted(config: TrainerConfig) -> TrainerConfig:
     if not train.is_dir() or not len(dataset := EpisodeDataset(train, create=True)):
         return config
     c, h, w = dataset[0].obs.shape[1:]
-    _check_memory(path, _num_steps_there(dataset, list(range(len(dataset))), (c, h, w)), (c, h, w))
+    if not config.training.compress_frames:
+        _check_memory(path, _num_steps_there(dataset, list(range(len(dataset))), (c, h, w)), (c, h, w))
     if config.frame_shape != _USUAL_FRAMES or config.frame_shape == (c, h, w):
         return config
     return replace(config, agent=config.agent.with_frames((c, h, w)))
@@ -138,8 +139,8 @@ def _check_memory(path: Path, num_steps: int, shape: tuple[int, int, int]) -> No
         c, h, w = shape
         raise DatasetError(
             f"static_dataset.path={path}: {num_steps} frames of {h}x{w} with {c} channels take "
-            f"{needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are available: import fewer episodes, or "
-            "smaller frames with size=64"
+            f"{needed / 1e9:.1f} GB of memory, {there / 1e9:.1f} GB are available: give "
+            "training.compress_frames=true, or import fewer episodes, or smaller frames with size=64"
         )
 
 
@@ -262,6 +263,7 @@ def load_replays(
     space: ActionSpace,
     *,
     num_collected: int = 0,
+    compress: bool = False,
     progress: bool,
 ) -> tuple[Replay, Replay]:
     """Load train and test episodes into memory.
@@ -274,6 +276,7 @@ def load_replays(
         frame_shape: Shape (c, h, w) of the frames that the networks take.
         space: The actions that the networks know.
         num_collected: Steps the training dataset will have where the run's own policy collects, else 0.
+        compress: Whether the frames of the train episodes are kept compressed.
         progress: Whether to show progress.
 
     Raises:
@@ -285,7 +288,7 @@ def load_replays(
     if num_collected or (test_folder / "info.pt").is_file():
         test = EpisodeDataset(test_folder, create=True)
         return (
-            _replay(train, range(len(train)), fits, progress, num_collected),
+            _replay(train, range(len(train)), fits, progress, num_collected, compress),
             _replay(test, range(len(test)), fits, False),
         )
     if len(train) < 2:
@@ -295,7 +298,7 @@ def load_replays(
         counts = len(held_out), len(train)
         _log.info("no %s: %d of %d training episodes are held out", test_folder, *counts)
     kept = [i for i in range(len(train)) if i not in held_out]
-    return _replay(train, kept, fits, progress), _replay(train, held_out, fits, False)
+    return _replay(train, kept, fits, progress, 0, compress), _replay(train, held_out, fits, False)
 
 
 class _Fits:
@@ -413,7 +416,12 @@ def replace_test_dataset(run: RunFolder, episodes: Iterable[Episode]) -> None:
 
 
 def _replay(
-    dataset: EpisodeDataset, episode_ids: Iterable[int], fits: _Fits, progress: bool, room: int = 0
+    dataset: EpisodeDataset,
+    episode_ids: Iterable[int],
+    fits: _Fits,
+    progress: bool,
+    room: int = 0,
+    compress: bool = False,
 ) -> Replay:
     ids = list(episode_ids)
 
@@ -423,7 +431,8 @@ def _replay(
             fits.check(episode, dataset.episode_path(i))
             yield episode
 
-    return Replay(episodes(), max(room, _num_steps_there(dataset, ids, fits.frame_shape)))
+    num_steps = max(room, _num_steps_there(dataset, ids, fits.frame_shape))
+    return Replay(episodes(), num_steps, compress=compress)
 
 
 def _num_steps_there(dataset: EpisodeDataset, ids: list[int], frame_shape: tuple[int, ...]) -> int:

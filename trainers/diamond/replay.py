@@ -19,6 +19,7 @@ from torch import Tensor
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import DatasetError
 from diamond_gym.world.pixels import to_float
+from trainers.diamond.frames import CompressedFrames, Frames, PlainFrames, grown
 
 # --- crops
 # Crops of segments: the part of a frame that a training step uses.
@@ -301,7 +302,7 @@ def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
 
 
 class Replay:
-    """All steps of a growing set of episodes in flat arrays: one byte a pixel, one copy.
+    """All steps of a growing set of episodes in flat arrays.
 
     Steps are stored in the order in which they were added; an index maps an episode's steps to rows, so that
     any episode can continue after others have begun.
@@ -309,18 +310,23 @@ class Replay:
     Args:
         episodes: Episodes to begin with, all with frames of the same shape.
         num_steps: Number of steps to make room for; more room is made when it is needed.
+        compress: Whether frames are kept compressed, without loss, instead of one byte a pixel.
 
     Raises:
         DatasetError: Their frames or actions differ in shape.
     """
 
-    def __init__(self, episodes: Iterable[Episode] = (), num_steps: int = 0) -> None:
+    def __init__(
+        self, episodes: Iterable[Episode] = (), num_steps: int = 0, *, compress: bool = False
+    ) -> None:
         self.lengths: NDArray[np.int64] = np.zeros(0, np.int64)
         self.num_steps = 0
         self._capacity = num_steps
         self._rows: list[NDArray[np.int64]] = []
         self._flat_rows: NDArray[np.int64] | None = None
-        self._obs = self._final_obs = np.zeros((0, 0, 0, 0), np.uint8)
+        self._new_frames = CompressedFrames if compress else PlainFrames
+        self._frames: Frames = self._new_frames((0, 0, 0))
+        self._final_obs = np.zeros((0, 0, 0, 0), np.uint8)
         self._act = np.zeros(0, np.int64)
         self._rew = np.zeros(0, np.float32)
         self._end = self._trunc = np.zeros(0, bool)
@@ -335,21 +341,22 @@ class Replay:
         """Add an episode; return its number."""
         e = len(self.lengths)
         shape = tuple(episode.obs.shape[1:])
-        if e and shape != self._obs.shape[1:]:
+        if e and shape != self.frame_shape:
             raise DatasetError(
-                f"episodes have frames of {self._obs.shape[1:]} and of {shape}; they must agree"
+                f"episodes have frames of {self.frame_shape} and of {shape}; they must agree"
             )
         act = episode.act[:0].numpy()
         if not e:
-            self._act = act
+            self._act, self._frames = act, self._new_frames(shape)
+            self._final_obs = np.zeros((0, *shape), np.uint8)
         elif (act.shape[1:], act.dtype) != (self._act.shape[1:], self._act.dtype):
             raise DatasetError(
                 f"episodes have actions of {self._act.dtype} {self._act.shape[1:]} and of {act.dtype} "
                 f"{act.shape[1:]}; they must agree"
             )
         if e >= len(self._has_final):
-            self._final_obs = _grown(self._final_obs, max(64, 2 * e), shape)
-            self._has_final = _grown(self._has_final, max(64, 2 * e))
+            self._final_obs = grown(self._final_obs, max(64, 2 * e))
+            self._has_final = grown(self._has_final, max(64, 2 * e))
         self._rows.append(np.zeros(0, np.int64))
         self.lengths = np.append(self.lengths, 0)
         self.go_on(e, episode)
@@ -360,9 +367,8 @@ class Replay:
         known, added = int(self.lengths[e]), len(episode) - int(self.lengths[e])
         first, last = self.num_steps, self.num_steps + added
         if last > len(self._act):
-            shape = tuple(episode.obs.shape[1:])
-            self._reserve(max(last, self._capacity, 3 * len(self._act) // 2), shape)
-        self._obs[first:last] = episode.obs[known:].numpy()
+            self._reserve(max(last, self._capacity, 3 * len(self._act) // 2))
+        self._frames.write(first, episode.obs[known:].numpy(), len(self._act))
         self._act[first:last] = episode.act[known:].numpy()
         self._rew[first:last] = episode.rew[known:].numpy()
         self._end[first:last] = episode.end[known:].numpy()
@@ -383,15 +389,19 @@ class Replay:
             self._flat_rows = np.concatenate(self._rows)
         return self._flat_rows
 
-    def _reserve(self, capacity: int, shape: tuple[int, ...]) -> None:
-        self._obs = _grown(self._obs, capacity, shape)
-        self._act, self._rew = _grown(self._act, capacity), _grown(self._rew, capacity)
-        self._end, self._trunc = _grown(self._end, capacity), _grown(self._trunc, capacity)
+    def _reserve(self, capacity: int) -> None:
+        self._act, self._rew = grown(self._act, capacity), grown(self._rew, capacity)
+        self._end, self._trunc = grown(self._end, capacity), grown(self._trunc, capacity)
 
     @property
     def frame_shape(self) -> tuple[int, ...]:
         """Shape (c, h, w) of a frame."""
-        return self._obs.shape[1:]
+        return self._frames.shape
+
+    @property
+    def frame_bytes(self) -> int:
+        """Memory that the frames take."""
+        return self._frames.num_bytes
 
     def reward_sign_counts(self) -> dict[int, int]:
         """Number of steps with a reward of each sign (-1, 0, 1)."""
@@ -405,7 +415,7 @@ class Replay:
         mask = (time >= 0) & (time < lengths[:, None])
         index = self._rows_at(episode, time)
         return SegmentBatch(
-            obs=torch.from_numpy(self._obs.take(index, axis=0)),  # faster than self._obs[index]
+            obs=torch.from_numpy(self._frames.take(index)),
             episode=torch.from_numpy(episode),
             start=torch.from_numpy(start),
             act=torch.from_numpy(np.where(_broadcast(mask, self._act.ndim - 1), self._act[index], 0)),
@@ -549,10 +559,10 @@ class Replay:
             place: Rows and columns (b, 2) of the places.
         """
         rows = self._rows_at(episode, first[:, None] + np.arange(-1, num_steps))
-        frames = self._obs.take(rows, axis=0)
+        frames = self._frames.take(rows)
         moves = [is_moving(frames[:, i], frames[:, i + 1]) for i in range(num_steps)]
         place = np.where(place < 0, moving_places(rng, np.logical_or.reduce(moves)), place)
-        return crop.corners(rng, place, self._obs.shape[2:])
+        return crop.corners(rng, place, frames.shape[-2:])
 
     def _draw_events(
         self, rng: np.random.Generator, count: int
@@ -582,11 +592,3 @@ def _cropped(batch: SegmentBatch, corner: NDArray[np.int64], size: int) -> Segme
 def _broadcast(mask: NDArray[np.bool_], num_dims: int) -> NDArray[np.bool_]:
     """The mask with further dimensions of size 1."""
     return mask.reshape(*mask.shape, *[1] * num_dims)
-
-
-def _grown(array: NDArray, capacity: int, shape: tuple[int, ...] | None = None) -> NDArray:
-    """A longer copy whose new rows are zero (and take no memory before they are written)."""
-    grown = np.zeros((capacity, *(array.shape[1:] if shape is None else shape)), array.dtype)
-    if len(array):
-        grown[: len(array)] = array
-    return grown

@@ -198,7 +198,12 @@ def load_replays(
         return Replay(), Replay()
     folders = data.dataset_folders(run, config.static_dataset)
     return data.load_replays(
-        folders, config.frame_shape, space, num_collected=config.num_collected, progress=progress
+        folders,
+        config.frame_shape,
+        space,
+        num_collected=config.num_collected,
+        compress=config.training.compress_frames,
+        progress=progress,
     )
 
 
@@ -517,11 +522,10 @@ def _fit(
 def _frames_in_words(replay: Replay, agent: Agent) -> str:
     """Say what is learned from: frames, actions, and the memory that the frames take."""
     c, h, w = agent.config.frame_shape
-    size = replay.num_steps * c * h * w / 1e6
     num_weights = sum(x.numel() for x in agent.parameters()) / 1e6
     return (
         f"frames of {h}x{w} with {c} channels, actions {agent.action_space}: {replay.num_steps} steps take "
-        f"{size:.0f} MB of memory, the networks have {num_weights:.2f} million weights"
+        f"{replay.frame_bytes / 1e6:.0f} MB of memory, the networks have {num_weights:.2f} million weights"
     )
 
 

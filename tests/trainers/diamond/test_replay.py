@@ -285,3 +285,19 @@ def test_an_index_that_claims_more_steps_than_its_files_hold_makes_no_room_for_t
     torch.save(index, tmp_path / "info.pt")
     fits = data._Fits((3, 4, 4), ActionSpace.discrete(4))
     assert data._replay(EpisodeDataset(tmp_path), range(2), fits, progress=False).num_steps == 5
+
+
+def test_compressed_frames_give_the_same_batches_in_less_memory():
+    episodes = [episode(length, number=i, size=8) for i, length in enumerate([40, 7, 30])]
+    plain, compressed = Replay(), Replay(compress=True)
+    for source in (plain, compressed):
+        source.add(episodes[0])
+        source.add(episode(3, number=1, size=8))
+        source.add(episodes[2])
+        source.go_on(1, episodes[1])
+    ours, theirs = (draw(source, 64, 5, pad_after=True) for source in (compressed, plain))
+    for name, values in vars(theirs).items():
+        assert torch.equal(vars(ours)[name], values), name
+    assert compressed.frame_shape == plain.frame_shape == (3, 8, 8)
+    assert plain.frame_bytes == 77 * 3 * 8 * 8
+    assert 0 < compressed.frame_bytes < plain.frame_bytes / 4

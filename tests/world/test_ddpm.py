@@ -290,7 +290,9 @@ def test_frames_are_sampled_as_in_section_5_1(timesteps):
 
 @pytest.mark.parametrize("options", [{"order": 2}, {"s_churn": 1.0}, {"init_noise_sigma": 5.0}])
 def test_what_only_edm_can_do_is_refused(options):
-    with pytest.raises(InvalidInputError, match="objective=ddpm needs order=1, s_churn=0 and init_noise_sigma=1, got order="):
+    with pytest.raises(
+        InvalidInputError, match="objective=ddpm needs order=1, s_churn=0 and init_noise_sigma=1, got order="
+    ):
         world_model(**options)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from diamond_gym.data.episodes import Episode
 from diamond_gym.errors import DatasetError
 from diamond_gym.world.pixels import to_float
-from trainers.diamond.frames import CompressedFrames, Frames, PlainFrames, grown
+from trainers.diamond.frames import CompressedFrames, PlainFrames, grown
 
 # --- crops
 # Crops of segments: the part of a frame that a training step uses.
@@ -325,7 +325,7 @@ class Replay:
         self._rows: list[NDArray[np.int64]] = []
         self._flat_rows: NDArray[np.int64] | None = None
         self._new_frames = CompressedFrames if compress else PlainFrames
-        self._frames: Frames = self._new_frames((0, 0, 0))
+        self._frames = self._new_frames((0, 0, 0))
         self._final_obs = np.zeros((0, 0, 0, 0), np.uint8)
         self._act = np.zeros(0, np.int64)
         self._rew = np.zeros(0, np.float32)
@@ -342,9 +342,7 @@ class Replay:
         e = len(self.lengths)
         shape = tuple(episode.obs.shape[1:])
         if e and shape != self.frame_shape:
-            raise DatasetError(
-                f"episodes have frames of {self.frame_shape} and of {shape}; they must agree"
-            )
+            raise DatasetError(f"episodes have frames of {self.frame_shape} and of {shape}; they must agree")
         act = episode.act[:0].numpy()
         if not e:
             self._act, self._frames = act, self._new_frames(shape)

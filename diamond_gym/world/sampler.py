@@ -38,7 +38,7 @@ class DiffusionSamplerConfig:
     """How a frame is sampled. Defaults are the published ones.
 
     A denoiser with `objective` "ddpm" is sampled by `diamond_gym.world.ddpm`, which uses only the number of
-    steps, and supports neither `order` 2, churn nor another scale of the initial noise.
+    steps, and supports neither `order` 2 nor churn.
 
     Attributes:
         num_steps_denoising: Number of denoising steps, 1 to 1000.
@@ -52,9 +52,6 @@ class DiffusionSamplerConfig:
         s_noise: Standard deviation of the noise added back.
         s_churn_at: Noise level that the denoiser gets after noise was added back: "sigma_hat", that of the
             frame now (Algorithm 2), or "sigma", that before (the published code).
-        init_noise_sigma: Standard deviation of the initial frame, 0 to 1e4: 1 in the published code, whose
-            weights expect it, `sigma_max` in Algorithm 2. From two steps on it decides how much noise the
-            later ones see, and so how freely they choose between possible frames.
     """
 
     num_steps_denoising: int = 3
@@ -67,7 +64,6 @@ class DiffusionSamplerConfig:
     s_tmax: float = math.inf
     s_noise: float = 1.0
     s_churn_at: str = "sigma_hat"
-    init_noise_sigma: float = 1.0
 
     def __post_init__(self) -> None:
         check_integer("num_steps_denoising", self.num_steps_denoising, 1, MAX_STEPS)
@@ -80,7 +76,6 @@ class DiffusionSamplerConfig:
         check_number("s_tmin", self.s_tmin, 0, MAX_SIGMA)
         check_number("s_tmax", self.s_tmax, 0, math.inf)
         check_number("s_noise", self.s_noise, 0, MAX_SIGMA)
-        check_number("init_noise_sigma", self.init_noise_sigma, 0, MAX_SIGMA)
         if self.s_churn_at not in CHURN_LEVELS:
             raise InvalidInputError(
                 f"s_churn_at must be one of {', '.join(CHURN_LEVELS)}, got {self.s_churn_at!r}"
@@ -118,15 +113,15 @@ def sample(
 
     Args:
         denoise: The denoiser.
-        init_noise: Unit normal noise, which `config.init_noise_sigma` scales.
+        init_noise: The initial frames. Released weights expect unit normal noise, *not* scaled by sigma_max.
         sigmas: Noise levels, decreasing, the last one 0.
-        config: Order, churn and the scale of the initial noise.
+        config: Order and churn.
         churn_noise: Noise to add back at a step; needed only when `config.s_churn > 0`.
 
     Returns:
-        The trajectory from the scaled `init_noise` to the sample, with one image batch per noise level.
+        The trajectory from `init_noise` to the sample, with one image batch per noise level.
     """
-    x = init_noise if config.init_noise_sigma == 1 else config.init_noise_sigma * init_noise
+    x = init_noise
     trajectory = [x]
     for i, (sigma, next_sigma) in enumerate(itertools.pairwise(sigmas)):
         gamma = churn_gamma(config, sigma)

@@ -106,10 +106,10 @@ def noise_levels(objective: str, config: DiffusionSamplerConfig) -> list[float]:
     """
     if objective == "edm":
         return sampler.build_sigmas(config).tolist()
-    if config.order != 1 or config.s_churn != 0 or config.init_noise_sigma != 1:
+    if config.order != 1 or config.s_churn != 0:
         raise InvalidInputError(
-            "a denoiser with denoiser.objective=ddpm needs order=1, s_churn=0 and init_noise_sigma=1, got "
-            f"order={config.order}, s_churn={config.s_churn} and init_noise_sigma={config.init_noise_sigma}"
+            "a denoiser with denoiser.objective=ddpm needs order=1 and s_churn=0, "
+            f"got order={config.order} and s_churn={config.s_churn}"
         )
     return [*map(float, ddpm.sampling_timesteps(config.num_steps_denoising))]
 

@@ -110,22 +110,6 @@ def test_the_denoiser_is_told_the_noise_level_after_churn_or_before_it(at, expec
     assert_close(trajectory[1], torch.full(SHAPE, 1 + 0.5 / 1.25 * (0.5 - 1.25)))
 
 
-def test_with_initial_noise_at_sigma_max_every_step_sees_noise_at_its_level():
-    """Karras et al. 2022, Algorithm 2; with unit noise, as published, it is `sigma_max` times weaker."""
-    levels, noise = [5.0, 1.0, 0.0], torch.ones(SHAPE)
-    for init_noise_sigma, expected in ((5.0, [5.0, 1.0]), (1.0, [1.0, 0.2])):
-        seen = []
-
-        def denoise(x, sigma, seen=seen):
-            seen.append(x.mean().item())
-            return torch.zeros_like(x)
-
-        config = DiffusionSamplerConfig(num_steps_denoising=2, init_noise_sigma=init_noise_sigma)
-        trajectory = sample(denoise, noise, levels, config)
-        assert seen == pytest.approx(expected)
-        assert_close(trajectory[0], init_noise_sigma * noise)
-
-
 def test_churn_noise_is_asked_for_by_step():
     config = DiffusionSamplerConfig(num_steps_denoising=3, s_churn=0.5)
     asked = []
@@ -150,8 +134,6 @@ def test_churn_noise_is_asked_for_by_step():
         {"s_churn": -1.0},
         {"s_churn": float("nan")},
         {"s_churn_at": "sigma_max"},
-        {"init_noise_sigma": -1.0},
-        {"init_noise_sigma": float("inf")},
     ],
 )
 def test_bad_settings_are_refused(values):

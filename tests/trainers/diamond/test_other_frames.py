@@ -89,9 +89,13 @@ def test_frames_that_need_too_much_memory(run, monkeypatch):
     monkeypatch.setattr(data, "available_memory", lambda: 1000)
     config = parse(["preset=smoke", f"static_dataset.path={run.path.parent / 'data'}"])
     with pytest.raises(
-        DatasetError, match=r"frames of \d+x\d+ with [13] channels take 0\.0 GB of memory, 0\.0 GB"
+        DatasetError,
+        match=r"frames of \d+x\d+ with [13] channels take 0\.0 GB of memory, 0\.0 GB are available: give "
+        "training.compress_frames=true",
     ):
         data.fitted(config)
+    config.training.compress_frames = True
+    assert data.fitted(config).frame_shape == run.shape[-1:] + run.shape[:2]
 
 
 def test_sizes_that_are_stated_must_be_those_of_the_frames(run, capsys, tmp_path, monkeypatch):

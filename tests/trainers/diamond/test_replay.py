@@ -301,3 +301,12 @@ def test_compressed_frames_give_the_same_batches_in_less_memory():
     assert compressed.frame_shape == plain.frame_shape == (3, 8, 8)
     assert plain.frame_bytes == 77 * 3 * 8 * 8
     assert 0 < compressed.frame_bytes < plain.frame_bytes / 4
+
+
+def test_a_run_keeps_its_train_frames_compressed_where_that_is_asked_for(tmp_path):
+    folders = tmp_path / "train", tmp_path / "test"
+    for folder in folders:
+        EpisodeDataset(folder, create=True).extend([episode(60, size=16)])
+    loaded = data.load_replays(folders, (3, 16, 16), ActionSpace.discrete(4), compress=True, progress=False)
+    train, test = (replay.frame_bytes for replay in loaded)
+    assert 0 < train < test / 4 and test == 60 * 3 * 16 * 16

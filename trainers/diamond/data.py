@@ -337,7 +337,7 @@ def catch_up(replay: Replay, dataset: EpisodeDataset) -> None:
         if number >= len(replay):
             replay.add(dataset.load(number))
         elif length > replay.lengths[number]:
-            replay.go_on(number, dataset.load(number))
+            replay.extend(number, dataset.load(number))
 
 
 def load_test_replay(run: RunFolder) -> Replay:

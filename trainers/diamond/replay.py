@@ -357,10 +357,10 @@ class Replay:
             self._has_final = grown(self._has_final, max(64, 2 * e))
         self._rows.append(np.zeros(0, np.int64))
         self.lengths = np.append(self.lengths, 0)
-        self.go_on(e, episode)
+        self.extend(e, episode)
         return e
 
-    def go_on(self, e: int, episode: Episode) -> None:
+    def extend(self, e: int, episode: Episode) -> None:
         """Add the new steps of episode `e`; `episode` is the whole episode."""
         known, added = int(self.lengths[e]), len(episode) - int(self.lengths[e])
         first, last = self.num_steps, self.num_steps + added

@@ -492,7 +492,7 @@ def _store(recording: _Recording, episode: Episode, dataset: EpisodeDataset, rep
         assert number == recording.number, "the replay holds what the dataset holds"
     elif len(episode) > replay.lengths[recording.number]:
         dataset.replace(recording.number, episode)
-        replay.go_on(recording.number, episode)
+        replay.extend(recording.number, episode)
     recording.num_stored = len(episode)
 
 

@@ -175,9 +175,9 @@ class Rollout:
         """Generalised advantage estimates (Schulman et al. 2016)."""
         advantages, next_val, running = torch.zeros_like(self.val), self.last_val, 0.0
         for t in reversed(range(len(self.rew))):
-            goes_on = ~self.over[t]
-            delta = self.rew[t] + gamma * next_val * goes_on - self.val[t]
-            running = delta + gamma * gae_lambda * goes_on * running
+            unfinished = ~self.over[t]
+            delta = self.rew[t] + gamma * next_val * unfinished - self.val[t]
+            running = delta + gamma * gae_lambda * unfinished * running
             advantages[t], next_val = running, self.val[t]
         return advantages
 

@@ -233,7 +233,7 @@ def test_the_other_segments_are_drawn_as_ever():
 def test_segments_say_which_steps_they_hold_however_the_episodes_came():
     whole = [episode(7, number=0, size=4), episode(5, number=1, size=4)]
     grown = Replay([episode(4, number=0, size=4), whole[1]])
-    grown.go_on(0, whole[0])
+    grown.extend(0, whole[0])
     for source in (Replay(whole), grown):
         batch = draw(source, 50, 3, pad_after=False)
         for i, place in batch.mask_padding.nonzero().tolist():
@@ -294,7 +294,7 @@ def test_compressed_frames_give_the_same_batches_in_less_memory():
         source.add(episodes[0])
         source.add(episode(3, number=1, size=8))
         source.add(episodes[2])
-        source.go_on(1, episodes[1])
+        source.extend(1, episodes[1])
     ours, theirs = (draw(source, 64, 5, pad_after=True) for source in (compressed, plain))
     for name, values in vars(theirs).items():
         assert torch.equal(vars(ours)[name], values), name

@@ -390,7 +390,7 @@ def test_descriptions_are_strict_json():
 # Embedded world models and run folders
 
 
-@pytest.mark.parametrize("game", ["Breakout", "Pong"])
+@pytest.mark.parametrize("game", ["Breakout", "Freeway", "Pong"])
 @pytest.mark.parametrize("num_denoising_steps", [2, 3])
 def test_embedded_worlds_stay_clear_with_more_passes(game, num_denoising_steps):
     """Noise levels that a denoiser was not trained on dissolve its frames within a few steps."""

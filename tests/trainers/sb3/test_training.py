@@ -381,7 +381,7 @@ def test_settings_of_earlier_versions_are_read_where_a_removed_one_did_nothing(t
     training.check_unchanged(file, settings, ["ent_coef"], "a run")
 
 
-@pytest.mark.parametrize("game", ["Breakout", "Pong"])
+@pytest.mark.parametrize("game", ["Breakout", "Freeway", "Pong"])
 def test_embedded_agents_are_small_and_play_both_worlds(game, tmp_path, capsys):
     path = agents.find_agent("embedded", game)
     assert path.stat().st_size < 3e6

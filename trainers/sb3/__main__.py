@@ -22,6 +22,7 @@ Zips of agents, in out= and beside=, are loaded without unpickling anything, unl
 
 The commands behind the agents that come with the package:
   train game=Breakout horizon=64 num_denoising_steps=1 total_timesteps=440000
+  train game=Freeway horizon=64 num_denoising_steps=1 total_timesteps=120000   (stopped after 94000)
   train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
 

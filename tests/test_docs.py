@@ -159,8 +159,10 @@ def test_links_lead_to_files():
 
 def test_every_page_is_in_the_contents():
     """Sphinx checks this too, but only where it is installed and run."""
-    named = re.findall(r"^[a-z_/]+$", (ROOT / "docs" / "index.md").read_text("utf-8"), re.M)
-    named += [f"environments/{name}" for name in ("breakout", "pong")]
+    entry = re.compile(r"^[a-z_/]+$", re.M)
+    named = entry.findall((ROOT / "docs" / "index.md").read_text("utf-8"))
+    worlds = entry.findall((ROOT / "docs" / "environments" / "index.md").read_text("utf-8"))
+    named += [f"environments/{name}" for name in worlds]
     pages = {str(page.relative_to(ROOT / "docs").with_suffix("")) for page in PAGES[1:]} - {"index"}
     assert pages == {name for name in named if "/" in name or (ROOT / "docs" / f"{name}.md").is_file()}
 

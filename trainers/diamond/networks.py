@@ -137,8 +137,8 @@ def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
     }
     ours.load_state_dict(weights | taken)
     if any(not key.endswith(_BOUNDS) for key in weights.keys() - taken.keys()):
-        random = ", ".join(sorted(weights.keys() - taken.keys()))
-        _log.info("%s: the number of actions differs, so these weights stay random: %s", name, random)
+        others = ", ".join(sorted(weights.keys() - taken.keys()))
+        _log.info("%s: the number of actions differs, so these weights stay random: %s", name, others)
 
 
 def place(agent: Agent, device: torch.device, backend: str) -> None:

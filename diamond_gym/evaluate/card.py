@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from diamond_gym import cli, untrusted
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.ball import AFTER_BOUNCE, BEFORE_BOUNCE
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
-from diamond_gym.evaluate.report import number, play, single_steps, write_json
+from diamond_gym.evaluate.report import bounces, number, play, single_steps, write_json
 from diamond_gym.evaluate.settings import Settings
 from diamond_gym.files import write_file
 from diamond_gym.registration import env_id
@@ -109,6 +110,7 @@ def _fidelity(result: dict[str, Any], repo_id: str | None) -> str:
             f"The {result['player']} player itself, acting on imagined frames, from the same moments on: "
             f"{play(result['closed_loop'])}. Random buttons: {play(result['random_play'])}.",
             *([_single_steps(result)] if result["single_steps"] else []),
+            *([_bounces(result)] if result["bounces"] else []),
             _behaviour(result),
             f"Measured by `{_command(settings, repo_id)}`, where all of it is defined (fidelity.json).",
         ]
@@ -151,6 +153,13 @@ def _single_steps(result: dict[str, Any]) -> str:
     return (
         "Single predictions from real frames with the ball in the right place, by what it does: "
         f"{single_steps(result)}."
+    )
+
+
+def _bounces(result: dict[str, Any]) -> str:
+    return (
+        f"Imagined from {BEFORE_BOUNCE} steps before what the ball does, the ball is in the right place "
+        f"(anywhere) {AFTER_BOUNCE} steps after it: {bounces(result)}."
     )
 
 

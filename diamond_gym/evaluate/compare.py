@@ -28,7 +28,7 @@ ERROR_SHARE = 0.2
 """Errors in pixels are means with few large values, balls that went elsewhere: they differ by this share."""
 _COMPARED = (
     *("steps", "reward", "end", "returns", "actions", "closed_loop", "random_play", "spread"),
-    *("single_steps", "overlooked_ends"),
+    *("single_steps", "bounces", "overlooked_ends"),
 )
 _SAME = ("num_starts", "num_denoising_steps", "player")
 """Values besides the settings that must be equal, because the settings may not fix them."""

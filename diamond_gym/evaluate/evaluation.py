@@ -14,10 +14,10 @@ from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_agent, load_world
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import branches, heldout, measure, pictures, report
+from diamond_gym.evaluate.ball import measure_bounces, measure_single_steps
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
 from diamond_gym.evaluate.settings import Settings
-from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.games.atari import num_actions
 from diamond_gym.players.actor_critic import ActorCriticPlayer
 from diamond_gym.players.player import PLAYER_NAMES, Player, player, usual_player
@@ -66,6 +66,7 @@ def run(settings: Settings) -> None:
         "random_play": _random_play(imaginer, game, held_out, starts),
         "spread": _spread(imaginer, starts, imagined),
         "single_steps": measure_single_steps(game, world.world_model, held_out.episodes, settings.seed),
+        "bounces": measure_bounces(game, world.world_model, held_out.episodes, settings.seed),
         "overlooked_ends": _overlooked_ends(imaginer, held_out),
         "seconds": time.perf_counter() - begin,
     }

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from diamond_gym.evaluate.ball import AFTER_BOUNCE
 from diamond_gym.evaluate.measure import shown_steps
 from diamond_gym.files import write_file
 
@@ -56,6 +57,7 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
         f"closed loop: {play(result['closed_loop'])}",
         f"random play: {play(result['random_play'])}",
         *([f"single steps right: {single_steps(result)}"] if result["single_steps"] else []),
+        *([f"{AFTER_BOUNCE} steps after: {bounces(result)}"] if result["bounces"] else []),
         f"ends overlooked: {_share(overlooked['share'])} of {overlooked['starts']}",
         f"actions: effect correlates {a['correlation']:.2f} with the real one, is {a['gain']:.2f} times as "
         f"large, {_share(a['told_apart'])} of pairs told apart ({a['starts']} starts)",
@@ -66,10 +68,22 @@ def _behaviour(result: dict[str, Any]) -> list[str]:
 def single_steps(result: dict[str, Any]) -> str:
     """Format how often single predictions are right, by what happens in them."""
     shares = (
-        f"{kind} {'-' if row['right'] is None else _share(row['right'])} of {row['frames']}"
-        for kind, row in result["single_steps"].items()
+        f"{kind} {_given(row['right'])} of {row['frames']}" for kind, row in result["single_steps"].items()
     )
     return ", ".join(shares)
+
+
+def bounces(result: dict[str, Any]) -> str:
+    """Format where the ball is some steps after an imagined bounce, by its kind."""
+    shares = (
+        f"{kind} {_given(row['right'])} (there {_given(row['there'])}) of {row['starts']}"
+        for kind, row in result["bounces"].items()
+    )
+    return ", ".join(shares)
+
+
+def _given(share: float | None) -> str:
+    return "-" if share is None else _share(share)
 
 
 def play(r: dict[str, Any]) -> str:

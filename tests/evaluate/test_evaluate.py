@@ -566,6 +566,7 @@ def test_the_whole_command(tmp_path, capsys):
     for player in ("closed_loop", "random_play"):
         assert result[player]["horizon"] == 6 and result[player]["imagined"]["frames"] > 0
     assert set(result["single_steps"]) == {"free flight", "paddle", "bricks", "walls"}
+    assert result["bounces"].keys() == result["single_steps"].keys()
     assert result["overlooked_ends"]["starts"] == 2 and 0 <= result["overlooked_ends"]["share"] <= 1
     card_and_comparison(out, tmp_path / "world", capsys)
 

@@ -26,10 +26,10 @@ from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate import card, evaluation, heldout, measure, metrics
+from diamond_gym.evaluate.ball import measure_single_steps
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings
-from diamond_gym.evaluate.single_steps import measure_single_steps
 from diamond_gym.files import new_folder, visible, write_file
 from diamond_gym.world import pixels
 from diamond_gym.world.models import Agent

@@ -117,6 +117,10 @@ def fidelity(folder, **changes):
         },
         "spread": [0.0, 0.125],
         "single_steps": {"paddle": {"right": 0.75, "frames": 4}, "walls": {"right": None, "frames": 0}},
+        "bounces": {
+            "paddle": {"right": 0.5, "there": 0.75, "starts": 4},
+            "walls": {"right": None, "there": None, "starts": 0},
+        },
         "overlooked_ends": {"share": 0.25, "starts": 4},
         **changes,
     }

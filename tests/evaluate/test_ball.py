@@ -1,5 +1,7 @@
 """The ball's track shows what happens in a step; a prediction is right if its ball is near the real one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,14 @@ import torch
 from diamond_gym.checkpoints import load_world
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate import heldout
-from diamond_gym.evaluate.single_steps import breakout_kinds, measure_single_steps, pong_kinds
+from diamond_gym.evaluate.ball import (
+    AFTER_BOUNCE,
+    BEFORE_BOUNCE,
+    breakout_kinds,
+    measure_bounces,
+    measure_single_steps,
+    pong_kinds,
+)
 from diamond_gym.players.player import player
 
 
@@ -54,6 +63,42 @@ def test_the_embedded_world_knows_free_flight():
     assert measured["free flight"]["frames"] > 50 and measured["free flight"]["right"] > 0.95
     assert measured["paddle"]["frames"] >= 2
     assert measured == measure_single_steps("Breakout", world_model, episodes), "the seed fixes the noise"
+    bounces = measure_bounces("Breakout", world_model, episodes)
+    assert set(bounces) == set(measured)
+    assert all(0 <= row["right"] <= row["there"] <= 1 for row in bounces.values())
+    assert bounces["free flight"]["starts"] > 50 and bounces["free flight"]["right"] > 0.7
+
+
+class FlyingBall:
+    """A world model in which the real game's frames come true, but the ball vanishes some steps on."""
+
+    num_steps_conditioning = 4
+    device = torch.device("cpu")
+
+    def __init__(self, episode, vanishes_after):
+        self.frames, self.vanishes_after = heldout.all_frames(episode), vanishes_after
+
+    def start(self, obs, act, keys):
+        time = [
+            next(t for t, frame in enumerate(self.frames) if torch.equal(frame, last[-1])) for last in obs
+        ]
+        return SimpleNamespace(time=torch.tensor(time), steps=0)
+
+    def step(self, state, act):
+        now = SimpleNamespace(time=state.time + 1, steps=state.steps + 1)
+        frames = self.frames[now.time].clone()
+        if now.steps > self.vanishes_after:
+            frames.zero_()
+        return now, SimpleNamespace(obs=frames)
+
+
+@pytest.mark.parametrize("vanishes_after, share", [(BEFORE_BOUNCE + 1 + AFTER_BOUNCE, 1.0), (3, 0.0)])
+def test_a_bounce_is_judged_some_steps_after_it(vanishes_after, share):
+    policy = player("scripted", "Breakout", 4, noise=0.0)
+    episodes = heldout.play("Breakout", policy, 1, seed=0, max_steps=120).episodes
+    measured = measure_bounces("Breakout", FlyingBall(episodes[0], vanishes_after), episodes)
+    assert measured["paddle"]["starts"] >= 2
+    assert measured["paddle"]["right"] == measured["paddle"]["there"] == share
 
 
 def test_what_does_not_happen_is_not_a_number_and_games_without_a_ball_have_no_kinds():
@@ -68,4 +113,9 @@ def test_what_does_not_happen_is_not_a_number_and_games_without_a_ball_have_no_k
     world_model = load_world("Breakout", "embedded").world_model
     measured = measure_single_steps("Breakout", world_model, [black])
     assert all(row["frames"] == 0 and np.isnan(row["right"]) for row in measured.values())
+    measured = measure_bounces("Breakout", world_model, [black])
+    assert all(
+        row["starts"] == 0 and np.isnan([row["right"], row["there"]]).all() for row in measured.values()
+    )
     assert measure_single_steps("Boxing", world_model, [black]) == {}
+    assert measure_bounces("Boxing", world_model, [black]) == {}

@@ -52,7 +52,7 @@ class OpenVinoForward:
     Args:
         network: In eval mode, on the CPU. Its weights are copied: later changes of them or of their precision
             affect only other batches.
-        precision: float32 or bfloat16.
+        precision: float32 or bfloat16; OpenVINO computes in float32 where the processor lacks bfloat16.
         batch_size: The further size; above `MAX_BATCH`, there is none.
         on_trial: Whether to use it only if it is faster here (see `trial`), and never in a forked process.
 

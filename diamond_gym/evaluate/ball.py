@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 
 from diamond_gym.data.episodes import Episode
@@ -35,36 +34,6 @@ Kinds = dict[str, Bool[np.ndarray, " t"]]
 Numbers = dict[str, dict[str, float | int]]
 
 
-@dataclass(frozen=True)
-class _Balls:
-    """Episodes, where their ball is in every frame (NaN where it is hidden), and how it is found."""
-
-    episodes: Sequence[Episode]
-    found: Sequence[NDArray[np.float64]]
-    find: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
-    kinds_of: Callable[[NDArray[np.float64], NDArray[np.float64]], Kinds]
-
-    @classmethod
-    def of(cls, game: str, episodes: Sequence[Episode]) -> _Balls:
-        """Find the balls of a game that has detectors."""
-        find, kinds_of = _GAMES[game]
-        found = [find(_images(all_frames(episode).numpy())) for episode in episodes]
-        return cls(episodes, found, find, kinds_of)
-
-    def steps_by_kind(self, num_before: int, num_after: int) -> dict[str, list[tuple[int, int]]]:
-        """Steps (episode, time) of each kind with so many steps before and after them in their episode.
-
-        Of each kind there are `MAX_OF_KIND` at most, spread evenly over the episodes.
-        """
-        steps: dict[str, list[tuple[int, int]]] = {}
-        for number, (episode, ball) in enumerate(zip(self.episodes, self.found, strict=True)):
-            for kind, happens in self.kinds_of(ball, episode.rew.numpy()).items():
-                times = np.flatnonzero(happens)
-                times = times[(times >= num_before) & (times + num_after < len(episode))]
-                steps.setdefault(kind, []).extend((number, time) for time in times.tolist())
-        return {kind: _spread_evenly(of_kind) for kind, of_kind in steps.items()}
-
-
 def measure_single_steps(
     game: str, world_model: WorldModelLike, episodes: Sequence[Episode], seed: int = 0
 ) -> Numbers:
@@ -79,14 +48,8 @@ def measure_single_steps(
     Returns:
         For each kind of step, "right" in [0, 1] (NaN where there is none) and "frames", their number.
     """
-    if game not in _GAMES:
-        return {}
-    balls = _Balls.of(game, episodes)
-    results: Numbers = {}
-    for kind, steps in balls.steps_by_kind(world_model.num_steps_conditioning - 1, 0).items():
-        ball, real = _imagined_balls(world_model, balls, steps, 1, seed)
-        results[kind] = {"right": _share(_near(ball, real)), "frames": len(steps)}
-    return results
+    rows = _measure(game, world_model, episodes, seed, num_before=0, num_after=0)
+    return {kind: {"right": row["right"], "frames": row["starts"]} for kind, row in rows.items()}
 
 
 def measure_bounces(
@@ -95,31 +58,47 @@ def measure_bounces(
     """Measure where the ball is `AFTER_BOUNCE` steps after a bounce imagined from `BEFORE_BOUNCE` before it.
 
     A world may foretell each step from real frames and still lose the ball, or send it elsewhere, when it
-    continues from its own.
-
-    Args:
-        game: The game's name; nothing is measured in games whose ball cannot be found.
-        world_model: The world model, in eval mode.
-        episodes: Finished real episodes.
-        seed: At least 0; fixes the noise.
+    continues from its own. Arguments are those of `measure_single_steps`.
 
     Returns:
         For each kind of step, free flight included, "right", the share in [0, 1] of the balls within
         `RADIUS` px of the real one, "there", that of the balls anywhere (NaN where there is none), and
         "starts", their number.
     """
+    return _measure(game, world_model, episodes, seed, num_before=BEFORE_BOUNCE, num_after=AFTER_BOUNCE)
+
+
+def _measure(
+    game: str,
+    world_model: WorldModelLike,
+    episodes: Sequence[Episode],
+    seed: int,
+    *,
+    num_before: int,
+    num_after: int,
+) -> Numbers:
+    """Measure the ball `num_after` steps after each kind of step, imagined from `num_before` before it."""
     if game not in _GAMES:
         return {}
-    balls = _Balls.of(game, episodes)
+    find_ball, kinds_of = _GAMES[game]
+    found = [find_ball(_images(all_frames(episode).numpy())) for episode in episodes]
+    first, num_steps = world_model.num_steps_conditioning - 1, num_before + 1 + num_after
+    starts: dict[str, list[tuple[int, int]]] = {}
+    for number, (episode, ball) in enumerate(zip(episodes, found, strict=True)):
+        for kind, happens in kinds_of(ball, episode.rew.numpy()).items():
+            times = np.flatnonzero(happens) - num_before
+            times = times[(times >= first) & (times + num_steps <= len(episode))]
+            starts.setdefault(kind, []).extend((number, time) for time in times.tolist())
     results: Numbers = {}
-    first = world_model.num_steps_conditioning - 1 + BEFORE_BOUNCE
-    for kind, steps in balls.steps_by_kind(first, AFTER_BOUNCE).items():
-        starts = [(number, time - BEFORE_BOUNCE) for number, time in steps]
-        ball, real = _imagined_balls(world_model, balls, starts, BEFORE_BOUNCE + 1 + AFTER_BOUNCE, seed)
+    for kind, all_of_kind in starts.items():
+        chosen = _spread_evenly(all_of_kind)
+        ball = find_ball(_images(_imagined_frames(world_model, episodes, chosen, num_steps, seed)))
+        real = np.array([found[e][t + num_steps] for e, t in chosen]).reshape(-1, 2)
         is_known = ~np.isnan(real).any(1)
         ball, real = ball[is_known], real[is_known]
-        there = _share(np.asarray(~np.isnan(ball).any(1)))
-        results[kind] = {"right": _share(_near(ball, real)), "there": there, "starts": len(ball)}
+        near = np.nan_to_num(np.abs(ball - real), nan=np.inf) <= RADIUS
+        right, there = np.asarray(near.all(1)), np.asarray(~np.isnan(ball).any(1))
+        results[kind] = {"right": _share(right), "there": _share(there), "starts": len(ball)}
     return results
 
 
@@ -128,34 +107,27 @@ def _spread_evenly(steps: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return [steps[i] for i in chosen.tolist()] if steps else []
 
 
-def _imagined_balls(
+def _imagined_frames(
     world_model: WorldModelLike,
-    balls: _Balls,
+    episodes: Sequence[Episode],
     starts: Sequence[tuple[int, int]],
     num_steps: int,
     seed: int,
-) -> tuple[Float[np.ndarray, "s 2"], Float[np.ndarray, "s 2"]]:
-    """Where the ball is after imagining `num_steps` steps from each start (episode, time), and really is."""
-    n, device, episodes = world_model.num_steps_conditioning, world_model.device, balls.episodes
-    found = [np.zeros((0, 2))]
+) -> UInt8[np.ndarray, "s c h w"]:
+    """The frame after imagining `num_steps` steps from each start (episode, time) under the real actions."""
+    n, device = world_model.num_steps_conditioning, world_model.device
+    frames = [episodes[0].obs[:0]]
     for first in range(0, len(starts), _BATCH):
         part = starts[first : first + _BATCH]
         obs = torch.stack([episodes[e].obs[t - n + 1 : t + 1] for e, t in part]).to(device)
         act = torch.stack([episodes[e].act[t - n + 1 : t + num_steps] for e, t in part]).to(device)
         keys = torch.arange(first, first + len(part)) + (seed << 32)
-        state = world_model.start(obs, act[:, :n], keys)
-        frames = obs[:, -1]
+        state, last = world_model.start(obs, act[:, :n], keys), obs[:, -1]
         for now in act[:, n - 1 :].unbind(1):
             state, step = world_model.step(state, now)
-            frames = step.obs
-        found.append(balls.find(_images(frames.cpu().numpy())))
-    real = [balls.found[e][t + num_steps] for e, t in starts]
-    return np.concatenate(found), np.stack(real) if real else np.zeros((0, 2))
-
-
-def _near(ball: Float[np.ndarray, "s 2"], real: Float[np.ndarray, "s 2"]) -> Bool[np.ndarray, " s"]:
-    """Whether each ball is there, and near the real one."""
-    return np.asarray((np.nan_to_num(np.abs(ball - real), nan=np.inf) <= RADIUS).all(1))
+            last = step.obs
+        frames.append(last.cpu())
+    return torch.cat(frames).numpy()
 
 
 def _share(values: Bool[np.ndarray, " s"]) -> float:

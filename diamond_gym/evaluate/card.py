@@ -159,7 +159,7 @@ def _single_steps(result: dict[str, Any]) -> str:
 def _bounces(result: dict[str, Any]) -> str:
     return (
         f"Imagined from {BEFORE_BOUNCE} steps before what the ball does, the ball is in the right place "
-        f"(anywhere) {AFTER_BOUNCE} steps after it: {bounces(result)}."
+        f"(there: anywhere) {AFTER_BOUNCE} steps after it: {bounces(result)}."
     )
 
 

@@ -17,11 +17,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from diamond_gym import cli
 from diamond_gym.check_model import CheckSettings
+from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.data.import_episodes import ImportOptions
 from diamond_gym.data.record import RecordOptions
+from diamond_gym.evaluate.events import EventSettings
 from diamond_gym.evaluate.settings import Settings as EvaluateSettings
 from diamond_gym.export_onnx.settings import Settings as ExportOnnxSettings
 from diamond_gym.play import settings as play
@@ -153,6 +156,7 @@ PARSERS: dict[str, Callable[[list[str]], object]] = {
     "diamond_gym.play": play.parse,
     "diamond_gym.play export-minari": parser(ExportMinariOptions),
     "diamond_gym.evaluate": parser(EvaluateSettings),
+    "diamond_gym.evaluate.events": parser(EventSettings),
     "diamond_gym.check_model": parser(CheckSettings),
     "diamond_gym.export_onnx": parser(ExportOnnxSettings),
     "trainers.diamond train": parse_training,
@@ -182,6 +186,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(versions / "agent_epoch_00001.pt", versions / "agent_epoch_00012.pt")
     (folder / "WORLD").symlink_to(run)
     (folder / "EPISODES").symlink_to(run / "dataset")
+    num_steps = EpisodeDataset(run / "dataset" / "train").num_steps
+    content = {"weights": torch.ones(num_steps), "places": torch.zeros(num_steps, 2, dtype=torch.uint8)}
+    save_file(content, folder / "step_weights.safetensors")
     (folder / "outputs" / "DATE").mkdir(parents=True)
     (folder / "outputs" / "DATE" / "TIME").symlink_to(run)
     shutil.copytree(run / "dataset", folder / "dataset")

@@ -68,6 +68,20 @@ def measure_bounces(
     return _measure(game, world_model, episodes, seed, num_before=BEFORE_BOUNCE, num_after=AFTER_BOUNCE)
 
 
+def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"], Kinds]:
+    """Find the ball (x, y) in every frame of an episode, and what happens in each step.
+
+    Args:
+        game: One of `GAMES_WITH_BALL`.
+        episode: A real episode. Where its final frame is unknown, the last one is used for it.
+    """
+    find_ball, kinds_of = _GAMES[game]
+    unknown = episode.final_observation is None
+    frames = torch.cat([episode.obs, episode.obs[-1:]]) if unknown else all_frames(episode)
+    ball = find_ball(_images(frames.numpy()))
+    return ball, kinds_of(ball, episode.rew.numpy())
+
+
 def _measure(
     game: str,
     world_model: WorldModelLike,
@@ -80,12 +94,12 @@ def _measure(
     """Measure the ball `num_after` steps after each kind of step, imagined from `num_before` before it."""
     if game not in _GAMES:
         return {}
-    find_ball, kinds_of = _GAMES[game]
-    found = [find_ball(_images(all_frames(episode).numpy())) for episode in episodes]
+    find_ball = _GAMES[game][0]
+    found, happens_in = zip(*(find_events(game, episode) for episode in episodes), strict=True)
     first, num_steps = world_model.num_steps_conditioning - 1, num_before + 1 + num_after
     starts: dict[str, list[tuple[int, int]]] = {}
-    for number, (episode, ball) in enumerate(zip(episodes, found, strict=True)):
-        for kind, happens in kinds_of(ball, episode.rew.numpy()).items():
+    for number, (episode, kinds) in enumerate(zip(episodes, happens_in, strict=True)):
+        for kind, happens in kinds.items():
             times = np.flatnonzero(happens) - num_before
             times = times[(times >= first) & (times + num_steps <= len(episode))]
             starts.setdefault(kind, []).extend((number, time) for time in times.tolist())
@@ -188,3 +202,5 @@ _GAMES: dict[
         Callable[[NDArray[np.float64], NDArray[np.float64]], Kinds],
     ],
 ] = {"Breakout": (breakout_ball, breakout_kinds), "Pong": (pong_ball, pong_kinds)}
+GAMES_WITH_BALL = tuple(_GAMES)
+"""The games whose ball can be found."""

@@ -41,6 +41,8 @@ except ImportError as error:
 # --- config
 
 
+MAX_DISPLACEMENT = 8
+"""Largest `displacement_radius`, in pixels."""
 WORLD_MODEL_PARTS = ("denoiser", "rew_end_model")
 PARTS = (*WORLD_MODEL_PARTS, "actor_critic")
 BACKENDS_OF_TRAINING = tuple(name for name in BACKENDS if name != "openvino")
@@ -471,23 +473,31 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         autoregressive_from_step: Optimiser step from which they are made (0 as published).
         moving_pixels_weight: Extra loss weight of pixels near which something moves, or is wrongly predicted
             to move (0 as published).
+        displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
+            cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
         hard_fraction: Share of the segments drawn around steps in proportion to how badly they were predicted
             when they were last seen, for their noise level (0 as published); the first steps of an episode,
             which nothing foretells, are left out.
+        step_weights: A file of `python -m diamond_gym.evaluate.events`, by whose weights that share is drawn
+            instead; null for none.
         crop_size: Side in pixels of crops around what moves, on which a share of the steps is trained; null
             for whole frames only (as published).
         crop_batch_size: Crops a step, over all processes.
-        crop_fraction: Share of the optimiser steps that are on crops; these make one prediction.
+        crop_fraction: Share of the optimiser steps that are on crops.
+        crop_autoregressive_steps: Predictions beyond the first on crops.
         crops_only_until_step: Optimiser step before which all steps are on crops.
     """
 
     num_autoregressive_steps: int = 1
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
+    displacement_radius: int = 0
     hard_fraction: float = 0.0
+    step_weights: str | None = None
     crop_size: int | None = None
     crop_batch_size: int = 128
     crop_fraction: float = 0.5
+    crop_autoregressive_steps: int = 0
     crops_only_until_step: int = 0
 
     def __post_init__(self) -> None:
@@ -496,11 +506,20 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             "num_autoregressive_steps",
             "autoregressive_from_step",
             "moving_pixels_weight",
+            "crop_autoregressive_steps",
             "crops_only_until_step",
         ):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         for name in ("hard_fraction", "crop_fraction"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(
+            0 <= self.displacement_radius <= MAX_DISPLACEMENT,
+            f"displacement_radius must be in 0..{MAX_DISPLACEMENT}, got {self.displacement_radius}",
+        )
+        require(
+            self.step_weights is None or self.hard_fraction > 0,
+            "step_weights are drawn by in a share of hard_fraction, which must be above 0, got 0",
+        )
         require(self.crop_batch_size >= 1, f"crop_batch_size must be at least 1, got {self.crop_batch_size}")
         require(
             self.crop_size is None or self.crop_size >= 1,
@@ -517,8 +536,9 @@ class DenoiserTrainingConfig(PartTrainingConfig):
 
     def num_predictions(self, step: int, *, on_crops: bool) -> int:
         """Predictions a segment at an optimiser step."""
-        autoregressive = step >= self.autoregressive_from_step and not on_crops
-        return 1 + (self.num_autoregressive_steps if autoregressive else 0)
+        if step < self.autoregressive_from_step:
+            return 1
+        return 1 + (self.crop_autoregressive_steps if on_crops else self.num_autoregressive_steps)
 
 
 @dataclass

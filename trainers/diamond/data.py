@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from diamond_gym import files as disk
 from diamond_gym.backends.memory import available_memory
@@ -26,10 +27,11 @@ from diamond_gym.evaluate import pictures
 from diamond_gym.games.atari import num_actions as num_actions_of
 from diamond_gym.players.player import player, usual_player
 from diamond_gym.progress import Bar
+from diamond_gym.untrusted import read_tensors, reading
 from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import AgentConfig
 from trainers.diamond.config import PlayerConfig, StaticDatasetConfig, TrainerConfig
-from trainers.diamond.replay import Replay
+from trainers.diamond.replay import Replay, StepWeights
 from trainers.diamond.run_folder import RunFolder
 
 Players = Mapping[str, Sequence[PlayerConfig]]
@@ -299,6 +301,35 @@ def load_replays(
         _log.info("no %s: %d of %d training episodes are held out", test_folder, *counts)
     kept = [i for i in range(len(train)) if i not in held_out]
     return _replay(train, kept, fits, progress, 0, compress), _replay(train, held_out, fits, False)
+
+
+def load_step_weights(path: Path, num_steps: int) -> StepWeights:
+    """Read a file of `python -m diamond_gym.evaluate.events`.
+
+    Args:
+        path: The file.
+        num_steps: Steps of the dataset that it must have been made for.
+
+    Raises:
+        DatasetError: It cannot be read, is no such file, or was made for another dataset.
+    """
+    with reading(path, DatasetError, "weights of steps"):
+        tensors, _ = read_tensors(path)
+    nothing = torch.zeros(())
+    weights, places = (tensors.get(name, nothing) for name in ("weights", "places"))
+    if weights.ndim != 1 or places.shape != (len(weights), 2) or places.dtype != torch.uint8:
+        raise DatasetError(
+            f"{path}: no weights of steps; write them with python -m diamond_gym.evaluate.events"
+        )
+    weights = weights.float()
+    if not (weights.isfinite() & (weights >= 0)).all() or not weights.any():
+        raise DatasetError(f"{path}: weights of steps must be finite, at least 0, and one above 0")
+    if len(weights) != num_steps:
+        raise DatasetError(
+            f"{path}: weights of {len(weights)} steps, but there are {num_steps} to train on; make them from "
+            f"the same episodes, and put test episodes beside these"
+        )
+    return StepWeights(weights.numpy(), places.numpy())
 
 
 class _Fits:

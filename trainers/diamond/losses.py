@@ -35,6 +35,14 @@ MOTION_RADIUS = 2
 """Distance in pixels from a change up to which a pixel counts as moving."""
 WORST_SIZE = 5
 """Side, in pixels, of the square in which errors are summed; it holds a ball and its true place."""
+WINDOW_SIZE = 5
+"""Side, in pixels, of the windows that may be displaced; it holds a ball and what surrounds it."""
+DISPLACEMENT_COST = 3e-3
+"""Mean squared error, of frames in [-1, 1], that a window costs for each pixel it is displaced in x or y."""
+ASTRAY = 0.012
+"""Mean squared error of a window, its displacement included, that is beyond what a displacement explains."""
+ASTRAY_RADIUS = 4
+"""Distance in pixels from such a window within which later predictions are not compared."""
 
 
 @dataclass
@@ -138,6 +146,7 @@ def denoiser_errors(
     noises: list[DenoiserNoise],
     *,
     moving_pixels_weight: float = 0.0,
+    displacement_radius: int = 0,
 ) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
@@ -150,19 +159,27 @@ def denoiser_errors(
         noises: Random numbers of each prediction.
         moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves, or is wrongly
             predicted to move; 0 as published.
+        displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
+            Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
+            does not follow from what the network is shown. 0, as published, compares pixel by pixel.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
     history = list(frames[:, :n].unbind(1))
-    rows = []
+    rows, astray = [], torch.zeros_like(frames[:, n, :1], dtype=torch.bool)
     for i, noise in enumerate(noises):
         past = denoiser.fold_past(torch.cat(history[i : i + n], dim=1))
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
         output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
-        target = (next_obs - c.c_skip * noisy) / c.c_out
-        error = (output - target).square()
+        if displacement_radius > 0:
+            drawn = c.c_skip * noisy + c.c_out * output
+            error, astray = error_until_astray(drawn, next_obs, astray, displacement_radius)
+            error = error / c.c_out.square()
+        else:
+            target = (next_obs - c.c_skip * noisy) / c.c_out
+            error = (output - target).square()
         predicted = denoiser.wrap_model_output(noisy, output.detach(), c)
         if moving_pixels_weight > 0:
             motion = (next_obs - frames[:, n + i - 1]).abs()
@@ -172,6 +189,70 @@ def denoiser_errors(
         rows.append((error.mean(dim=(1, 2, 3)), mask, c.c_noise, worst_place(error.detach())))
         history.append(predicted)
     return DenoiserErrors(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
+
+
+def error_until_astray(
+    frames: Float[Tensor, "b c h w"],
+    target: Float[Tensor, "b c h w"],
+    astray: Bool[Tensor, "b 1 h w"],
+    radius: int,
+) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
+    """Compute `displaced_error` where earlier predictions were near the real frames.
+
+    Args:
+        frames: Predictions.
+        target: The real frames.
+        astray: Where earlier predictions were wrong beyond a displacement; the error is 0 there.
+        radius: Largest displacement.
+
+    Returns:
+        The error, and where predictions have been wrong so far.
+    """
+    error = displaced_error(frames, target, radius)
+    wrong = (error.detach() > ASTRAY).float()
+    near = F.max_pool2d(wrong, 2 * ASTRAY_RADIUS + 1, stride=1, padding=ASTRAY_RADIUS) > 0
+    return error.masked_fill(astray, 0), astray | near
+
+
+def displaced_error(
+    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], radius: int
+) -> Float[Tensor, "b 1 h w"]:
+    """Squared error of windows that may lie elsewhere: the mean of both ways of looking for them.
+
+    Pixel by pixel, an object that is drawn beside its place is wrong twice, there and here, so that where the
+    place cannot be foretold a faint smear is best (the "double penalty" of forecasts of rain). Here each
+    window of the frames is compared with the nearest one of the target's, which punishes what is made up, and
+    each of the target's with the nearest one of the frames', which punishes what is missing; an object drawn
+    sharply within `radius` of its place costs little.
+
+    Args:
+        frames: Predictions, with values about [-1, 1].
+        target: The real frames.
+        radius: Largest displacement in x and in y, in pixels, above 0.
+
+    Returns:
+        For the window around each pixel, the mean squared error plus `DISPLACEMENT_COST` a pixel.
+    """
+    return (_nearest_window(frames, target, radius) + _nearest_window(target, frames, radius)) / 2
+
+
+def _nearest_window(
+    of: Float[Tensor, "b c h w"], among: Float[Tensor, "b c h w"], radius: int
+) -> Float[Tensor, "b 1 h w"]:
+    """Error of each window of some frames to the nearest window of others, its displacement included."""
+    height, width = of.shape[-2:]
+    padded = F.pad(among, (radius, radius, radius, radius), mode="replicate")
+    errors = []
+    for dy in range(-radius, radius + 1):
+        for dx in range(-radius, radius + 1):
+            rows, columns = slice(radius + dy, radius + dy + height), slice(radius + dx, radius + dx + width)
+            change = (of - padded[:, :, rows, columns]).square().mean(dim=1, keepdim=True)
+            errors.append(_window_mean(change) + DISPLACEMENT_COST * (abs(dy) + abs(dx)))
+    return torch.stack(errors).min(dim=0).values
+
+
+def _window_mean(x: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+    return F.avg_pool2d(x, WINDOW_SIZE, stride=1, padding=WINDOW_SIZE // 2, count_include_pad=False)
 
 
 def worst_place(error: Float[Tensor, "b c h w"]) -> Int64[Tensor, "b 2"]:

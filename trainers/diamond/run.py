@@ -107,7 +107,11 @@ def build(
         is_simple = training.grad_acc_steps == group.world_size == 1
         graph = GraphedLoss() if backend == "cuda_graph" and is_simple else None
         if name == "denoiser":
-            return DenoiserObjective(agent.denoiser, config.denoiser, draw, autocast, graph=graph)
+            path = config.denoiser.training.step_weights
+            weights = None if path is None else data.load_step_weights(Path(path), sum(train.lengths))
+            return DenoiserObjective(
+                agent.denoiser, config.denoiser, draw, autocast, graph=graph, step_weights=weights
+            )
         if name == "rew_end_model":
             return RewEndObjective(world_model, config.rew_end_model, draw, autocast, graph=graph)
         assert agent.actor_critic is not None

@@ -1,5 +1,7 @@
 """Crops are placed around motion and large errors, and are aligned with the network's grid."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -118,6 +120,27 @@ def test_the_objective_learns_from_crops_and_remembers_where():
     noted = objective.hard_steps.weights(replay.lengths) > 0
     assert noted.any() and objective.hard_steps.places[noted].max() < 64
     assert all(batch.obs.shape[-1] == 64 for batch in objective.test_batches(replay))
+
+
+def test_crops_may_be_predicted_further_than_one_step():
+    training = DenoiserTrainingConfig(crop_size=32, crop_autoregressive_steps=2, autoregressive_from_step=5)
+    assert [training.num_predictions(step, on_crops=True) for step in (4, 5)] == [1, 3]
+    assert [training.num_predictions(step, on_crops=False) for step in (4, 5)] == [1, 2]
+    training = dataclasses.replace(training, autoregressive_from_step=0, crop_fraction=1.0)
+    config = parse(["preset=smoke", "game=Breakout"]).denoiser
+    config.training = dataclasses.replace(training, crop_batch_size=3, displacement_radius=2)
+    objective = DenoiserObjective(
+        worlds.tiny_agent().denoiser, config, Draw(config.training, False, CPU), autocast_of(None, CPU)
+    )
+    example = objective.example(Replay([moving_dot()]), np.random.default_rng(0), 0)
+    assert example.batch["obs"].shape == (3, worlds.NUM_STEPS_CONDITIONING + 3, 3, 32, 32)
+    example.loss.backward()
+
+
+@pytest.mark.parametrize("radius", [-1, 9])
+def test_a_displacement_out_of_range_is_refused(radius):
+    with pytest.raises(InvalidInputError, match=rf"displacement_radius must be in 0\.\.8, got {radius}"):
+        DenoiserTrainingConfig(displacement_radius=radius)
 
 
 @pytest.mark.parametrize("size", [72, 30, 4])

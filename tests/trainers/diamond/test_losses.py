@@ -11,6 +11,8 @@ from tests import parity
 from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
+    displaced_error,
+    error_until_astray,
     masked_cross_entropy,
     mean_of_predictions,
     neighbourhood_weight,
@@ -113,6 +115,83 @@ def test_what_is_made_up_weighs_as_much_as_what_is_missed():
         denoiser_errors(denoiser, batch, [noise], moving_pixels_weight=weight) for weight in (0.0, 20.0)
     )
     assert weighted.error > 1.5 * plain.error, "its predictions are far from still frames"
+
+
+def dot(row, column, brightness=1.0):
+    """A black frame with a bright dot of 2 by 2 pixels."""
+    frame = torch.full((1, 3, 32, 32), -1.0)
+    frame[:, :, row : row + 2, column : column + 2] += 2 * brightness
+    return frame
+
+
+def total(frames, target):
+    return float(displaced_error(frames, target, 2).sum())
+
+
+def test_what_is_sharp_beside_its_place_costs_less_than_what_is_faint_missing_or_far_away():
+    real = dot(12, 12)
+    smear = (dot(12, 11) + dot(12, 13)) / 2
+    beside, far, missing = dot(13, 14), dot(12, 20), torch.full_like(real, -1.0)
+    assert total(real, real) == 0
+    assert 0 < total(beside, real) < total(dot(14, 14), real) < 0.25 * total(smear, real)
+    assert total(missing, real) == total(real, missing) > total(smear, real)
+    assert total(far, real) > 1.5 * total(missing, real)
+    pixels = [(x - real).square().sum() for x in (smear, beside)]
+    assert pixels[0] < pixels[1], "pixel by pixel, the smear is better"
+
+
+def test_an_uncertain_place_is_drawn_sharply():
+    """The frame with the least error to dots that lie here or there is one of them, and not their mean."""
+    places, sharpness = [dot(12, 11), dot(12, 12), dot(12, 13)], []
+    for radius in (0, 2):
+        frame = torch.stack(places).mean(0).requires_grad_()
+        optimizer = torch.optim.Adam([frame], lr=0.05)
+        for _ in range(150):
+            errors = [
+                displaced_error(frame, x, radius).mean() if radius else (frame - x).square().mean()
+                for x in places
+            ]
+            optimizer.zero_grad()
+            torch.stack(errors).mean().backward()
+            optimizer.step()
+        sharpness.append(min(float((frame.detach() - x).abs().max()) for x in places))
+    assert sharpness[0] > 0.6 and sharpness[1] < 0.2
+
+
+def test_what_follows_a_wrong_prediction_is_not_compared_around_it():
+    nothing = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+    missing = torch.full((1, 3, 32, 32), -1.0)
+    error, astray = error_until_astray(missing, dot(8, 8), nothing, 2)
+    assert error[0, 0, 8, 8] > 0 and astray[0, 0, 8, 8] and not astray[0, 0, 24, 24]
+    later, still_astray = error_until_astray(missing, dot(9, 9) + dot(24, 24) + 1, astray, 2)
+    assert later[0, 0, 9, 9] == 0 and later[0, 0, 24, 24] > 0
+    assert still_astray[0, 0, 8, 8] and still_astray[0, 0, 24, 24]
+    _, astray = error_until_astray(dot(10, 9), dot(8, 8), nothing, 2)
+    assert not astray.any(), "a displaced dot is followed"
+
+
+def test_the_error_may_allow_displacements():
+    """Along predictions, for both of a denoiser's objectives; gradients reach the network."""
+    generator = torch.Generator().manual_seed(0)
+    for objective in ("edm", "ddpm"):
+        denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
+        denoiser.config = dataclasses.replace(denoiser.config, objective=objective)
+        n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
+        obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
+        mask = torch.ones(2, n + 2, dtype=torch.bool)
+        batch = segments(obs, torch.zeros(2, n + 2, dtype=torch.int64), mask)
+        noises = [
+            DenoiserNoise(
+                torch.full((2,), 3.0),
+                torch.randn(2, *shape, generator=generator),
+                torch.zeros(2, 3, 1, 1),
+            )
+            for _ in range(2)
+        ]
+        errors = denoiser_errors(denoiser, batch, noises, displacement_radius=1)
+        assert errors.error.shape == (2, 2) and (errors.error[:, 0] > 0).all()
+        mean_of_predictions(errors.error, errors.counts).backward()
+        assert 0 < gradient_norm(denoiser) < torch.inf
 
 
 def test_the_worst_place_is_that_of_the_largest_error():

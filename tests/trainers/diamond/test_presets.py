@@ -22,3 +22,11 @@ def test_the_embedded_preset_makes_a_world_of_any_game(game):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_composes(preset):
     assert parse(["game=Breakout", f"preset={preset}"]).game == "Breakout"
+
+
+def test_a_world_is_sharpened_from_its_weights():
+    """It needs no reward/end model of its own, and makes few steps at a falling learning rate."""
+    config = parse(["game=Pong", "preset=sharpen"])
+    training = config.denoiser.training
+    assert config.training.parts == ["denoiser"] and training.displacement_radius > 0
+    assert training.num_steps(config.training.num_epochs) == 700 and training.lr_schedule == "cosine"

@@ -1,0 +1,98 @@
+"""Which steps of recorded episodes are rare and decide a game, so that a training may draw them often.
+
+Run `python -m diamond_gym.evaluate.events dataset=EPISODES/train game=Breakout out=weights.safetensors`, and
+train with `denoiser.training.step_weights=weights.safetensors`. The trainer itself knows no game.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+from jaxtyping import Float32, UInt8
+
+from diamond_gym import cli
+from diamond_gym.cli import option
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
+from diamond_gym.files import replacing
+
+
+def weigh_steps(
+    game: str, episodes: Iterable[Episode]
+) -> tuple[Float32[np.ndarray, " t"], UInt8[np.ndarray, "t 2"]]:
+    """Weigh the frames of episodes so that every kind of what happens to the ball is drawn equally often.
+
+    Args:
+        game: One of `GAMES_WITH_BALL`.
+        episodes: Real episodes, in the order of their dataset.
+
+    Returns:
+        For each frame in which a step results, its weight and the row and column of the ball before it; the
+        weights of a kind add up to 1. Where the ball is not seen, and at episodes' first frames, they are 0.
+    """
+    kinds: dict[str, list[np.ndarray]] = {}
+    places: list[np.ndarray] = []
+    for episode in episodes:
+        ball, happens = find_events(game, episode)
+        for kind, flags in happens.items():
+            kinds.setdefault(kind, []).append(_one_later(flags))
+        rounded = np.nan_to_num(ball[:-1, ::-1]).round().clip(0, 255).astype(np.uint8)
+        places.append(_one_later(rounded))
+    weights = sum(_shares(np.concatenate(flags)) for flags in kinds.values())
+    return np.asarray(weights, np.float32), np.concatenate(places)
+
+
+def _one_later(steps: np.ndarray) -> np.ndarray:
+    """Values of the steps as values of the frames that result from them; an episode's last step has none."""
+    return np.concatenate([np.zeros_like(steps[:1]), steps[:-1]])
+
+
+def _shares(flags: np.ndarray) -> np.ndarray:
+    return flags / max(1, flags.sum())
+
+
+@dataclass
+class EventSettings:
+    """The settings of the search for events."""
+
+    dataset: Path = option(MISSING, "folder of recorded episodes")
+    out: Path = option(MISSING, "file of weights to write (.safetensors)")
+    game: str = option("Breakout", f"the game: {', '.join(GAMES_WITH_BALL)}")
+
+
+def _write(settings: EventSettings) -> None:
+    if settings.game not in GAMES_WITH_BALL:
+        raise InvalidInputError(
+            f"game={settings.game!r}: its ball cannot be found; accepted are {', '.join(GAMES_WITH_BALL)}"
+        )
+    weights, places = weigh_steps(settings.game, EpisodeDataset(settings.dataset))
+    if not weights.any():
+        raise InvalidInputError(f"dataset={settings.dataset}: no ball is seen in its {len(weights)} steps")
+    content = {"weights": torch.from_numpy(weights), "places": torch.from_numpy(places)}
+    with replacing(settings.out) as file:
+        file.write(safetensors.torch.save(content))
+    print(f"wrote the weights of {len(weights)} steps to {settings.out}")
+
+
+COMMAND = cli.Command(
+    "python -m diamond_gym.evaluate.events",
+    "Finds the steps of recorded episodes in which something happens to the ball.",
+    EventSettings,
+    _write,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the weights of a dataset's steps; return the exit code."""
+    return cli.main(COMMAND, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The steps in which something happens to the ball are found in recordings, and a training may draw them."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from diamond_gym.data.episodes import Episode, EpisodeDataset
+from diamond_gym.errors import DatasetError
+from diamond_gym.evaluate import events, heldout
+from diamond_gym.evaluate.ball import find_events
+from diamond_gym.players.player import player
+from tests import worlds
+from trainers.diamond.config import parse
+from trainers.diamond.data import load_step_weights
+from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
+from trainers.diamond.replay import Replay
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Two lives of Breakout; the second recording breaks off."""
+    policy = player("scripted", "Breakout", 4, noise=0.1)
+    whole, cut = heldout.play("Breakout", policy, 2, seed=0, max_steps=150).episodes
+    parts = ("obs", "act", "rew", "end", "trunc")
+    cut = Episode(**{name: getattr(cut, name)[:80] for name in parts})
+    dataset = EpisodeDataset(tmp_path_factory.mktemp("events") / "train", create=True)
+    dataset.extend([whole, cut])
+    return dataset
+
+
+@pytest.fixture(scope="module")
+def weights(dataset):
+    path = dataset.path.parent / "weights.safetensors"
+    assert events.main([f"dataset={dataset.path}", "game=Breakout", f"out={path}"]) == 0
+    return path
+
+
+def test_every_kind_is_drawn_equally_often_where_the_ball_is(dataset, weights):
+    content = load_file(weights)
+    assert len(content["weights"]) == dataset.num_steps
+    first = 0
+    shares = {}
+    for episode in dataset:
+        ball, happens = find_events("Breakout", episode)
+        for kind, flags in happens.items():
+            steps = np.flatnonzero(flags[:-1])
+            shares[kind] = shares.get(kind, 0) + content["weights"][first + 1 + steps].sum().item()
+            places = content["places"][first + 1 + steps].numpy()
+            assert np.abs(places - ball[steps][:, ::-1]).max(initial=0) <= 0.5
+        assert content["weights"][first] == 0, "nothing foretells an episode's first frame"
+        first += len(episode)
+    assert shares == pytest.approx({"free flight": 1, "paddle": 1, "bricks": 1, "walls": 1}, abs=0.15)
+
+
+def test_a_training_draws_by_them(dataset, weights):
+    config = parse(["preset=smoke", "game=Breakout", "denoiser.training.crop_size=32"]).denoiser
+    config.training.crop_fraction, config.training.crop_batch_size = 1.0, 16
+    config.training.hard_fraction = 1.0
+    replay = Replay(iter(dataset))
+    given = load_step_weights(weights, int(replay.lengths.sum()))
+    objective = DenoiserObjective(
+        worlds.tiny_agent().denoiser,
+        config,
+        Draw(config.training, False, CPU),
+        autocast_of(None, CPU),
+        step_weights=given,
+    )
+    batch = objective.example(replay, np.random.default_rng(0), 0).batch
+    n = worlds.NUM_STEPS_CONDITIONING
+    first = replay.lengths.cumsum() - replay.lengths
+    predicted = first[batch["episode"]] + batch["start"].numpy() + n
+    assert (given.weights[predicted] > 0).all()
+    inside = torch.from_numpy(given.places[predicted].astype(int)) - batch["corner"]
+    assert ((inside >= 0) & (inside < 32)).all(), "the crop shows the ball"
+    assert not objective.hard_steps.weights(replay.lengths).any(), "nothing is noted beside them"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({}, "no weights of steps; write them with python -m diamond_gym.evaluate.events"),
+        ({"weights": torch.ones(5), "places": torch.zeros(4, 2, dtype=torch.uint8)}, "no weights of steps"),
+        ({"weights": torch.zeros(5), "places": torch.zeros(5, 2, dtype=torch.uint8)}, "one above 0"),
+        ({"weights": torch.full((5,), -1.0), "places": torch.zeros(5, 2, dtype=torch.uint8)}, "at least 0"),
+        (
+            {"weights": torch.ones(5), "places": torch.zeros(5, 2, dtype=torch.uint8)},
+            "weights of 5 steps, but there are 6 to train on; make them from the same episodes",
+        ),
+    ],
+)
+def test_other_weights_are_refused(tmp_path, content, message):
+    save_file(content, tmp_path / "x.safetensors")
+    with pytest.raises(DatasetError, match=message):
+        load_step_weights(tmp_path / "x.safetensors", 6)
+
+
+def test_missing_or_broken_weights_are_refused(tmp_path):
+    with pytest.raises(DatasetError, match=r"none\.safetensors"):
+        load_step_weights(tmp_path / "none.safetensors", 6)
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(DatasetError, match=r"broken\.safetensors"):
+        load_step_weights(tmp_path / "broken.safetensors", 6)
+
+
+def test_a_game_whose_ball_cannot_be_found_is_refused(dataset, tmp_path, capsys):
+    arguments = [f"dataset={dataset.path}", "game=Boxing", f"out={tmp_path / 'x.safetensors'}"]
+    assert events.main(arguments) == 2
+    assert "accepted are Breakout, Pong" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -24,10 +24,14 @@ from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
 from diamond_gym.files import replacing
 
 
+SHARES = {"free flight": 0.25, "paddle": 0.4, "bricks": 0.25, "opponent": 0.25, "walls": 0.1}
+"""How often each kind of step is drawn; those of a game add up to 1."""
+
+
 def weigh_steps(
     game: str, episodes: Iterable[Episode]
 ) -> tuple[Float32[np.ndarray, " t"], UInt8[np.ndarray, "t 2"]]:
-    """Weigh the frames of episodes so that every kind of what happens to the ball is drawn equally often.
+    """Weigh the frames of episodes so that kinds of what happens to the ball are drawn as `SHARES` says.
 
     Args:
         game: One of `GAMES_WITH_BALL`.
@@ -35,7 +39,7 @@ def weigh_steps(
 
     Returns:
         For each frame in which a step results, its weight and the row and column of the ball before it; the
-        weights of a kind add up to 1. Where the ball is not seen, and at episodes' first frames, they are 0.
+        weights of a kind add up to its share. They are 0 where no ball is seen, and at episodes' first frames.
     """
     kinds: dict[str, list[np.ndarray]] = {}
     places: list[np.ndarray] = []
@@ -45,7 +49,7 @@ def weigh_steps(
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = np.nan_to_num(ball[:-1, ::-1]).round().clip(0, 255).astype(np.uint8)
         places.append(_one_later(rounded))
-    weights = sum(_shares(np.concatenate(flags)) for flags in kinds.values())
+    weights = sum(SHARES[kind] * _evenly(np.concatenate(flags)) for kind, flags in kinds.items())
     return np.asarray(weights, np.float32), np.concatenate(places)
 
 
@@ -54,7 +58,7 @@ def _one_later(steps: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros_like(steps[:1]), steps[:-1]])
 
 
-def _shares(flags: np.ndarray) -> np.ndarray:
+def _evenly(flags: np.ndarray) -> np.ndarray:
     return flags / max(1, flags.sum())
 
 

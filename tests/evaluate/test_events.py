@@ -38,7 +38,7 @@ def weights(dataset):
     return path
 
 
-def test_every_kind_is_drawn_equally_often_where_the_ball_is(dataset, weights):
+def test_every_kind_is_drawn_as_often_as_its_share_where_the_ball_is(dataset, weights):
     content = load_file(weights)
     assert len(content["weights"]) == dataset.num_steps
     first = 0
@@ -52,7 +52,8 @@ def test_every_kind_is_drawn_equally_often_where_the_ball_is(dataset, weights):
             assert np.abs(places - ball[steps][:, ::-1]).max(initial=0) <= 0.5
         assert content["weights"][first] == 0, "nothing foretells an episode's first frame"
         first += len(episode)
-    assert shares == pytest.approx({"free flight": 1, "paddle": 1, "bricks": 1, "walls": 1}, abs=0.15)
+    expected = {kind: share for kind, share in events.SHARES.items() if kind != "opponent"}
+    assert shares == pytest.approx(expected, abs=0.05) and sum(expected.values()) == pytest.approx(1)
 
 
 def test_a_training_draws_by_them(dataset, weights):

@@ -23,7 +23,6 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
 from diamond_gym.files import replacing
 
-
 SHARES = {"free flight": 0.25, "paddle": 0.4, "bricks": 0.25, "opponent": 0.25, "walls": 0.1}
 """How often each kind of step is drawn; those of a game add up to 1."""
 
@@ -39,7 +38,7 @@ def weigh_steps(
 
     Returns:
         For each frame in which a step results, its weight and the row and column of the ball before it; the
-        weights of a kind add up to its share. They are 0 where no ball is seen, and at episodes' first frames.
+        weights of a kind add up to its share. They are 0 where no ball is seen and in first frames.
     """
     kinds: dict[str, list[np.ndarray]] = {}
     places: list[np.ndarray] = []

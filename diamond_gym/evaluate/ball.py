@@ -95,10 +95,11 @@ def _measure(
     if game not in _GAMES:
         return {}
     find_ball = _GAMES[game][0]
-    found, happens_in = zip(*(find_events(game, episode) for episode in episodes), strict=True)
+    events = [find_events(game, episode) for episode in episodes]
+    found = [ball for ball, _ in events]
     first, num_steps = world_model.num_steps_conditioning - 1, num_before + 1 + num_after
     starts: dict[str, list[tuple[int, int]]] = {}
-    for number, (episode, kinds) in enumerate(zip(episodes, happens_in, strict=True)):
+    for number, (episode, (_, kinds)) in enumerate(zip(episodes, events, strict=True)):
         for kind, happens in kinds.items():
             times = np.flatnonzero(happens) - num_before
             times = times[(times >= first) & (times + num_steps <= len(episode))]

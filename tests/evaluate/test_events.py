@@ -15,6 +15,7 @@ from trainers.diamond.config import parse
 from trainers.diamond.data import load_step_weights
 from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
 from trainers.diamond.replay import Replay
+from trainers.diamond.run import prepare
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,19 @@ def test_missing_or_broken_weights_are_refused(tmp_path):
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(DatasetError, match=r"broken\.safetensors"):
         load_step_weights(tmp_path / "broken.safetensors", 6)
+
+
+def test_missing_weights_are_found_before_any_work():
+    given = ["denoiser.training.step_weights=none.safetensors", "denoiser.training.hard_fraction=1"]
+    config = parse(["game=Breakout", "preset=sharpen", *given])
+    with pytest.raises(DatasetError, match=r"step_weights=/.*none\.safetensors: there is no such file"):
+        prepare(config)
+
+
+def test_a_dataset_without_episodes_is_refused(tmp_path, capsys):
+    EpisodeDataset(tmp_path / "empty", create=True)
+    assert events.main([f"dataset={tmp_path / 'empty'}", f"out={tmp_path / 'x.safetensors'}"]) == 1
+    assert "no dataset at" in capsys.readouterr().err
 
 
 def test_a_game_whose_ball_cannot_be_found_is_refused(dataset, tmp_path, capsys):

@@ -966,6 +966,7 @@ def parse(arguments: Sequence[str]) -> TrainerConfig:
         config.game = game_name(config.game)
     config.static_dataset.path = _absolute(config.static_dataset.path)
     config.initialization.path_to_ckpt = _absolute(config.initialization.path_to_ckpt)
+    config.denoiser.training.step_weights = _absolute(config.denoiser.training.step_weights)
     return config
 
 

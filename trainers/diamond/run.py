@@ -25,7 +25,7 @@ from diamond_gym.backends.choose import pick_backend
 from diamond_gym.backends.memory import MEMORY_IS_KEPT, keep_freed_memory, peak_memory
 from diamond_gym.checkpoints import WorldDescription, published_run
 from diamond_gym.data.episodes import EpisodeDataset
-from diamond_gym.errors import CheckpointError, InvalidInputError
+from diamond_gym.errors import CheckpointError, DatasetError, InvalidInputError
 from diamond_gym.files import write_file
 from diamond_gym.games import atari
 from diamond_gym.registration import env_id, game_name
@@ -459,12 +459,14 @@ def describe(config: TrainerConfig, command: str) -> WorldDescription:
         InvalidInputError: No game and no data are given, a player cannot play the game, or the sampler does
             not fit the denoiser's objective.
         UnknownGameError: ale-py has no such game.
-        DatasetError: The static dataset has no episodes.
+        DatasetError: The static dataset has no episodes, or there is no file of weights of steps.
     """
     path = config.static_dataset.path
     check_parts(config)
     if path is not None:
         data.check_static_dataset(Path(path))
+    if (weights := config.denoiser.training.step_weights) is not None and not Path(weights).is_file():
+        raise DatasetError(f"denoiser.training.step_weights={weights}: there is no such file")
     if config.game is not None:
         meanings = atari.action_meanings(config.game)
         space = ActionSpace.discrete(len(meanings))

@@ -6,12 +6,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diamond_gym.data.episodes import Episode, EpisodeDataset
-from diamond_gym.errors import DatasetError
+from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.evaluate import events, heldout
 from diamond_gym.evaluate.ball import find_events
 from diamond_gym.players.player import player
 from tests import worlds
-from trainers.diamond.config import parse
+from trainers.diamond.config import DenoiserTrainingConfig, parse
 from trainers.diamond.data import load_step_weights
 from trainers.diamond.learner import DenoiserObjective, Draw, autocast_of
 from trainers.diamond.replay import Replay
@@ -62,13 +62,13 @@ def test_a_training_draws_by_them(dataset, weights):
     config.training.crop_fraction, config.training.crop_batch_size = 1.0, 16
     config.training.hard_fraction = 1.0
     replay = Replay(iter(dataset))
-    given = load_step_weights(weights, int(replay.lengths.sum()))
+    given = load_step_weights(weights, int(replay.lengths.sum()), config.training.hard_fraction)
     objective = DenoiserObjective(
         worlds.tiny_agent().denoiser,
         config,
         Draw(config.training, False, CPU),
         autocast_of(None, CPU),
-        step_weights=given,
+        given=given,
     )
     batch = objective.example(replay, np.random.default_rng(0), 0).batch
     n = worlds.NUM_STEPS_CONDITIONING
@@ -96,15 +96,15 @@ def test_a_training_draws_by_them(dataset, weights):
 def test_other_weights_are_refused(tmp_path, content, message):
     save_file(content, tmp_path / "x.safetensors")
     with pytest.raises(DatasetError, match=message):
-        load_step_weights(tmp_path / "x.safetensors", 6)
+        load_step_weights(tmp_path / "x.safetensors", 6, 1.0)
 
 
 def test_missing_or_broken_weights_are_refused(tmp_path):
     with pytest.raises(DatasetError, match=r"none\.safetensors"):
-        load_step_weights(tmp_path / "none.safetensors", 6)
+        load_step_weights(tmp_path / "none.safetensors", 6, 1.0)
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(DatasetError, match=r"broken\.safetensors"):
-        load_step_weights(tmp_path / "broken.safetensors", 6)
+        load_step_weights(tmp_path / "broken.safetensors", 6, 1.0)
 
 
 def test_missing_weights_are_found_before_any_work():
@@ -112,6 +112,11 @@ def test_missing_weights_are_found_before_any_work():
     config = parse(["game=Breakout", "preset=sharpen", *given])
     with pytest.raises(DatasetError, match=r"step_weights=/.*none\.safetensors: there is no such file"):
         prepare(config)
+
+
+def test_weights_without_a_share_are_refused():
+    with pytest.raises(InvalidInputError, match="hard_fraction of the segments is drawn: it must be above 0"):
+        DenoiserTrainingConfig(step_weights="x.safetensors")
 
 
 def test_a_dataset_without_episodes_is_refused(tmp_path, capsys):

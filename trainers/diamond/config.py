@@ -518,7 +518,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         )
         require(
             self.step_weights is None or self.hard_fraction > 0,
-            "step_weights are drawn by in a share of hard_fraction, which must be above 0, got 0",
+            "step_weights say how a share hard_fraction of the segments is drawn: it must be above 0, got 0",
         )
         require(self.crop_batch_size >= 1, f"crop_batch_size must be at least 1, got {self.crop_batch_size}")
         require(

@@ -31,7 +31,7 @@ from diamond_gym.untrusted import read_tensors, reading
 from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models import AgentConfig
 from trainers.diamond.config import PlayerConfig, StaticDatasetConfig, TrainerConfig
-from trainers.diamond.replay import Replay, StepWeights
+from trainers.diamond.replay import Hard, Replay
 from trainers.diamond.run_folder import RunFolder
 
 Players = Mapping[str, Sequence[PlayerConfig]]
@@ -303,12 +303,13 @@ def load_replays(
     return _replay(train, kept, fits, progress, 0, compress), _replay(train, held_out, fits, False)
 
 
-def load_step_weights(path: Path, num_steps: int) -> StepWeights:
+def load_step_weights(path: Path, num_steps: int, fraction: float) -> Hard:
     """Read a file of `python -m diamond_gym.evaluate.events`.
 
     Args:
         path: The file.
         num_steps: Steps of the dataset that it must have been made for.
+        fraction: Share of the segments that is drawn by it, in [0, 1].
 
     Raises:
         DatasetError: It cannot be read, is no such file, or was made for another dataset.
@@ -329,7 +330,7 @@ def load_step_weights(path: Path, num_steps: int) -> StepWeights:
             f"{path}: weights of {len(weights)} steps, but there are {num_steps} to train on; make them from "
             f"the same episodes, and put test episodes beside these"
         )
-    return StepWeights(weights.numpy(), places.numpy())
+    return Hard(fraction, weights.numpy(), places.numpy())
 
 
 class _Fits:

@@ -43,7 +43,7 @@ from trainers.diamond.losses import (
     rew_end_loss,
 )
 from trainers.diamond.optim import ExponentialMovingAverage, make_optimizer
-from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch, StepErrors, StepWeights
+from trainers.diamond.replay import Crop, Hard, HardSteps, Replay, SegmentBatch, StepErrors
 from trainers.diamond.rollout import PlayerState, SavedGames, begin, play, with_imagined_frames
 
 # --- graphed loss
@@ -219,7 +219,7 @@ class Draw:
 class DenoiserObjective:
     """The denoiser's loss on segments of the replay, or on crops of them.
 
-    Its state tells which steps are hard, if `hard_fraction` is above 0 and no weights of steps are given.
+    Its state tells which steps are hard, if `hard_fraction` is above 0 and `given` does not.
     """
 
     denoiser: Denoiser
@@ -228,14 +228,14 @@ class DenoiserObjective:
     autocast: Autocast
     hard_steps: HardSteps = field(default_factory=HardSteps)
     graph: GraphedLoss | None = None
-    step_weights: StepWeights | None = None
+    given: Hard | None = None
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
         """See `Objective`."""
         training = self.config.training
         crop = self._crop() if training.is_on_crops(step) else None
         num_predictions = training.num_predictions(step, on_crops=crop is not None)
-        hard = self._hard(replay) if training.hard_fraction > 0 else None
+        hard = self.given or (self._hard(replay) if training.hard_fraction > 0 else None)
         batch = self.draw(
             replay,
             rng,
@@ -249,7 +249,7 @@ class DenoiserObjective:
         compute = self._loss if self.graph is None else partial(self.graph, self.denoiser, self._loss)
         with self.autocast():
             loss, *errors = compute(*vars(batch).values(), *random)
-        if hard is not None and self.step_weights is None:
+        if hard is not None and self.given is None:
             self._remember(batch, DenoiserErrors(*errors), on_crops=crop is not None)
         return Example(loss, {"loss": loss.detach()}, vars(batch))
 
@@ -273,8 +273,6 @@ class DenoiserObjective:
         return Crop(size, self.denoiser.config.inner_model.divides)
 
     def _hard(self, replay: Replay) -> Hard:
-        if (given := self.step_weights) is not None:
-            return Hard(self.config.training.hard_fraction, given.weights, given.places)
         weights = self.hard_steps.weights(replay.lengths)
         return Hard(self.config.training.hard_fraction, weights, self.hard_steps.places)
 

@@ -296,19 +296,6 @@ class Hard:
     places: NDArray[np.uint8]
 
 
-@dataclass(frozen=True)
-class StepWeights:
-    """How often each step of a dataset should be drawn, and where in its frame something happens.
-
-    Attributes:
-        weights: At least 0, episode after episode.
-        places: Row and column of what happens.
-    """
-
-    weights: NDArray[np.float32]
-    places: NDArray[np.uint8]
-
-
 def concatenated(batches: list[SegmentBatch]) -> SegmentBatch:
     """Concatenate batches of segments of one length."""
     return SegmentBatch(**{x: torch.cat([vars(batch)[x] for batch in batches]) for x in vars(batches[0])})

@@ -56,7 +56,7 @@ from trainers.diamond.learner import (
 from trainers.diamond.logging import RunLog, check_dependencies
 from trainers.diamond.networks import find_device, initialize, new_agent, place
 from trainers.diamond.publish import ExportOptions, export
-from trainers.diamond.replay import Replay, SegmentBatch
+from trainers.diamond.replay import Hard, Replay, SegmentBatch
 from trainers.diamond.rollout import Collector, GamesOnDevice, ImaginedGames, RealGames, SavedGames
 from trainers.diamond.run_folder import RunFolder, find_source
 from trainers.diamond.trainer import (
@@ -107,10 +107,13 @@ def build(
         is_simple = training.grad_acc_steps == group.world_size == 1
         graph = GraphedLoss() if backend == "cuda_graph" and is_simple else None
         if name == "denoiser":
-            path = config.denoiser.training.step_weights
-            weights = None if path is None else data.load_step_weights(Path(path), sum(train.lengths))
             return DenoiserObjective(
-                agent.denoiser, config.denoiser, draw, autocast, graph=graph, step_weights=weights
+                agent.denoiser,
+                config.denoiser,
+                draw,
+                autocast,
+                graph=graph,
+                given=_given_steps(config, train),
             )
         if name == "rew_end_model":
             return RewEndObjective(world_model, config.rew_end_model, draw, autocast, graph=graph)
@@ -192,6 +195,14 @@ def _imagined_games(
         return train.draw(rng, 1, n, sample_weights=weights, pad_after=False)
 
     return ImaginedGames(world_model, start, draw.share.stop - first, horizon, seed=seed, first=first)
+
+
+def _given_steps(config: TrainerConfig, train: Replay) -> Hard | None:
+    """How often the steps of the replay are drawn, where a file says so."""
+    training = config.denoiser.training
+    if training.step_weights is None:
+        return None
+    return data.load_step_weights(Path(training.step_weights), sum(train.lengths), training.hard_fraction)
 
 
 def load_replays(

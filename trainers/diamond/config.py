@@ -475,6 +475,9 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             to move (0 as published).
         displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
+        pure_noise: Whether predictions start from noise that holds nothing of the frame to come, at
+            `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play, instead of
+            from noised frames (False as published). It needs the objective "edm".
         hard_fraction: Share of the segments drawn around steps in proportion to how badly they were predicted
             when they were last seen, for their noise level (0 as published); the first steps of an episode,
             which nothing foretells, are left out.
@@ -492,6 +495,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     displacement_radius: int = 0
+    pure_noise: bool = False
     hard_fraction: float = 0.0
     step_weights: str | None = None
     crop_size: int | None = None
@@ -792,6 +796,7 @@ def check_parts(config: TrainerConfig) -> None:
     """
     _check_frames(config)
     noise_levels(config.agent.denoiser.objective, config.world_model_env.diffusion_sampler)
+    _check_pure_noise(config)
     _check_playing(config)
     _check_segments(config)
     _check_crops(config)
@@ -819,6 +824,15 @@ def _check_frames(config: TrainerConfig) -> None:
         raise InvalidInputError(
             f"agent.actor_critic takes frames (c, h, w) of {seen}, agent.rew_end_model of {given}: they must "
             "be equal (img_channels, img_size, img_width)"
+        )
+
+
+def _check_pure_noise(config: TrainerConfig) -> None:
+    """Check that a denoiser that starts from pure noise has a first noise level to start at."""
+    objective = config.agent.denoiser.objective
+    if config.denoiser.training.pure_noise and objective != "edm":
+        raise InvalidInputError(
+            f"denoiser.training.pure_noise=true needs denoiser.objective=edm, got {objective}"
         )
 
 

@@ -219,7 +219,8 @@ class Draw:
 class DenoiserObjective:
     """The denoiser's loss on segments of the replay, or on crops of them.
 
-    Its state tells which steps are hard, if `hard_fraction` is above 0 and `given` does not.
+    Its state tells which steps are hard, if `hard_fraction` is above 0 and `given` does not. Predictions from
+    pure noise (`pure_noise`) are at the noise level `first_level`.
     """
 
     denoiser: Denoiser
@@ -229,6 +230,7 @@ class DenoiserObjective:
     hard_steps: HardSteps = field(default_factory=HardSteps)
     graph: GraphedLoss | None = None
     given: Hard | None = None
+    first_level: float = 5.0
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
         """See `Objective`."""
@@ -287,6 +289,8 @@ class DenoiserObjective:
         noises = (
             draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
         )
+        if self.config.training.pure_noise:
+            noises = (x._replace(level=torch.full_like(x.level, self.first_level)) for x in noises)
         return [x[share] for noise in noises for x in noise]
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -301,6 +305,7 @@ class DenoiserObjective:
             noises,
             moving_pixels_weight=training.moving_pixels_weight,
             displacement_radius=training.displacement_radius,
+            pure_noise=training.pure_noise,
         )
         loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.all_reduce)
         return loss, errors.error.detach(), *errors[1:]

@@ -114,6 +114,7 @@ def build(
                 autocast,
                 graph=graph,
                 given=_given_steps(config, train),
+                first_level=config.world_model_env.diffusion_sampler.sigma_max,
             )
         if name == "rew_end_model":
             return RewEndObjective(world_model, config.rew_end_model, draw, autocast, graph=graph)

@@ -23,8 +23,16 @@ from diamond_gym.errors import InvalidInputError
 from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
 from diamond_gym.files import replacing
 
-SHARES = {"free flight": 0.25, "paddle": 0.4, "bricks": 0.25, "opponent": 0.25, "walls": 0.1}
-"""How often each kind of step is drawn; those of a game add up to 1."""
+SHARES = {
+    "free flight": 0.25,
+    "paddle": 0.4,
+    "bricks": 0.25,
+    "opponent": 0.25,
+    "walls": 0.1,
+    "comes or goes": 0.2,
+    "no ball": 0.1,
+}
+"""How often kinds of steps are drawn, in proportion; without the last two, serves would be forgotten."""
 
 
 def weigh_steps(
@@ -37,19 +45,31 @@ def weigh_steps(
         episodes: Real episodes, in the order of their dataset.
 
     Returns:
-        For each frame in which a step results, its weight and the row and column of the ball before it; the
-        weights of a kind add up to its share. They are 0 where no ball is seen and in first frames.
+        For each frame in which a step results, its weight and the row and column of the ball before it (where
+        there is none, of the next one that comes); the weights of a kind add up to its share. They are 0 in
+        first frames.
     """
     kinds: dict[str, list[np.ndarray]] = {}
     places: list[np.ndarray] = []
     for episode in episodes:
         ball, happens = find_events(game, episode)
+        seen = ~np.isnan(ball).any(1)
+        happens |= {"comes or goes": seen[:-1] != seen[1:], "no ball": ~seen[:-1] & ~seen[1:]}
         for kind, flags in happens.items():
             kinds.setdefault(kind, []).append(_one_later(flags))
-        rounded = np.nan_to_num(ball[:-1, ::-1]).round().clip(0, 255).astype(np.uint8)
+        rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)
         places.append(_one_later(rounded))
     weights = sum(SHARES[kind] * _evenly(np.concatenate(flags)) for kind, flags in kinds.items())
     return np.asarray(weights, np.float32), np.concatenate(places)
+
+
+def _filled(ball: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """Places of the ball in all frames; where it is not seen, its next place, else its last."""
+    times = np.flatnonzero(seen)
+    if len(times) == 0:
+        return np.zeros_like(ball)
+    following = np.searchsorted(times, np.arange(len(ball))).clip(max=len(times) - 1)
+    return ball[times[following]]
 
 
 def _one_later(steps: np.ndarray) -> np.ndarray:

@@ -475,9 +475,9 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             to move (0 as published).
         displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
-        pure_noise: Whether predictions start from noise that holds nothing of the frame to come, at
-            `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play, instead of
-            from noised frames (False as published). It needs the objective "edm".
+        pure_noise_fraction: Share of the segments predicted from noise that holds nothing of the frame to
+            come, at `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play,
+            instead of from noised frames (0 as published). It needs the objective "edm".
         hard_fraction: Share of the segments drawn around steps in proportion to how badly they were predicted
             when they were last seen, for their noise level (0 as published); the first steps of an episode,
             which nothing foretells, are left out.
@@ -495,7 +495,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     displacement_radius: int = 0
-    pure_noise: bool = False
+    pure_noise_fraction: float = 0.0
     hard_fraction: float = 0.0
     step_weights: str | None = None
     crop_size: int | None = None
@@ -514,7 +514,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             "crops_only_until_step",
         ):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        for name in ("hard_fraction", "crop_fraction"):
+        for name in ("pure_noise_fraction", "hard_fraction", "crop_fraction"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         require(
             0 <= self.displacement_radius <= MAX_DISPLACEMENT,
@@ -829,10 +829,10 @@ def _check_frames(config: TrainerConfig) -> None:
 
 def _check_pure_noise(config: TrainerConfig) -> None:
     """Check that a denoiser that starts from pure noise has a first noise level to start at."""
-    objective = config.agent.denoiser.objective
-    if config.denoiser.training.pure_noise and objective != "edm":
+    objective, fraction = config.agent.denoiser.objective, config.denoiser.training.pure_noise_fraction
+    if fraction > 0 and objective != "edm":
         raise InvalidInputError(
-            f"denoiser.training.pure_noise=true needs denoiser.objective=edm, got {objective}"
+            f"denoiser.training.pure_noise_fraction={fraction} needs denoiser.objective=edm, got {objective}"
         )
 
 

@@ -220,7 +220,7 @@ class DenoiserObjective:
     """The denoiser's loss on segments of the replay, or on crops of them.
 
     Its state tells which steps are hard, if `hard_fraction` is above 0 and `given` does not. Predictions from
-    pure noise (`pure_noise`) are at the noise level `first_level`.
+    pure noise (`pure_noise_fraction`) are at the noise level `first_level`.
     """
 
     denoiser: Denoiser
@@ -289,9 +289,14 @@ class DenoiserObjective:
         noises = (
             draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
         )
-        if self.config.training.pure_noise:
-            noises = (x._replace(level=torch.full_like(x.level, self.first_level)) for x in noises)
-        return [x[share] for noise in noises for x in noise]
+        random = [x[share] for noise in noises for x in noise]
+        for level in random[:: len(DenoiserNoise._fields)]:
+            level[: self._num_pure(len(level))] = self.first_level
+        return random
+
+    def _num_pure(self, count: int) -> int:
+        """How many of so many segments, which are drawn independently, are predicted from pure noise."""
+        return round(self.config.training.pure_noise_fraction * count)
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The loss, and the errors of every prediction, given a batch and its random numbers."""
@@ -305,7 +310,7 @@ class DenoiserObjective:
             noises,
             moving_pixels_weight=training.moving_pixels_weight,
             displacement_radius=training.displacement_radius,
-            pure_noise=training.pure_noise,
+            num_pure=self._num_pure(len(batch.obs)),
         )
         loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.all_reduce)
         return loss, errors.error.detach(), *errors[1:]

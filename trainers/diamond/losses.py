@@ -147,7 +147,7 @@ def denoiser_errors(
     *,
     moving_pixels_weight: float = 0.0,
     displacement_radius: int = 0,
-    pure_noise: bool = False,
+    num_pure: int = 0,
 ) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
@@ -163,8 +163,8 @@ def denoiser_errors(
         displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
             Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
             does not follow from what the network is shown. 0, as published, compares pixel by pixel.
-        pure_noise: Whether predictions start from the noise alone, of standard deviation 1 whatever its
-            level, as at play, instead of from noised frames (False as published).
+        num_pure: How many of the segments, the first ones, are predicted from the noise alone, of standard
+            deviation 1 whatever its level, as at play, instead of from noised frames (0 as published).
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
@@ -174,7 +174,8 @@ def denoiser_errors(
         past = denoiser.fold_past(torch.cat(history[i : i + n], dim=1))
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
-        noisy = noise.eps if pure_noise else add_noise(denoiser.config, next_obs, noise)
+        noisy = add_noise(denoiser.config, next_obs, noise)
+        noisy = torch.cat([noise.eps[:num_pure], noisy[num_pure:]])
         output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
         if displacement_radius > 0:
             drawn = c.c_skip * noisy + c.c_out * output

@@ -138,20 +138,23 @@ def test_crops_may_be_predicted_further_than_one_step():
 
 
 def test_pure_noise_has_the_first_level_of_the_sampler():
-    config = parse(["preset=smoke", "game=Breakout", "denoiser.training.pure_noise=true"]).denoiser
+    config = parse(["preset=smoke", "game=Breakout", "denoiser.training.pure_noise_fraction=0.5"])
+    config = config.denoiser
     draws = Draw(config.training, False, CPU)
     objective = DenoiserObjective(
         worlds.tiny_agent().denoiser, config, draws, autocast_of(None, CPU), first_level=3.0
     )
     level, *_ = objective._noise(np.random.default_rng(0), 4, (3, 8, 8), 1)
-    assert (level == 3).all()
+    assert (level[:2] == 3).all() and (level[2:] != 3).all()
     example = objective.example(Replay([moving_dot()]), np.random.default_rng(0), 0)
     assert torch.isfinite(example.loss)
 
 
 def test_pure_noise_needs_noise_levels():
-    arguments = ["game=Breakout", "denoiser.objective=ddpm", "denoiser.training.pure_noise=true"]
-    with pytest.raises(InvalidInputError, match=r"pure_noise=true needs denoiser\.objective=edm, got ddpm"):
+    arguments = ["game=Breakout", "denoiser.objective=ddpm", "denoiser.training.pure_noise_fraction=1"]
+    with pytest.raises(
+        InvalidInputError, match=r"pure_noise_fraction=1.* needs denoiser\.objective=edm, got ddpm"
+    ):
         prepare(parse(arguments))
 
 

@@ -194,23 +194,25 @@ def test_the_error_may_allow_displacements():
         assert 0 < gradient_norm(denoiser) < torch.inf
 
 
-def test_a_prediction_from_pure_noise_is_that_of_play():
+def test_the_first_segments_may_start_from_pure_noise_as_at_play():
     """At play the only denoising step starts from unit noise that is given the sampler's first level."""
     generator = torch.Generator().manual_seed(0)
     denoiser = parity.agent("tiny").denoiser
     n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
-    obs = torch.randint(256, (1, n + 1, *shape), dtype=torch.uint8, generator=generator)
-    batch = segments(obs, torch.zeros(1, n + 1, dtype=torch.int64), torch.ones(1, n + 1, dtype=torch.bool))
-    eps, level = torch.randn(1, *shape, generator=generator), torch.full((1,), 5.0)
-    noise = DenoiserNoise(level, eps, torch.ones(1, 3, 1, 1))
+    obs = torch.randint(256, (2, n + 1, *shape), dtype=torch.uint8, generator=generator)
+    batch = segments(obs, torch.zeros(2, n + 1, dtype=torch.int64), torch.ones(2, n + 1, dtype=torch.bool))
+    eps, level = torch.randn(2, *shape, generator=generator), torch.full((2,), 5.0)
+    noise = DenoiserNoise(level, eps, torch.ones(2, 3, 1, 1))
     frames = batch.frames()
     past = denoiser.fold_past(frames[:, :n].flatten(1, 2))
     with torch.no_grad():
         c = denoiser.conditioners(level)
         output = denoiser.model_output(eps, c, past, batch.act[:, :n])
         target = (frames[:, n] - c.c_skip * eps) / c.c_out
-        errors = denoiser_errors(denoiser, batch, [noise], pure_noise=True)
-    assert_close(errors.error[0, 0], (output - target).square().mean())
+        errors = denoiser_errors(denoiser, batch, [noise], num_pure=1).error
+        published = denoiser_errors(denoiser, batch, [noise]).error
+    assert_close(errors[0, 0], (output - target)[0].square().mean())
+    assert errors[1] == published[1] and errors[0] != published[0]
 
 
 def test_the_worst_place_is_that_of_the_largest_error():

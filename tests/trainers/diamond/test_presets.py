@@ -29,4 +29,4 @@ def test_a_world_is_sharpened_from_its_weights():
     config = parse(["game=Pong", "preset=sharpen"])
     training = config.denoiser.training
     assert config.training.parts == ["denoiser"] and training.displacement_radius > 0
-    assert training.num_steps(config.training.num_epochs) == 600 and training.lr_schedule == "cosine"
+    assert training.num_steps(config.training.num_epochs) == 3000 and training.lr_schedule == "cosine"

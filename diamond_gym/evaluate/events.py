@@ -53,7 +53,7 @@ def weigh_steps(
     places: list[np.ndarray] = []
     for episode in episodes:
         ball, happens = find_events(game, episode)
-        seen = ~np.isnan(ball).any(1)
+        seen = np.asarray(~np.isnan(ball).any(1))
         happens |= {"comes or goes": seen[:-1] != seen[1:], "no ball": ~seen[:-1] & ~seen[1:]}
         for kind, flags in happens.items():
             kinds.setdefault(kind, []).append(_one_later(flags))

@@ -287,16 +287,18 @@ class DenoiserObjective:
         share = self.draw.group.shard(size)
         objective, sigmas = self.denoiser.config.objective, self.config.sigma_distribution
         noises = (
-            draw_denoiser_noise(objective, sigmas, shape, size, generator) for _ in range(num_predictions)
+            draw_denoiser_noise(
+                objective,
+                sigmas,
+                shape,
+                size,
+                generator,
+                pure_fraction=self.config.training.pure_noise_fraction,
+                first_level=self.first_level,
+            )
+            for _ in range(num_predictions)
         )
-        random = [x[share] for noise in noises for x in noise]
-        for level in random[:: len(DenoiserNoise._fields)]:
-            level[: self._num_pure(len(level))] = self.first_level
-        return random
-
-    def _num_pure(self, count: int) -> int:
-        """How many of so many segments, which are drawn independently, are predicted from pure noise."""
-        return round(self.config.training.pure_noise_fraction * count)
+        return [x[share] for noise in noises for x in noise]
 
     def _loss(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The loss, and the errors of every prediction, given a batch and its random numbers."""
@@ -310,7 +312,6 @@ class DenoiserObjective:
             noises,
             moving_pixels_weight=training.moving_pixels_weight,
             displacement_radius=training.displacement_radius,
-            num_pure=self._num_pure(len(batch.obs)),
         )
         loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.all_reduce)
         return loss, errors.error.detach(), *errors[1:]

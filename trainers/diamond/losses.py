@@ -63,11 +63,19 @@ class SigmaDistributionConfig:
 
 
 class DenoiserNoise(NamedTuple):
-    """Random numbers of one prediction: noise level (sigma, or timestep), pixel noise, per-channel offset."""
+    """Random numbers of one prediction.
+
+    Attributes:
+        level: Noise level (sigma, or timestep).
+        eps: Noise of pixels.
+        offset: Noise of channels.
+        is_pure: Whether `eps` alone takes the place of the noised frame, whatever its level, as at play.
+    """
 
     level: Float[Tensor, " b"]
     eps: Float[Tensor, "b c h w"]
     offset: Float[Tensor, "b c 1 1"]
+    is_pure: Bool[Tensor, " b"]
 
 
 def no_all_reduce(x: Tensor) -> Tensor:
@@ -81,10 +89,14 @@ def draw_denoiser_noise(
     frame_shape: tuple[int, ...],
     batch_size: int,
     generator: torch.Generator,
+    *,
+    pure_fraction: float = 0.0,
+    first_level: float = 0.0,
 ) -> DenoiserNoise:
     """Draw noise for `batch_size` predictions of frames (c, h, w), on the generator's device.
 
-    Timesteps of objective "ddpm" are uniform; `config` applies to "edm" only.
+    Timesteps of objective "ddpm" are uniform; `config` applies to "edm" only. A share `pure_fraction` of the
+    predictions, spread evenly, starts from pure noise at `first_level`.
     """
     device = generator.device
     if objective == "ddpm":
@@ -94,13 +106,15 @@ def draw_denoiser_noise(
         level = (config.loc + config.scale * z).exp().clamp(config.sigma_min, config.sigma_max)
     eps = torch.randn(batch_size, *frame_shape, generator=generator, device=device)
     offset = torch.randn(batch_size, frame_shape[0], 1, 1, generator=generator, device=device)
-    return DenoiserNoise(level, eps, offset)
+    so_far = (torch.arange(batch_size + 1, device=device, dtype=torch.float64) * pure_fraction).floor()
+    is_pure = so_far[1:] > so_far[:-1]
+    return DenoiserNoise(level.masked_fill(is_pure, first_level), eps, offset, is_pure)
 
 
 def add_noise(
     config: DenoiserConfig, obs: Float[Tensor, "b c h w"], noise: DenoiserNoise
 ) -> Float[Tensor, "b c h w"]:
-    """Add noise to frames, at the drawn noise levels.
+    """Add noise to frames, at the drawn noise levels, or replace them by it where it is pure.
 
     EDM adds offset noise of standard deviation `sigma_offset_noise` at every sigma. In DDPM it is part of
     the noise that the schedule scales and the network predicts, `eps + sigma_offset_noise * offset`, as in
@@ -109,7 +123,8 @@ def add_noise(
     offset = config.sigma_offset_noise * noise.offset
     if config.objective == "ddpm":
         return ddpm.add_noise(obs, noise.eps + offset, noise.level)
-    return obs + offset + noise.level[:, None, None, None] * noise.eps
+    noised = obs + offset + noise.level[:, None, None, None] * noise.eps
+    return torch.where(noise.is_pure[:, None, None, None], noise.eps, noised)
 
 
 def neighbourhood_weight(change: Float[Tensor, "b c h w"], weight: float) -> Float[Tensor, "b 1 h w"]:
@@ -147,7 +162,6 @@ def denoiser_errors(
     *,
     moving_pixels_weight: float = 0.0,
     displacement_radius: int = 0,
-    num_pure: int = 0,
 ) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
@@ -163,8 +177,6 @@ def denoiser_errors(
         displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
             Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
             does not follow from what the network is shown. 0, as published, compares pixel by pixel.
-        num_pure: How many of the segments, the first ones, are predicted from the noise alone, of standard
-            deviation 1 whatever its level, as at play, instead of from noised frames (0 as published).
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
@@ -175,7 +187,6 @@ def denoiser_errors(
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
-        noisy = torch.cat([noise.eps[:num_pure], noisy[num_pure:]])
         output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
         if displacement_radius > 0:
             drawn = c.c_skip * noisy + c.c_out * output

@@ -121,7 +121,7 @@ def assert_near(ours, theirs, epoch):
 def test_two_processes_train_as_one_does_and_any_number_goes_on(static, tmp_path):
     code, output, errors = finish(together(tmp_path, "train", *static))
     assert code == 0, errors
-    assert output.count("epoch 1: ") == output.count("finished: ") == 1, "one process shows progress"
+    assert errors.count("epoch 1: ") == output.count("finished: ") == 1, "one process shows progress"
     run = only_run(tmp_path)
     straight = alone(tmp_path / "alone", static)
     assert_same_curves(run, straight)

@@ -51,6 +51,11 @@ def gradient_norm(module):
     return torch.nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
 
 
+def noised(level, eps, offset):
+    """The noise of frames that are noised, as published."""
+    return DenoiserNoise(level, eps, offset, torch.zeros(len(level), dtype=torch.bool))
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("num_predictions", [1, 2])
 def test_denoiser_loss(case, num_predictions):
@@ -59,9 +64,7 @@ def test_denoiser_loss(case, num_predictions):
         pytest.skip("not a case of this size")
     denoiser = copy.deepcopy(parity.agent(case).denoiser)
     batch = segments(d[f"{prefix}_obs_u8"], d[f"{prefix}_act"], d[f"{prefix}_mask"])
-    noises = [
-        DenoiserNoise(*x) for x in zip(*(d[f"{prefix}_{k}"] for k in ("sigma", "eps", "offset")), strict=True)
-    ]
+    noises = [noised(*x) for x in zip(*(d[f"{prefix}_{k}"] for k in ("sigma", "eps", "offset")), strict=True)]
     errors = denoiser_errors(denoiser, batch, noises)
     loss = mean_of_predictions(errors.error, errors.counts)
     loss.backward()
@@ -109,7 +112,7 @@ def test_what_is_made_up_weighs_as_much_as_what_is_missed():
     denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
     n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
     still = torch.full((1, n + 1, *shape), 100, dtype=torch.uint8)
-    noise = DenoiserNoise(torch.tensor([1.0]), torch.zeros(1, *shape), torch.zeros(1, 3, 1, 1))
+    noise = noised(torch.tensor([1.0]), torch.zeros(1, *shape), torch.zeros(1, 3, 1, 1))
     batch = segments(still, torch.zeros(1, n + 1, dtype=torch.int64), torch.ones(1, n + 1, dtype=torch.bool))
     plain, weighted = (
         denoiser_errors(denoiser, batch, [noise], moving_pixels_weight=weight) for weight in (0.0, 20.0)
@@ -181,7 +184,7 @@ def test_the_error_may_allow_displacements():
         mask = torch.ones(2, n + 2, dtype=torch.bool)
         batch = segments(obs, torch.zeros(2, n + 2, dtype=torch.int64), mask)
         noises = [
-            DenoiserNoise(
+            noised(
                 torch.full((2,), 3.0),
                 torch.randn(2, *shape, generator=generator),
                 torch.zeros(2, 3, 1, 1),
@@ -194,7 +197,7 @@ def test_the_error_may_allow_displacements():
         assert 0 < gradient_norm(denoiser) < torch.inf
 
 
-def test_the_first_segments_may_start_from_pure_noise_as_at_play():
+def test_some_segments_may_start_from_pure_noise_as_at_play():
     """At play the only denoising step starts from unit noise that is given the sampler's first level."""
     generator = torch.Generator().manual_seed(0)
     denoiser = parity.agent("tiny").denoiser
@@ -202,15 +205,15 @@ def test_the_first_segments_may_start_from_pure_noise_as_at_play():
     obs = torch.randint(256, (2, n + 1, *shape), dtype=torch.uint8, generator=generator)
     batch = segments(obs, torch.zeros(2, n + 1, dtype=torch.int64), torch.ones(2, n + 1, dtype=torch.bool))
     eps, level = torch.randn(2, *shape, generator=generator), torch.full((2,), 5.0)
-    noise = DenoiserNoise(level, eps, torch.ones(2, 3, 1, 1))
+    noise = DenoiserNoise(level, eps, torch.ones(2, 3, 1, 1), torch.tensor([True, False]))
     frames = batch.frames()
     past = denoiser.fold_past(frames[:, :n].flatten(1, 2))
     with torch.no_grad():
         c = denoiser.conditioners(level)
         output = denoiser.model_output(eps, c, past, batch.act[:, :n])
         target = (frames[:, n] - c.c_skip * eps) / c.c_out
-        errors = denoiser_errors(denoiser, batch, [noise], num_pure=1).error
-        published = denoiser_errors(denoiser, batch, [noise]).error
+        errors = denoiser_errors(denoiser, batch, [noise]).error
+        published = denoiser_errors(denoiser, batch, [noised(*noise[:3])]).error
     assert_close(errors[0, 0], (output - target)[0].square().mean())
     assert errors[1] == published[1] and errors[0] != published[0]
 

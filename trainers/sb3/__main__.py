@@ -21,7 +21,7 @@ SIGTERM and SIGUSR1 (after which the run continues); the same command resumes a 
 Zips of agents, in out= and beside=, are loaded without unpickling anything, unless trust=true is given.
 
 The commands behind the agents that come with the package:
-  train game=Breakout horizon=64 num_denoising_steps=1 total_timesteps=440000
+  train game=Breakout horizon=64 num_denoising_steps=1 total_timesteps=400000 seed=1
   train game=Freeway horizon=64 num_denoising_steps=1 total_timesteps=120000   (stopped after 94000)
   train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
@@ -29,7 +29,7 @@ with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
 To compare with the same algorithm after as many real steps (horizon, checkpoint, contexts and
 num_denoising_steps have no effect there):
   train game=Breakout total_timesteps=375000 where=real out=real
-  train game=Breakout total_timesteps=440000 horizon=64 num_denoising_steps=1 beside=real"""
+  train game=Breakout total_timesteps=400000 horizon=64 num_denoising_steps=1 beside=real"""
 LOOP = """\
 DIAMOND's loop for any algorithm: the agent learns in imagination, then plays the real game, and the world is
 trained further on the earlier data and the agent's episodes; then the next round begins. Every round writes

@@ -32,7 +32,7 @@ SHARES = {
     "comes or goes": 0.2,
     "no ball": 0.1,
 }
-"""How often kinds of steps are drawn, in proportion; without the last two, serves would be forgotten."""
+"""How often kinds of steps are drawn, in proportion; without the last two, no serve and no lost ball is."""
 
 
 def weigh_steps(
@@ -47,14 +47,15 @@ def weigh_steps(
     Returns:
         For each frame in which a step results, its weight and the row and column of the ball before it (where
         there is none, of the next one that comes); the weights of a kind add up to its share. They are 0 in
-        first frames.
+        first frames, and in episodes that never show a ball.
     """
     kinds: dict[str, list[np.ndarray]] = {}
     places: list[np.ndarray] = []
     for episode in episodes:
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
-        happens |= {"comes or goes": seen[:-1] != seen[1:], "no ball": ~seen[:-1] & ~seen[1:]}
+        is_away = ~seen[:-1] & ~seen[1:] & seen.any()
+        happens |= {"comes or goes": seen[:-1] != seen[1:], "no ball": is_away}
         for kind, flags in happens.items():
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)

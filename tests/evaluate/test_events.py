@@ -142,6 +142,17 @@ def test_a_dataset_without_episodes_is_refused(tmp_path, capsys):
     assert "no dataset at" in capsys.readouterr().err
 
 
+def test_a_dataset_that_shows_no_ball_is_refused(dataset, tmp_path, capsys):
+    """Such as one of another game: there is no place to cut crops around."""
+    blank = EpisodeDataset(tmp_path / "blank", create=True)
+    episode = next(iter(dataset))
+    zeros = torch.zeros_like(episode.obs)
+    blank.append(Episode(zeros, episode.act, episode.rew, episode.end, episode.trunc))
+    assert events.main([f"dataset={blank.path}", f"out={tmp_path / 'x.safetensors'}"]) != 0
+    assert "no ball is seen" in capsys.readouterr().err
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 def test_a_game_whose_ball_cannot_be_found_is_refused(dataset, tmp_path, capsys):
     arguments = [f"dataset={dataset.path}", "game=Boxing", f"out={tmp_path / 'x.safetensors'}"]
     assert events.main(arguments) == 2

@@ -25,7 +25,7 @@ from diamond_gym.registration import game_name
 from diamond_gym.world.models import AgentConfig
 from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import noise_levels
-from trainers.diamond.losses import ActorCriticLossConfig, SigmaDistributionConfig
+from trainers.diamond.losses import ActorCriticLossConfig, SigmaDistributionConfig, is_of_share
 
 try:
     from hydra import compose, initialize_config_dir
@@ -536,7 +536,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             return False
         if step < self.crops_only_until_step:
             return True
-        return math.floor((step + 1) * self.crop_fraction) > math.floor(step * self.crop_fraction)
+        return is_of_share(step, self.crop_fraction)
 
     def num_predictions(self, step: int, *, on_crops: bool) -> int:
         """Predictions a segment at an optimiser step."""

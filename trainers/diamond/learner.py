@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from diamond_gym.backends.choose import has_fast_bfloat16, trains_fast_in_channels_last
 from diamond_gym.world.models import ActorCritic, Denoiser
 from diamond_gym.world.policy import draws_shape
+from diamond_gym.world.sampler import DiffusionSamplerConfig
 from diamond_gym.world.world_model import WorldModel
 from trainers.diamond.config import (
     PARTS,
@@ -230,7 +231,7 @@ class DenoiserObjective:
     hard_steps: HardSteps = field(default_factory=HardSteps)
     graph: GraphedLoss | None = None
     given: Hard | None = None
-    first_level: float = 5.0
+    first_level: float = DiffusionSamplerConfig.sigma_max
 
     def example(self, replay: Replay, rng: np.random.Generator, step: int) -> Example:
         """See `Objective`."""

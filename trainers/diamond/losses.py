@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +78,18 @@ class DenoiserNoise(NamedTuple):
     is_pure: Bool[Tensor, " b"]
 
 
+@overload
+def is_of_share(index: int, share: float) -> bool: ...
+@overload
+def is_of_share(index: Tensor, share: float) -> Tensor: ...
+def is_of_share(index: int | Tensor, share: float) -> bool | Tensor:
+    """Whether one of many things, by its number, is of a share in [0, 1] that is spread evenly among them.
+
+    Numbers in a tensor are float64.
+    """
+    return (index + 1) * share // 1 > index * share // 1
+
+
 def no_all_reduce(x: Tensor) -> Tensor:
     """The `Total` of one process."""
     return x
@@ -106,8 +118,7 @@ def draw_denoiser_noise(
         level = (config.loc + config.scale * z).exp().clamp(config.sigma_min, config.sigma_max)
     eps = torch.randn(batch_size, *frame_shape, generator=generator, device=device)
     offset = torch.randn(batch_size, frame_shape[0], 1, 1, generator=generator, device=device)
-    so_far = (torch.arange(batch_size + 1, device=device, dtype=torch.float64) * pure_fraction).floor()
-    is_pure = so_far[1:] > so_far[:-1]
+    is_pure = is_of_share(torch.arange(batch_size, device=device, dtype=torch.float64), pure_fraction)
     return DenoiserNoise(level.masked_fill(is_pure, first_level), eps, offset, is_pure)
 
 

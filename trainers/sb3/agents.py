@@ -15,7 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.utils import FloatSchedule
+from stable_baselines3.common.utils import FloatSchedule, LinearSchedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym import untrusted
@@ -239,9 +239,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MAX_NUMBER
 
 
-def set_learning_rate(agent: BaseAlgorithm, rate: float) -> None:
-    """Set the learning rate of an agent, from its next update on."""
-    agent.learning_rate, agent.lr_schedule = rate, FloatSchedule(rate)
+def set_learning_rate(agent: BaseAlgorithm, rate: float, *, falls: bool) -> None:
+    """Set the learning rate of an agent, from its next update on.
+
+    Args:
+        agent: The agent.
+        rate: Its learning rate, at the beginning.
+        falls: Whether the rate falls linearly to 0, which it reaches when `learn` ends.
+    """
+    agent.learning_rate = rate
+    agent.lr_schedule = FloatSchedule(LinearSchedule(rate, 0.0, 1.0) if falls else rate)
 
 
 def is_off_policy(agent: BaseAlgorithm) -> bool:

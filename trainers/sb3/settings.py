@@ -37,6 +37,7 @@ OFF_POLICY = ("dqn", "qrdqn")
 """Algorithms that learn from a replay buffer, once for every 4 steps, and play without noise when scored."""
 RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy has a memory of its own: they see single frames."""
+LR_SCHEDULES = ("constant", "linear")
 WHERE = ("imagination", "real")
 TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
@@ -67,6 +68,12 @@ class TrainSettings:
     )
     learning_rate: float | None = option(
         None, "learning rate instead of the preset's; a resumed run takes it as well", above=0
+    )
+    lr_schedule: str | None = option(
+        None,
+        "linear: the learning rate falls to 0 at total_timesteps, or constant; by default constant for "
+        f"{' and '.join(OFF_POLICY)}, linear for the others",
+        choices=LR_SCHEDULES,
     )
     ent_coef: float | None = option(None, "weight of the entropy bonus, instead of the preset's")
     seed: int = option(0, "fixes the games and the agent")
@@ -99,6 +106,11 @@ class TrainSettings:
     def folder(self) -> str:
         """The run folder."""
         return self.out or f"outputs/sb3/{self.game}-{self.algo}-{self.where}-{self.seed}"
+
+    @property
+    def falls(self) -> bool:
+        """Whether the learning rate falls to 0 at the end."""
+        return (self.lr_schedule or ("constant" if self.algo in OFF_POLICY else "linear")) == "linear"
 
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of the algorithm."""

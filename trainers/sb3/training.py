@@ -159,7 +159,15 @@ def _beside(settings: TrainSettings, env: VecEnv) -> BaseAlgorithm | None:
 
 
 def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
-    saved = folder / AGENT_FILE
+    """A new agent, or that of the folder, with the learning rate of the settings."""
+    agent = _known_or_new(settings, env, folder / AGENT_FILE)
+    rate = settings.learning_rate or agent.learning_rate
+    if not callable(rate):
+        set_learning_rate(agent, rate, falls=settings.falls)
+    return agent
+
+
+def _known_or_new(settings: TrainSettings, env: VecEnv, saved: Path) -> BaseAlgorithm:
     if saved.is_file():
         agent = load_agent(
             saved,
@@ -172,8 +180,6 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
         _log.info("resuming %s from step %d", saved, agent.num_timesteps)
         # loading has seeded everything as at the start of the run: seed again, for other games and actions
         agent.set_random_seed(settings.seed + agent.num_timesteps)
-        if settings.learning_rate is not None:
-            set_learning_rate(agent, settings.learning_rate)
         if isinstance(agent, OffPolicyAlgorithm):
             agent.learning_starts = agent.num_timesteps + settings.keywords()["learning_starts"]
             _log.info("the replay buffer is not saved: it fills up to step %d first", agent.learning_starts)

@@ -85,12 +85,29 @@ def test_the_same_command_goes_on_and_other_settings_are_refused(finished, tiny_
 def test_a_run_goes_on_at_another_learning_rate(finished, tiny_world, tmp_path):
     folder = shutil.copytree(finished, tmp_path / "run")
     before = PPO.load(folder / "agent.zip", device="cpu")
-    more = [f"total_timesteps={before.num_timesteps + 32}", "learning_rate=3e-5"]
+    more = [f"total_timesteps={before.num_timesteps + 32}", "learning_rate=3e-5", "lr_schedule=constant"]
     given = [x for x in arguments(tiny_world, folder) if not x.startswith("total")]
     assert main(["train", *given, *more]) == 0
     after = PPO.load(folder / "agent.zip", device="cpu")
-    rates = [agent.policy.optimizer.param_groups[0]["lr"] for agent in (before, after)]
-    assert rates == [PRESETS["ppo"]["learning_rate"], 3e-5] and after.learning_rate == 3e-5
+    assert before.learning_rate == PRESETS["ppo"]["learning_rate"]
+    assert after.policy.optimizer.param_groups[0]["lr"] == after.learning_rate == 3e-5
+
+
+def test_the_learning_rate_falls_to_zero_at_the_last_of_all_steps(finished, tiny_world, tmp_path):
+    def rates(log):
+        logged = np.genfromtxt(log / "progress.csv", delimiter=",", names=True)["trainlearning_rate"]
+        return logged[~np.isnan(logged)].tolist()  # an update's rate is logged with the next rollout
+
+    rate = PRESETS["ppo"]["learning_rate"]
+    assert rates(finished / "log-001") == pytest.approx([rate * (1 - 32 / 48)])
+    before = PPO.load(finished / "agent.zip", device="cpu")
+    assert before.policy.optimizer.param_groups[0]["lr"] == 0
+    folder = shutil.copytree(finished, tmp_path / "run")
+    given = [x for x in arguments(tiny_world, folder) if not x.startswith("total")]
+    total = before.num_timesteps + 64
+    assert main(["train", *given, f"total_timesteps={total}"]) == 0
+    [log] = set(folder.glob("log-*")) - {folder / log.name for log in finished.glob("log-*")}
+    assert rates(log) == pytest.approx([rate * 32 / total])
 
 
 def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):
@@ -295,6 +312,7 @@ def test_a_score_is_summed_up():
         (["train", "seed=-1"], 2, "seed must be at least 0"),
         (["train", "steps=5"], 2, "unknown key steps: did you mean"),
         (["train", "algo=dqn", "ent_coef=0.1"], 2, "dqn has no entropy bonus"),
+        (["train", "lr_schedule=cosine"], 2, "lr_schedule must be one of constant, linear, got 'cosine'"),
         (["train", "learning_rate=inf"], 2, "learning_rate must be finite and above 0, got inf"),
         (["train", "ent_coef=nan"], 2, "ent_coef must be finite, got nan"),
         (["train", "game=Nogame"], 2, "unknown game 'Nogame'"),

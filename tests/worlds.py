@@ -39,6 +39,7 @@ def tiny_agent(
     end_bias: float = -2.2,
     space: ActionSpace | None = None,
     frame_shape: tuple[int, int, int] = (3, 64, 64),
+    num_outcomes: int = 1,
 ) -> Agent:
     """Make an agent whose outputs all depend on its inputs, with about `sigmoid(end_bias)` ends per step."""
     torch.manual_seed(seed)
@@ -52,7 +53,9 @@ def tiny_agent(
     agent = Agent(
         AgentConfig(
             denoiser=DenoiserConfig(
-                InnerModelConfig(num_steps_conditioning=NUM_STEPS_CONDITIONING, **levels)
+                InnerModelConfig(
+                    num_steps_conditioning=NUM_STEPS_CONDITIONING, num_outcomes=num_outcomes, **levels
+                )
             ),
             rew_end_model=RewEndModelConfig(lstm_dim=lstm_dim, **levels),
             actor_critic=ActorCriticConfig(lstm_dim=lstm_dim, channels=[8, 8], down=[1, 1]),

@@ -147,6 +147,7 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
     depths, channels, attn_depths = shapes.levels(f"{prefix}.unet.d_blocks", num_levels)
     cond_channels = shapes.of(f"{prefix}.cond_proj.0.weight", 2)[0]
     cond_out_channels = shapes.of(f"{prefix}.cond_proj.2.weight", 2)[0]
+    codes = f"{prefix}.outcomes.codes.weight"
     inner_model = InnerModelConfig(
         img_channels=img_channels,
         num_steps_conditioning=num_images - 1,
@@ -157,6 +158,7 @@ def _infer_denoiser(shapes: _Shapes, known: DenoiserConfig) -> DenoiserConfig:
         patch_size=patch_size,
         input_skip=shapes.of(f"{prefix}.conv_out.weight", 4)[1] == channels[0] + in_channels,
         cond_out_channels=None if cond_out_channels == cond_channels else cond_out_channels,
+        num_outcomes=shapes.of(codes, 2)[0] if codes in shapes else 1,
     )
     return replace(known, inner_model=inner_model)
 

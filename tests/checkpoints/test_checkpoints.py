@@ -147,6 +147,7 @@ ARCHITECTURES = {
         CONFIG, denoiser=inner(depths=[1, 2, 1], channels=[8, 16, 8], attn_depths=[0, 1, 0])
     ),
     "as embedded": replace(CONFIG, denoiser=inner(input_skip=True, cond_out_channels=4)),
+    "outcomes": replace(CONFIG, denoiser=inner(num_outcomes=3)),
     "grey": AgentConfig(
         inner(img_channels=1),
         replace(CONFIG.rew_end_model, img_channels=1),

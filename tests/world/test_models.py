@@ -69,6 +69,11 @@ def test_the_norms_may_see_a_narrower_condition():
         (lambda: InnerModelConfig(num_steps_conditioning=0), "num_steps_conditioning"),
         (lambda: InnerModelConfig(cond_channels=0), "cond_channels"),
         (lambda: InnerModelConfig(cond_out_channels=0), "cond_out_channels"),
+        (lambda: InnerModelConfig(num_outcomes=0), "num_outcomes must be .* from 1 to 16384, got 0"),
+        (
+            lambda: DenoiserConfig(InnerModelConfig(num_outcomes=2), objective="ddpm"),
+            "num_outcomes must be 1 with objective ddpm, got 2",
+        ),
         (lambda: RewEndModelConfig(channels=[32]), "one entry per level"),
         (lambda: RewEndModelConfig(patch_size=3), "patch_size"),
         (lambda: ActorCriticConfig(down=[1]), "one entry per stage"),

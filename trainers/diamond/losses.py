@@ -19,7 +19,8 @@ from torch import Tensor
 from diamond_gym.errors import InvalidInputError
 from diamond_gym.world import ddpm, policy
 from diamond_gym.world.action_space import ActionSpace
-from diamond_gym.world.models import Denoiser, DenoiserConfig, RewEndModel
+from diamond_gym.world.models import Conditioners, Denoiser, DenoiserConfig, Features, RewEndModel
+from diamond_gym.world.models.outcomes import choose
 from trainers.diamond.replay import SegmentBatch
 
 # --- losses
@@ -42,6 +43,12 @@ DISPLACEMENT_COST = 3e-3
 ASTRAY = 0.012
 """Mean squared error of a window, its displacement included, that is beyond what a displacement explains."""
 ASTRAY_RADIUS = 4
+INVISIBLE = 0.002
+"""Mean squared error of a pixel, of blurred frames in [-1, 1], that says nothing about outcomes."""
+OUTCOME_TEMPERATURE = 0.02
+"""Sum of such errors that makes an outcome e times less probable; a missing ball has about 0.25."""
+OUTCOME_WEIGHT = 2e-3
+"""Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
 """Distance in pixels from such a window within which later predictions are not compared."""
 
 
@@ -198,7 +205,12 @@ def denoiser_errors(
         next_obs = frames[:, n + i]
         c = denoiser.conditioners(noise.level)
         noisy = add_noise(denoiser.config, next_obs, noise)
-        output = denoiser.model_output(noisy, c, past, batch.act[:, i : i + n]).float()
+        act = batch.act[:, i : i + n]
+        if denoiser.config.inner_model.num_outcomes > 1:
+            features = denoiser.encode(noisy, c, past, act)
+            output, choice_error = nearest_outcome(denoiser, features, noisy, c, next_obs, noise, astray)
+        else:
+            output, choice_error = denoiser.model_output(noisy, c, past, act).float(), 0.0
         if displacement_radius > 0:
             drawn = c.c_skip * noisy + c.c_out * output
             error, astray = error_until_astray(drawn, next_obs, astray, displacement_radius)
@@ -212,9 +224,60 @@ def denoiser_errors(
             mistake = (predicted - next_obs).abs()
             error = error * neighbourhood_weight(torch.maximum(motion, mistake), moving_pixels_weight)
         mask = batch.mask_padding[:, n + i]
-        rows.append((error.mean(dim=(1, 2, 3)), mask, c.c_noise, worst_place(error.detach())))
+        rows.append((error.mean(dim=(1, 2, 3)) + choice_error, mask, c.c_noise, worst_place(error.detach())))
         history.append(predicted)
     return DenoiserErrors(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
+
+
+def nearest_outcome(
+    denoiser: Denoiser,
+    features: Features,
+    noisy: Float[Tensor, "b c h w"],
+    c: Conditioners,
+    target: Float[Tensor, "b c h w"],
+    noise: DenoiserNoise,
+    astray: Bool[Tensor, "b 1 h w"],
+) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
+    """Draw an outcome by its probability given the real frame, and compare all probabilities with these.
+
+    Where outcomes agree, that is the probability that the network foretells; where one is nearer to the real
+    frame than the others, it is that one: each learns what it is best at, and from a mixture's point of view
+    this is a step of expectation and maximisation.
+
+    Args:
+        denoiser: A denoiser with several outcomes.
+        features: Result of its `encode`.
+        noisy: The noised frames.
+        c: Conditioners at their noise levels.
+        target: The real frames.
+        noise: What they were noised with; it also draws the outcome, as at play.
+        astray: Where frames are not compared.
+
+    Returns:
+        The network's output for the outcome that was drawn, and the weighted cross-entropy of the foretold
+        probabilities.
+    """
+    logits, network = features.logits, denoiser.inner_model
+    assert logits is not None
+    foretold = logits.log_softmax(dim=1)
+    with torch.no_grad():
+        errors = []
+        for outcome in range(logits.shape[1]):
+            every = torch.full((len(noisy),), outcome, device=noisy.device)
+            drawn = c.c_skip * noisy + c.c_out * network.decode(features, every).float()
+            errors.append(visible_error(drawn, target).masked_fill(astray, 0).sum(dim=(1, 2, 3)))
+        log_shares = foretold - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
+        shares, chosen = log_shares.softmax(dim=1), choose(log_shares, noise.eps)
+    cross_entropy = -(shares * foretold).sum(dim=1)
+    return network.decode(features, chosen).float(), OUTCOME_WEIGHT * cross_entropy
+
+
+def visible_error(
+    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b 1 h w"]:
+    """Mean squared error of 3 x 3 means, less what says nothing about objects."""
+    blurred = F.avg_pool2d(frames - target, 3, stride=1, padding=1)
+    return (blurred.square().mean(dim=1, keepdim=True) - INVISIBLE).clamp(min=0)
 
 
 def error_until_astray(

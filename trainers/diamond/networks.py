@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from diamond_gym.backends.build import lay_out
 from diamond_gym.backends.choose import pick_backend, pick_device
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
-from diamond_gym.world.models import Agent, AgentConfig, RewEndModel
+from diamond_gym.world.models import Agent, AgentConfig, DenoiserConfig, RewEndModel
 from trainers.diamond.config import PARTS, InitializationConfig
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
 
@@ -112,6 +113,8 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
         if not is_wanted or getattr(agent, name) is None or getattr(given, name) is None:
             continue
         ours, theirs = getattr(agent.config, name), getattr(sizes, name)
+        if name == "denoiser":
+            theirs = _with_outcomes_of(ours, theirs)
         is_refused = other_space and not initialization.new_actions
         if is_refused and ours == theirs:
             raise CheckpointError(
@@ -127,8 +130,17 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
         _take_weights(name, getattr(agent, name), getattr(given, name))
 
 
+def _with_outcomes_of(ours: DenoiserConfig, theirs: DenoiserConfig) -> DenoiserConfig:
+    """The sizes of a checkpoint's denoiser; one with a single outcome may get as many as the run's has."""
+    if theirs.inner_model.num_outcomes > 1 or ours.inner_model.num_outcomes == 1:
+        return theirs
+    return replace(
+        theirs, inner_model=replace(theirs.inner_model, num_outcomes=ours.inner_model.num_outcomes)
+    )
+
+
 def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
-    """Take all weights of matching shapes; those that depend on the action space stay as they are."""
+    """Take all weights of matching shapes; those of other actions or of new outcomes stay as they are."""
     weights = ours.state_dict()
     taken = {
         key: x
@@ -138,7 +150,7 @@ def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
     ours.load_state_dict(weights | taken)
     if any(not key.endswith(_BOUNDS) for key in weights.keys() - taken.keys()):
         others = ", ".join(sorted(weights.keys() - taken.keys()))
-        _log.info("%s: the number of actions differs, so these weights stay random: %s", name, others)
+        _log.info("%s: the checkpoint has none that fit, so these weights stay random: %s", name, others)
 
 
 def place(agent: Agent, device: torch.device, backend: str) -> None:
@@ -150,6 +162,10 @@ def place(agent: Agent, device: torch.device, backend: str) -> None:
         backend: The backend, as in `TrainingConfig`.
     """
     lay_out(agent, device)
-    if pick_backend(backend, device) == "inductor":
+    if pick_backend(backend, device) != "inductor":
+        return
+    if agent.config.denoiser.inner_model.num_outcomes > 1:
+        _log.info("a denoiser with several outcomes trains without compilation")
+    else:
         # in place, so that the names of the weights stay; one graph for crops and one for whole frames
         agent.denoiser.inner_model.compile(dynamic=False)

@@ -316,6 +316,20 @@ def level_channels(channels: list[int]) -> list[tuple[int, int]]:
     return list(zip([channels[0], *channels[:-1]], channels, strict=True))
 
 
+class Encoded(NamedTuple):
+    """What the encoder of a U-Net hands to its decoder.
+
+    Attributes:
+        middle: Features of the smallest level.
+        skips: Features of each level, from the largest on, in the order in which the decoder takes them.
+        size: Height and width of the input.
+    """
+
+    middle: Float[Tensor, "b c h w"]
+    skips: list[list[Tensor]]
+    size: tuple[int, int]
+
+
 class UNet(nn.Module):
     """The U-Net of the denoiser: residual blocks down a pyramid, two middle blocks with attention, and up."""
 
@@ -343,6 +357,10 @@ class UNet(nn.Module):
         self.upsamples = nn.ModuleList([nn.Identity(), *(Upsample(c) for c in reversed(channels[:-1]))])
 
     def forward(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        return self.decode(self.encode(x, modulation), modulation)
+
+    def encode(self, x: Float[Tensor, "b c h w"], modulation: Modulation) -> Encoded:
+        """Run the way down and the middle blocks."""
         h, w = x.shape[-2:]
         multiple = 2 ** (len(self.d_blocks) - 1)
         x = F.pad(x, (0, -w % multiple, 0, -h % multiple))
@@ -352,6 +370,11 @@ class UNet(nn.Module):
             x, outputs = block(x_level, modulation)
             skips.append([*reversed(outputs), x_level])
         x, _ = self.mid_blocks(x, modulation)
+        return Encoded(x, skips, (h, w))
+
+    def decode(self, encoded: Encoded, modulation: Modulation) -> Float[Tensor, "b c h w"]:
+        """Run the way up; the modulation may be another than the encoder's."""
+        x, skips, (h, w) = encoded
         for upsample, block, level_skips in zip(self.upsamples, self.u_blocks, reversed(skips), strict=True):
             x, _ = block(upsample(x), modulation, level_skips)
         return x[..., :h, :w]

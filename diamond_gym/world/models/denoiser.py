@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Shaped, UInt8
+from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor, nn
 
 from diamond_gym.errors import InvalidInputError
@@ -19,14 +19,17 @@ from diamond_gym.world import ddpm
 from diamond_gym.world.action_space import ActionSpace
 from diamond_gym.world.models.actions import action_embedding
 from diamond_gym.world.models.blocks import (
+    Encoded,
     FourierFeatures,
     GroupNorm,
+    Modulation,
     Modulator,
     UNet,
     conv3x3,
     level_channels,
     num_groups,
 )
+from diamond_gym.world.models.outcomes import Outcomes, choose
 from diamond_gym.world.pixels import quantize, to_float
 
 MAX_WIDTH = 2**14
@@ -75,6 +78,8 @@ class InnerModelConfig:
             not pass through the U-Net (False as published).
         cond_out_channels: Width of the conditioning vector that the norms see, after its projection; None for
             `cond_channels`, as published. A third of a small U-Net's weights read it.
+        num_outcomes: Outcomes of a step, of which the noise chooses one (`Outcomes`); 1, as published, has no
+            choice but by several denoising steps.
     """
 
     img_channels: int = 3
@@ -87,6 +92,7 @@ class InnerModelConfig:
     patch_size: int = 1
     input_skip: bool = False
     cond_out_channels: int | None = None
+    num_outcomes: int = 1
 
     def __post_init__(self) -> None:
         check_levels("denoiser.inner_model", self.depths, self.channels, self.attn_depths)
@@ -108,7 +114,7 @@ class InnerModelConfig:
 
 _WIDTHS = (
     *("img_channels", "num_steps_conditioning", "cond_channels", "cond_out_channels"),
-    *("patch_size", "num_actions"),
+    *("patch_size", "num_actions", "num_outcomes"),
 )
 OBJECTIVES = ("edm", "ddpm")
 
@@ -138,6 +144,11 @@ class DenoiserConfig:
             raise InvalidInputError(
                 f"denoiser.objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}"
             )
+        if self.objective != "edm" and self.inner_model.num_outcomes > 1:
+            raise InvalidInputError(
+                f"denoiser.inner_model.num_outcomes must be 1 with objective {self.objective}, got "
+                f"{self.inner_model.num_outcomes}: each of its many passes would choose anew"
+            )
 
 
 def discrete_space(num_actions: int | None) -> ActionSpace:
@@ -153,6 +164,22 @@ def rows_as_numbers(images: Tensor, p: int) -> Tensor:
     """
     dtype = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(p * images.element_size())
     return images if dtype is None or images.requires_grad else images.contiguous().view(dtype)
+
+
+class Features(NamedTuple):
+    """What the inner network knows of a step before an outcome is chosen.
+
+    Attributes:
+        inputs: The past frames and the noisy one.
+        modulation: Scales and shifts of the norms.
+        encoded: Features of the frames.
+        logits: Logits of the outcomes' probabilities; None where there is only one.
+    """
+
+    inputs: Float[Tensor, "b c h w"]
+    modulation: Modulation
+    encoded: Encoded
+    logits: Float[Tensor, "b k"] | None
 
 
 class InnerModel(nn.Module):
@@ -179,6 +206,11 @@ class InnerModel(nn.Module):
         skip_channels = in_channels if config.input_skip else 0
         self.conv_out = conv3x3(config.channels[0] + skip_channels, config.img_channels * p * p)
         nn.init.zeros_(self.conv_out.weight)
+        self.outcomes = (
+            Outcomes(config.channels[-1], self.modulator, config.num_outcomes)
+            if config.num_outcomes > 1
+            else None
+        )
 
     def fold(self, images: Tensor) -> Tensor:
         """Bring images (b c h w) to the first convolution's form: patches in channels, in its memory layout.
@@ -210,11 +242,32 @@ class InnerModel(nn.Module):
         `obs` holds the n past frames in its channels, oldest first, already scaled; all denoising steps of a
         frame use the same. `c_noise` may have one entry for all images.
         """
-        cond = self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act))
+        features = self.encode(noisy_next_obs, c_noise, obs, act)
+        return self.decode(
+            features, None if features.logits is None else choose(features.logits, noisy_next_obs)
+        )
+
+    def encode(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        c_noise: Float[Tensor, "#b"],
+        obs: Float[Tensor, "b nc h w"],
+        act: Shaped[Tensor, "b n *a"],
+    ) -> Features:
+        """Run the part of `forward` that does not depend on the outcome."""
+        modulation = self.modulator(self.cond_proj(self.noise_emb(c_noise) + self.act_emb(act)))
         inputs = torch.cat([obs, noisy_next_obs], dim=1)
-        x = self.unet(self.conv_in(inputs), self.modulator(cond))
-        x = self.norm_out.silu(x)
-        x = self.conv_out(torch.cat([x, inputs], dim=1) if self.input_skip else x)
+        encoded = self.unet.encode(self.conv_in(inputs), modulation)
+        logits = None if self.outcomes is None else self.outcomes(encoded.middle)
+        return Features(inputs, modulation, encoded, logits)
+
+    def decode(self, features: Features, outcome: Int64[Tensor, " b"] | None) -> Float[Tensor, "b c2 h2 w2"]:
+        """Run the rest, for an outcome of each image; None where there is only one."""
+        modulation = features.modulation
+        if self.outcomes is not None and outcome is not None:
+            modulation = self.outcomes.modulate(modulation, outcome)
+        x = self.norm_out.silu(self.unet.decode(features.encoded, modulation))
+        x = self.conv_out(torch.cat([x, features.inputs], dim=1) if self.input_skip else x)
         return F.pixel_shuffle(x, self.patch_size) if self.patch_size > 1 else x
 
 
@@ -298,6 +351,17 @@ class Denoiser(nn.Module):
         """Run the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
         rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
         return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
+
+    def encode(
+        self,
+        noisy_next_obs: Float[Tensor, "b c h w"],
+        c: Conditioners,
+        past: Float[Tensor, "b nc2 h2 w2"],
+        act: Shaped[Tensor, "b n *a"],
+    ) -> Features:
+        """Run the inner network's encoder, as `model_output` does; `inner_model.decode` runs the rest."""
+        rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
+        return self.inner_model.encode(rescaled_noise, c.c_noise.to(self.dtype), past, act)
 
     def wrap_model_output(
         self,

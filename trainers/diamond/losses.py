@@ -47,7 +47,7 @@ INVISIBLE = 0.002
 """Mean squared error of a pixel, of blurred frames in [-1, 1], that says nothing about outcomes."""
 OUTCOME_TEMPERATURE = 0.02
 """Sum of such errors that makes an outcome e times less probable; a missing ball has about 0.25."""
-OUTCOME_WEIGHT = 2e-3
+OUTCOME_WEIGHT = 4e-3
 """Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
 """Distance in pixels from such a window within which later predictions are not compared."""
 

@@ -21,6 +21,8 @@ from diamond_gym.world.models.blocks import Modulation, Modulator, conv1x1, conv
 from diamond_gym.world.policy import draw_class
 
 _HIDDEN_CHANNELS = 32
+_GAIN = 8.0
+"""Factor of the logits: what speaks for an outcome is seen in few places, and weights change slowly."""
 _INITIAL_CODE = 0.05
 """Standard deviation of new codes: changes of scales that are about 1."""
 
@@ -45,7 +47,7 @@ class Outcomes(nn.Module):
 
     def forward(self, features: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k"]:
         """Return the logits of the probabilities, float32: sums over all places of what speaks for each."""
-        return self.logits(F.silu(self.hidden(features))).float().sum(dim=(2, 3))
+        return _GAIN * self.logits(F.silu(self.hidden(features))).float().sum(dim=(2, 3))
 
     def modulate(self, modulation: Modulation, outcome: Int64[Tensor, " b"]) -> Modulation:
         """Change the scales and shifts of all norms by the codes of the outcomes."""

@@ -21,10 +21,11 @@ SIGTERM and SIGUSR1 (after which the run continues); the same command resumes a 
 Zips of agents, in out= and beside=, are loaded without unpickling anything, unless trust=true is given.
 
 The commands behind the agents that come with the package:
-  train game=Breakout horizon=64 num_denoising_steps=1 total_timesteps=400000 seed=1
-  train game=Freeway horizon=64 num_denoising_steps=1 total_timesteps=120000   (stopped after 94000)
-  train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000
+  train game=Breakout horizon=64 num_denoising_steps=1 total_timesteps=400000
+  train game=Freeway horizon=64 num_denoising_steps=1 total_timesteps=120000 lr_schedule=constant
+  train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000 lr_schedule=constant
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
+Freeway's agent was stopped after 94000 steps.
 
 To compare with the same algorithm after as many real steps (horizon, checkpoint, contexts and
 num_denoising_steps have no effect there):

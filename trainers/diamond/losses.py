@@ -250,7 +250,7 @@ def nearest_outcome(
         noisy: The noised frames.
         c: Conditioners at their noise levels.
         target: The real frames.
-        noise: What they were noised with; it also draws the outcome, as at play.
+        noise: What they were noised with; it also draws the outcome.
         astray: Where frames are not compared.
 
     Returns:

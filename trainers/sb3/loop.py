@@ -33,7 +33,7 @@ from trainers.diamond.networks import find_device
 from trainers.sb3 import training
 from trainers.sb3.agents import AGENT_FILE, load_agent
 from trainers.sb3.player import AgentPlayer
-from trainers.sb3.settings import TrainSettings
+from trainers.sb3.settings import LR_SCHEDULES, TrainSettings
 
 SETTINGS_FILE = "loop.json"
 CONTEXTS_FILE = "contexts.safetensors"
@@ -52,6 +52,11 @@ class LoopSettings(TrainSettings):
     """
 
     total_timesteps: int = option(300_000, "imagined steps of all games together, over all rounds")
+    lr_schedule: str | None = option(
+        "constant",
+        "constant, or linear: the learning rate falls to 0 at the end of every round",
+        choices=LR_SCHEDULES,
+    )
     contexts: str | None = option(
         None, "start contexts of the first round; later rounds start from the agent's games", is_path=True
     )

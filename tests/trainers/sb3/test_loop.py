@@ -76,8 +76,10 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     assert any(name.startswith("denoiser") for name in changed)
     assert any(name.startswith("rew_end_model") for name in changed)
 
-    steps = [PPO.load(tmp_path / f"round-{i}" / "agent" / "agent.zip").num_timesteps for i in (1, 2)]
-    assert steps == [32, 64]
+    learned = [PPO.load(tmp_path / f"round-{i}" / "agent" / "agent.zip") for i in (1, 2)]
+    assert [agent.num_timesteps for agent in learned] == [32, 64]
+    rates = {agent.policy.optimizer.param_groups[0]["lr"] for agent in learned}
+    assert rates == {PRESETS["ppo"]["learning_rate"]}, "rounds go on where others ended"
     table = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in table[-5:-1]] == [
         "round 1",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import logging
 import math
 import os
@@ -143,9 +144,8 @@ class OpenVinoForward:
         weights = (
             hashlib.sha256(x.numpy().tobytes()).hexdigest() for x in self._network.state_dict().values()
         )
-        key = digest(
-            cpu_name(), openvino.__version__, torch.__version__, options, kind, self._network, *weights
-        )
+        versions = openvino.__version__, torch.__version__, _code_of(self._network)
+        key = digest(cpu_name(), *versions, options, kind, self._network, *weights)
         file = disk.cache_folder() / "openvino" / f"{key}.blob"
         compiled = _kept(file, options)
         if compiled is None:
@@ -154,6 +154,12 @@ class OpenVinoForward:
                 compiled = openvino.Core().compile_model(model, "CPU", options)
             _keep(file, compiled)
         return compiled.create_infer_request()
+
+
+def _code_of(network: nn.Module) -> str:
+    """A short name of the code of a network's layers, which may compute otherwise in another version."""
+    files = {inspect.getfile(type(layer)) for layer in network.modules()}
+    return digest(*(Path(file).read_bytes() for file in sorted(files)))
 
 
 def require_openvino() -> Any:

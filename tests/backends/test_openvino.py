@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -68,6 +70,25 @@ def test_one_game_is_the_same_in_openvino_and_says_what_took_time(caplog, monkey
     torch.testing.assert_close(logits, plain_logits, rtol=1e-3, atol=1e-3)
     told = caplog.text
     assert told.count("converted InnerModel to OpenVINO") == told.count("converted RewEndEncoder") == 1
+
+
+def test_what_was_converted_from_other_code_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("DIAMOND_GYM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.syspath_prepend(tmp_path)
+    outputs = []
+    for factor in (2, 3):
+        lines = [
+            "import torch",
+            "class Times(torch.nn.Module):",
+            f" def forward(self, x): return {factor} * x",
+        ]
+        (tmp_path / "times_a_number.py").write_text("\n".join(lines))
+        sys.modules.pop("times_a_number", None)
+        importlib.invalidate_caches()
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        network = importlib.import_module("times_a_number").Times()
+        outputs.append(float(OpenVinoForward(network, torch.float32)(torch.ones(1, 1))))
+    assert outputs == [2, 3]
 
 
 def test_the_expected_number_of_games_is_the_same_in_openvino():

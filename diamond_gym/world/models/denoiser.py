@@ -243,9 +243,8 @@ class InnerModel(nn.Module):
         frame use the same. `c_noise` may have one entry for all images.
         """
         features = self.encode(noisy_next_obs, c_noise, obs, act)
-        return self.decode(
-            features, None if features.logits is None else choose(features.logits, noisy_next_obs)
-        )
+        outcome = None if features.logits is None else choose(features.logits, noisy_next_obs)
+        return self.decode(features, outcome)
 
     def encode(
         self,
@@ -349,8 +348,7 @@ class Denoiser(nn.Module):
         act: Shaped[Tensor, "b n *a"],
     ) -> Float[Tensor, "b c h w"]:
         """Run the inner network on inputs scaled to unit variance; `past` is from `fold_past`."""
-        rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
-        return self.inner_model(rescaled_noise, c.c_noise.to(self.dtype), past, act)
+        return self.inner_model(*self._scaled(noisy_next_obs, c), past, act)
 
     def encode(
         self,
@@ -360,8 +358,11 @@ class Denoiser(nn.Module):
         act: Shaped[Tensor, "b n *a"],
     ) -> Features:
         """Run the inner network's encoder, as `model_output` does; `inner_model.decode` runs the rest."""
-        rescaled_noise = self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype))
-        return self.inner_model.encode(rescaled_noise, c.c_noise.to(self.dtype), past, act)
+        return self.inner_model.encode(*self._scaled(noisy_next_obs, c), past, act)
+
+    def _scaled(self, noisy_next_obs: Tensor, c: Conditioners) -> tuple[Tensor, Tensor]:
+        """The noisy frame, scaled and folded, and its noise level, as the inner network takes them."""
+        return self.inner_model.fold((noisy_next_obs * c.c_in).to(self.dtype)), c.c_noise.to(self.dtype)
 
     def wrap_model_output(
         self,

@@ -11,7 +11,6 @@ def dots(is_left):
     """Black frames with a bright dot on the left or on the right."""
     frames = torch.zeros(len(is_left), 3, 16, 16, dtype=torch.uint8)
     for frame, left in zip(frames, is_left.tolist(), strict=True):
-        frame[:, 6:10, 2 : 6 if left else 14] = 0
         frame[:, 6:10, (2 if left else 10) : (6 if left else 14)] = 255
     return frames
 

@@ -548,6 +548,19 @@ def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, ca
     assert set(given) - set(same) == {"inner_model.act_emb.0.weight"}
 
 
+def test_outcomes_are_added_to_weights_without(finished, recordings, tmp_path, caplog):
+    caplog.set_level("INFO")
+    start = (f"initialization.path_to_ckpt={finished.path}", "agent.denoiser.inner_model.num_outcomes=2")
+    run = train(recordings, tmp_path, "training.num_epochs=1", "training.parts=[rew_end_model]", *start)
+    assert "so these weights stay random: inner_model.outcomes.codes.weight" in caplog.text
+    given, taken = (load_agent(path).denoiser.state_dict() for path in (finished.path, run.path))
+    assert all(name.startswith("inner_model.outcomes.") for name in taken.keys() - given.keys())
+    assert_same_weights(given, {name: taken[name] for name in given})
+    more = ("initialization.path_to_ckpt=" + str(run.path), "agent.denoiser.inner_model.num_outcomes=3")
+    with pytest.raises(CheckpointError, match=r"denoiser of .* other sizes"):
+        train(recordings, tmp_path / "refused", *more)
+
+
 def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished, recordings, tmp_path):
     more = (f"initialization.path_to_ckpt={finished.path}", "agent.denoiser.inner_model.channels=[16,32]")
     with pytest.raises(CheckpointError, match=r"denoiser of .* other sizes"):

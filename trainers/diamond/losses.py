@@ -43,13 +43,13 @@ DISPLACEMENT_COST = 3e-3
 ASTRAY = 0.012
 """Mean squared error of a window, its displacement included, that is beyond what a displacement explains."""
 ASTRAY_RADIUS = 4
+"""Distance in pixels from such a window within which later predictions are not compared."""
 INVISIBLE = 0.002
 """Mean squared error of a pixel, of blurred frames in [-1, 1], that says nothing about outcomes."""
 OUTCOME_TEMPERATURE = 0.02
 """Sum of such errors that makes an outcome e times less probable; a missing ball has about 0.25."""
 OUTCOME_WEIGHT = 4e-3
 """Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
-"""Distance in pixels from such a window within which later predictions are not compared."""
 
 
 @dataclass

@@ -21,6 +21,7 @@ from diamond_gym import cli
 from diamond_gym import files as disk
 from diamond_gym.checkpoints.contexts import (
     ContextBank,
+    check_fits_file,
     contexts_from_episodes,
     num_windows,
     starts_before_losses,
@@ -29,12 +30,12 @@ from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.games.atari import num_actions
+from diamond_gym.games.atari import SCREEN_SIZE, num_actions
 from diamond_gym.players.player import Player, RandomPlayer, scripted_player, usual_player
 from diamond_gym.players.scripted import DEFAULT_NOISE
 from diamond_gym.registration import game_name
 
-FRAME_BYTES = 64 * 64 * 3
+FRAME_SHAPE = (SCREEN_SIZE, SCREEN_SIZE, 3)
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 """Noise of the scripted players; each plays an equal share of the steps."""
 
@@ -44,7 +45,7 @@ class ContextsSettings:
     """Which start contexts to make.
 
     Raises:
-        InvalidInputError: A number is out of range.
+        InvalidInputError: A number is out of range, or more contexts are asked for than one file holds.
     """
 
     game: str = option("Breakout", "the game")
@@ -68,6 +69,8 @@ class ContextsSettings:
         cli.check(self)
         cli.check_seed(self.seed, 31)
         check_share(self.before_losses)
+        if self.episodes is None:  # frames of other environments may be smaller
+            check_fits_file(self.max_contexts, (self.num_steps_conditioning, *FRAME_SHAPE))
 
 
 def check_share(before_losses: float) -> None:
@@ -168,7 +171,7 @@ def _players(game: str, seed: int) -> list[Player]:
 def run(settings: ContextsSettings) -> None:
     """Make the contexts and write them."""
     num_frames = settings.max_contexts * settings.num_steps_conditioning
-    disk.prepare_folder(Path(settings.out).parent, num_frames * FRAME_BYTES)
+    disk.prepare_folder(Path(settings.out).parent, num_frames * math.prod(FRAME_SHAPE))
     bank = make(settings)
     bank.save(settings.out)
     print(f"wrote {settings.out}: {len(bank)} contexts")

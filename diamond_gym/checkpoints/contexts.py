@@ -36,7 +36,7 @@ STEPS_BEFORE_LOSS = (4, 16)
 """Steps from a context to the loss that the recorded player did not avert: time to do better."""
 
 _MAX_BYTES = 2**29
-"""Largest size of all frames of a file; those of 8 000 Atari contexts have 3/4 of it."""
+"""Largest size of all frames of a file; those of 8 000 Atari contexts of 4 frames have 3/4 of it."""
 _COMPRESSION_LEVEL = 9
 _ROWS_FIRST = (2, 0, 1, 3, 4)
 """(k n h w c) -> (h k n w c): the same row of all frames lies together, which compresses twice as well."""
@@ -108,8 +108,10 @@ class ContextBank:
         """Write the contexts as a safetensors file, their frames compressed without loss.
 
         Raises:
+            InvalidInputError: They are too many: `load` reads files of up to 512 MiB of frames.
             CacheError: The file cannot be written.
         """
+        check_fits_file(len(self), self.obs.shape[1:])
         compressed = zlib.compress(self.obs.transpose(_ROWS_FIRST).tobytes(), _COMPRESSION_LEVEL)
         tensors = {
             "frames": torch.frombuffer(bytearray(compressed), dtype=torch.uint8),
@@ -267,6 +269,23 @@ def collect_contexts(
         num_steps_conditioning=num_steps_conditioning,
         seed=seed,
     )
+
+
+def check_fits_file(num_contexts: int, shape: Sequence[int]) -> None:
+    """Check that `ContextBank.load` would read a file of so many contexts.
+
+    Args:
+        num_contexts: Number of contexts.
+        shape: Shape (n, h, w, c) of the frames of each.
+
+    Raises:
+        InvalidInputError: They are too many.
+    """
+    most = _MAX_BYTES // math.prod(shape)
+    if num_contexts > most:
+        raise InvalidInputError(
+            f"{num_contexts:,} contexts of frames {tuple(shape)} do not fit into a file: at most {most:,} do"
+        )
 
 
 def _check_sizes(num_contexts: int, num_steps_conditioning: int) -> None:

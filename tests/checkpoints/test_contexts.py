@@ -203,6 +203,14 @@ def test_a_missing_file(tmp_path):
         ContextBank.load(tmp_path / "nothing.safetensors")
 
 
+def test_more_than_one_file_holds_are_not_written(tmp_path):
+    frame = np.zeros((1, 1, 1024, 1024, 1), np.uint8)
+    too_many = ContextBank(np.broadcast_to(frame, (513, 1, 1024, 1024, 1)), np.zeros((513, 1), np.int64))
+    with pytest.raises(InvalidInputError, match=r"513 contexts of frames .* at most 512 do"):
+        too_many.save(tmp_path / "contexts.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_unwritable_folder(bank, tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(CacheError):

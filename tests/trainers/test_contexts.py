@@ -75,6 +75,8 @@ def test_of_a_game_without_a_scripted_player(tmp_path):
     [
         ({"before_losses": -0.1}, "before_losses must be a share from 0 to 1, got -0.1"),
         ({"max_contexts": 0}, "max_contexts must be at least 1"),
+        ({"max_contexts": 10_923}, "10,923 contexts of frames .* at most 10,922 do"),
+        ({"max_contexts": 5_462, "num_steps_conditioning": 8}, "at most 5,461 do"),
         ({"seed": -1}, "seed must be"),
     ],
 )

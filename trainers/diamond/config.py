@@ -19,6 +19,7 @@ import yaml
 
 from diamond_gym import cli, untrusted
 from diamond_gym.backends.names import BACKENDS, warn_deprecated
+from diamond_gym.checkpoints.contexts import check_fits_file
 from diamond_gym.errors import CheckpointError, InvalidInputError, MissingDependencyError, first_line
 from diamond_gym.games.atari import SCREEN_SIZE
 from diamond_gym.registration import game_name
@@ -881,7 +882,7 @@ def _check_crops(config: TrainerConfig) -> None:
 
 
 def _check_export(config: TrainerConfig) -> None:
-    """Check that there is a world model to export, and a game to evaluate it in."""
+    """Check that there is a world model to export, a game to evaluate it in, and room for its contexts."""
     export, training = config.export, config.training
     if not export.should:
         return
@@ -889,6 +890,8 @@ def _check_export(config: TrainerConfig) -> None:
         raise InvalidInputError("export.should=true exports a world model, training.model_free=true has none")
     if export.evaluate and config.game is None:
         raise InvalidInputError("export.evaluate=true plays the real game: give game=Breakout")
+    c, h, w = config.frame_shape
+    check_fits_file(export.num_contexts, (config.agent.denoiser.inner_model.num_steps_conditioning, h, w, c))
 
 
 # --- settings

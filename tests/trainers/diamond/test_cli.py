@@ -261,6 +261,7 @@ def test_a_disk_too_small_for_the_data_is_found_before_anything_is_played(tmp_pa
     "wrong, message",
     [
         (["export.should=true", "training.model_free=true"], "model_free=true has none"),
+        (["export.should=true", "export.num_contexts=20000"], "20,000 contexts of frames (4, 64, 64, 3)"),
         (["export.dtype=int4"], "accepted are float16, float32"),
         (["export.max_mb=0"], "export.max_mb must be above 0"),
     ],

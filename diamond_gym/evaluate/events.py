@@ -29,10 +29,11 @@ SHARES = {
     "bricks": 0.25,
     "opponent": 0.25,
     "walls": 0.1,
-    "comes or goes": 0.2,
-    "no ball": 0.1,
+    "comes": 0.2,
+    "goes": 0.05,
+    "no ball": 0.15,
 }
-"""How often kinds of steps are drawn, in proportion; without the last two, no serve and no lost ball is."""
+"""How often kinds of steps are drawn, in proportion. A ball that comes is rare and decides what follows."""
 
 
 def weigh_steps(
@@ -54,8 +55,8 @@ def weigh_steps(
     for episode in episodes:
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
-        is_away = ~seen[:-1] & ~seen[1:] & seen.any()
-        happens |= {"comes or goes": seen[:-1] != seen[1:], "no ball": is_away}
+        comes, goes = ~seen[:-1] & seen[1:], seen[:-1] & ~seen[1:]
+        happens |= {"comes": comes, "goes": goes, "no ball": ~seen[:-1] & ~seen[1:] & seen.any()}
         for kind, flags in happens.items():
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)

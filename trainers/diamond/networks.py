@@ -6,13 +6,13 @@ import logging
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from diamond_gym.backends.build import lay_out
 from diamond_gym.backends.choose import pick_backend, pick_device
 from diamond_gym.checkpoints import load_agent
 from diamond_gym.errors import CheckpointError, DeviceError, InvalidInputError
-from diamond_gym.world.models import Agent, AgentConfig, DenoiserConfig, RewEndModel
+from diamond_gym.world.models import Agent, AgentConfig, Denoiser, DenoiserConfig, RewEndModel
 from trainers.diamond.config import PARTS, InitializationConfig
 from trainers.diamond.distributed import SINGLE_PROCESS, Group
 
@@ -131,26 +131,34 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
 
 
 def _with_outcomes_of(ours: DenoiserConfig, theirs: DenoiserConfig) -> DenoiserConfig:
-    """The sizes of a checkpoint's denoiser; one with a single outcome may get as many as the run's has."""
-    if theirs.inner_model.num_outcomes > 1 or ours.inner_model.num_outcomes == 1:
-        return theirs
-    return replace(
-        theirs, inner_model=replace(theirs.inner_model, num_outcomes=ours.inner_model.num_outcomes)
-    )
+    """The sizes of a checkpoint's denoiser; it may get more outcomes, as many as the run's has."""
+    num_outcomes = max(theirs.inner_model.num_outcomes, ours.inner_model.num_outcomes)
+    return replace(theirs, inner_model=replace(theirs.inner_model, num_outcomes=num_outcomes))
 
 
 def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
-    """Take all weights of matching shapes; those of other actions or of new outcomes stay as they are."""
-    weights = ours.state_dict()
+    """Take all weights of matching shapes; those of other actions or of first outcomes stay as they are."""
+    weights, given = ours.state_dict(), theirs.state_dict()
+    if isinstance(ours, Denoiser) and isinstance(theirs, Denoiser):
+        given |= _repeated_outcomes(ours, theirs)
     taken = {
         key: x
-        for key, x in theirs.state_dict().items()
+        for key, x in given.items()
         if key in weights and x.shape == weights[key].shape and not key.endswith(_BOUNDS)
     }
     ours.load_state_dict(weights | taken)
     if any(not key.endswith(_BOUNDS) for key in weights.keys() - taken.keys()):
         others = ", ".join(sorted(weights.keys() - taken.keys()))
         _log.info("%s: the checkpoint has none that fit, so these weights stay random: %s", name, others)
+
+
+def _repeated_outcomes(ours: Denoiser, theirs: Denoiser) -> dict[str, Tensor]:
+    """The weights of a checkpoint's outcomes, repeated until there are as many as ours, if it has any."""
+    outcomes = theirs.inner_model.outcomes
+    if outcomes is None:
+        return {}
+    num_outcomes = ours.config.inner_model.num_outcomes
+    return {f"inner_model.outcomes.{name}": x for name, x in outcomes.repeated(num_outcomes).items()}
 
 
 def place(agent: Agent, device: torch.device, backend: str) -> None:

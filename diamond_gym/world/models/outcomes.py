@@ -56,6 +56,18 @@ class Outcomes(nn.Module):
         changes = (x[0] if is_of_one_image else x[:, :, None, None] for x in codes.chunk(2, dim=1))
         return Modulation(*(x + change for x, change in zip(modulation, changes, strict=True)))
 
+    def repeated(self, num_outcomes: int) -> dict[str, Tensor]:
+        """Weights of as many or more outcomes: these ones again and again, their codes slightly changed.
+
+        Together, the copies of an outcome are as likely as it was where `num_outcomes` is a multiple.
+        """
+        copies = torch.arange(num_outcomes) % self.codes.num_embeddings
+        per_outcome = ("codes.weight", "logits.weight", "logits.bias")
+        weights = {name: x[copies] if name in per_outcome else x for name, x in self.state_dict().items()}
+        if num_outcomes > self.codes.num_embeddings:
+            weights["codes.weight"] += _INITIAL_CODE * torch.randn_like(weights["codes.weight"])
+        return weights
+
 
 def choose(logits: Float[Tensor, "b k"], noise: Float[Tensor, "b c h w"]) -> Int64[Tensor, " b"]:
     """Let noise choose an outcome, as often as the logits say."""

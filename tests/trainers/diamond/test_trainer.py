@@ -548,17 +548,32 @@ def test_weights_of_a_game_with_other_actions(finished, recordings, tmp_path, ca
     assert set(given) - set(same) == {"inner_model.act_emb.0.weight"}
 
 
-def test_outcomes_are_added_to_weights_without(finished, recordings, tmp_path, caplog):
+def test_outcomes_are_added_and_never_taken_away(finished, recordings, tmp_path, caplog):
     caplog.set_level("INFO")
-    start = (f"initialization.path_to_ckpt={finished.path}", "agent.denoiser.inner_model.num_outcomes=2")
-    run = train(recordings, tmp_path, "training.num_epochs=1", "training.parts=[rew_end_model]", *start)
+
+    def started_from(path, num_outcomes):
+        start = (
+            f"initialization.path_to_ckpt={path}",
+            f"agent.denoiser.inner_model.num_outcomes={num_outcomes}",
+        )
+        folder = tmp_path / f"{num_outcomes}"
+        return train(
+            recordings, folder, "training.num_epochs=1", "training.parts=[rew_end_model]", *start
+        ).path
+
+    two = started_from(finished.path, 2)
     assert "so these weights stay random: inner_model.outcomes.codes.weight" in caplog.text
-    given, taken = (load_agent(path).denoiser.state_dict() for path in (finished.path, run.path))
-    assert all(name.startswith("inner_model.outcomes.") for name in taken.keys() - given.keys())
-    assert_same_weights(given, {name: taken[name] for name in given})
-    more = ("initialization.path_to_ckpt=" + str(run.path), "agent.denoiser.inner_model.num_outcomes=3")
+    four = started_from(two, 4)
+    none, of_two, of_four = (load_agent(path).denoiser.state_dict() for path in (finished.path, two, four))
+    assert all(name.startswith("inner_model.outcomes.") for name in of_two.keys() - none.keys())
+    assert_same_weights(none, {name: of_two[name] for name in none})
+    for name, x in of_two.items():
+        same = torch.cat([x, x]) if x.shape != of_four[name].shape else x
+        assert torch.allclose(of_four[name], same, atol=0.3 if name.endswith("codes.weight") else 0)
+    codes = of_four["inner_model.outcomes.codes.weight"]
+    assert len(codes.unique(dim=0)) == 4, "equal codes would stay equal"
     with pytest.raises(CheckpointError, match=r"denoiser of .* other sizes"):
-        train(recordings, tmp_path / "refused", *more)
+        started_from(four, 3)
 
 
 def test_weights_of_other_sizes_are_refused_before_anything_is_written(finished, recordings, tmp_path):

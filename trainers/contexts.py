@@ -30,12 +30,12 @@ from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
-from diamond_gym.games.atari import SCREEN_SIZE, num_actions
+from diamond_gym.games.atari import num_actions
 from diamond_gym.players.player import Player, RandomPlayer, scripted_player, usual_player
 from diamond_gym.players.scripted import DEFAULT_NOISE
+from diamond_gym.players.vision import FRAME_SHAPE
 from diamond_gym.registration import game_name
 
-FRAME_SHAPE = (SCREEN_SIZE, SCREEN_SIZE, 3)
 _NOISES = (DEFAULT_NOISE, 0.4, 0.8)
 """Noise of the scripted players; each plays an equal share of the steps."""
 

@@ -29,11 +29,11 @@ SHARES = {
     "bricks": 0.25,
     "opponent": 0.25,
     "walls": 0.1,
-    "comes": 0.2,
-    "goes": 0.05,
+    "ball appears": 0.2,
+    "ball disappears": 0.05,
     "no ball": 0.15,
 }
-"""How often kinds of steps are drawn, in proportion. A ball that comes is rare and decides what follows."""
+"""How often kinds of steps are drawn, in proportion. A ball that appears is rare and decides what follows."""
 
 
 def weigh_steps(
@@ -55,8 +55,12 @@ def weigh_steps(
     for episode in episodes:
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
-        comes, goes = ~seen[:-1] & seen[1:], seen[:-1] & ~seen[1:]
-        happens |= {"comes": comes, "goes": goes, "no ball": ~seen[:-1] & ~seen[1:] & seen.any()}
+        before, after = seen[:-1], seen[1:]
+        happens |= {
+            "ball appears": ~before & after,
+            "ball disappears": before & ~after,
+            "no ball": ~before & ~after & seen.any(),
+        }
         for kind, flags in happens.items():
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)

@@ -127,7 +127,10 @@ def initialize(agent: Agent, initialization: InitializationConfig) -> None:
                 f"the {name} of {initialization.path_to_ckpt} is of other sizes: {theirs}, the run's is "
                 f"{ours}. Set agent.{name} accordingly, or initialization.load_{name}=false{hint}"
             )
-        _take_weights(name, getattr(agent, name), getattr(given, name))
+        weights = getattr(given, name).state_dict()
+        if name == "denoiser":
+            weights |= _repeated_outcomes(agent.denoiser, given.denoiser)
+        _take_weights(name, getattr(agent, name), weights)
 
 
 def _with_outcomes_of(ours: DenoiserConfig, theirs: DenoiserConfig) -> DenoiserConfig:
@@ -136,11 +139,9 @@ def _with_outcomes_of(ours: DenoiserConfig, theirs: DenoiserConfig) -> DenoiserC
     return replace(theirs, inner_model=replace(theirs.inner_model, num_outcomes=num_outcomes))
 
 
-def _take_weights(name: str, ours: nn.Module, theirs: nn.Module) -> None:
+def _take_weights(name: str, ours: nn.Module, given: dict[str, Tensor]) -> None:
     """Take all weights of matching shapes; those of other actions or of first outcomes stay as they are."""
-    weights, given = ours.state_dict(), theirs.state_dict()
-    if isinstance(ours, Denoiser) and isinstance(theirs, Denoiser):
-        given |= _repeated_outcomes(ours, theirs)
+    weights = ours.state_dict()
     taken = {
         key: x
         for key, x in given.items()

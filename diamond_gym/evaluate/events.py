@@ -24,16 +24,33 @@ from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
 from diamond_gym.files import replacing
 
 SHARES = {
-    "free flight": 0.25,
-    "paddle": 0.4,
-    "bricks": 0.25,
-    "opponent": 0.25,
-    "walls": 0.1,
-    "ball appears": 0.2,
-    "ball disappears": 0.05,
-    "no ball": 0.15,
+    "Breakout": {
+        "free flight": 0.12,
+        "paddle": 0.28,
+        "bricks": 0.12,
+        "walls": 0.06,
+        "serve": 0.14,
+        "after a serve": 0.08,
+        "ball appears": 0.05,
+        "ball disappears": 0.05,
+        "no ball": 0.1,
+    },
+    "Pong": {
+        "free flight": 0.1,
+        "paddle": 0.2,
+        "opponent": 0.2,
+        "walls": 0.05,
+        "serve": 0.2,
+        "after a serve": 0.12,
+        "ball appears": 0.03,
+        "ball disappears": 0.03,
+        "no ball": 0.15,
+    },
 }
-"""How often kinds of steps are drawn, in proportion. A ball that appears is rare and decides what follows."""
+"""How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows; if
+steps without a ball are never drawn, the ball is served too early."""
+UNSEEN_BEFORE_SERVE = 4
+"""Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 
 
 def weigh_steps(
@@ -56,8 +73,11 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
+        serve = _serves(seen)
         happens |= {
-            "ball appears": ~before & after,
+            "serve": serve,
+            "after a serve": np.concatenate([np.zeros_like(serve[:1]), serve[:-1]]) & after,
+            "ball appears": ~before & after & ~serve,
             "ball disappears": before & ~after,
             "no ball": ~before & ~after & seen.any(),
         }
@@ -65,8 +85,15 @@ def weigh_steps(
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)
         places.append(_one_later(rounded))
-    weights = sum(SHARES[kind] * _evenly(np.concatenate(flags)) for kind, flags in kinds.items())
+    weights = sum(SHARES[game][kind] * _evenly(np.concatenate(flags)) for kind, flags in kinds.items())
     return np.asarray(weights, np.float32), np.concatenate(places)
+
+
+def _serves(seen: np.ndarray) -> np.ndarray:
+    """Whether the ball appears in each step after `UNSEEN_BEFORE_SERVE` frames without it, fewer at the start."""
+    last_seen = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -UNSEEN_BEFORE_SERVE))
+    away = np.arange(len(seen)) - last_seen
+    return seen[1:] & (away[:-1] >= UNSEEN_BEFORE_SERVE)
 
 
 def _filled(ball: np.ndarray, seen: np.ndarray) -> np.ndarray:

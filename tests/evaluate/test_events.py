@@ -53,7 +53,7 @@ def test_every_kind_is_drawn_as_often_as_its_share_where_the_ball_is(dataset, we
             assert np.abs(places - ball[steps][:, ::-1]).max(initial=0) <= 0.5
         assert content["weights"][first] == 0, "nothing foretells an episode's first frame"
         first += len(episode)
-    expected = {kind: events.SHARES[kind] for kind in shares}
+    expected = {kind: events.SHARES["Breakout"][kind] for kind in shares}
     assert shares == pytest.approx(expected, abs=0.05)
 
 
@@ -72,6 +72,18 @@ def test_a_ball_that_comes_or_is_away_is_drawn_where_it_appears_next(dataset, we
                 checked += 1
         first += len(episode)
     assert checked >= 2
+
+
+def test_serves_have_a_share_of_their_own(dataset, weights):
+    content, first, drawn = load_file(weights)["weights"], 0, 0.0
+    for episode in dataset:
+        ball, _ = find_events("Breakout", episode)
+        seen = ~np.isnan(ball).any(1)
+        for step in range(len(episode) - 1):
+            if seen[step + 1] and not seen[max(0, step - 3) : step + 1].any():
+                drawn += content[first + 1 + step].item()
+        first += len(episode)
+    assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"], abs=1e-4)
 
 
 def test_a_training_draws_by_them(dataset, weights):

@@ -476,6 +476,9 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             to move (0 as published).
         displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
+        max_visible_error: Error beyond which a predicted frame has departed from the recording, so that later
+            predictions are conditioned on the real frame instead; null for no limit (as published). A missing
+            ball of Pong or Breakout has about 0.25.
         pure_noise_fraction: Share of the segments predicted from noise that holds nothing of the frame to
             come, at `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play,
             instead of from noised frames (0 as published). It needs the objective "edm".
@@ -496,6 +499,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     displacement_radius: int = 0
+    max_visible_error: float | None = None
     pure_noise_fraction: float = 0.0
     hard_fraction: float = 0.0
     step_weights: str | None = None
@@ -520,6 +524,10 @@ class DenoiserTrainingConfig(PartTrainingConfig):
         require(
             0 <= self.displacement_radius <= MAX_DISPLACEMENT,
             f"displacement_radius must be in 0..{MAX_DISPLACEMENT}, got {self.displacement_radius}",
+        )
+        require(
+            self.max_visible_error is None or self.max_visible_error > 0,
+            f"max_visible_error must be above 0, or null, got {self.max_visible_error}",
         )
         require(
             self.step_weights is None or self.hard_fraction > 0,

@@ -180,6 +180,7 @@ def denoiser_errors(
     *,
     moving_pixels_weight: float = 0.0,
     displacement_radius: int = 0,
+    max_visible_error: float | None = None,
 ) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
@@ -195,6 +196,9 @@ def denoiser_errors(
         displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
             Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
             does not follow from what the network is shown. 0, as published, compares pixel by pixel.
+        max_visible_error: Largest sum of `visible_error` of a prediction on which later ones are conditioned;
+            beyond it they are conditioned on the real frame, because the recording does not follow from a
+            frame in which, for instance, the ball is elsewhere. None, as published, for no limit.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
@@ -225,6 +229,9 @@ def denoiser_errors(
             error = error * neighbourhood_weight(torch.maximum(motion, mistake), moving_pixels_weight)
         mask = batch.mask_padding[:, n + i]
         rows.append((error.mean(dim=(1, 2, 3)) + choice_error, mask, c.c_noise, worst_place(error.detach())))
+        if max_visible_error is not None:
+            departs = visible_error(predicted, next_obs).sum(dim=(1, 2, 3), keepdim=True) > max_visible_error
+            predicted = torch.where(departs, next_obs, predicted)
         history.append(predicted)
     return DenoiserErrors(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
 

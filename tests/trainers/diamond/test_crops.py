@@ -164,6 +164,12 @@ def test_a_displacement_out_of_range_is_refused(radius):
         DenoiserTrainingConfig(displacement_radius=radius)
 
 
+@pytest.mark.parametrize("limit", [0, -0.1])
+def test_a_largest_visible_error_out_of_range_is_refused(limit):
+    with pytest.raises(InvalidInputError, match=f"max_visible_error must be above 0, or null, got {limit}"):
+        DenoiserTrainingConfig(max_visible_error=limit)
+
+
 @pytest.mark.parametrize("size", [72, 30, 4])
 def test_a_crop_that_does_not_fit_is_refused(size):
     config = parse(["game=Breakout", "preset=small", f"denoiser.training.crop_size={size}"])

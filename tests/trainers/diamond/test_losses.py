@@ -197,6 +197,26 @@ def test_the_error_may_allow_displacements():
         assert 0 < gradient_norm(denoiser) < torch.inf
 
 
+def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame():
+    generator = torch.Generator().manual_seed(0)
+    denoiser = parity.agent("tiny").denoiser
+    n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
+    obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
+    mask = torch.ones(2, n + 2, dtype=torch.bool)
+    batch = segments(obs, torch.zeros(2, n + 2, dtype=torch.int64), mask)
+    level, offset = torch.full((2,), 3.0), torch.zeros(2, 3, 1, 1)
+    noises = [noised(level, torch.randn(2, *shape, generator=generator), offset) for _ in range(2)]
+    later = segments(obs[:, 1:], torch.zeros(2, n + 1, dtype=torch.int64), mask[:, 1:])
+    with torch.no_grad():
+        imagined = denoiser_errors(denoiser, batch, noises).error
+        within = denoiser_errors(denoiser, batch, noises, max_visible_error=1e6).error
+        beyond = denoiser_errors(denoiser, batch, noises, max_visible_error=1e-6).error
+        from_real = denoiser_errors(denoiser, later, noises[1:]).error
+    assert_close(within, imagined)
+    assert_close(beyond, torch.cat([imagined[:, :1], from_real], dim=1))
+    assert not torch.allclose(beyond[:, 1], imagined[:, 1])
+
+
 def test_some_segments_may_start_from_pure_noise_as_at_play():
     """At play the only denoising step starts from unit noise that is given the sampler's first level."""
     generator = torch.Generator().manual_seed(0)

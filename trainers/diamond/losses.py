@@ -50,6 +50,11 @@ OUTCOME_TEMPERATURE = 0.02
 """Sum of such errors that makes an outcome e times less probable; a missing ball has about 0.25."""
 OUTCOME_WEIGHT = 4e-3
 """Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
+LOGIT_PENALTY = 1e-3
+"""Weight of the mean square of the logits beside the cross-entropy. Without it they grow into the thousands where
+one outcome is likely, and no other is ever drawn again (Chowdhery et al. 2022, section 5)."""
+LEAST_SHARE = 0.02
+"""Share of the probability that all outcomes have alike when one is drawn in training, so that none dies out."""
 
 
 @dataclass
@@ -262,7 +267,7 @@ def nearest_outcome(
 
     Returns:
         The network's output for the outcome that was drawn, and the weighted cross-entropy of the foretold
-        probabilities.
+        probabilities with a penalty on large logits.
     """
     logits, network = features.logits, denoiser.inner_model
     assert logits is not None
@@ -273,10 +278,11 @@ def nearest_outcome(
             every = torch.full((len(noisy),), outcome, device=noisy.device)
             drawn = c.c_skip * noisy + c.c_out * network.decode(features, every).float()
             errors.append(visible_error(drawn, target).masked_fill(astray, 0).sum(dim=(1, 2, 3)))
-        log_shares = foretold - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
+        prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
+        log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
         shares, chosen = log_shares.softmax(dim=1), choose(log_shares, noise.eps)
-    cross_entropy = -(shares * foretold).sum(dim=1)
-    return network.decode(features, chosen).float(), OUTCOME_WEIGHT * cross_entropy
+    choice_error = -(shares * foretold).sum(dim=1) + LOGIT_PENALTY * logits.square().mean(dim=1)
+    return network.decode(features, chosen).float(), OUTCOME_WEIGHT * choice_error
 
 
 def visible_error(

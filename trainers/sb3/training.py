@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 
 from diamond_gym import files as disk
@@ -59,6 +63,10 @@ SAVE_SECONDS = 120.0
 """Seconds between two checkpoints: a killed process loses no more than this."""
 _log = logging.getLogger(__name__)
 FILM_STEPS = 300
+_NUM_WATCHED = 64
+"""Frames of a rollout from which it is judged whether an agent's features depend on frames."""
+_ROUNDING = 1e-4
+"""Relative difference of features that may come from rounding alone."""
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
@@ -206,9 +214,9 @@ def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress
                 verbose=0,
                 requests=requests,
             )
-            callbacks = CallbackList([evaluate, SaveAgent(path, requests), Told(evaluate, left, progress)])
+            callbacks = [evaluate, SaveAgent(path, requests), Told(evaluate, left, progress), WarnIfBlind()]
             try:
-                agent.learn(left, callback=callbacks, reset_num_timesteps=False)
+                agent.learn(left, callback=CallbackList(callbacks), reset_num_timesteps=False)
             except KeyboardInterrupt:
                 save_agent(agent, path)
                 raise
@@ -278,6 +286,47 @@ class Told(BaseCallback):
 
     def _on_training_end(self) -> None:
         self._bar.close()
+
+
+class WarnIfBlind(BaseCallback):
+    """A callback that warns, once, when an agent's network gives the same features for all frames.
+
+    Where frames are bright, as in Pong, large steps of the optimiser can make every weight of the first layer
+    answer with 0 for good ("dying ReLU"). Such an agent learns nothing more, and its scores do not say why.
+    Agents that learn from a replay buffer are not watched.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_warned = False
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        if self.has_warned or not isinstance(self.model, OnPolicyAlgorithm):
+            return
+        frames = self.model.rollout_buffer.observations
+        frames = frames.reshape(-1, *self.model.observation_space.shape)  # pyright: ignore[reportGeneralTypeIssues]
+        chosen = frames[:: max(1, len(frames) // _NUM_WATCHED)]
+        if (chosen == chosen[:1]).all() or see_a_difference(self.model.policy, chosen):
+            return
+        self.has_warned = True
+        _log.warning(
+            "after %d steps the agent's network gives the same features for all frames, so that it learns "
+            "nothing more: stop it, and give a lower learning_rate than %g",
+            self.num_timesteps,
+            self.model.policy.optimizer.param_groups[0]["lr"],
+        )
+
+
+def see_a_difference(policy: BasePolicy, frames: NDArray[Any]) -> bool:
+    """Whether the features of a policy depend on the frames (b, c, h, w), beyond what rounding explains."""
+    with torch.no_grad():
+        obs, _ = policy.obs_to_tensor(frames)
+        features = policy.extract_features(obs, policy.features_extractor)  # pyright: ignore[reportArgumentType]
+    spread, size = features.std(dim=0).max().item(), features.abs().max().item()
+    return spread > _ROUNDING * size
 
 
 def _new_log(folder: Path) -> Path:

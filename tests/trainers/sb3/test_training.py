@@ -473,3 +473,21 @@ def test_a_zip_beside_a_run_is_not_unpickled(finished, tiny_world, tmp_path, cap
     assert not canary.exists()
     assert main(["evaluate", f"agent={path}", *short, "trust=true"]) == 1  # a canary is no policy
     assert canary.exists()
+
+
+@pytest.mark.parametrize("algo", ["ppo", "recurrent_ppo"])
+def test_an_agent_whose_network_no_longer_sees_is_told_of(algo, tiny_world, tmp_path, capsys, monkeypatch):
+    """Too large a learning rate does this in bright games; nothing else would say why an agent stays bad."""
+
+    def blind_agent(*given, **keywords):
+        agent = agents.new_agent(*given, **keywords)
+        agent.policy.features_extractor.cnn[0].bias.data.fill_(-1e3)
+        return agent
+
+    assert main(["train", *arguments(tiny_world, tmp_path / "seeing", f"algo={algo}")]) == 0
+    assert "lower learning_rate" not in capsys.readouterr().err
+    monkeypatch.setattr(training, "new_agent", blind_agent)
+    assert main(["train", *arguments(tiny_world, tmp_path / "blind", f"algo={algo}")]) == 0
+    told = capsys.readouterr().err
+    assert told.count("the same features for all frames") == 1, "once, though there are two rollouts"
+    assert "give a lower learning_rate than" in told

@@ -51,7 +51,7 @@ OUTCOME_TEMPERATURE = 0.02
 OUTCOME_WEIGHT = 4e-3
 """Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
 LOGIT_PENALTY = 1e-3
-"""Weight of the mean square of the logits beside the cross-entropy. Without it they may grow into the thousands,
+"""Weight of the mean square of the logits beside the cross-entropy. Without it they may grow into thousands,
 and then no other outcome than the likeliest is ever drawn (Chowdhery et al. 2022, section 5)."""
 LEAST_SHARE = 0.02
 """Probability that all outcomes together have at least, in equal parts, when training draws one."""

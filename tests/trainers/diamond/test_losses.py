@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests import parity
+from tests import parity, worlds
 from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
@@ -15,6 +15,7 @@ from trainers.diamond.losses import (
     error_until_astray,
     masked_cross_entropy,
     mean_of_predictions,
+    nearest_outcome,
     neighbourhood_weight,
     rew_end_loss,
     worst_place,
@@ -215,6 +216,31 @@ def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real
     assert_close(within, imagined)
     assert_close(beyond, torch.cat([imagined[:, :1], from_real], dim=1))
     assert not torch.allclose(beyond[:, 1], imagined[:, 1])
+
+
+def test_an_outcome_that_is_held_to_be_impossible_may_be_drawn_again():
+    """Else the likeliest is drawn ever more often, the others learn nothing, and logits grow without end."""
+    generator = torch.Generator().manual_seed(0)
+    denoiser = worlds.tiny_agent(num_outcomes=3).denoiser
+    network = denoiser.inner_model
+    n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
+    with torch.no_grad():
+        network.outcomes.codes.weight.mul_(20)
+        network.outcomes.logits.bias.copy_(torch.tensor([9.0, -9.0, -9.0]))
+    noisy = torch.randn(4, *shape, generator=generator)
+    past = denoiser.fold_past(torch.rand(4, n * 3, 16, 16, generator=generator))
+    c = denoiser.conditioners(torch.full((4,), 5.0))
+    features = denoiser.encode(noisy, c, past, torch.zeros(4, n, dtype=torch.int64))
+    assert features.logits is not None and features.logits.softmax(1)[:, 0].min() == 1
+    real = c.c_skip * noisy + c.c_out * network.decode(features, torch.ones(4, dtype=torch.int64))
+    noise = noised(torch.full((4,), 5.0), noisy, torch.zeros(4, 3, 1, 1))
+    nothing = torch.zeros(4, 1, 16, 16, dtype=torch.bool)
+    output, error = nearest_outcome(denoiser, features, noisy, c, real.detach(), noise, nothing)
+    assert_close(c.c_skip * noisy + c.c_out * output, real)
+    bias = network.outcomes.logits.bias
+    (slope,) = torch.autograd.grad(error.sum(), bias)
+    assert slope[0] > 0 > slope[1], "the first becomes less likely, the second more"
+    assert slope[2] < 0, "logits become smaller where outcomes are alike"
 
 
 def test_some_segments_may_start_from_pure_noise_as_at_play():

@@ -47,8 +47,8 @@ SHARES = {
         "no ball": 0.15,
     },
 }
-"""How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows; if
-steps without a ball are never drawn, the ball is served too early."""
+"""How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;
+if steps without a ball are never drawn, the ball is served too early."""
 UNSEEN_BEFORE_SERVE = 4
 """Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 
@@ -90,7 +90,7 @@ def weigh_steps(
 
 
 def _serves(seen: np.ndarray) -> np.ndarray:
-    """Whether the ball appears in each step after `UNSEEN_BEFORE_SERVE` frames without it, fewer at the start."""
+    """Whether each step shows the ball after `UNSEEN_BEFORE_SERVE` frames without it, fewer at the start."""
     last_seen = np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -UNSEEN_BEFORE_SERVE))
     away = np.arange(len(seen)) - last_seen
     return seen[1:] & (away[:-1] >= UNSEEN_BEFORE_SERVE)

@@ -307,8 +307,9 @@ class WarnIfBlind(BaseCallback):
         if self.has_warned or not isinstance(self.model, OnPolicyAlgorithm):
             return
         frames = self.model.rollout_buffer.observations
-        frames = frames.reshape(-1, *self.model.observation_space.shape)  # pyright: ignore[reportGeneralTypeIssues]
-        chosen = frames[:: max(1, len(frames) // _NUM_WATCHED)]
+        frames = frames.reshape(-1, *frames.shape[2:])
+        num_chosen = min(_NUM_WATCHED, len(frames))
+        chosen = frames[np.random.default_rng(0).choice(len(frames), num_chosen, replace=False)]
         if (chosen == chosen[:1]).all() or see_a_difference(self.model.policy, chosen):
             return
         self.has_warned = True

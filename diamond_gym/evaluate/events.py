@@ -76,7 +76,7 @@ def weigh_steps(
         serve = _serves(seen)
         happens |= {
             "serve": serve,
-            "after a serve": np.concatenate([np.zeros_like(serve[:1]), serve[:-1]]) & after,
+            "after a serve": _one_later(serve) & after,
             "ball appears": ~before & after & ~serve,
             "ball disappears": before & ~after,
             "no ball": ~before & ~after & seen.any(),
@@ -106,7 +106,7 @@ def _filled(ball: np.ndarray, seen: np.ndarray) -> np.ndarray:
 
 
 def _one_later(steps: np.ndarray) -> np.ndarray:
-    """Values of the steps as values of the frames that result from them; an episode's last step has none."""
+    """Values of the steps one later: those of the frames that result from them, the last step left out."""
     return np.concatenate([np.zeros_like(steps[:1]), steps[:-1]])
 
 

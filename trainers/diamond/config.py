@@ -478,7 +478,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
         max_visible_error: Error beyond which a predicted frame has departed from the recording, so that later
             predictions are conditioned on the real frame instead; null for no limit (as published). A missing
-            ball of Pong or Breakout has about 0.25.
+            ball of Pong has 0.3 to 0.9.
         pure_noise_fraction: Share of the segments predicted from noise that holds nothing of the frame to
             come, at `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play,
             instead of from noised frames (0 as published). It needs the objective "edm".

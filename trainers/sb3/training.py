@@ -291,7 +291,7 @@ class Told(BaseCallback):
 class WarnIfBlind(BaseCallback):
     """A callback that warns, once, when an agent's network gives the same features for all frames.
 
-    Where frames are bright, as in Pong, large steps of the optimiser can make every weight of the first layer
+    Where frames are bright, as in Pong, large steps of the optimiser can make every unit of the first layer
     answer with 0 for good ("dying ReLU"). Such an agent learns nothing more, and its scores do not say why.
     Agents that learn from a replay buffer are not watched.
     """
@@ -310,7 +310,7 @@ class WarnIfBlind(BaseCallback):
         frames = frames.reshape(-1, *frames.shape[2:])
         num_chosen = min(_NUM_WATCHED, len(frames))
         chosen = frames[np.random.default_rng(0).choice(len(frames), num_chosen, replace=False)]
-        if (chosen == chosen[:1]).all() or see_a_difference(self.model.policy, chosen):
+        if (chosen == chosen[:1]).all() or _tells_apart(self.model.policy, chosen):
             return
         self.has_warned = True
         _log.warning(
@@ -321,7 +321,7 @@ class WarnIfBlind(BaseCallback):
         )
 
 
-def see_a_difference(policy: BasePolicy, frames: NDArray[Any]) -> bool:
+def _tells_apart(policy: BasePolicy, frames: NDArray[Any]) -> bool:
     """Whether the features of a policy depend on the frames (b, c, h, w), beyond what rounding explains."""
     with torch.no_grad():
         obs, _ = policy.obs_to_tensor(frames)

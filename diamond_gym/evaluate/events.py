@@ -37,8 +37,9 @@ SHARES = {
     },
     "Pong": {
         "free flight": 0.1,
-        "paddle": 0.2,
-        "opponent": 0.2,
+        "paddle": 0.15,
+        "after the paddle": 0.25,
+        "opponent": 0.15,
         "walls": 0.05,
         "serve": 0.2,
         "after a serve": 0.12,
@@ -48,7 +49,8 @@ SHARES = {
     },
 }
 """How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;
-if steps without a ball are never drawn, the ball is served too early."""
+if steps without a ball are never drawn, the ball is served too early. In the two steps after Pong's ball has
+turned at the paddle, the opponent answers to where it flies now."""
 UNSEEN_BEFORE_SERVE = 4
 """Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 
@@ -73,10 +75,11 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve = _serves(seen)
+        serve, paddle = _serves(seen), happens["paddle"]
         happens |= {
             "serve": serve,
             "after a serve": _one_later(serve) & after,
+            "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),
             "ball appears": ~before & after & ~serve,
             "ball disappears": before & ~after,
             "no ball": ~before & ~after & seen.any(),
@@ -85,7 +88,7 @@ def weigh_steps(
             kinds.setdefault(kind, []).append(_one_later(flags))
         rounded = _filled(ball, seen)[:-1, ::-1].round().clip(0, 255).astype(np.uint8)
         places.append(_one_later(rounded))
-    weights = sum(SHARES[game][kind] * _evenly(np.concatenate(flags)) for kind, flags in kinds.items())
+    weights = sum(share * _evenly(np.concatenate(kinds[kind])) for kind, share in SHARES[game].items())
     return np.asarray(weights, np.float32), np.concatenate(places)
 
 

@@ -476,9 +476,10 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             to move (0 as published).
         displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
-        max_visible_error: Error beyond which a predicted frame has departed from the recording, so that later
-            predictions are conditioned on the real frame instead; null for no limit (as published). A missing
-            ball of Pong has 0.3 to 0.9.
+        max_displacement: Pixels, 0 to 8, by which what is predicted lies beside its place in the recording.
+            Beyond it, or where something is missing or made up, later predictions are conditioned on the
+            real frame instead: the recording does not follow from what was predicted. null for no limit (as
+            published).
         pure_noise_fraction: Share of the segments predicted from noise that holds nothing of the frame to
             come, at `world_model_env.diffusion_sampler.sigma_max`, as a single denoising step does at play,
             instead of from noised frames (0 as published). It needs the objective "edm".
@@ -499,7 +500,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
     autoregressive_from_step: int = 0
     moving_pixels_weight: float = 0.0
     displacement_radius: int = 0
-    max_visible_error: float | None = None
+    max_displacement: int | None = None
     pure_noise_fraction: float = 0.0
     hard_fraction: float = 0.0
     step_weights: str | None = None
@@ -526,8 +527,8 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             f"displacement_radius must be in 0..{MAX_DISPLACEMENT}, got {self.displacement_radius}",
         )
         require(
-            self.max_visible_error is None or self.max_visible_error > 0,
-            f"max_visible_error must be above 0, or null, got {self.max_visible_error}",
+            self.max_displacement is None or 0 <= self.max_displacement <= MAX_DISPLACEMENT,
+            f"max_displacement must be in 0..{MAX_DISPLACEMENT}, or null, got {self.max_displacement}",
         )
         require(
             self.step_weights is None or self.hard_fraction > 0,

@@ -313,7 +313,7 @@ class DenoiserObjective:
             noises,
             moving_pixels_weight=training.moving_pixels_weight,
             displacement_radius=training.displacement_radius,
-            max_visible_error=training.max_visible_error,
+            max_displacement=training.max_displacement,
         )
         loss = mean_of_predictions(errors.error, errors.counts, self.draw.group.all_reduce)
         return loss, errors.error.detach(), *errors[1:]

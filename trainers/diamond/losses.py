@@ -44,10 +44,11 @@ ASTRAY = 0.012
 """Mean squared error of a window, its displacement included, that is beyond what a displacement explains."""
 ASTRAY_RADIUS = 4
 """Distance in pixels from such a window within which later predictions are not compared."""
-INVISIBLE = 0.002
-"""Mean squared error of a pixel, of blurred frames in [-1, 1], that says nothing about outcomes."""
-OUTCOME_TEMPERATURE = 0.02
-"""Sum of such errors that makes an outcome e times less probable; a missing ball of Pong has 0.3 to 0.9."""
+OUTCOME_RADIUS = 4
+"""Distance in pixels up to which outcomes are not told apart: where a thing moves to can be foretold, and if
+each outcome had a place of its own for it, the network would have to foretell the outcome instead."""
+OUTCOME_TEMPERATURE = 0.05
+"""Sum of `unmatched` that makes an outcome e times less probable; a missing ball of Pong has 1.4 to 2.0."""
 OUTCOME_WEIGHT = 4e-3
 """Weight of the cross-entropy of the outcomes' probabilities beside the errors of frames."""
 LOGIT_PENALTY = 1e-3
@@ -185,7 +186,7 @@ def denoiser_errors(
     *,
     moving_pixels_weight: float = 0.0,
     displacement_radius: int = 0,
-    max_visible_error: float | None = None,
+    max_displacement: int | None = None,
 ) -> DenoiserErrors:
     """Mean squared error of the preconditioned target, of one prediction per entry of `noises`.
 
@@ -201,9 +202,10 @@ def denoiser_errors(
         displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
             Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
             does not follow from what the network is shown. 0, as published, compares pixel by pixel.
-        max_visible_error: Largest sum of `visible_error` of a prediction on which later ones are conditioned;
-            beyond it they are conditioned on the real frame, because the recording does not follow from a
-            frame in which, for instance, the ball is elsewhere. None, as published, for no limit.
+        max_displacement: Pixels by which what is predicted may lie beside its place in the real frame (see
+            `has_departed`). Beyond it, later predictions are conditioned on the real frame, because the
+            recording does not follow from a frame in which, for instance, the ball is missing. None, as
+            published, for no limit.
     """
     n = denoiser.config.inner_model.num_steps_conditioning
     frames = batch.frames()
@@ -234,9 +236,9 @@ def denoiser_errors(
             error = error * neighbourhood_weight(torch.maximum(motion, mistake), moving_pixels_weight)
         mask = batch.mask_padding[:, n + i]
         rows.append((error.mean(dim=(1, 2, 3)) + choice_error, mask, c.c_noise, worst_place(error.detach())))
-        if max_visible_error is not None:
-            departs = visible_error(predicted, next_obs).sum(dim=(1, 2, 3), keepdim=True) > max_visible_error
-            predicted = torch.where(departs, next_obs, predicted)
+        if max_displacement is not None:
+            departed = has_departed(predicted, next_obs, max_displacement)
+            predicted = torch.where(departed[:, None, None, None], next_obs, predicted)
         history.append(predicted)
     return DenoiserErrors(*(torch.stack(column, dim=1) for column in zip(*rows, strict=True)))
 
@@ -254,7 +256,8 @@ def nearest_outcome(
 
     Where outcomes agree, that is the probability that the network foretells; where one is nearer to the real
     frame than the others, it is that one: each learns what it is best at, and from a mixture's point of view
-    this is a step of expectation and maximisation.
+    this is a step of expectation and maximisation. What lies up to `OUTCOME_RADIUS` pixels beside its place
+    does not tell outcomes apart (`unmatched`).
 
     Args:
         denoiser: A denoiser with several outcomes.
@@ -277,7 +280,8 @@ def nearest_outcome(
         for outcome in range(logits.shape[1]):
             every = torch.full((len(noisy),), outcome, device=noisy.device)
             drawn = c.c_skip * noisy + c.c_out * network.decode(features, every).float()
-            errors.append(visible_error(drawn, target).masked_fill(astray, 0).sum(dim=(1, 2, 3)))
+            error = unmatched(drawn, target, OUTCOME_RADIUS)
+            errors.append(error.masked_fill(astray, 0).sum(dim=(1, 2, 3)))
         prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
         log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
         shares, chosen = log_shares.softmax(dim=1), choose(log_shares, noise.eps)
@@ -285,12 +289,46 @@ def nearest_outcome(
     return network.decode(features, chosen).float(), OUTCOME_WEIGHT * choice_error
 
 
-def visible_error(
-    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"]
+def has_departed(
+    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], radius: int
+) -> Bool[Tensor, " b"]:
+    """Whether frames show what the target has nowhere near, or lack what it has.
+
+    Args:
+        frames: Predictions, with values in [-1, 1].
+        target: The real frames.
+        radius: Pixels by which things may be displaced in x and in y, at least 0.
+
+    Returns:
+        True where the mean squared distance of a window's values to the range that the other image has within
+        `radius` is above `ASTRAY`.
+    """
+    return _window_mean(unmatched(frames, target, radius)).amax(dim=(1, 2, 3)) > ASTRAY
+
+
+def unmatched(
+    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], radius: int
 ) -> Float[Tensor, "b 1 h w"]:
-    """Mean squared error of 3 x 3 means, less what says nothing about objects."""
-    blurred = F.avg_pool2d(frames - target, 3, stride=1, padding=1)
-    return (blurred.square().mean(dim=1, keepdim=True) - INVISIBLE).clamp(min=0)
+    """Mean squared distance of each pixel to the range that the other image has within `radius` pixels.
+
+    It is the larger one of both ways of looking: what is made up, and what is missing. What is displaced by
+    no more than `radius` pixels costs nothing.
+    """
+    return torch.maximum(_outside(frames, target, radius), _outside(target, frames, radius))
+
+
+def _outside(
+    of: Float[Tensor, "b c h w"], among: Float[Tensor, "b c h w"], radius: int
+) -> Float[Tensor, "b 1 h w"]:
+    above, below = of - _largest_near(among, radius), -_largest_near(-among, radius) - of
+    return torch.maximum(above, below).clamp(min=0).square().mean(dim=1, keepdim=True)
+
+
+def _largest_near(x: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b c h w"]:
+    """Largest value within `radius` pixels in x and in y; along rows, then along columns, is cheaper."""
+    size = 2 * radius + 1
+    rows = F.max_pool2d(x, (1, size), stride=1, padding=(0, radius))
+    return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))
 
 
 def error_until_astray(

@@ -158,16 +158,11 @@ def test_pure_noise_needs_noise_levels():
         prepare(parse(arguments))
 
 
-@pytest.mark.parametrize("radius", [-1, 9])
-def test_a_displacement_out_of_range_is_refused(radius):
-    with pytest.raises(InvalidInputError, match=rf"displacement_radius must be in 0\.\.8, got {radius}"):
-        DenoiserTrainingConfig(displacement_radius=radius)
-
-
-@pytest.mark.parametrize("limit", [0, -0.1])
-def test_a_largest_visible_error_out_of_range_is_refused(limit):
-    with pytest.raises(InvalidInputError, match=f"max_visible_error must be above 0, or null, got {limit}"):
-        DenoiserTrainingConfig(max_visible_error=limit)
+@pytest.mark.parametrize("name", ["displacement_radius", "max_displacement"])
+@pytest.mark.parametrize("pixels", [-1, 9])
+def test_a_displacement_out_of_range_is_refused(name, pixels):
+    with pytest.raises(InvalidInputError, match=rf"{name} must be in 0\.\.8.*, got {pixels}"):
+        DenoiserTrainingConfig(**{name: pixels})
 
 
 @pytest.mark.parametrize("size", [72, 30, 4])

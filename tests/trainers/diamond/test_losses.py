@@ -2,17 +2,21 @@
 
 import copy
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from diamond_gym.world.models.denoiser import Conditioners, Features
 from tests import parity, worlds
+from trainers.diamond import losses
 from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
     displaced_error,
     error_until_astray,
+    has_departed,
     masked_cross_entropy,
     mean_of_predictions,
     nearest_outcome,
@@ -198,7 +202,7 @@ def test_the_error_may_allow_displacements():
         assert 0 < gradient_norm(denoiser) < torch.inf
 
 
-def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame():
+def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     denoiser = parity.agent("tiny").denoiser
     n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
@@ -210,16 +214,70 @@ def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real
     later = segments(obs[:, 1:], torch.zeros(2, n + 1, dtype=torch.int64), mask[:, 1:])
     with torch.no_grad():
         imagined = denoiser_errors(denoiser, batch, noises).error
-        within = denoiser_errors(denoiser, batch, noises, max_visible_error=1e6).error
-        beyond = denoiser_errors(denoiser, batch, noises, max_visible_error=1e-6).error
+        beyond = denoiser_errors(denoiser, batch, noises, max_displacement=0).error
+        monkeypatch.setattr(losses, "ASTRAY", 4.0)  # no error of frames in [-1, 1] is larger
+        within = denoiser_errors(denoiser, batch, noises, max_displacement=0).error
         from_real = denoiser_errors(denoiser, later, noises[1:]).error
     assert_close(within, imagined)
     assert_close(beyond, torch.cat([imagined[:, :1], from_real], dim=1))
     assert not torch.allclose(beyond[:, 1], imagined[:, 1])
 
 
-def test_an_outcome_that_is_held_to_be_impossible_may_be_drawn_again():
+def frame_with(square: tuple[int, int, float] | None) -> torch.Tensor:
+    """A grey frame (1, 3, 48, 48), with a square of some strength at a row and column."""
+    image = torch.full((1, 3, 48, 48), -0.5)
+    if square is not None:
+        y, x, strength = square
+        image[:, :, y : y + 3, x : x + 3] += strength
+    return image
+
+
+@pytest.mark.parametrize(
+    ("what", "square", "departed"),
+    [
+        ("in its place", (20, 20, 1.0), False),
+        ("3 pixels off", (23, 17, 1.0), False),
+        ("5 pixels off", (25, 20, 1.0), True),
+        ("missing", None, True),
+        ("faint", (20, 20, 0.3), True),
+    ],
+)
+def test_a_frame_has_departed_where_something_is_missing_or_too_far_off(what, square, departed):
+    real, drawn = frame_with((20, 20, 1.0)), frame_with(square)
+    assert has_departed(drawn, real, 3).tolist() == [departed], what
+    assert has_departed(real, drawn, 3).tolist() == [departed], "what is made up counts as what is missing"
+
+
+def test_outcomes_are_told_apart_by_what_is_missing_and_not_by_small_displacements():
+    """Else each learns a place of its own for what moves, and the place is drawn instead of foretold."""
+    real = frame_with((20, 20, 1.0))
+    outcomes = torch.cat([real, frame_with((17, 22, 1.0)), frame_with(None)])
+    network = SimpleNamespace(decode=lambda features, outcome: outcomes[outcome])
+    b, one, zero = 400, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
+    nothing = torch.zeros(b, 3, 48, 48)
+    features = Features(nothing, None, None, torch.zeros(b, 3))
+    noise = noised(
+        torch.full((b,), 5.0),
+        torch.randn(nothing.shape, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(b, 3, 1, 1),
+    )
+    output, _ = nearest_outcome(
+        SimpleNamespace(inner_model=network),
+        features,
+        nothing,
+        Conditioners(one, one, zero, torch.zeros(1)),
+        real.expand_as(nothing),
+        noise,
+        torch.zeros(b, 1, 48, 48, dtype=torch.bool),
+    )
+    chosen = [int((output == outcome).flatten(1).all(1).sum()) for outcome in outcomes]
+    assert sum(chosen) == b and chosen[2] == 0
+    assert 0.4 < chosen[0] / b < 0.6
+
+
+def test_an_outcome_that_is_held_to_be_impossible_may_be_drawn_again(monkeypatch):
     """Else the likeliest is drawn ever more often, the others learn nothing, and logits grow without end."""
+    monkeypatch.setattr(losses, "OUTCOME_RADIUS", 0)  # frames of noise hold nothing that could be displaced
     generator = torch.Generator().manual_seed(0)
     denoiser = worlds.tiny_agent(num_outcomes=3).denoiser
     network = denoiser.inner_model

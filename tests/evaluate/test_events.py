@@ -86,6 +86,19 @@ def test_serves_have_a_share_of_their_own(dataset, weights):
     assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"], abs=1e-4)
 
 
+def test_the_steps_after_pongs_paddle_have_a_share_of_their_own(monkeypatch):
+    """The opponent answers there to a ball that is far from it."""
+    shares = dict.fromkeys(events.SHARES["Pong"], 0.0) | {"after the paddle": 1.0}
+    monkeypatch.setitem(events.SHARES, "Pong", shares)
+    policy = player("scripted", "Pong", 6, noise=0.1)
+    episode = heldout.play("Pong", policy, 1, seed=0, max_steps=300).episodes[0]
+    weights, _ = events.weigh_steps("Pong", [episode])
+    turns = np.flatnonzero(find_events("Pong", episode)[1]["paddle"])
+    expected = {turn + later + 1 for turn in turns for later in (1, 2)} & set(range(len(weights)))
+    assert len(turns) >= 2 and set(np.flatnonzero(weights)) == expected
+    assert weights.sum() == pytest.approx(1, abs=1e-5)
+
+
 def test_a_training_draws_by_them(dataset, weights):
     config = parse(["preset=smoke", "game=Breakout", "denoiser.training.crop_size=32"]).denoiser
     config.training.crop_fraction, config.training.crop_batch_size = 1.0, 16

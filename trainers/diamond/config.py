@@ -476,7 +476,7 @@ class DenoiserTrainingConfig(PartTrainingConfig):
             to move (0 as published).
         displacement_radius: Pixels, 0 to 8, by which what is predicted may lie beside its place at a small
             cost, so that an uncertain place does not make it faint; 0 compares pixel by pixel (as published).
-        max_displacement: Pixels, 0 to 8, by which what is predicted lies beside its place in the recording.
+        max_displacement: Pixels, 0 to 8, by which what is predicted may be off its place in the recording.
             Beyond it, or where something is missing or made up, later predictions are conditioned on the
             real frame instead: the recording does not follow from what was predicted. null for no limit (as
             published).

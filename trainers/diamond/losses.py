@@ -41,12 +41,14 @@ WINDOW_SIZE = 5
 DISPLACEMENT_COST = 3e-3
 """Mean squared error, of frames in [-1, 1], that a window costs for each pixel it is displaced in x or y."""
 ASTRAY = 0.012
-"""Mean squared error of a window, its displacement included, that is beyond what a displacement explains."""
+"""Mean squared error of a window, a displacement included, that is beyond what displacements explain."""
 ASTRAY_RADIUS = 4
 """Distance in pixels from such a window within which later predictions are not compared."""
 OUTCOME_RADIUS = 4
 """Distance in pixels up to which outcomes are not told apart: where a thing moves to can be foretold, and if
 each outcome had a place of its own for it, the network would have to foretell the outcome instead."""
+INVISIBLE = 0.002
+"""Mean squared error of a pixel that says nothing about outcomes, such as a slightly other shade."""
 OUTCOME_TEMPERATURE = 0.05
 """Sum of `unmatched` that makes an outcome e times less probable; a missing ball of Pong has 1.4 to 2.0."""
 OUTCOME_WEIGHT = 4e-3
@@ -280,7 +282,7 @@ def nearest_outcome(
         for outcome in range(logits.shape[1]):
             every = torch.full((len(noisy),), outcome, device=noisy.device)
             drawn = c.c_skip * noisy + c.c_out * network.decode(features, every).float()
-            error = unmatched(drawn, target, OUTCOME_RADIUS)
+            error = (unmatched(drawn, target, OUTCOME_RADIUS) - INVISIBLE).clamp(min=0)
             errors.append(error.masked_fill(astray, 0).sum(dim=(1, 2, 3)))
         prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
         log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
@@ -312,7 +314,8 @@ def unmatched(
     """Mean squared distance of each pixel to the range that the other image has within `radius` pixels.
 
     It is the larger one of both ways of looking: what is made up, and what is missing. What is displaced by
-    no more than `radius` pixels costs nothing.
+    no more than `radius` pixels costs nothing. Neither does what is missing as near to something of the same
+    colour, such as a ball beside a wall as white as it is.
     """
     return torch.maximum(_outside(frames, target, radius), _outside(target, frames, radius))
 

@@ -202,6 +202,18 @@ def test_the_error_may_allow_displacements():
         assert 0 < gradient_norm(denoiser) < torch.inf
 
 
+def radii_used_by(monkeypatch) -> set[int]:
+    """The radii within which `has_departed` looks from now on."""
+    radii, unmatched = set(), losses.unmatched
+
+    def noting(frames, target, radius):
+        radii.add(radius)
+        return unmatched(frames, target, radius)
+
+    monkeypatch.setattr(losses, "unmatched", noting)
+    return radii
+
+
 def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     denoiser = parity.agent("tiny").denoiser
@@ -216,8 +228,10 @@ def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real
         imagined = denoiser_errors(denoiser, batch, noises).error
         beyond = denoiser_errors(denoiser, batch, noises, max_displacement=0).error
         monkeypatch.setattr(losses, "ASTRAY", 4.0)  # no error of frames in [-1, 1] is larger
-        within = denoiser_errors(denoiser, batch, noises, max_displacement=0).error
+        radii = radii_used_by(monkeypatch)
+        within = denoiser_errors(denoiser, batch, noises, max_displacement=5).error
         from_real = denoiser_errors(denoiser, later, noises[1:]).error
+    assert radii == {5}
     assert_close(within, imagined)
     assert_close(beyond, torch.cat([imagined[:, :1], from_real], dim=1))
     assert not torch.allclose(beyond[:, 1], imagined[:, 1])
@@ -251,7 +265,8 @@ def test_a_frame_has_departed_where_something_is_missing_or_too_far_off(what, sq
 def test_outcomes_are_told_apart_by_what_is_missing_and_not_by_small_displacements():
     """Else each learns a place of its own for what moves, and the place is drawn instead of foretold."""
     real = frame_with((20, 20, 1.0))
-    outcomes = torch.cat([real, frame_with((17, 22, 1.0)), frame_with(None)])
+    displaced_in_another_shade = frame_with((17, 22, 1.0)) + 0.01
+    outcomes = torch.cat([real, displaced_in_another_shade, frame_with(None)])
     network = SimpleNamespace(decode=lambda features, outcome: outcomes[outcome])
     b, one, zero = 400, torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)
     nothing = torch.zeros(b, 3, 48, 48)

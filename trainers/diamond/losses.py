@@ -278,11 +278,11 @@ def nearest_outcome(
     assert logits is not None
     foretold = logits.log_softmax(dim=1)
     with torch.no_grad():
-        errors = []
+        errors, near_target = [], values_near(target, OUTCOME_RADIUS)
         for outcome in range(logits.shape[1]):
             every = torch.full((len(noisy),), outcome, device=noisy.device)
             drawn = c.c_skip * noisy + c.c_out * network.decode(features, every).float()
-            error = (unmatched(drawn, target, OUTCOME_RADIUS) - INVISIBLE).clamp(min=0)
+            error = (unmatched(drawn, target, OUTCOME_RADIUS, near_target) - INVISIBLE).clamp(min=0)
             errors.append(error.masked_fill(astray, 0).sum(dim=(1, 2, 3)))
         prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
         log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
@@ -308,27 +308,47 @@ def has_departed(
     return _window_mean(unmatched(frames, target, radius)).amax(dim=(1, 2, 3)) > ASTRAY
 
 
+class ValueRange(NamedTuple):
+    """Smallest and largest values near each pixel."""
+
+    low: Float[Tensor, "b c h w"]
+    high: Float[Tensor, "b c h w"]
+
+
+def values_near(frames: Float[Tensor, "b c h w"], radius: int) -> ValueRange:
+    """Find the range of the values within `radius` pixels in x and in y."""
+    return ValueRange(-_largest_near(-frames, radius), _largest_near(frames, radius))
+
+
 def unmatched(
-    frames: Float[Tensor, "b c h w"], target: Float[Tensor, "b c h w"], radius: int
+    frames: Float[Tensor, "b c h w"],
+    target: Float[Tensor, "b c h w"],
+    radius: int,
+    near_target: ValueRange | None = None,
 ) -> Float[Tensor, "b 1 h w"]:
     """Mean squared distance of each pixel to the range that the other image has within `radius` pixels.
 
     It is the larger one of both ways of looking: what is made up, and what is missing. What is displaced by
     no more than `radius` pixels costs nothing. Neither does what is missing as near to something of the same
     colour, such as a ball beside a wall as white as it is.
+
+    Args:
+        frames: Predictions, with values in [-1, 1].
+        target: The real frames.
+        radius: Pixels by which things may be displaced in x and in y, at least 0.
+        near_target: `values_near(target, radius)`, where it is known; None to compute it.
     """
-    return torch.maximum(_outside(frames, target, radius), _outside(target, frames, radius))
+    near_target = near_target or values_near(target, radius)
+    return torch.maximum(_outside(frames, near_target), _outside(target, values_near(frames, radius)))
 
 
-def _outside(
-    of: Float[Tensor, "b c h w"], among: Float[Tensor, "b c h w"], radius: int
-) -> Float[Tensor, "b 1 h w"]:
-    above, below = of - _largest_near(among, radius), -_largest_near(-among, radius) - of
-    return torch.maximum(above, below).clamp(min=0).square().mean(dim=1, keepdim=True)
+def _outside(frames: Float[Tensor, "b c h w"], near: ValueRange) -> Float[Tensor, "b 1 h w"]:
+    distance = torch.maximum(frames - near.high, near.low - frames).clamp(min=0)
+    return distance.square().mean(dim=1, keepdim=True)
 
 
 def _largest_near(x: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b c h w"]:
-    """Largest value within `radius` pixels in x and in y; along rows, then along columns, is cheaper."""
+    """Largest value near each pixel; along rows, then along columns, is cheaper."""
     size = 2 * radius + 1
     rows = F.max_pool2d(x, (1, size), stride=1, padding=(0, radius))
     return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))

@@ -37,15 +37,15 @@ SHARES = {
     },
     "Pong": {
         "free flight": 0.1,
-        "paddle": 0.15,
+        "paddle": 0.25,
         "after the paddle": 0.25,
-        "opponent": 0.15,
+        "opponent": 0.12,
         "walls": 0.05,
-        "serve": 0.2,
-        "after a serve": 0.12,
+        "serve": 0.15,
+        "after a serve": 0.1,
         "ball appears": 0.03,
         "ball disappears": 0.03,
-        "no ball": 0.15,
+        "no ball": 0.1,
     },
 }
 """How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;

@@ -202,8 +202,9 @@ def denoiser_errors(
         moving_pixels_weight: Extra weight of pixels in whose neighbourhood something moves, or is wrongly
             predicted to move; 0 as published.
         displacement_radius: Pixels by which a window may be displaced at a small cost; see `displaced_error`.
-            Where an earlier prediction was wrong beyond that, later ones are not compared: the real frame
-            does not follow from what the network is shown. 0, as published, compares pixel by pixel.
+            Where an earlier prediction was wrong beyond that, later ones are not compared, because the real
+            frame does not follow from what the network is shown; with `max_displacement` they are, because
+            the network is shown the real frame instead. 0, as published, compares pixel by pixel.
         max_displacement: Pixels by which what is predicted may lie beside its place in the real frame (see
             `has_departed`). Beyond it, later predictions are conditioned on the real frame, because the
             recording does not follow from a frame in which, for instance, the ball is missing. None, as
@@ -226,8 +227,10 @@ def denoiser_errors(
             output, choice_error = denoiser.model_output(noisy, c, past, act).float(), 0.0
         if displacement_radius > 0:
             drawn = c.c_skip * noisy + c.c_out * output
-            error, astray = error_until_astray(drawn, next_obs, astray, displacement_radius)
-            error = error / c.c_out.square()
+            displaced = displaced_error(drawn, next_obs, displacement_radius)
+            error = displaced.masked_fill(astray, 0) / c.c_out.square()
+            if max_displacement is None:
+                astray = astray | is_astray(displaced.detach())
         else:
             target = (next_obs - c.c_skip * noisy) / c.c_out
             error = (output - target).square()
@@ -354,27 +357,10 @@ def _largest_near(x: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b 
     return F.max_pool2d(rows, (size, 1), stride=1, padding=(radius, 0))
 
 
-def error_until_astray(
-    frames: Float[Tensor, "b c h w"],
-    target: Float[Tensor, "b c h w"],
-    astray: Bool[Tensor, "b 1 h w"],
-    radius: int,
-) -> tuple[Float[Tensor, "b 1 h w"], Bool[Tensor, "b 1 h w"]]:
-    """Compute `displaced_error` where earlier predictions were near the real frames.
-
-    Args:
-        frames: Predictions.
-        target: The real frames.
-        astray: Where earlier predictions were wrong beyond a displacement; the error is 0 there.
-        radius: Largest displacement.
-
-    Returns:
-        The error, and where predictions have been wrong so far.
-    """
-    error = displaced_error(frames, target, radius)
-    wrong = (error.detach() > ASTRAY).float()
-    near = F.max_pool2d(wrong, 2 * ASTRAY_RADIUS + 1, stride=1, padding=ASTRAY_RADIUS) > 0
-    return error.masked_fill(astray, 0), astray | near
+def is_astray(error: Float[Tensor, "b 1 h w"]) -> Bool[Tensor, "b 1 h w"]:
+    """Where a `displaced_error` is so near that the frames differ beyond a displacement."""
+    wrong = (error > ASTRAY).float()
+    return F.max_pool2d(wrong, 2 * ASTRAY_RADIUS + 1, stride=1, padding=ASTRAY_RADIUS) > 0
 
 
 def displaced_error(

@@ -58,7 +58,7 @@ class AgentPlayer:
     def reset(self, seed: int | None = None, past: Iterable[NDArray[np.uint8]] = ()) -> None:
         """Forget the last episode and fill the stack with black frames."""
         if seed is not None:
-            set_random_seed(seed)
+            set_random_seed(seed % 2**32)  # NumPy takes no larger one
         self._stack[:] = 0
         self._begins = True
 

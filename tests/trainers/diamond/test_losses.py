@@ -15,8 +15,8 @@ from trainers.diamond.losses import (
     DenoiserNoise,
     denoiser_errors,
     displaced_error,
-    error_until_astray,
     has_departed,
+    is_astray,
     masked_cross_entropy,
     mean_of_predictions,
     nearest_outcome,
@@ -166,36 +166,47 @@ def test_an_uncertain_place_is_drawn_sharply():
     assert sharpness[0] > 0.6 and sharpness[1] < 0.2
 
 
-def test_what_follows_a_wrong_prediction_is_not_compared_around_it():
-    nothing = torch.zeros(1, 1, 32, 32, dtype=torch.bool)
+def two_predictions() -> tuple[SegmentBatch, list[DenoiserNoise]]:
+    """Two segments of random frames, and noises of two predictions of each."""
+    generator = torch.Generator().manual_seed(0)
+    n, shape = parity.agent("tiny").denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
+    obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
+    act, mask = torch.zeros(2, n + 2, dtype=torch.int64), torch.ones(2, n + 2, dtype=torch.bool)
+    level, offset = torch.full((2,), 3.0), torch.zeros(2, 3, 1, 1)
+    noises = [noised(level, torch.randn(2, *shape, generator=generator), offset) for _ in range(2)]
+    return segments(obs, act, mask), noises
+
+
+def test_what_is_wrong_beyond_a_displacement_is_astray():
     missing = torch.full((1, 3, 32, 32), -1.0)
-    error, astray = error_until_astray(missing, dot(8, 8), nothing, 2)
-    assert error[0, 0, 8, 8] > 0 and astray[0, 0, 8, 8] and not astray[0, 0, 24, 24]
-    later, still_astray = error_until_astray(missing, dot(9, 9) + dot(24, 24) + 1, astray, 2)
-    assert later[0, 0, 9, 9] == 0 and later[0, 0, 24, 24] > 0
-    assert still_astray[0, 0, 8, 8] and still_astray[0, 0, 24, 24]
-    _, astray = error_until_astray(dot(10, 9), dot(8, 8), nothing, 2)
-    assert not astray.any(), "a displaced dot is followed"
+    astray = is_astray(displaced_error(missing, dot(8, 8), 2))
+    assert astray[0, 0, 8, 8] and not astray[0, 0, 24, 24]
+    assert not is_astray(displaced_error(dot(10, 9), dot(8, 8), 2)).any(), "a displaced dot is followed"
+
+
+@pytest.mark.parametrize("max_displacement", [None, 4])
+def test_what_follows_a_wrong_prediction_is_compared_only_where_the_real_frame_took_its_place(
+    monkeypatch, max_displacement
+):
+    """The denoiser knows nothing, so all is wrong, and later errors are 0 unless it is shown real frames."""
+    batch, noises = two_predictions()
+    monkeypatch.setattr(losses, "ASTRAY", 0.0)
+    errors = denoiser_errors(
+        parity.agent("tiny").denoiser,
+        batch,
+        noises,
+        displacement_radius=1,
+        max_displacement=max_displacement,
+    ).error
+    assert (errors[:, 0] > 0).all() and (errors[:, 1] > 0).all() == (max_displacement is not None)
 
 
 def test_the_error_may_allow_displacements():
     """Along predictions, for both of a denoiser's objectives; gradients reach the network."""
-    generator = torch.Generator().manual_seed(0)
     for objective in ("edm", "ddpm"):
         denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
         denoiser.config = dataclasses.replace(denoiser.config, objective=objective)
-        n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
-        obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
-        mask = torch.ones(2, n + 2, dtype=torch.bool)
-        batch = segments(obs, torch.zeros(2, n + 2, dtype=torch.int64), mask)
-        noises = [
-            noised(
-                torch.full((2,), 3.0),
-                torch.randn(2, *shape, generator=generator),
-                torch.zeros(2, 3, 1, 1),
-            )
-            for _ in range(2)
-        ]
+        batch, noises = two_predictions()
         errors = denoiser_errors(denoiser, batch, noises, displacement_radius=1)
         assert errors.error.shape == (2, 2) and (errors.error[:, 0] > 0).all()
         mean_of_predictions(errors.error, errors.counts).backward()
@@ -215,15 +226,9 @@ def radii_used_by(monkeypatch) -> set[int]:
 
 
 def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
     denoiser = parity.agent("tiny").denoiser
-    n, shape = denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
-    obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
-    mask = torch.ones(2, n + 2, dtype=torch.bool)
-    batch = segments(obs, torch.zeros(2, n + 2, dtype=torch.int64), mask)
-    level, offset = torch.full((2,), 3.0), torch.zeros(2, 3, 1, 1)
-    noises = [noised(level, torch.randn(2, *shape, generator=generator), offset) for _ in range(2)]
-    later = segments(obs[:, 1:], torch.zeros(2, n + 1, dtype=torch.int64), mask[:, 1:])
+    batch, noises = two_predictions()
+    later = segments(batch.obs[:, 1:], batch.act[:, 1:], batch.mask_padding[:, 1:])
     with torch.no_grad():
         imagined = denoiser_errors(denoiser, batch, noises).error
         beyond = denoiser_errors(denoiser, batch, noises, max_displacement=0).error

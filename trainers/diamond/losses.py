@@ -56,6 +56,9 @@ OUTCOME_WEIGHT = 4e-3
 LOGIT_PENALTY = 1e-3
 """Weight of the mean square of the logits beside the cross-entropy. Without it they may grow into thousands,
 and then no other outcome than the likeliest is ever drawn (compare the z-loss of Chowdhery et al. 2022)."""
+FORETOLD_SHARE = 0.2
+"""Share of the outcomes that are drawn without a look at the real frame. An outcome that draws no ball where
+there is always one is never nearest, and so would learn nothing there; but play draws it all the same."""
 LEAST_SHARE = 0.02
 """Probability that all outcomes together have at least, in equal parts, when training draws one."""
 
@@ -289,7 +292,8 @@ def nearest_outcome(
             errors.append(error.masked_fill(astray, 0).sum(dim=(1, 2, 3)))
         prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
         log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
-        shares, chosen = log_shares.softmax(dim=1), choose(log_shares, noise.eps)
+        shares = log_shares.softmax(dim=1)
+        chosen = choose(shares.lerp(prior, FORETOLD_SHARE).log(), noise.eps)
     choice_error = -(shares * foretold).sum(dim=1) + LOGIT_PENALTY * logits.square().mean(dim=1)
     return network.decode(features, chosen).float(), OUTCOME_WEIGHT * choice_error
 

@@ -268,7 +268,10 @@ def test_a_frame_has_departed_where_something_is_missing_or_too_far_off(what, sq
 
 
 def test_outcomes_are_told_apart_by_what_is_missing_and_not_by_small_displacements():
-    """Else each learns a place of its own for what moves, and the place is drawn instead of foretold."""
+    """Else each learns a place of its own for what moves, and the place is drawn instead of foretold.
+
+    One that lacks what is there is seldom drawn, but is, so that it learns of it.
+    """
     real = frame_with((20, 20, 1.0))
     displaced_in_another_shade = frame_with((17, 22, 1.0)) + 0.01
     outcomes = torch.cat([real, displaced_in_another_shade, frame_with(None)])
@@ -291,8 +294,8 @@ def test_outcomes_are_told_apart_by_what_is_missing_and_not_by_small_displacemen
         torch.zeros(b, 1, 48, 48, dtype=torch.bool),
     )
     chosen = [int((output == outcome).flatten(1).all(1).sum()) for outcome in outcomes]
-    assert sum(chosen) == b and chosen[2] == 0
-    assert 0.4 < chosen[0] / b < 0.6
+    assert sum(chosen) == b and 0.03 < chosen[2] / b < 0.11, "a fifth of what is foretold, a third"
+    assert 0.4 < chosen[0] / b < 0.56
 
 
 def test_an_outcome_that_is_held_to_be_impossible_may_be_drawn_again(monkeypatch):

@@ -265,7 +265,8 @@ def nearest_outcome(
     Where outcomes agree, that is the probability that the network foretells; where one is nearer to the real
     frame than the others, it is that one: each learns what it is best at, and from a mixture's point of view
     this is a step of expectation and maximisation. What lies up to `OUTCOME_RADIUS` pixels beside its place
-    does not tell outcomes apart (`unmatched`).
+    does not tell outcomes apart (`unmatched`). A share of `FORETOLD_SHARE` is drawn by the foretold
+    probabilities alone.
 
     Args:
         denoiser: A denoiser with several outcomes.
@@ -362,7 +363,7 @@ def _largest_near(x: Float[Tensor, "b c h w"], radius: int) -> Float[Tensor, "b 
 
 
 def is_astray(error: Float[Tensor, "b 1 h w"]) -> Bool[Tensor, "b 1 h w"]:
-    """Where a `displaced_error` is so near that the frames differ beyond a displacement."""
+    """Where, by the `displaced_error` nearby, frames differ by more than a displacement."""
     wrong = (error > ASTRAY).float()
     return F.max_pool2d(wrong, 2 * ASTRAY_RADIUS + 1, stride=1, padding=ASTRAY_RADIUS) > 0
 

@@ -166,14 +166,14 @@ def test_an_uncertain_place_is_drawn_sharply():
     assert sharpness[0] > 0.6 and sharpness[1] < 0.2
 
 
-def two_predictions() -> tuple[SegmentBatch, list[DenoiserNoise]]:
-    """Two segments of random frames, and noises of two predictions of each."""
+def predictions(number: int = 2) -> tuple[SegmentBatch, list[DenoiserNoise]]:
+    """Two segments of random frames, and noises of so many predictions of each."""
     generator = torch.Generator().manual_seed(0)
     n, shape = parity.agent("tiny").denoiser.config.inner_model.num_steps_conditioning, (3, 16, 16)
-    obs = torch.randint(256, (2, n + 2, *shape), dtype=torch.uint8, generator=generator)
-    act, mask = torch.zeros(2, n + 2, dtype=torch.int64), torch.ones(2, n + 2, dtype=torch.bool)
+    obs = torch.randint(256, (2, n + number, *shape), dtype=torch.uint8, generator=generator)
+    act, mask = torch.zeros(2, n + number, dtype=torch.int64), torch.ones(2, n + number, dtype=torch.bool)
     level, offset = torch.full((2,), 3.0), torch.zeros(2, 3, 1, 1)
-    noises = [noised(level, torch.randn(2, *shape, generator=generator), offset) for _ in range(2)]
+    noises = [noised(level, torch.randn(2, *shape, generator=generator), offset) for _ in range(number)]
     return segments(obs, act, mask), noises
 
 
@@ -188,17 +188,19 @@ def test_what_is_wrong_beyond_a_displacement_is_astray():
 def test_what_follows_a_wrong_prediction_is_compared_only_where_the_real_frame_took_its_place(
     monkeypatch, max_displacement
 ):
-    """The denoiser knows nothing, so all is wrong, and later errors are 0 unless it is shown real frames."""
-    batch, noises = two_predictions()
-    monkeypatch.setattr(losses, "ASTRAY", 0.0)
-    errors = denoiser_errors(
-        parity.agent("tiny").denoiser,
-        batch,
-        noises,
-        displacement_radius=1,
-        max_displacement=max_displacement,
-    ).error
-    assert (errors[:, 0] > 0).all() and (errors[:, 1] > 0).all() == (max_displacement is not None)
+    """The left half of the first prediction is astray: there, no later one is compared, else all are."""
+    batch, noises = predictions(3)
+    left_half = torch.arange(16) < 8
+    found = iter([left_half.expand(2, 1, 16, 16), *[torch.zeros(2, 1, 16, 16, dtype=torch.bool)] * 2])
+    monkeypatch.setattr(losses, "is_astray", lambda error: next(found))
+    denoiser, compared = parity.agent("tiny").denoiser, []
+    monkeypatch.setattr(losses, "worst_place", lambda error: compared.append(error > 0) or torch.zeros(2, 2))
+    denoiser_errors(denoiser, batch, noises, displacement_radius=1, max_displacement=max_displacement)
+    first, *later = (where.all(dim=(0, 1, 2)) for where in compared)
+    assert first.all() and len(later) == 2
+    for columns in later:
+        assert columns[8:].all() and columns[:8].all() == (max_displacement is not None)
+        assert columns[:8].any() == (max_displacement is not None)
 
 
 def test_the_error_may_allow_displacements():
@@ -206,7 +208,7 @@ def test_the_error_may_allow_displacements():
     for objective in ("edm", "ddpm"):
         denoiser = copy.deepcopy(parity.agent("tiny").denoiser)
         denoiser.config = dataclasses.replace(denoiser.config, objective=objective)
-        batch, noises = two_predictions()
+        batch, noises = predictions()
         errors = denoiser_errors(denoiser, batch, noises, displacement_radius=1)
         assert errors.error.shape == (2, 2) and (errors.error[:, 0] > 0).all()
         mean_of_predictions(errors.error, errors.counts).backward()
@@ -227,7 +229,7 @@ def radii_used_by(monkeypatch) -> set[int]:
 
 def test_a_prediction_that_has_departed_from_the_recording_gives_way_to_the_real_frame(monkeypatch):
     denoiser = parity.agent("tiny").denoiser
-    batch, noises = two_predictions()
+    batch, noises = predictions()
     later = segments(batch.obs[:, 1:], batch.act[:, 1:], batch.mask_padding[:, 1:])
     with torch.no_grad():
         imagined = denoiser_errors(denoiser, batch, noises).error

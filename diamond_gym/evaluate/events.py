@@ -12,8 +12,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 import numpy as np
-import safetensors.torch
-import torch
+import safetensors.numpy
 from jaxtyping import Float32, UInt8
 
 from diamond_gym import cli
@@ -127,17 +126,50 @@ class EventSettings:
 
 
 def _write(settings: EventSettings) -> None:
-    if settings.game not in GAMES_WITH_BALL:
+    num_steps = write_weights(settings.game, [(settings.dataset, 1.0)], settings.out)
+    print(f"wrote the weights of {num_steps} steps to {settings.out}")
+
+
+def write_weights(game: str, datasets: Sequence[tuple[Path, float]], out: Path) -> int:
+    """Write the file that `denoiser.training.step_weights` names.
+
+    Args:
+        game: One of `GAMES_WITH_BALL`.
+        datasets: Folders of recorded episodes, in the order in which one dataset holds them, and the share of
+            the weight that the steps of each have.
+        out: The file.
+
+    Returns:
+        The number of steps.
+
+    Raises:
+        InvalidInputError: The game is none of these, or no ball is seen in a dataset.
+        DatasetError: A folder holds no episodes.
+    """
+    check_has_ball(game)
+    found = [_weigh_folder(game, folder) for folder, _ in datasets]
+    weights = [
+        share / weights.sum() * weights for (weights, _), (_, share) in zip(found, datasets, strict=True)
+    ]
+    content = {"weights": np.concatenate(weights), "places": np.concatenate([places for _, places in found])}
+    with replacing(out) as file:
+        file.write(safetensors.numpy.save(content))
+    return len(content["weights"])
+
+
+def check_has_ball(game: str) -> None:
+    """Raise `InvalidInputError` unless a game is one of `GAMES_WITH_BALL`."""
+    if game not in GAMES_WITH_BALL:
         raise InvalidInputError(
-            f"game={settings.game!r}: its ball cannot be found; accepted are {', '.join(GAMES_WITH_BALL)}"
+            f"game={game!r}: its ball cannot be found; accepted are {', '.join(GAMES_WITH_BALL)}"
         )
-    weights, places = weigh_steps(settings.game, EpisodeDataset(settings.dataset))
+
+
+def _weigh_folder(game: str, folder: Path) -> tuple[Float32[np.ndarray, " t"], UInt8[np.ndarray, "t 2"]]:
+    weights, places = weigh_steps(game, EpisodeDataset(folder))
     if not weights.any():
-        raise InvalidInputError(f"dataset={settings.dataset}: no ball is seen in its {len(weights)} steps")
-    content = {"weights": torch.from_numpy(weights), "places": torch.from_numpy(places)}
-    with replacing(settings.out) as file:
-        file.write(safetensors.torch.save(content))
-    print(f"wrote the weights of {len(weights)} steps to {settings.out}")
+        raise InvalidInputError(f"dataset={folder}: no ball is seen in its {len(weights)} steps")
+    return weights, places
 
 
 COMMAND = cli.Command(

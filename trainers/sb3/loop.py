@@ -23,6 +23,7 @@ from diamond_gym.cli import option
 from diamond_gym.data.collect import collect
 from diamond_gym.data.episodes import EpisodeDataset
 from diamond_gym.errors import CacheError, CheckpointError, InvalidInputError
+from diamond_gym.evaluate.events import check_has_ball, write_weights
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.evaluate.score import Score
 from diamond_gym.registration import game_name
@@ -37,6 +38,7 @@ from trainers.sb3.settings import LR_SCHEDULES, TrainSettings
 
 SETTINGS_FILE = "loop.json"
 CONTEXTS_FILE = "contexts.safetensors"
+WEIGHTS_FILE = "step_weights.safetensors"
 _log = logging.getLogger(__name__)
 _COLLECT_SEED = 40_000
 _MAX_CONTEXTS = 4_000
@@ -62,6 +64,12 @@ class LoopSettings(TrainSettings):
     )
     rounds: int = option(3, "number of rounds, each with a world of its own; at least 2")
     collect_steps: int = option(20_000, "real steps the agent plays after each round but the last", least=1)
+    epsilon: float = option(0.0, "share of these steps in which it acts at random")
+    own_share: float | None = option(
+        None,
+        "share that these steps have in the world's training on events (denoiser.training.hard_fraction), "
+        "in a game whose ball is found; without it, steps are drawn alike, or by their errors",
+    )
     before_losses: float = option(
         0.65, "share of later rounds' starts that lie 4 to 16 steps before a lost life or point"
     )
@@ -76,13 +84,19 @@ class LoopSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.before_losses)
+        if not 0 <= self.epsilon <= 1:
+            raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {self.epsilon}")
         if self.rounds < 2:
             raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")
         if self.where != "imagination":
             raise InvalidInputError("the loop learns in imagination: leave out where")
         if self.beside is not None:
             raise InvalidInputError("the loop scores its own rounds: leave out beside")
-        world_settings.parse(self.world_arguments)
+        if self.own_share is not None:
+            check_has_ball(game_name(self.game))
+            if not 0 < self.own_share < 1:
+                raise InvalidInputError(f"own_share must be between 0 and 1, got {self.own_share}")
+        world_settings.parse([*self.world_arguments, *self.weights_argument(Path(WEIGHTS_FILE))])
 
     @property
     def folder(self) -> str:
@@ -98,6 +112,10 @@ class LoopSettings(TrainSettings):
             if key in _CHOSEN_HERE:
                 raise InvalidInputError(f"world: {key} is chosen by the loop, leave it out")
         return arguments
+
+    def weights_argument(self, file: Path) -> list[str]:
+        """The argument of the world's training that names its weights of steps, if it has any."""
+        return [] if self.own_share is None else [f"denoiser.training.step_weights={file}"]
 
     def round(self, number: int, folder: Path, checkpoint: str, contexts: str | None) -> TrainSettings:
         """Settings of the agent in a round, counted from 1; all rounds are equally long."""
@@ -148,9 +166,9 @@ def _rounds(settings: LoopSettings, folder: Path, progress: bool) -> list[Score]
         of_round = settings.round(number, place / "agent", checkpoint, contexts)
         scores.append(_learned(of_round, progress))
         if number < settings.rounds:
-            data = data or _first_data(settings, folder, progress)
-            data = _extended(data, place, of_round, settings.collect_steps, progress)
-            checkpoint = _world(settings, place, data, checkpoint, progress)
+            before = data or _first_data(settings, folder, progress)
+            data = _extended(settings, before, place, of_round, progress)
+            checkpoint = _world(settings, place, before, checkpoint, progress)
             contexts = str(_starts(settings, place, checkpoint))
     return _summary(scores)
 
@@ -213,7 +231,9 @@ def _first_data(settings: LoopSettings, folder: Path, progress: bool) -> Path:
     return _made(folder / "data", fill)
 
 
-def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, progress: bool) -> Path:
+def _extended(
+    settings: LoopSettings, data: Path, place: Path, of_round: TrainSettings, progress: bool
+) -> Path:
     """The data, extended by episodes of the round's agent."""
 
     def own(folder: Path) -> None:
@@ -221,9 +241,15 @@ def _extended(data: Path, place: Path, settings: TrainSettings, num_steps: int, 
             place / "agent" / AGENT_FILE, device=settings.device, algo=settings.algo, trust=settings.trust
         )
         player = AgentPlayer(agent, settings.stacked)
-        seed = _COLLECT_SEED + settings.total_timesteps + settings.seed
-        dataset = EpisodeDataset(folder / "train", create=True)
-        collect(settings.game, player, num_steps=num_steps, seed=seed, dataset=dataset, progress=progress)
+        collect(
+            settings.game,
+            player,
+            num_steps=settings.collect_steps,
+            seed=_COLLECT_SEED + of_round.total_timesteps + settings.seed,
+            dataset=EpisodeDataset(folder / "train", create=True),
+            epsilon=settings.epsilon,
+            progress=progress,
+        )
 
     def both(folder: Path) -> None:
         shutil.copytree(data, folder, copy_function=_link, dirs_exist_ok=True)
@@ -260,13 +286,25 @@ def _link(source: str, target: str) -> None:
         shutil.copy2(source, target)
 
 
-def _world(settings: LoopSettings, place: Path, data: Path, checkpoint: str, progress: bool) -> str:
-    """Train the world of the next round unless it is trained already; return its run folder."""
+def _world(settings: LoopSettings, place: Path, before: Path, checkpoint: str, progress: bool) -> str:
+    """Train the world of the next round unless it is trained already; return its run folder.
+
+    Args:
+        settings: The loop's settings.
+        place: The round's folder, whose `data` are `before` and then its `own`.
+        before: The data of the last round.
+        checkpoint: The world of the last round.
+        progress: Whether to show bars.
+    """
     outputs = place / "world"
     runs: Sequence[Path] = sorted(outputs.glob("*/*/config/trainer.yaml"))
     if runs:
         return str(launch.resume(runs[-1].parents[1], progress=progress))
-    arguments = [*_world_arguments(settings, checkpoint), f"static_dataset.path={data}"]
+    arguments = [*_world_arguments(settings, checkpoint), f"static_dataset.path={place / 'data'}"]
+    if settings.own_share is not None:
+        shares = [(before / "train", 1 - settings.own_share), (place / "own" / "train", settings.own_share)]
+        write_weights(settings.game, shares, place / WEIGHTS_FILE)
+        arguments += settings.weights_argument(place / WEIGHTS_FILE)
     command = shlex.join(["python", "-m", "trainers.diamond", "train", *arguments])
     config = world_settings.parse(arguments)
     return str(launch.train(config, outputs=outputs, command=command, progress=progress))

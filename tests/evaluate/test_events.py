@@ -83,7 +83,18 @@ def test_serves_have_a_share_of_their_own(dataset, weights):
             if seen[step + 1] and not seen[max(0, step - 3) : step + 1].any():
                 drawn += content[first + 1 + step].item()
         first += len(episode)
-    assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"], abs=1e-4)
+    all_kinds = events.weigh_steps("Breakout", dataset)[0].sum()
+    assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"] / all_kinds, abs=1e-4)
+
+
+def test_each_of_several_datasets_has_its_share_of_the_weight(dataset, weights, tmp_path):
+    parts = [(dataset.path, 0.25), (dataset.path, 0.75)]
+    assert events.write_weights("Breakout", parts, tmp_path / "both.safetensors") == 2 * dataset.num_steps
+    one, both = load_file(weights), load_file(tmp_path / "both.safetensors")
+    first, second = both["weights"].double().split(dataset.num_steps)
+    assert torch.allclose(second, 3 * first) and second.sum().item() == pytest.approx(0.75)
+    assert torch.allclose(first * one["weights"].sum(), 0.25 * one["weights"].double())
+    assert torch.equal(both["places"], torch.cat([one["places"]] * 2))
 
 
 def test_the_steps_after_pongs_paddle_have_a_share_of_their_own(monkeypatch):

@@ -1,10 +1,12 @@
 """`python -m trainers.sb3 loop`: rounds of learning, playing and training the world, with resume."""
 
+import functools
 import json
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from stable_baselines3 import PPO
 
 from diamond_gym.checkpoints import load_world
@@ -98,6 +100,24 @@ def test_a_loop_that_was_stopped_goes_on_and_every_round_has_a_world_that_saw_th
     assert "holds a loop with seed=0, not 1: choose another out=" in capsys.readouterr().err
 
 
+def test_the_last_games_may_have_a_share_of_the_training(first_world, tmp_path):
+    """Few games of the agent that has found a world's faults mend them, if they are drawn often."""
+    changes = {WORLD: f"{WORLD} denoiser.training.hard_fraction=1", "collect_steps=60": "collect_steps=300"}
+    given = [
+        functools.reduce(lambda x, old: x.replace(old, changes[old]), changes, argument)
+        for argument in arguments(first_world, tmp_path)
+    ]
+    assert main([*given, "epsilon=1.0", "own_share=0.4"]) == 0
+    own = EpisodeDataset(tmp_path / "round-1" / "own" / "train")
+    chosen = torch.cat([episode.act for episode in own])
+    assert chosen.bincount(minlength=4).min() > 45, "each of the four actions is equally likely"
+    (run,) = (tmp_path / "round-1" / "world").glob("*/*")
+    drawn = world_settings.changed(run / "config" / "trainer.yaml", []).denoiser.training.step_weights
+    weights = load_file(drawn)["weights"]
+    assert weights[-300:].sum().item() == pytest.approx(0.4, abs=1e-5)
+    assert weights[:-300].sum().item() == pytest.approx(0.6, abs=1e-5)
+
+
 def test_without_data_good_and_bad_players_play_first(tmp_path):
     settings = LoopSettings(game="Breakout", data_steps=1500, out=str(tmp_path))
     data = EpisodeDataset(loop._first_data(settings, tmp_path, progress=False) / "train")
@@ -129,6 +149,10 @@ def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
         ({"rounds": 1}, "rounds must be at least 2"),
         ({"collect_steps": 0}, "collect_steps must be at least 1"),
         ({"before_losses": 1.5}, "before_losses must be a share from 0 to 1"),
+        ({"epsilon": 1.5}, r"epsilon must be a probability in \[0, 1\]"),
+        ({"own_share": 1.0}, "own_share must be between 0 and 1"),
+        ({"own_share": 0.5, "game": "Freeway"}, "its ball cannot be found"),
+        ({"own_share": 0.5, "world": "preset=small"}, "hard_fraction of the segments is drawn"),
         ({"where": "real"}, "leave out where"),
         ({"beside": "x.zip"}, "leave out beside"),
         ({"world": "game=Pong"}, "game is chosen by the loop"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,12 @@ BEFORE_BOUNCE = 2
 """Steps before a bounce from which it is imagined."""
 AFTER_BOUNCE = 5
 """Steps after a bounce at which the imagined ball is judged."""
+FATE_STEPS = 14
+"""Steps within which it shows what has become of a ball that came to the paddle."""
+_NEARER = 0.5
+"""Pixels by which a ball comes nearer in a step."""
+_LONGEST_STEP = 4.0
+"""Pixels by which a ball comes nearer in a step at most."""
 _BATCH = 64
 
 Kinds = dict[str, Bool[np.ndarray, " t"]]
@@ -68,6 +75,49 @@ def measure_bounces(
     return _measure(game, world_model, episodes, seed, num_before=BEFORE_BOUNCE, num_after=AFTER_BOUNCE)
 
 
+def count_fates(
+    game: str,
+    obs: UInt8[np.ndarray, "k t c h w"],
+    rew: Float[np.ndarray, "k t"],
+    end: Bool[np.ndarray, "k t"],
+) -> dict[str, float | int]:
+    """Count what becomes of the balls that come to the player's paddle, in games that somebody plays.
+
+    A world in which a ball vanishes where it should be lost teaches agents to make it vanish.
+
+    Args:
+        game: The game's name; nothing is counted in games whose ball cannot be found.
+        obs: The frame after each step.
+        rew: Signs of the rewards.
+        end: Whether the step ended the episode; later steps are left out.
+
+    Returns:
+        The shares of those that were "lost" (a point or a life within `FATE_STEPS` steps of the last frame
+        in which the ball comes nearer), that "returned" (seen far from the paddle within as many), and that
+        "vanished"; and the number of "balls".
+    """
+    if game not in _GAMES:
+        return {}
+    find_ball, _, toward = _GAMES[game]
+    counts = dict.fromkeys(("lost", "returned", "vanished"), 0)
+    for frames, rewards, ends in zip(obs, rew, end, strict=True):
+        place = find_ball(_images(frames))[:, toward.axis]
+        is_loss = ends | (rewards < 0)
+        last = int(ends.argmax()) if ends.any() else len(ends) - FATE_STEPS
+        nearer = np.diff(place) > _NEARER
+        arrives = np.flatnonzero(nearer[:-1] & ~nearer[1:] & (place[1:-1] >= toward.near)) + 1
+        for time in arrives[arrives < last].tolist():
+            soon = slice(time + 1, time + 1 + FATE_STEPS)
+            if is_loss[time : soon.stop].any():
+                counts["lost"] += 1
+            elif (place[soon] < toward.near).any():
+                counts["returned"] += 1
+            else:
+                counts["vanished"] += 1
+    balls = sum(counts.values())
+    return {fate: count / balls if balls else math.nan for fate, count in counts.items()} | {"balls": balls}
+
+
 def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"], Kinds]:
     """Find the ball (x, y) in every frame of an episode, and what happens in each step.
 
@@ -75,11 +125,24 @@ def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"],
         game: One of `GAMES_WITH_BALL`.
         episode: A real episode. Where its final frame is unknown, the last one is used for it.
     """
-    find_ball, kinds_of = _GAMES[game]
+    find_ball, kinds_of, _ = _GAMES[game]
     unknown = episode.final_observation is None
     frames = torch.cat([episode.obs, episode.obs[-1:]]) if unknown else all_frames(episode)
     ball = find_ball(_images(frames.numpy()))
     return ball, kinds_of(ball, episode.rew.numpy())
+
+
+def passes_paddle(game: str, ball: Float[np.ndarray, "t1 2"]) -> Bool[np.ndarray, " t"]:
+    """Find the steps in which the ball passes the player's paddle.
+
+    Args:
+        game: One of `GAMES_WITH_BALL`.
+        ball: Its place (x, y) in the frame before each step and after the last one; NaN where it is hidden.
+    """
+    toward = _GAMES[game][2]
+    place = ball[:, toward.axis]
+    before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
+    return (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
 
 
 def _measure(
@@ -196,12 +259,31 @@ _PADDLE_FROM = 44.0
 """Row below which a ball of Breakout that turns has hit the paddle."""
 _PONG_MIDDLE = 32.0
 
+
+class _Toward(NamedTuple):
+    """Where the player's paddle is: in x (0) or y (1).
+
+    Attributes:
+        axis: The coordinate.
+        near: The place from which on a ball is on the paddle's side.
+        past: The place from which on it can no longer be hit.
+    """
+
+    axis: int
+    near: float
+    past: float
+
+
 _GAMES: dict[
     str,
     tuple[
         Callable[[NDArray[np.uint8]], NDArray[np.float64]],
         Callable[[NDArray[np.float64], NDArray[np.float64]], Kinds],
+        _Toward,
     ],
-] = {"Breakout": (breakout_ball, breakout_kinds), "Pong": (pong_ball, pong_kinds)}
+] = {
+    "Breakout": (breakout_ball, breakout_kinds, _Toward(axis=1, near=_PADDLE_FROM, past=56.5)),
+    "Pong": (pong_ball, pong_kinds, _Toward(axis=0, near=44.0, past=57.0)),
+}
 GAMES_WITH_BALL = tuple(_GAMES)
 """The games whose ball can be found."""

@@ -49,15 +49,17 @@ class Branches:
 
 @dataclass(frozen=True)
 class Play:
-    """Rewards and ends that a player meets from k starts on; after a real end there are none.
+    """Frames, rewards and ends that a player meets from k starts on.
 
     Attributes:
         start: Indices of the starts.
-        rew: The sign of the reward of each step.
+        obs: The frame after each step; black after a real end.
+        rew: The sign of the reward of each step; 0 after a real end.
         end: Whether the episode ended with it.
     """
 
     start: Int64[Tensor, " k"]
+    obs: UInt8[Tensor, "k t c h w"]
     rew: Float[Tensor, "k t"]
     end: Bool[Tensor, "k t"]
 
@@ -120,8 +122,8 @@ def play_randomly(
     env = AtariEnv(game, training=True)
     acts = {row: _random_actions(rng, len(env.action_meanings), num_steps) for row in chosen}
     act = torch.from_numpy(np.stack([acts[row] for row in chosen]))
-    rew, end = _play_from(env, held_out, starts, chosen, lambda row: _one_by_one(acts[row]), num_steps)
-    return RandomPlay(torch.tensor(chosen), rew, end, act)
+    met = _play_from(env, held_out, starts, chosen, lambda row: _one_by_one(acts[row]), num_steps)
+    return RandomPlay(torch.tensor(chosen), *met, act)
 
 
 def play_on(
@@ -198,15 +200,18 @@ def _play_from(
     chosen: list[int],
     player_at: Callable[[int], Player],
     num_steps: int,
-) -> tuple[Tensor, Tensor]:
-    """Return a player's rewards and ends (k, num_steps) from each chosen start on; close `env`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the frames, rewards and ends (k, num_steps) that a player meets from each chosen start on.
 
-    def look(row: int) -> Tensor:
+    It closes `env`.
+    """
+
+    def look(row: int) -> tuple[Tensor, Tensor, Tensor]:
         return _play(env, player_at(row), starts.obs[row, -1], num_steps)
 
     happened = _replay(env, held_out, starts, chosen, look)
-    rew, end = torch.stack([happened[row] for row in chosen], 1)
-    return rew, end.bool()
+    obs, rew, end = (torch.stack(column) for column in zip(*(happened[row] for row in chosen), strict=True))
+    return obs, rew, end
 
 
 def _one_by_one(acts: NDArray[np.int64]) -> Player:
@@ -215,13 +220,17 @@ def _one_by_one(acts: NDArray[np.int64]) -> Player:
     return PolicyPlayer(lambda obs: next(left))
 
 
-def _play(env: AtariEnv, player: Player, frame: Tensor, num_steps: int) -> Tensor:
-    """Let a player play from this frame (c, h, w) on; return signs of rewards, and ends, (2, num_steps)."""
-    obs = frame.permute(1, 2, 0).numpy()
-    rew_end = torch.zeros(2, num_steps)
-    for t, step in enumerate(itertools.islice(loop.play(env, player, obs), num_steps)):
-        rew_end[:, t] = torch.tensor([np.sign(step.rew), step.is_over])
-    return rew_end
+def _play(
+    env: AtariEnv, player: Player, frame: Tensor, num_steps: int
+) -> tuple[UInt8[Tensor, "t c h w"], Float[Tensor, " t"], Bool[Tensor, " t"]]:
+    """Let a player play from this frame (c, h, w) on; return frames, signs of rewards, and ends."""
+    obs = torch.zeros(num_steps, *frame.shape, dtype=torch.uint8)
+    rew, end = torch.zeros(num_steps), torch.zeros(num_steps, dtype=torch.bool)
+    steps = loop.play(env, player, frame.permute(1, 2, 0).numpy())
+    for t, step in enumerate(itertools.islice(steps, num_steps)):
+        obs[t] = torch.from_numpy(step.next_obs).permute(2, 0, 1)
+        rew[t], end[t] = float(np.sign(step.rew)), step.is_over
+    return obs, rew, end
 
 
 def _hold(env: AtariEnv, act: int) -> NDArray[np.uint8] | None:

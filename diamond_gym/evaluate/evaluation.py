@@ -176,13 +176,14 @@ def _closed_loop(
     num_starts, num_steps = _played(starts)
     real = branches.play_on(game, policy, held_out, starts, num_starts, num_steps)
     imagined = imaginer.played(starts, real.start, lambda: copy.deepcopy(policy), num_steps)
-    return measure.measure_play(real, imagined)
+    return measure.measure_play(game, real, imagined)
 
 
 def _random_play(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -> dict[str, Any]:
     num_starts, num_steps = _played(starts)
     real = branches.play_randomly(game, held_out, starts, num_starts, num_steps, imaginer.seed)
-    return measure.measure_play(real, imaginer.under(starts, real.start, real.act, "random play"))
+    imagined = imaginer.under(starts, real.start, real.act, "random play")
+    return measure.measure_play(game, real, imagined)
 
 
 def _played(starts: Starts) -> tuple[int, int]:

@@ -19,7 +19,7 @@ from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
+from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events, passes_paddle
 from diamond_gym.files import replacing
 
 SHARES = {
@@ -47,7 +47,9 @@ SHARES = {
         "no ball": 0.1,
     },
 }
-"""How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;
+"""How often kinds of steps are drawn in each game, in proportion. Steps at the player's paddle are those in which
+the ball turns there and those in which it passes, as often as players hit and miss: a training that draws more
+hits learns to hit. A serve is rare and decides what follows;
 if steps without a ball are never drawn, the ball is served too early. In the two steps after Pong's ball has
 turned at the paddle, the opponent answers to where it flies now."""
 UNSEEN_BEFORE_SERVE = 4
@@ -74,8 +76,9 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve, paddle = _serves(seen), happens["paddle"]
+        serve, paddle = _serves(seen), happens["paddle"] | passes_paddle(game, ball)
         happens |= {
+            "paddle": paddle,
             "serve": serve,
             "after a serve": _one_later(serve) & after,
             "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),

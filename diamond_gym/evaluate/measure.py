@@ -57,6 +57,8 @@ DEFINITIONS = {
     "closed_loop": "the player itself, acting on real frames and on imagined ones, from the same starts: "
     "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end; the "
     "player begins each without memory, with random numbers of its own",
+    "at_paddle": "of the balls that come to the player's paddle, those lost (a point or a life), back on the "
+    f"far side, and neither within {ball.FATE_STEPS} steps",
     "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "single_steps": "of single predictions from real frames, by what the ball does in them, those with it "
     f"within {ball.RADIUS:g} px of the real one in both directions; a bounce changes its velocity "
@@ -137,14 +139,20 @@ def measure_actions(branches: Branches | None, imagined: Imagined | None) -> dic
     return asdict(metrics.action_effects(real, imagined.obs[:, -1].numpy().reshape(real.shape)))
 
 
-def measure_play(real: Play, imagined: Imagined) -> dict[str, Any]:
+def measure_play(game: str, real: Play, imagined: Imagined) -> dict[str, Any]:
     """Measure what a player meets in the real and the imagined game, from the same starts."""
     return {
         "starts": len(real.start),
         "horizon": real.rew.shape[1],
-        "real": metrics.event_rates(real.rew.double().numpy(), real.end.numpy()),
-        "imagined": metrics.event_rates(imagined.rew.double().numpy(), imagined.end.numpy()),
+        "real": _met(game, real),
+        "imagined": _met(game, imagined),
     }
+
+
+def _met(game: str, played: Play | Imagined) -> dict[str, Any]:
+    """Events per 1 000 steps and, where the ball can be found, what becomes of it at the player's paddle."""
+    rew, end = played.rew.double().numpy(), played.end.numpy()
+    return metrics.event_rates(rew, end) | {"at_paddle": ball.count_fates(game, played.obs.numpy(), rew, end)}
 
 
 def measure_overlooked_ends(imagined: Imagined | None) -> dict[str, Any]:

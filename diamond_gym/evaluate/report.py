@@ -93,7 +93,16 @@ def play(r: dict[str, Any]) -> str:
         f"{number(r[name]['ends'], 1)} ends"
         for name in ("real", "imagined")
     )
-    return f"per 1 000 steps {'; '.join(worlds)} ({r['starts']} starts, up to {r['horizon']} steps)"
+    shown = f"per 1 000 steps {'; '.join(worlds)} ({r['starts']} starts, up to {r['horizon']} steps)"
+    fates = [
+        f"{name} {_fates(r[name]['at_paddle'])}" for name in ("real", "imagined") if r[name]["at_paddle"]
+    ]
+    return shown + (f"; balls at the paddle: {'; '.join(fates)}" if fates else "")
+
+
+def _fates(at_paddle: dict[str, Any]) -> str:
+    shares = ", ".join(f"{_given(at_paddle[fate])} {fate}" for fate in ("lost", "returned", "vanished"))
+    return f"{shares} of {at_paddle['balls']}"
 
 
 def write_json(result: Any, path: Path) -> None:

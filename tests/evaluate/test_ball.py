@@ -13,6 +13,7 @@ from diamond_gym.evaluate.ball import (
     AFTER_BOUNCE,
     BEFORE_BOUNCE,
     breakout_kinds,
+    count_fates,
     measure_bounces,
     measure_single_steps,
     pong_kinds,
@@ -119,3 +120,28 @@ def test_what_does_not_happen_is_not_a_number_and_games_without_a_ball_have_no_k
     )
     assert measure_single_steps("Boxing", world_model, [black]) == {}
     assert measure_bounces("Boxing", world_model, [black]) == {}
+
+
+@pytest.mark.parametrize(("game", "num_actions"), [("Breakout", 4), ("Pong", 6)])
+def test_no_ball_vanishes_at_the_paddle_of_a_real_game(game, num_actions):
+    found = []
+    for name, noise in (("scripted", 0.0), ("random", 0.0)):
+        policy = player(name, game, num_actions, noise=noise)
+        episode = heldout.play(game, policy, 1, seed=0, max_steps=250).episodes[0]
+        obs = heldout.all_frames(episode)[None, 1:].numpy()
+        rew, end = episode.rew.numpy()[None], episode.end.numpy().astype(bool)[None]
+        found.append(count_fates(game, obs, rew, end))
+    scripted, random = found
+    assert scripted["balls"] >= 2 and random["balls"] >= 1
+    assert scripted["vanished"] == random["vanished"] == 0
+    assert scripted["returned"] == 1 and random["lost"] > 0.5
+    assert np.isnan(count_fates(game, obs * 0, rew, end)["lost"])
+    obs[:, -30:], rew[:, -30:], end[:] = obs[:, -1:], 0, False
+    unnoticed = count_fates("Pong", obs, rew * 0, end)
+    if game == "Pong":
+        assert unnoticed["vanished"] == random["lost"], "a ball that is gone without a point has vanished"
+
+
+def test_balls_are_not_looked_for_where_they_cannot_be_found():
+    nothing = np.zeros((1, 20, 3, 64, 64), np.uint8)
+    assert count_fates("Boxing", nothing, np.zeros((1, 20)), np.zeros((1, 20), bool)) == {}

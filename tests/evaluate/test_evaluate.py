@@ -338,6 +338,7 @@ def test_random_play_is_what_the_game_does():
         _, reward, terminated, _, _ = env.step(act)
         assert (np.sign(reward), terminated) == (found.rew[row, step], found.end[row, step])
     assert not found.rew[row, last + 1 :].any() and found.end[row].sum() == 1
+    assert not found.obs[row, last + 1 :].any()
 
 
 def test_a_player_that_goes_on_in_the_real_game_does_as_it_does_there():
@@ -355,6 +356,7 @@ def test_a_player_that_goes_on_in_the_real_game_does_as_it_does_there():
         for step in range(60):
             obs, reward, terminated, _, _ = env.step(policy.act(obs))
             assert (np.sign(reward), terminated) == (found.rew[2, step], found.end[2, step])
+            assert np.array_equal(obs.transpose(2, 0, 1), found.obs[2, step])
             if terminated:
                 break
 
@@ -565,6 +567,7 @@ def test_the_whole_command(tmp_path, capsys):
     assert 0 <= result["actions"]["told_apart"] <= 1
     for player in ("closed_loop", "random_play"):
         assert result[player]["horizon"] == 6 and result[player]["imagined"]["frames"] > 0
+        assert result[player]["real"]["at_paddle"].keys() == {"lost", "returned", "vanished", "balls"}
     assert set(result["single_steps"]) == {"free flight", "paddle", "bricks", "walls"}
     assert result["bounces"].keys() == result["single_steps"].keys()
     assert result["overlooked_ends"]["starts"] == 2 and 0 <= result["overlooked_ends"]["share"] <= 1

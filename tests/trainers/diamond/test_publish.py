@@ -106,14 +106,14 @@ def fidelity(folder, **changes):
         "closed_loop": {
             "starts": 3,
             "horizon": 4,
-            "real": {"frames": 12, "won": 375.0, "lost": 0.0, "ends": 0.0},
-            "imagined": {"frames": 10, "won": 187.5, "lost": 0.0, "ends": 12.5},
+            "real": {"frames": 12, "won": 375.0, "lost": 0.0, "ends": 0.0, "at_paddle": {}},
+            "imagined": {"frames": 10, "won": 187.5, "lost": 0.0, "ends": 12.5, "at_paddle": {}},
         },
         "random_play": {
             "starts": 3,
             "horizon": 4,
-            "real": {"frames": 9, "won": 125.0, "lost": 0.0, "ends": 250.0},
-            "imagined": {"frames": 8, "won": 62.5, "lost": 0.0, "ends": None},
+            "real": {"frames": 9, "won": 125.0, "lost": 0.0, "ends": 250.0, "at_paddle": {}},
+            "imagined": {"frames": 8, "won": 62.5, "lost": 0.0, "ends": None, "at_paddle": {}},
         },
         "spread": [0.0, 0.125],
         "single_steps": {"paddle": {"right": 0.75, "frames": 4}, "walls": {"right": None, "frames": 0}},

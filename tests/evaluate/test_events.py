@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.evaluate import events, heldout
-from diamond_gym.evaluate.ball import find_events
+from diamond_gym.evaluate.ball import find_events, passes_paddle
 from diamond_gym.players.player import player
 from tests import worlds
 from trainers.diamond.config import DenoiserTrainingConfig, parse
@@ -85,6 +85,25 @@ def test_serves_have_a_share_of_their_own(dataset, weights):
         first += len(episode)
     all_kinds = events.weigh_steps("Breakout", dataset)[0].sum()
     assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"] / all_kinds, abs=1e-4)
+
+
+@pytest.mark.parametrize(("game", "num_actions"), [("Breakout", 4), ("Pong", 6)])
+def test_a_ball_that_passes_the_paddle_counts_as_much_as_one_that_is_hit(game, num_actions):
+    """Else the world draws hits more often than players make them, and learns to hit."""
+    episodes = heldout.play(game, player("random", game, num_actions), 3, seed=0, max_steps=300).episodes
+    weights, _ = events.weigh_steps(game, episodes)
+    first, passes, hits = 0, [], []
+    for episode in episodes:
+        ball, happens = find_events(game, episode)
+        passed = np.flatnonzero(passes_paddle(game, ball)[:-1])
+        losses = np.flatnonzero((episode.rew.numpy() < 0) | episode.end.numpy().astype(bool))
+        assert len(passed) in (len(losses), len(losses) + 1)
+        assert all(((losses - step >= 0) & (losses - step < 20)).any() for step in passed[: len(losses)])
+        passes += (first + 1 + passed).tolist()
+        hits += (first + 1 + np.flatnonzero(happens["paddle"][:-1])).tolist()
+        first += len(episode)
+    at_paddle = events.SHARES[game]["paddle"] / (len(passes) + len(hits))
+    assert len(passes) > 2 and min(weights[passes + hits]) >= at_paddle * 0.99
 
 
 def test_each_of_several_datasets_has_its_share_of_the_weight(dataset, weights, tmp_path):

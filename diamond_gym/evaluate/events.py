@@ -47,11 +47,11 @@ SHARES = {
         "no ball": 0.1,
     },
 }
-"""How often kinds of steps are drawn in each game, in proportion. Those at the player's paddle are the steps
-in which the ball turns there or passes it, as often as players hit and miss it: a world that has seen more hits
-learns to hit. A serve is rare and decides what follows; if steps without a ball are never drawn, the ball is
-served too early. In the two steps after Pong's ball has been at the paddle, the opponent answers to where it
-flies now."""
+"""How often kinds of steps are drawn in each game, in proportion. Those at the player's paddle are the
+steps in which the ball turns there or passes it, as often as players hit and miss it: a world that has seen
+more hits learns to hit. A serve is rare and decides what follows; if steps without a ball are never drawn,
+the ball is served too early. In the two steps after Pong's ball has been at the paddle, the opponent
+answers to where it flies now."""
 UNSEEN_BEFORE_SERVE = 4
 """Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 

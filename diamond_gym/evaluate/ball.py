@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import all_frames
-from diamond_gym.players.vision import breakout_ball, pong_ball
+from diamond_gym.players.vision import breakout_ball, breakout_paddle, pong_ball, pong_right_paddle
 from diamond_gym.world.interface import WorldModelLike
 
 TURN = 1.0
@@ -33,6 +33,9 @@ FATE_STEPS = 14
 """Steps within which it shows what has become of a ball that came to the paddle."""
 _NEARER = 0.5
 """Pixels by which a ball comes nearer in a step."""
+NEAR_MISS = 7.0
+"""Distance in pixels, along the paddle, of the ball from its middle up to which a miss is a near one; half a
+paddle is about 3."""
 _LONGEST_STEP = 4.0
 """Pixels by which a ball comes nearer in a step at most."""
 _BATCH = 64
@@ -132,17 +135,30 @@ def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"],
     return ball, kinds_of(ball, episode.rew.numpy())
 
 
-def passes_paddle(game: str, ball: Float[np.ndarray, "t1 2"]) -> Bool[np.ndarray, " t"]:
+def find_misses(
+    game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"]
+) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
     """Find the steps in which the ball passes the player's paddle.
 
     Args:
         game: One of `GAMES_WITH_BALL`.
-        ball: Its place (x, y) in the frame before each step and after the last one; NaN where it is hidden.
+        episode: A real episode.
+        ball: The ball's place in its frames, as `find_events` returns it.
+
+    Returns:
+        Whether it passes, and whether it does so within `NEAR_MISS` px of the middle of the paddle, so that
+        little decides between a hit and a miss.
     """
     toward = _GAMES[game][2]
     place = ball[:, toward.axis]
     before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
-    return (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
+    passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
+    times = np.flatnonzero(passes)
+    paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
+    across = 1 - toward.axis
+    near = np.zeros_like(passes)
+    near[times] = np.abs(paddle[:, across] - ball[times, across]) <= NEAR_MISS
+    return passes, near
 
 
 def _measure(
@@ -267,11 +283,13 @@ class _Toward(NamedTuple):
         axis: The coordinate.
         near: The place from which on a ball is on the paddle's side.
         past: The place from which on it can no longer be hit.
+        find_paddle: Finds the middle (x, y) of the paddle in frames.
     """
 
     axis: int
     near: float
     past: float
+    find_paddle: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 
 
 _GAMES: dict[
@@ -282,8 +300,12 @@ _GAMES: dict[
         _Toward,
     ],
 ] = {
-    "Breakout": (breakout_ball, breakout_kinds, _Toward(axis=1, near=_PADDLE_FROM, past=56.5)),
-    "Pong": (pong_ball, pong_kinds, _Toward(axis=0, near=44.0, past=57.0)),
+    "Breakout": (
+        breakout_ball,
+        breakout_kinds,
+        _Toward(axis=1, near=_PADDLE_FROM, past=56.5, find_paddle=breakout_paddle),
+    ),
+    "Pong": (pong_ball, pong_kinds, _Toward(axis=0, near=44.0, past=57.0, find_paddle=pong_right_paddle)),
 }
 GAMES_WITH_BALL = tuple(_GAMES)
 """The games whose ball can be found."""

@@ -19,7 +19,7 @@ from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events, passes_paddle
+from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events, find_misses
 from diamond_gym.files import replacing
 
 SHARES = {
@@ -36,8 +36,9 @@ SHARES = {
     },
     "Pong": {
         "free flight": 0.1,
-        "paddle": 0.25,
-        "after the paddle": 0.25,
+        "paddle": 0.15,
+        "near miss": 0.25,
+        "after the paddle": 0.2,
         "opponent": 0.12,
         "walls": 0.05,
         "serve": 0.15,
@@ -76,9 +77,11 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve, paddle = _serves(seen), happens["paddle"] | passes_paddle(game, ball)
+        serve, (passes, nearly_hit) = _serves(seen), find_misses(game, episode, ball)
+        paddle = happens["paddle"] | passes
         happens |= {
             "paddle": paddle,
+            "near miss": nearly_hit,
             "serve": serve,
             "after a serve": _one_later(serve) & after,
             "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),

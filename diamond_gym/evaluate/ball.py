@@ -154,7 +154,7 @@ def find_misses(
     before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
     passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
     times = np.flatnonzero(passes)
-    paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
+    paddle = toward.find_paddle(_images(episode.obs[times].numpy())).reshape(-1, 2)
     across = 1 - toward.axis
     near = np.zeros_like(passes)
     near[times] = np.abs(paddle[:, across] - ball[times, across]) <= NEAR_MISS

@@ -154,10 +154,9 @@ def find_misses(
     before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
     passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
     times = np.flatnonzero(passes)
-    paddle = toward.find_paddle(_images(episode.obs[times].numpy())).reshape(-1, 2)
-    across = 1 - toward.axis
+    paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
     near = np.zeros_like(passes)
-    near[times] = np.abs(paddle[:, across] - ball[times, across]) <= NEAR_MISS
+    near[times] = np.abs(paddle - ball[times, 1 - toward.axis]) <= NEAR_MISS
     return passes, near
 
 
@@ -283,7 +282,7 @@ class _Toward(NamedTuple):
         axis: The coordinate.
         near: The place from which on a ball is on the paddle's side.
         past: The place from which on it can no longer be hit.
-        find_paddle: Finds the middle (x, y) of the paddle in frames.
+        find_paddle: Finds the middle of the paddle in frames, in the other coordinate.
     """
 
     axis: int

@@ -8,8 +8,9 @@ from safetensors.torch import load_file, save_file
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.evaluate import events, heldout
-from diamond_gym.evaluate.ball import find_events, passes_paddle
+from diamond_gym.evaluate.ball import NEAR_MISS, find_events, find_misses
 from diamond_gym.players.player import player
+from diamond_gym.players.vision import pong_right_paddle
 from tests import worlds
 from trainers.diamond.config import DenoiserTrainingConfig, parse
 from trainers.diamond.data import load_step_weights
@@ -92,18 +93,30 @@ def test_a_ball_that_passes_the_paddle_counts_as_much_as_one_that_is_hit(game, n
     """Else the world draws hits more often than players make them, and learns to hit."""
     episodes = heldout.play(game, player("random", game, num_actions), 3, seed=0, max_steps=300).episodes
     weights, _ = events.weigh_steps(game, episodes)
-    first, passes, hits = 0, [], []
+    first, misses, hits = 0, [], []
     for episode in episodes:
         ball, happens = find_events(game, episode)
-        passed = np.flatnonzero(passes_paddle(game, ball)[:-1])
+        passed = np.flatnonzero(find_misses(game, episode, ball)[0][:-1])
         losses = np.flatnonzero((episode.rew.numpy() < 0) | episode.end.numpy().astype(bool))
         assert len(passed) in (len(losses), len(losses) + 1)
         assert all(((losses - step >= 0) & (losses - step < 20)).any() for step in passed[: len(losses)])
-        passes += (first + 1 + passed).tolist()
+        misses += (first + 1 + passed).tolist()
         hits += (first + 1 + np.flatnonzero(happens["paddle"][:-1])).tolist()
         first += len(episode)
-    at_paddle = events.SHARES[game]["paddle"] / (len(passes) + len(hits))
-    assert len(passes) > 2 and min(weights[passes + hits]) >= at_paddle * 0.99
+    at_paddle = events.SHARES[game]["paddle"] / (len(misses) + len(hits))
+    assert len(misses) > 2 and min(weights[misses + hits]) >= at_paddle * 0.99
+
+
+def test_a_miss_is_near_where_the_ball_passes_beside_the_end_of_the_paddle():
+    """A world learns from far misses alone that a ball near the paddle is always hit."""
+    policy = player("scripted", "Pong", 6, noise=0.6)
+    (episode,) = heldout.play("Pong", policy, 1, seed=0, max_steps=900).episodes
+    ball, _ = find_events("Pong", episode)
+    passes, near = find_misses("Pong", episode, ball)
+    paddle = pong_right_paddle(np.ascontiguousarray(episode.obs.permute(0, 2, 3, 1).numpy()))
+    distance = np.abs(paddle - ball[:-1, 1])
+    assert near.sum() >= 2 and (passes & ~near).sum() >= 2
+    assert distance[near].max() <= NEAR_MISS < distance[passes & ~near].min()
 
 
 def test_each_of_several_datasets_has_its_share_of_the_weight(dataset, weights, tmp_path):

@@ -33,9 +33,8 @@ FATE_STEPS = 14
 """Steps within which it shows what has become of a ball that came to the paddle."""
 _NEARER = 0.5
 """Pixels by which a ball comes nearer in a step."""
-NEAR_MISS = 7.0
-"""Distance in pixels, along the paddle, of the ball from its middle up to which a miss is a near one; half a
-paddle is about 3."""
+NEAR_MISS, EDGE_HIT = 7.0, 3.0
+"""Distances in pixels, along the paddle, of the ball from its middle; half a paddle is about 3."""
 _LONGEST_STEP = 4.0
 """Pixels by which a ball comes nearer in a step at most."""
 _BATCH = 64
@@ -135,29 +134,40 @@ def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"],
     return ball, kinds_of(ball, episode.rew.numpy())
 
 
+class AtPaddle(NamedTuple):
+    """Steps in which the ball is at the player's paddle, and little decides between a hit and a miss in some.
+
+    Attributes:
+        miss: The ball passes the paddle.
+        near_miss: It passes within `NEAR_MISS` px of the paddle's middle.
+        edge_hit: It turns at least `EDGE_HIT` px from the middle, as it is in the frame before.
+    """
+
+    miss: Bool[np.ndarray, " t"]
+    near_miss: Bool[np.ndarray, " t"]
+    edge_hit: Bool[np.ndarray, " t"]
+
+
 def find_misses(
-    game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"]
-) -> tuple[Bool[np.ndarray, " t"], Bool[np.ndarray, " t"]]:
-    """Find the steps in which the ball passes the player's paddle.
+    game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"], hits: Bool[np.ndarray, " t"]
+) -> AtPaddle:
+    """Find the steps in which the ball passes the player's paddle, and in which little decides whether it does.
 
     Args:
         game: One of `GAMES_WITH_BALL`.
         episode: A real episode.
         ball: The ball's place in its frames, as `find_events` returns it.
-
-    Returns:
-        Whether it passes, and whether it does so within `NEAR_MISS` px of the middle of the paddle, so that
-        little decides between a hit and a miss.
+        hits: The steps in which it turns at the paddle, likewise.
     """
     toward = _GAMES[game][2]
     place = ball[:, toward.axis]
     before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
-    passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
-    times = np.flatnonzero(passes)
+    miss = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
+    times = np.flatnonzero(miss | hits)
     paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
-    near = np.zeros_like(passes)
-    near[times] = np.abs(paddle - ball[times, 1 - toward.axis]) <= NEAR_MISS
-    return passes, near
+    distance = np.full(len(miss), np.nan)
+    distance[times] = np.abs(paddle - ball[times, 1 - toward.axis])
+    return AtPaddle(miss, miss & (distance <= NEAR_MISS), hits & (distance >= EDGE_HIT))
 
 
 def _measure(

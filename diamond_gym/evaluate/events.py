@@ -25,11 +25,13 @@ from diamond_gym.files import replacing
 SHARES = {
     "Breakout": {
         "free flight": 0.12,
-        "paddle": 0.28,
+        "paddle": 0.15,
+        "near miss": 0.08,
+        "edge hit": 0.15,
         "bricks": 0.12,
         "walls": 0.06,
-        "serve": 0.14,
-        "after a serve": 0.08,
+        "serve": 0.08,
+        "after a serve": 0.06,
         "ball appears": 0.05,
         "ball disappears": 0.05,
         "no ball": 0.1,
@@ -77,11 +79,12 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve, (passes, nearly_hit) = _serves(seen), find_misses(game, episode, ball)
-        paddle = happens["paddle"] | passes
+        serve, at_paddle = _serves(seen), find_misses(game, episode, ball, happens["paddle"])
+        paddle = happens["paddle"] | at_paddle.miss
         happens |= {
             "paddle": paddle,
-            "near miss": nearly_hit,
+            "near miss": at_paddle.near_miss,
+            "edge hit": at_paddle.edge_hit,
             "serve": serve,
             "after a serve": _one_later(serve) & after,
             "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),

@@ -151,7 +151,7 @@ class AtPaddle(NamedTuple):
 def find_misses(
     game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"], hits: Bool[np.ndarray, " t"]
 ) -> AtPaddle:
-    """Find the steps in which the ball passes the player's paddle, and in which little decides whether it does.
+    """Find the steps in which the ball passes the player's paddle, and in which little decides if it does.
 
     Args:
         game: One of `GAMES_WITH_BALL`.

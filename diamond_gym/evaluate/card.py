@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from diamond_gym import cli, untrusted
 from diamond_gym.cli import option
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate.ball import AFTER_BOUNCE, BEFORE_BOUNCE
+from diamond_gym.evaluate.bounces import AFTER_BOUNCE, BEFORE_BOUNCE
 from diamond_gym.evaluate.measure import PLAYED_HORIZONS, RADIUS, shown_steps
 from diamond_gym.evaluate.report import bounces, number, play, single_steps, write_json
 from diamond_gym.evaluate.settings import Settings

@@ -14,7 +14,7 @@ from diamond_gym import files as disk
 from diamond_gym.checkpoints import World, load_agent, load_world
 from diamond_gym.errors import CheckpointError, InvalidInputError
 from diamond_gym.evaluate import branches, heldout, measure, pictures, report
-from diamond_gym.evaluate.ball import measure_bounces, measure_single_steps
+from diamond_gym.evaluate.bounces import measure_bounces, measure_single_steps
 from diamond_gym.evaluate.heldout import HeldOut, Starts
 from diamond_gym.evaluate.imagination import Imagined, Imaginer, predict_transitions
 from diamond_gym.evaluate.settings import Settings

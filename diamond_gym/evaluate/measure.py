@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from diamond_gym.errors import MissingDependencyError
-from diamond_gym.evaluate import ball, metrics
+from diamond_gym.evaluate import ball, bounces, metrics
 from diamond_gym.evaluate.branches import MAX_HOLD, Branches, Play
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imagined, Transitions
@@ -61,10 +61,10 @@ DEFINITIONS = {
     f"far side, and neither within {ball.FATE_STEPS} steps",
     "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "single_steps": "of single predictions from real frames, by what the ball does in them, those with it "
-    f"within {ball.RADIUS:g} px of the real one in both directions; a bounce changes its velocity "
+    f"within {bounces.RADIUS:g} px of the real one in both directions; a bounce changes its velocity "
     f"by more than {ball.TURN:g} px a step",
-    "bounces": f"the same {ball.AFTER_BOUNCE} steps after what happens, imagined under the real actions from "
-    f"{ball.BEFORE_BOUNCE} steps before it on; there: those with the ball anywhere",
+    "bounces": f"the same {bounces.AFTER_BOUNCE} steps after what happens, imagined under the real "
+    f"actions from {bounces.BEFORE_BOUNCE} steps before it on; there: those with the ball anywhere",
     "overlooked_ends": f"of the real ends, those that imagination from {STEPS_BEFORE_END} steps before "
     f"under the real actions does not show within {2 * STEPS_BEFORE_END} steps",
     "actions": "frames after holding different actions from one start: cosine and relative size of the "

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from diamond_gym.evaluate.ball import AFTER_BOUNCE
+from diamond_gym.evaluate.bounces import AFTER_BOUNCE
 from diamond_gym.evaluate.measure import shown_steps
 from diamond_gym.files import write_file
 

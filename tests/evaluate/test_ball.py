@@ -9,15 +9,8 @@ import torch
 from diamond_gym.checkpoints import load_world
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate import heldout
-from diamond_gym.evaluate.ball import (
-    AFTER_BOUNCE,
-    BEFORE_BOUNCE,
-    breakout_kinds,
-    count_fates,
-    measure_bounces,
-    measure_single_steps,
-    pong_kinds,
-)
+from diamond_gym.evaluate.ball import breakout_kinds, count_fates, pong_kinds
+from diamond_gym.evaluate.bounces import AFTER_BOUNCE, BEFORE_BOUNCE, measure_bounces, measure_single_steps
 from diamond_gym.players.player import player
 
 

@@ -26,7 +26,7 @@ from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import CacheError, InvalidInputError
 from diamond_gym.evaluate import card, evaluation, heldout, measure, metrics
-from diamond_gym.evaluate.ball import measure_single_steps
+from diamond_gym.evaluate.bounces import measure_single_steps
 from diamond_gym.evaluate.heldout import Starts
 from diamond_gym.evaluate.imagination import Imaginer
 from diamond_gym.evaluate.settings import Settings

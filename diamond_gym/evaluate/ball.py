@@ -21,8 +21,8 @@ FATE_STEPS = 14
 """Steps within which it shows what has become of a ball that came to the paddle."""
 _NEARER = 0.5
 """Pixels by which a ball comes nearer in a step."""
-NEAR_MISS, EDGE_HIT = 7.0, 3.0
-"""Distances in pixels, along the paddle, of the ball from its middle; half a paddle is about 3."""
+NEAR_MISS = 7.0
+"""Distance in pixels, along the paddle, of the ball from its middle; half a paddle is about 3."""
 _LONGEST_STEP = 4.0
 """Pixels by which a ball comes nearer in a step at most."""
 
@@ -90,40 +90,35 @@ def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"],
     return ball, _BALLS[game].kinds(ball, episode.rew.numpy())
 
 
-class AtPaddle(NamedTuple):
-    """Steps in which the ball is at the player's paddle, and little decides between a hit and a miss in some.
+class Misses(NamedTuple):
+    """Steps in which the ball passes the player's paddle.
 
     Attributes:
-        miss: The ball passes the paddle.
-        near_miss: It passes within `NEAR_MISS` px of the paddle's middle.
-        edge_hit: It turns at least `EDGE_HIT` px from the middle, as it is in the frame before.
+        all: It passes.
+        near: It passes within `NEAR_MISS` px of the paddle's middle, so that little decides.
     """
 
-    miss: Bool[np.ndarray, " t"]
-    near_miss: Bool[np.ndarray, " t"]
-    edge_hit: Bool[np.ndarray, " t"]
+    all: Bool[np.ndarray, " t"]
+    near: Bool[np.ndarray, " t"]
 
 
-def find_misses(
-    game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"], hits: Bool[np.ndarray, " t"]
-) -> AtPaddle:
-    """Find the steps in which the ball passes the player's paddle, and in which little decides if it does.
+def find_misses(game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"]) -> Misses:
+    """Find the steps in which the ball passes the player's paddle.
 
     Args:
         game: One of `GAMES_WITH_BALL`.
         episode: A real episode.
         ball: The ball's place in its frames, as `find_events` returns it.
-        hits: The steps in which it turns at the paddle, likewise.
     """
     toward = _BALLS[game].toward
     place = ball[:, toward.axis]
     before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
-    miss = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
-    times = np.flatnonzero(miss | hits)
+    passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
+    times = np.flatnonzero(passes)
     paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
-    distance = np.full(len(miss), np.nan)
-    distance[times] = np.abs(paddle - ball[times, 1 - toward.axis])
-    return AtPaddle(miss, miss & (distance <= NEAR_MISS), hits & (distance >= EDGE_HIT))
+    near = np.zeros_like(passes)
+    near[times] = np.abs(paddle - ball[times, 1 - toward.axis]) <= NEAR_MISS
+    return Misses(passes, near)
 
 
 def _images(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:

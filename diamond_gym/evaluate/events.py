@@ -25,20 +25,18 @@ from diamond_gym.files import replacing
 SHARES = {
     "Breakout": {
         "free flight": 0.12,
-        "paddle": 0.15,
-        "near miss": 0.08,
-        "edge hit": 0.15,
+        "paddle": 0.28,
         "bricks": 0.12,
         "walls": 0.06,
-        "serve": 0.08,
-        "after a serve": 0.06,
+        "serve": 0.14,
+        "after a serve": 0.08,
         "ball appears": 0.05,
         "ball disappears": 0.05,
         "no ball": 0.1,
     },
     "Pong": {
         "free flight": 0.1,
-        "paddle": 0.15,
+        "at the paddle": 0.15,
         "near miss": 0.25,
         "after the paddle": 0.2,
         "opponent": 0.12,
@@ -50,11 +48,11 @@ SHARES = {
         "no ball": 0.1,
     },
 }
-"""How often kinds of steps are drawn in each game, in proportion. Those at the player's paddle are the
-steps in which the ball turns there or passes it, as often as players hit and miss it: a world that has seen
-more hits learns to hit. A serve is rare and decides what follows; if steps without a ball are never drawn,
-the ball is served too early. In the two steps after Pong's ball has been at the paddle, the opponent
-answers to where it flies now."""
+"""How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;
+if steps without a ball are never drawn, the ball is served too early. In Pong, steps at the player's paddle
+are those in which the ball turns there or passes it, and near misses are drawn once more: a world that is
+shown hits alone learns that a ball near the paddle is always hit. In the two steps after them the opponent
+answers to where the ball flies now."""
 UNSEEN_BEFORE_SERVE = 4
 """Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 
@@ -79,15 +77,14 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve, at_paddle = _serves(seen), find_misses(game, episode, ball, happens["paddle"])
-        paddle = happens["paddle"] | at_paddle.miss
+        serve, misses = _serves(seen), find_misses(game, episode, ball)
+        at_paddle = happens["paddle"] | misses.all
         happens |= {
-            "paddle": paddle,
-            "near miss": at_paddle.near_miss,
-            "edge hit": at_paddle.edge_hit,
+            "at the paddle": at_paddle,
+            "near miss": misses.near,
+            "after the paddle": _one_later(at_paddle) | _one_later(_one_later(at_paddle)),
             "serve": serve,
             "after a serve": _one_later(serve) & after,
-            "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),
             "ball appears": ~before & after & ~serve,
             "ball disappears": before & ~after,
             "no ball": ~before & ~after & seen.any(),

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from diamond_gym.data.episodes import Episode
 from diamond_gym.evaluate.heldout import all_frames
-from diamond_gym.players.vision import breakout_ball, breakout_paddle, pong_ball, pong_right_paddle
+from diamond_gym.players.vision import breakout_ball, pong_ball
 
 TURN = 1.0
 """Change of the ball's velocity, in pixels per step in x or y, that counts as a bounce."""
@@ -21,10 +21,6 @@ FATE_STEPS = 14
 """Steps within which it shows what has become of a ball that came to the paddle."""
 _NEARER = 0.5
 """Pixels by which a ball comes nearer in a step."""
-NEAR_MISS = 7.0
-"""Distance in pixels, along the paddle, of the ball from its middle; half a paddle is about 3."""
-_LONGEST_STEP = 4.0
-"""Pixels by which a ball comes nearer in a step at most."""
 
 Kinds = dict[str, Bool[np.ndarray, " t"]]
 
@@ -90,37 +86,6 @@ def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"],
     return ball, _BALLS[game].kinds(ball, episode.rew.numpy())
 
 
-class Misses(NamedTuple):
-    """Steps in which the ball passes the player's paddle.
-
-    Attributes:
-        all: It passes.
-        near: It passes within `NEAR_MISS` px of the paddle's middle, so that little decides.
-    """
-
-    all: Bool[np.ndarray, " t"]
-    near: Bool[np.ndarray, " t"]
-
-
-def find_misses(game: str, episode: Episode, ball: Float[np.ndarray, "t1 2"]) -> Misses:
-    """Find the steps in which the ball passes the player's paddle.
-
-    Args:
-        game: One of `GAMES_WITH_BALL`.
-        episode: A real episode.
-        ball: The ball's place in its frames, as `find_events` returns it.
-    """
-    toward = _BALLS[game].toward
-    place = ball[:, toward.axis]
-    before, after = place[:-1], np.nan_to_num(place[1:], nan=np.inf)
-    passes = (before > toward.past - _LONGEST_STEP) & (before < toward.past) & (after >= toward.past)
-    times = np.flatnonzero(passes)
-    paddle = toward.find_paddle(_images(episode.obs[times].numpy()))
-    near = np.zeros_like(passes)
-    near[times] = np.abs(paddle - ball[times, 1 - toward.axis]) <= NEAR_MISS
-    return Misses(passes, near)
-
-
 def _images(frames: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.ascontiguousarray(frames.transpose(0, 2, 3, 1))
 
@@ -170,19 +135,10 @@ _PONG_MIDDLE = 32.0
 
 
 class _Toward(NamedTuple):
-    """Where the player's paddle is: in x (0) or y (1).
-
-    Attributes:
-        axis: The coordinate.
-        near: The place from which on a ball is on the paddle's side.
-        past: The place from which on it can no longer be hit.
-        find_paddle: Finds the middle of the paddle in frames, in the other coordinate.
-    """
+    """Where the player's paddle is: in x (0) or y (1), and the place from which on a ball is on its side."""
 
     axis: int
     near: float
-    past: float
-    find_paddle: Callable[[NDArray[np.uint8]], NDArray[np.float64]]
 
 
 class _Ball(NamedTuple):
@@ -194,14 +150,8 @@ class _Ball(NamedTuple):
 
 
 _BALLS = {
-    "Breakout": _Ball(
-        breakout_ball,
-        breakout_kinds,
-        _Toward(axis=1, near=_PADDLE_FROM, past=56.5, find_paddle=breakout_paddle),
-    ),
-    "Pong": _Ball(
-        pong_ball, pong_kinds, _Toward(axis=0, near=44.0, past=57.0, find_paddle=pong_right_paddle)
-    ),
+    "Breakout": _Ball(breakout_ball, breakout_kinds, _Toward(axis=1, near=_PADDLE_FROM)),
+    "Pong": _Ball(pong_ball, pong_kinds, _Toward(axis=0, near=44.0)),
 }
 GAMES_WITH_BALL = tuple(_BALLS)
 """The games whose ball can be found."""

@@ -19,7 +19,7 @@ from diamond_gym import cli
 from diamond_gym.cli import option
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import InvalidInputError
-from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events, find_misses
+from diamond_gym.evaluate.ball import GAMES_WITH_BALL, find_events
 from diamond_gym.files import replacing
 
 SHARES = {
@@ -36,9 +36,8 @@ SHARES = {
     },
     "Pong": {
         "free flight": 0.1,
-        "at the paddle": 0.15,
-        "near miss": 0.25,
-        "after the paddle": 0.2,
+        "paddle": 0.25,
+        "after the paddle": 0.25,
         "opponent": 0.12,
         "walls": 0.05,
         "serve": 0.15,
@@ -49,10 +48,8 @@ SHARES = {
     },
 }
 """How often kinds of steps are drawn in each game, in proportion. A serve is rare and decides what follows;
-if steps without a ball are never drawn, the ball is served too early. In Pong, steps at the player's paddle
-are those in which the ball turns there or passes it, and near misses are drawn once more: a world that is
-shown hits alone learns that a ball near the paddle is always hit. In the two steps after them the opponent
-answers to where the ball flies now."""
+if steps without a ball are never drawn, the ball is served too early. In the two steps after Pong's ball has
+turned at the paddle, the opponent answers to where it flies now."""
 UNSEEN_BEFORE_SERVE = 4
 """Frames without a ball before one that is served; after fewer, the ball was only hidden."""
 
@@ -77,14 +74,11 @@ def weigh_steps(
         ball, happens = find_events(game, episode)
         seen = np.asarray(~np.isnan(ball).any(1))
         before, after = seen[:-1], seen[1:]
-        serve, misses = _serves(seen), find_misses(game, episode, ball)
-        at_paddle = happens["paddle"] | misses.all
+        serve, paddle = _serves(seen), happens["paddle"]
         happens |= {
-            "at the paddle": at_paddle,
-            "near miss": misses.near,
-            "after the paddle": _one_later(at_paddle) | _one_later(_one_later(at_paddle)),
             "serve": serve,
             "after a serve": _one_later(serve) & after,
+            "after the paddle": _one_later(paddle) | _one_later(_one_later(paddle)),
             "ball appears": ~before & after & ~serve,
             "ball disappears": before & ~after,
             "no ball": ~before & ~after & seen.any(),

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DatasetError, InvalidInputError
 from diamond_gym.evaluate import events, heldout
-from diamond_gym.evaluate.ball import NEAR_MISS, find_events, find_misses
+from diamond_gym.evaluate.ball import find_events
 from diamond_gym.players.player import player
-from diamond_gym.players.vision import pong_right_paddle
 from tests import worlds
 from trainers.diamond.config import DenoiserTrainingConfig, parse
 from trainers.diamond.data import load_step_weights
@@ -86,35 +85,6 @@ def test_serves_have_a_share_of_their_own(dataset, weights):
         first += len(episode)
     all_kinds = events.weigh_steps("Breakout", dataset)[0].sum()
     assert drawn == pytest.approx(events.SHARES["Breakout"]["serve"] / all_kinds, abs=1e-4)
-
-
-def test_every_loss_is_a_miss():
-    for game, num_actions in (("Breakout", 4), ("Pong", 6)):
-        policy = player("random", game, num_actions)
-        for episode in heldout.play(game, policy, 3, seed=0, max_steps=300).episodes:
-            misses = np.flatnonzero(find_misses(game, episode, find_events(game, episode)[0]).all)
-            losses = np.flatnonzero((episode.rew.numpy() < 0) | episode.end.numpy().astype(bool))
-            assert len(misses) in (len(losses), len(losses) + 1), "the last ball may still be on its way"
-            assert all(((losses - step >= 0) & (losses - step < 20)).any() for step in misses[: len(losses)])
-
-
-def test_misses_are_drawn_as_often_as_hits_and_near_ones_once_more():
-    """Else a world learns that a ball near the paddle is always hit."""
-    policy = player("scripted", "Pong", 6, noise=0.6)
-    (episode,) = heldout.play("Pong", policy, 1, seed=0, max_steps=900).episodes
-    weights, _ = events.weigh_steps("Pong", [episode])
-    ball, happens = find_events("Pong", episode)
-    misses, hits = find_misses("Pong", episode, ball), happens["paddle"]
-    assert misses.near.sum() >= 2 and (misses.all & ~misses.near).sum() >= 2 and not (misses.all & hits).any()
-    paddle = pong_right_paddle(np.ascontiguousarray(episode.obs.permute(0, 2, 3, 1).numpy()))
-    distance = np.abs(paddle - ball[:-1, 1])
-    assert distance[misses.near].max() <= NEAR_MISS < distance[misses.all & ~misses.near].min()
-    once = events.SHARES["Pong"]["at the paddle"] / (hits.sum() + misses.all.sum())
-    more = events.SHARES["Pong"]["near miss"] / misses.near.sum()
-    results = np.flatnonzero(hits | misses.all) + 1
-    results = results[results < len(weights)]
-    assert weights[results].min() >= 0.99 * once
-    assert weights[np.flatnonzero(misses.near) + 1].min() >= 0.99 * (once + more)
 
 
 def test_each_of_several_datasets_has_its_share_of_the_weight(dataset, weights, tmp_path):

@@ -59,10 +59,6 @@ and then no other outcome than the likeliest is ever drawn (compare the z-loss o
 FORETOLD_SHARE = 0.2
 """Share of the outcomes that are drawn without a look at the real frame. An outcome that draws no ball where
 there is always one is never nearest, and so would learn nothing there; but play draws it all the same."""
-OUTCOME_PREFERENCE = 0.5
-"""Logarithm of how much more often an outcome is drawn than the next where both are as near. So the first one
-learns to draw what can be foretold, and others only what it does not: an outcome that means "no ball yet" is
-not foretold while a ball flies, and cannot lose it there."""
 LEAST_SHARE = 0.02
 """Probability that all outcomes together have at least, in equal parts, when training draws one."""
 
@@ -266,12 +262,11 @@ def nearest_outcome(
 ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, " b"]]:
     """Draw an outcome by its probability given the real frame, and compare all probabilities with these.
 
-    Where one outcome is nearer to the real frame than the others, it is that one: each learns what it is best
-    at, and from a mixture's point of view this is a step of expectation and maximisation. Where outcomes
-    agree, it is the probability that the network foretells, with a preference for the first ones
-    (`OUTCOME_PREFERENCE`), so that it learns to foretell the first. What lies up to `OUTCOME_RADIUS` pixels
-    beside its place does not tell outcomes apart (`unmatched`). A share of `FORETOLD_SHARE` is drawn by the
-    foretold probabilities alone.
+    Where outcomes agree, that is the probability that the network foretells; where one is nearer to the real
+    frame than the others, it is that one: each learns what it is best at, and from a mixture's point of view
+    this is a step of expectation and maximisation. What lies up to `OUTCOME_RADIUS` pixels beside its place
+    does not tell outcomes apart (`unmatched`). A share of `FORETOLD_SHARE` is drawn by the foretold
+    probabilities alone.
 
     Args:
         denoiser: A denoiser with several outcomes.
@@ -297,8 +292,7 @@ def nearest_outcome(
             error = (unmatched(drawn, target, OUTCOME_RADIUS, near_target) - INVISIBLE).clamp(min=0)
             errors.append(error.masked_fill(astray, 0).sum(dim=(1, 2, 3)))
         prior = (1 - LEAST_SHARE) * foretold.exp() + LEAST_SHARE / logits.shape[1]
-        costs = torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
-        log_shares = prior.log() - costs - OUTCOME_PREFERENCE * torch.arange(len(errors), device=costs.device)
+        log_shares = prior.log() - torch.stack(errors, dim=1) / OUTCOME_TEMPERATURE
         shares = log_shares.softmax(dim=1)
         chosen = choose(shares.lerp(prior, FORETOLD_SHARE).log(), noise.eps)
     choice_error = -(shares * foretold).sum(dim=1) + LOGIT_PENALTY * logits.square().mean(dim=1)

@@ -297,26 +297,7 @@ def test_outcomes_are_told_apart_by_what_is_missing_and_not_by_small_displacemen
     )
     chosen = [int((output == outcome).flatten(1).all(1).sum()) for outcome in outcomes]
     assert sum(chosen) == b and 0.03 < chosen[2] / b < 0.11, "a fifth of what is foretold, a third"
-    assert 1.2 < chosen[0] / chosen[1] < 1.9, "the first is preferred, and both are drawn"
-
-
-def test_the_first_of_outcomes_that_agree_becomes_the_one_that_is_foretold():
-    """Else each keeps its probability where all draw the same, and from there on one may lose the ball."""
-    logits = torch.zeros(1, 3, requires_grad=True)
-    shape = (1, 3, 16, 16)
-    one, real = torch.ones(1, 1, 1, 1), torch.full(shape, 0.5)
-    network = SimpleNamespace(decode=lambda features, outcome: real)
-    given = SimpleNamespace(inner_model=network), Features(real, None, None, logits), real
-    given += Conditioners(one, one, torch.zeros(1, 1, 1, 1), torch.zeros(1)), real
-    noise = noised(torch.full((1,), 5.0), torch.randn(shape), torch.zeros(1, 3, 1, 1))
-    optimizer = torch.optim.SGD([logits], lr=100.0)
-    for _ in range(60):
-        optimizer.zero_grad()
-        _, error = nearest_outcome(*given, noise, torch.zeros(1, 1, 16, 16, dtype=torch.bool))
-        error.sum().backward()
-        optimizer.step()
-    foretold = logits.softmax(1)[0]
-    assert foretold[0] > 0.9 and foretold[1] > foretold[2] > 0
+    assert 0.4 < chosen[0] / b < 0.56
 
 
 def test_an_outcome_that_is_held_to_be_impossible_may_be_drawn_again(monkeypatch):

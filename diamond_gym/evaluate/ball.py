@@ -36,7 +36,7 @@ def count_fates(
     rew: Float[np.ndarray, "k t"],
     end: Bool[np.ndarray, "k t"],
 ) -> dict[str, float | int]:
-    """Count what becomes of the balls that come to the player's paddle, in games that somebody plays.
+    """Count what becomes of the balls that come to the player's paddle.
 
     A world in which a ball vanishes where it should be lost teaches agents to make it vanish.
 
@@ -47,9 +47,9 @@ def count_fates(
         end: Whether the step ended the episode; later steps are left out.
 
     Returns:
-        The shares of those that were "lost" (a point or a life within `FATE_STEPS` steps of the last frame
-        in which the ball comes nearer), that "returned" (seen far from the paddle within as many), and that
-        "vanished"; and the number of "balls".
+        The shares of those that were "lost" (a point or a life within `FATE_STEPS` steps of the last frame in
+        which the ball comes nearer), that "returned" (seen far from the paddle within as many), and that
+        "vanished", NaN where no ball came; and the number of "balls".
     """
     if game not in _BALLS:
         return {}

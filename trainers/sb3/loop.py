@@ -177,6 +177,8 @@ def _check_beginning(settings: LoopSettings) -> None:
     """Check at the start what would otherwise stop the loop after its first round.
 
     Raises:
+        InvalidInputError: `own_share` is given without test episodes: the training would hold out some of
+            those that are weighed.
         DatasetError: There are no episodes at `settings.data`.
         CheckpointError: The world's training uses networks of other sizes than the first world's.
         DeviceError: The device of the world's training is not available.
@@ -184,6 +186,11 @@ def _check_beginning(settings: LoopSettings) -> None:
     """
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
+    if settings.own_share is not None and not (settings.data and (Path(settings.data) / "test").is_dir()):
+        raise InvalidInputError(
+            f"own_share={settings.own_share} needs test episodes beside those of training: give data=FOLDER "
+            f"with train/ and test/, such as the dataset folder of a run of trainers.diamond"
+        )
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
     pick_backend(config.training.backend, find_device(config.common.device))
     launch.prepare(config)

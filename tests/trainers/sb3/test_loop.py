@@ -2,6 +2,7 @@
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -116,6 +117,22 @@ def test_the_last_games_may_have_a_share_of_the_training(first_world, tmp_path):
     weights = load_file(drawn)["weights"]
     assert weights[-300:].sum().item() == pytest.approx(0.4, abs=1e-5)
     assert weights[:-300].sum().item() == pytest.approx(0.6, abs=1e-5)
+
+
+def test_weights_without_test_episodes_are_refused_before_anything_is_learned(first_world, tmp_path, capsys):
+    """The training would hold out episodes, and then the weights would not fit the others."""
+    changed = f"world={WORLD} denoiser.training.hard_fraction=1"
+    left = ("world=", "data=")
+    given = [x for x in arguments(first_world, tmp_path) if not x.startswith(left)] + [
+        changed,
+        "own_share=0.4",
+    ]
+    (tmp_path / "data").mkdir()
+    shutil.copytree(first_world / "dataset" / "train", tmp_path / "data" / "train")
+    for data in ([], [f"data={tmp_path / 'data'}"]):
+        assert main([*given, *data]) == 2
+        assert "own_share=0.4 needs test episodes" in capsys.readouterr().err
+    assert not (tmp_path / "round-1").exists()
 
 
 def test_without_data_good_and_bad_players_play_first(tmp_path):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -44,7 +45,8 @@ def count_fates(
         game: The game's name; nothing is counted in games whose ball cannot be found.
         obs: The frame after each step.
         rew: Signs of the rewards.
-        end: Whether the step ended the episode; later steps are left out.
+        end: Whether the step ended the episode; later steps are left out. So are balls that come within the
+            last `FATE_STEPS` steps, whatever becomes of them.
 
     Returns:
         The shares of those that were "lost" (a point or a life within `FATE_STEPS` steps of the last frame in
@@ -57,20 +59,31 @@ def count_fates(
     counts = dict.fromkeys(("lost", "returned", "vanished"), 0)
     for frames, rewards, ends in zip(obs, rew, end, strict=True):
         place = find_ball(game, frames)[:, toward.axis]
-        is_loss = ends | (rewards < 0)
-        last = int(ends.argmax()) if ends.any() else len(ends) - FATE_STEPS
-        nearer = np.diff(place) > _NEARER
-        arrives = np.flatnonzero(nearer[:-1] & ~nearer[1:] & (place[1:-1] >= toward.near)) + 1
-        for time in arrives[arrives < last].tolist():
-            soon = slice(time + 1, time + 1 + FATE_STEPS)
-            if is_loss[time : soon.stop].any():
+        is_far, is_loss = place < toward.near, ends | (rewards < 0)
+        last = min(int(ends.argmax()) if ends.any() else len(ends), len(ends) - FATE_STEPS)
+        for time in _arrivals(place, is_far | is_loss, toward.near):
+            if time >= last:
+                continue
+            if is_loss[time : time + 1 + FATE_STEPS].any():
                 counts["lost"] += 1
-            elif (place[soon] < toward.near).any():
+            elif is_far[time : time + 1 + FATE_STEPS].any():
                 counts["returned"] += 1
             else:
                 counts["vanished"] += 1
     balls = sum(counts.values())
     return {fate: count / balls if balls else math.nan for fate, count in counts.items()} | {"balls": balls}
+
+
+def _arrivals(place: Float[np.ndarray, " t"], is_over: Bool[np.ndarray, " t"], near: float) -> Iterator[int]:
+    """The last frame in which each ball comes nearer to the paddle, on its side.
+
+    A ball that is hidden or still for a moment arrives once: the same one arrives until `is_over` in between.
+    """
+    nearer = np.diff(place) > _NEARER
+    times = np.flatnonzero(nearer[:-1] & ~nearer[1:] & (place[1:-1] >= near)) + 1
+    for time, following in itertools.pairwise([*times.tolist(), len(place)]):
+        if following == len(place) or is_over[time:following].any():
+            yield time
 
 
 def find_events(game: str, episode: Episode) -> tuple[Float[np.ndarray, "t1 2"], Kinds]:

@@ -8,8 +8,8 @@ import torch
 
 from diamond_gym.checkpoints import load_world
 from diamond_gym.data.episodes import Episode
-from diamond_gym.evaluate import heldout
-from diamond_gym.evaluate.ball import breakout_kinds, count_fates, pong_kinds
+from diamond_gym.evaluate import ball, heldout
+from diamond_gym.evaluate.ball import FATE_STEPS, breakout_kinds, count_fates, pong_kinds
 from diamond_gym.evaluate.bounces import AFTER_BOUNCE, BEFORE_BOUNCE, measure_bounces, measure_single_steps
 from diamond_gym.players.player import player
 
@@ -129,10 +129,52 @@ def test_no_ball_vanishes_at_the_paddle_of_a_real_game(game, num_actions):
     assert scripted["vanished"] == random["vanished"] == 0
     assert scripted["returned"] == 1 and random["lost"] > 0.5
     assert np.isnan(count_fates(game, obs * 0, rew, end)["lost"])
-    obs[:, -30:], rew[:, -30:], end[:] = obs[:, -1:], 0, False
-    unnoticed = count_fates("Pong", obs, rew * 0, end)
-    if game == "Pong":
-        assert unnoticed["vanished"] == random["lost"], "a ball that is gone without a point has vanished"
+
+
+COMES = [30, 34, 38, 42, 46, 50, 54]
+"""A ball of Pong on its way to the paddle."""
+
+
+def fates_of(monkeypatch, track, losses=(), ends=(), num_steps=40):
+    """Count the fates of a ball with this x in each frame, hidden after them."""
+    x = np.array([*track, *[np.nan] * (num_steps - len(track))])
+    found = np.stack([x, np.full(num_steps, 30.0)], axis=1)
+    monkeypatch.setattr(ball, "find_ball", lambda game, frames: found)
+    rew, end = np.zeros((1, num_steps)), np.zeros((1, num_steps), bool)
+    rew[0, list(losses)], end[0, list(ends)] = -1, True
+    counted = count_fates("Pong", np.zeros((1, num_steps, 3, 64, 64), np.uint8), rew, end)
+    return counted["balls"], {fate for fate in ("lost", "returned", "vanished") if counted[fate] == 1}
+
+
+@pytest.mark.parametrize(
+    ("track", "losses", "fate"),
+    [
+        ([*COMES, 50, 46, 42], [], "returned"),
+        (COMES, [6], "lost"),  # in the very step after which it is seen last
+        (COMES, [6 + FATE_STEPS], "lost"),
+        (COMES, [7 + FATE_STEPS], "vanished"),
+        (COMES, [], "vanished"),
+        ([*COMES[:5], np.nan, *COMES[6:]], [9], "lost"),  # hidden for a frame: still one ball
+        ([*COMES[:5], np.nan, *COMES[6:], 50, 46, 42], [], "returned"),
+        ([*COMES[:5], 46, *COMES[5:]], [], "vanished"),  # still for a frame
+    ],
+)
+def test_the_fate_of_a_ball_at_the_paddle(monkeypatch, track, losses, fate):
+    assert fates_of(monkeypatch, track, losses) == (1, {fate})
+
+
+def test_two_balls_are_two(monkeypatch):
+    assert fates_of(monkeypatch, [*COMES, 50, 46, 42, *COMES, 50, 42]) == (2, {"returned"})
+    assert fates_of(monkeypatch, [*COMES, np.nan, 50, 54], losses=[7, 12]) == (2, {"lost"})
+
+
+def test_balls_near_the_last_step_do_not_count_whatever_becomes_of_them(monkeypatch):
+    """Else only lost ones would count there, because a game that ends shows at once what became of them."""
+    late = [np.nan] * 19 + COMES  # seen last in frame 25 of 40: the last one that counts
+    assert fates_of(monkeypatch, late, ends=[30]) == (1, {"lost"})
+    assert fates_of(monkeypatch, [np.nan, *late], ends=[30]) == (0, set())
+    assert fates_of(monkeypatch, [np.nan, *late]) == (0, set())
+    assert fates_of(monkeypatch, COMES, ends=[5]) == (0, set()), "the game was over before it came"
 
 
 def test_balls_are_not_looked_for_where_they_cannot_be_found():

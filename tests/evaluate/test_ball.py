@@ -121,14 +121,17 @@ def test_no_ball_vanishes_at_the_paddle_of_a_real_game(game, num_actions):
     for name, noise in (("scripted", 0.0), ("random", 0.0)):
         policy = player(name, game, num_actions, noise=noise)
         episode = heldout.play(game, policy, 1, seed=0, max_steps=250).episodes[0]
-        obs = heldout.all_frames(episode)[None, 1:].numpy()
-        rew, end = episode.rew.numpy()[None], episode.end.numpy().astype(bool)[None]
-        found.append(count_fates(game, obs, rew, end))
+        given = heldout.all_frames(episode)[1:].numpy(), episode.rew.numpy(), episode.end.numpy().astype(bool)
+        found.append(count_fates(game, *(after_its_end(x)[None] for x in given)))
     scripted, random = found
     assert scripted["balls"] >= 2 and random["balls"] >= 1
     assert scripted["vanished"] == random["vanished"] == 0
     assert scripted["returned"] == 1 and random["lost"] > 0.5
-    assert np.isnan(count_fates(game, obs * 0, rew, end)["lost"])
+
+
+def after_its_end(x):
+    """Add the steps after an episode's end, in which nothing is to be seen."""
+    return np.concatenate([x, np.zeros((FATE_STEPS, *x.shape[1:]), x.dtype)])
 
 
 COMES = [30, 34, 38, 42, 46, 50, 54]
@@ -179,4 +182,6 @@ def test_balls_near_the_last_step_do_not_count_whatever_becomes_of_them(monkeypa
 
 def test_balls_are_not_looked_for_where_they_cannot_be_found():
     nothing = np.zeros((1, 20, 3, 64, 64), np.uint8)
-    assert count_fates("Boxing", nothing, np.zeros((1, 20)), np.zeros((1, 20), bool)) == {}
+    rew, end = np.zeros((1, 20)), np.zeros((1, 20), bool)
+    assert count_fates("Boxing", nothing, rew, end) == {}
+    assert np.isnan(count_fates("Pong", nothing, rew, end)["lost"])

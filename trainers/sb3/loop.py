@@ -179,18 +179,21 @@ def _check_beginning(settings: LoopSettings) -> None:
     Raises:
         InvalidInputError: `own_share` is given without test episodes: the training would hold out some of
             those that are weighed.
-        DatasetError: There are no episodes at `settings.data`.
+        DatasetError: There are no episodes at `settings.data`, or its folder of test episodes is none.
         CheckpointError: The world's training uses networks of other sizes than the first world's.
         DeviceError: The device of the world's training is not available.
         MissingDependencyError: A package that the world's training needs is not installed.
     """
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
-    if settings.own_share is not None and not (settings.data and (Path(settings.data) / "test").is_dir()):
-        raise InvalidInputError(
-            f"own_share={settings.own_share} needs test episodes beside those of training: give data=FOLDER "
-            f"with train/ and test/, such as the dataset folder of a run of trainers.diamond"
-        )
+    if settings.own_share is not None:
+        test = Path(settings.data or "") / "test"
+        if settings.data is None or not test.is_dir():
+            raise InvalidInputError(
+                f"own_share={settings.own_share} needs test episodes beside those of training: give "
+                "data=FOLDER with train/ and test/, such as the dataset folder of a run of trainers.diamond"
+            )
+        EpisodeDataset(test)
     config = world_settings.parse(_world_arguments(settings, settings.checkpoint))
     pick_backend(config.training.backend, find_device(config.common.device))
     launch.prepare(config)

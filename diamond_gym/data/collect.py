@@ -16,7 +16,6 @@ from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from numbers import Real
 from typing import Any
 
 import gymnasium
@@ -30,7 +29,7 @@ from diamond_gym.data.episodes import Episode, EpisodeDataset
 from diamond_gym.errors import DiamondGymError, InvalidInputError
 from diamond_gym.games.atari import AtariEnv
 from diamond_gym.players.loop import play
-from diamond_gym.players.player import Player, Policy, PolicyPlayer
+from diamond_gym.players.player import Player, Policy, PolicyPlayer, check_epsilon
 from diamond_gym.progress import Bar
 from diamond_gym.registration import game_name
 from diamond_gym.signals import leave_to_parent
@@ -301,8 +300,7 @@ def _check_arguments(
         raise InvalidInputError(f"num_workers must be an integer of at least 1, got {num_workers!r}")
     if dataset is not None and not isinstance(dataset, EpisodeDataset):
         raise InvalidInputError(f"dataset must be an EpisodeDataset or None, got {dataset!r}")
-    if not isinstance(epsilon, Real) or not 0 <= epsilon <= 1:
-        raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
+    check_epsilon(epsilon)
 
 
 def _is_integer(value: object) -> bool:

@@ -64,9 +64,10 @@ def count_fates(
         for time in _arrivals(place, is_far | is_loss, toward.near):
             if time >= last:
                 continue
-            if is_loss[time : time + 1 + FATE_STEPS].any():
+            soon = slice(time, time + 1 + FATE_STEPS)
+            if is_loss[soon].any():
                 counts["lost"] += 1
-            elif is_far[time : time + 1 + FATE_STEPS].any():
+            elif is_far[soon].any():
                 counts["returned"] += 1
             else:
                 counts["vanished"] += 1

@@ -57,9 +57,9 @@ DEFINITIONS = {
     "closed_loop": "the player itself, acting on real frames and on imagined ones, from the same starts: "
     "steps with a positive and with a negative reward, and ends, per 1 000 steps up to the first end; the "
     "player begins each without memory, with random numbers of its own",
+    "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "at_paddle": "of the balls that come to the player's paddle, those lost (a point or a life), back on the "
     f"far side, and neither within {ball.FATE_STEPS} steps",
-    "random_play": f"the same of random actions, each held for 1 to {MAX_HOLD} steps",
     "single_steps": "of single predictions from real frames, by what the ball does in them, those with it "
     f"within {bounces.RADIUS:g} px of the real one in both directions; a bounce changes its velocity "
     f"by more than {ball.TURN:g} px a step",

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from diamond_gym.backends.threads import using_threads
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.players.player import check_epsilon
 from diamond_gym.world import policy
 from diamond_gym.world.models import Agent
 from diamond_gym.world.pixels import to_float
@@ -41,8 +42,7 @@ class ActorCriticPlayer:
     def __init__(self, agent: Agent, epsilon: float = 0.0, seed: int = 0, temperature: float = 1.0) -> None:
         if agent.actor_critic is None:
             raise InvalidInputError("this agent has no actor-critic: its checkpoint holds a world model only")
-        if not 0 <= epsilon <= 1:
-            raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
+        check_epsilon(epsilon)
         if not temperature >= 0:
             raise InvalidInputError(f"temperature must be >= 0, got {temperature!r}")
         self.actor_critic = agent.actor_critic

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -138,6 +139,12 @@ class RandomPlayer:
             self._left = int(self._rng.integers(1, self.repeat + 1))
         self._left -= 1
         return self._action
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise `InvalidInputError` unless it is a probability in [0, 1], such as that of a random action."""
+    if not isinstance(epsilon, Real) or not 0 <= epsilon <= 1:
+        raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {epsilon!r}")
 
 
 def usual_player(game: str) -> str:

@@ -26,6 +26,7 @@ from diamond_gym.errors import CacheError, CheckpointError, InvalidInputError
 from diamond_gym.evaluate.events import check_has_ball, write_weights
 from diamond_gym.evaluate.report import write_json
 from diamond_gym.evaluate.score import Score
+from diamond_gym.players.player import check_epsilon
 from diamond_gym.registration import game_name
 from trainers.contexts import check_share, cut, play
 from trainers.diamond import config as world_settings
@@ -84,8 +85,7 @@ class LoopSettings(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_share(self.before_losses)
-        if not 0 <= self.epsilon <= 1:
-            raise InvalidInputError(f"epsilon must be a probability in [0, 1], got {self.epsilon}")
+        check_epsilon(self.epsilon)
         if self.rounds < 2:
             raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")
         if self.where != "imagination":
@@ -184,11 +184,12 @@ def _check_beginning(settings: LoopSettings) -> None:
         DeviceError: The device of the world's training is not available.
         MissingDependencyError: A package that the world's training needs is not installed.
     """
+    test = None
     if settings.data is not None:
         EpisodeDataset(Path(settings.data) / "train")
+        test = Path(settings.data) / "test"
     if settings.own_share is not None:
-        test = Path(settings.data or "") / "test"
-        if settings.data is None or not test.is_dir():
+        if test is None or not test.is_dir():
             raise InvalidInputError(
                 f"own_share={settings.own_share} needs test episodes beside those of training: give "
                 "data=FOLDER with train/ and test/, such as the dataset folder of a run of trainers.diamond"

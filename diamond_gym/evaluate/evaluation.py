@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,36 @@ def run(settings: Settings) -> None:
     print(report.table(result))
     files = "fidelity.json, curves.png, film.png and film.mp4"
     print(f"wrote {files} to {out}/ in {result['seconds']:.0f} s")
+
+
+def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[str, Any]:
+    """Let a player continue held-out games from the same contexts in the real and in the imagined game.
+
+    It shows whether a player meets in imagination what it would meet in the real game, or has found what the
+    world model gets wrong.
+
+    Args:
+        settings: `starts` contexts (200 where None) in games of `policy`, each continued for `horizon` steps.
+            Nothing is written to `out`.
+        new_player: Makes the player; each imagined game has its own.
+
+    Returns:
+        Rewards and ends per 1 000 steps, real and imagined, as of `measure.measure_play`; `report.play`
+        formats them.
+
+    Raises:
+        InvalidInputError: A setting names something unknown.
+        CheckpointError: The world model is damaged, or of another game.
+    """
+    game = game_name(settings.game)
+    policy = find_player(settings.policy, game)
+    world_model = _load(settings, game).world_model
+    held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
+    num_starts = settings.starts or DEFAULT_NUM_STARTS
+    num_conditioning = world_model.num_steps_conditioning
+    starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
+    imaginer = Imaginer(world_model, settings.seed, settings.batch_size)
+    return _play_both(imaginer, game, new_player, held_out, starts, num_starts, settings.horizon)
 
 
 def find_player(name: str, game: str) -> Player:
@@ -173,9 +204,20 @@ def _actions(imaginer: Imaginer, game: str, held_out: HeldOut, starts: Starts) -
 def _closed_loop(
     imaginer: Imaginer, game: str, policy: Player, held_out: HeldOut, starts: Starts
 ) -> dict[str, Any]:
-    num_starts, num_steps = _played(starts)
-    real = branches.play_on(game, policy, held_out, starts, num_starts, num_steps)
-    imagined = imaginer.played(starts, real.start, lambda: copy.deepcopy(policy), num_steps)
+    return _play_both(imaginer, game, lambda: copy.deepcopy(policy), held_out, starts, *_played(starts))
+
+
+def _play_both(
+    imaginer: Imaginer,
+    game: str,
+    new_player: Callable[[], Player],
+    held_out: HeldOut,
+    starts: Starts,
+    num_starts: int,
+    num_steps: int,
+) -> dict[str, Any]:
+    real = branches.play_on(game, new_player(), held_out, starts, num_starts, num_steps)
+    imagined = imaginer.played(starts, real.start, new_player, num_steps)
     return measure.measure_play(game, real, imagined)
 
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from diamond_gym import cli
 from diamond_gym.cli import Command, Commands, Subcommand
 from diamond_gym.errors import MissingDependencyError
-from trainers.sb3.settings import DemoSettings, EvaluateSettings, ExportOnnxSettings, TrainSettings
+from trainers.sb3.settings import BOTH, DemoSettings, EvaluateSettings, ExportOnnxSettings, TrainSettings
 
 PROG = "python -m trainers.sb3"
 _MODULES = ("stable_baselines3", "tensorboard", "matplotlib")
@@ -41,7 +41,12 @@ The world keeps the sizes of its networks: world="preset=finetune" is for small 
 world="preset=paper ..." for released models, on a GPU. The loop also needs the extra "train"."""
 EVALUATE = """\
 Scores an agent's zip. Such zips hold pickled Python, which is not loaded: a new agent is built and gets the
-weights. An agent with a custom policy needs trust=true; give it for zips of people you trust only."""
+weights. An agent with a custom policy needs trust=true; give it for zips of people you trust only.
+
+With where=both the agent plays on from contexts of held-out real games, in the real game and in imagination.
+Rewards and ends of both are told, in Breakout and Pong also what becomes of the balls at its paddle. An agent
+that fares better in imagination has found what its world model gets wrong. (contexts and max_game_steps have
+no effect there.)"""
 EXPORT_ONNX = """\
 Writes an agent as ONNX: agent.onnx, and agent.json, which describes it. It plays the worlds that
 `python -m diamond_gym.export_onnx` writes. The page "ONNX" of the documentation describes both."""
@@ -62,10 +67,13 @@ def _train(settings: TrainSettings) -> None:
 
 def _evaluate(settings: EvaluateSettings) -> None:
     _require_sb3()
-    from diamond_gym.evaluate.score import table
+    from diamond_gym.evaluate import report, score
     from trainers.sb3 import evaluation
 
-    print(table([evaluation.evaluate(settings)]))
+    if settings.where == BOTH:
+        print(report.play(evaluation.compare(settings)))
+    else:
+        print(score.table([evaluation.evaluate(settings)]))
 
 
 def _demo(settings: DemoSettings) -> None:

@@ -1,21 +1,27 @@
-"""Scores a saved agent in the real game or in imagination."""
+"""Scores a saved agent in the real game or in imagination, or compares what it meets in both."""
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from diamond_gym.errors import InvalidInputError
+from diamond_gym.evaluate.evaluation import compare_play
 from diamond_gym.evaluate.score import Score
+from diamond_gym.evaluate.settings import Settings
 from diamond_gym.registration import game_name
 from trainers.sb3 import games, scoring
 from trainers.sb3.agents import check_fits, find_agent, load_agent
-from trainers.sb3.player import AgentPolicy
+from trainers.sb3.player import AgentPlayer, AgentPolicy
 from trainers.sb3.settings import EvaluateSettings
 
 _NUM_ENVS = 8
+_HELD_OUT_GAMES = 20
 
 
 def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
@@ -39,6 +45,37 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
     finally:
         env.close()
     return Score.of(f"{path}, {settings.where}", returns)
+
+
+def compare(settings: EvaluateSettings) -> dict[str, Any]:
+    """Let a saved agent play on from the same contexts in the real game and in imagination.
+
+    Returns:
+        What it meets in both, as of `diamond_gym.evaluate.evaluation.compare_play`.
+
+    Raises:
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file is not an agent.
+        InvalidInputError: The agent is for another game.
+        DiamondGymError: The world model is not usable; the subclass says how.
+    """
+    path = find_agent(settings.agent, game_name(settings.game))
+    agent = load_agent(path, device=settings.device, trust=settings.trust)
+    stack = frame_stack(agent, path)
+    with closing(_games(replace(settings, where="real"), stack)) as env:
+        check_fits(agent, env, path)
+    asked = Settings(
+        game=settings.game,
+        checkpoint=settings.checkpoint,
+        episodes=min(_HELD_OUT_GAMES, settings.episodes),
+        starts=settings.episodes,
+        horizon=settings.horizon,
+        seed=settings.seed,
+        num_denoising_steps=settings.num_denoising_steps,
+        device=settings.device,
+        backend=settings.backend,
+    )
+    return compare_play(asked, lambda: AgentPlayer(agent, stack, deterministic=settings.deterministic))
 
 
 def frame_stack(agent: BaseAlgorithm, path: Path) -> int:

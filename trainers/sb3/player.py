@@ -48,10 +48,11 @@ class AgentPlayer:
     Args:
         agent: An agent that sees stacks of uint8 frames (64, 64, 3).
         frame_stack: Number of frames that it sees, at least 1.
+        deterministic: As for `AgentPolicy`.
     """
 
-    def __init__(self, agent: BaseAlgorithm, frame_stack: int) -> None:
-        self._policy = AgentPolicy(agent)
+    def __init__(self, agent: BaseAlgorithm, frame_stack: int, *, deterministic: bool = False) -> None:
+        self._policy = AgentPolicy(agent, deterministic=deterministic)
         self._stack = np.zeros((64, 64, 3 * frame_stack), np.uint8)
         self._begins = True
 

@@ -39,6 +39,8 @@ RECURRENT = ("recurrent_ppo",)
 """Algorithms whose policy has a memory of its own: they see single frames."""
 LR_SCHEDULES = ("constant", "linear")
 WHERE = ("imagination", "real")
+BOTH = "both"
+"""Where an agent plays when it is compared: the real game and imagination, from the same contexts."""
 TRUST = "unpickle agents' zips, which can run anything: only those of people you trust"
 
 
@@ -131,11 +133,14 @@ class EvaluateSettings:
 
     agent: str = option(MISSING, "the agent's zip, the folder of its run or loop, or embedded", is_path=True)
     game: str = option("Breakout", "the game")
-    where: str = option("real", "where it plays", choices=WHERE)
+    where: str = option("real", "where it plays; both compares", choices=(*WHERE, BOTH))
     episodes: int = option(
-        30, "games, from their start to game over (imagined: to a lost life or the horizon)", least=1
+        30,
+        "games, from their start to game over (imagined: to a lost life or the horizon; both: about as many "
+        "contexts in real games to play on from)",
+        least=1,
     )
-    horizon: int = option(50, "steps after which an imagined game is cut short", least=1)
+    horizon: int = option(50, "steps after which an imagined game, or each of both, is cut short", least=1)
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
     contexts: str | None = option(
         None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True

@@ -1,6 +1,7 @@
 """`python -m trainers.sb3`: a tiny run from nothing to its files, stopping, scoring, and every error."""
 
 import json
+import re
 import shutil
 import signal
 import sys
@@ -166,6 +167,18 @@ def test_every_algorithm(tiny_world, tmp_path, monkeypatch, algo):
         EvaluateSettings(agent=str(tmp_path), episodes=1, max_game_steps=20, device="cpu"), progress=False
     )
     assert len(again.returns) == 1
+
+
+def test_an_agent_is_compared_in_both_worlds(finished, tiny_world, capsys):
+    given = ["where=both", "episodes=2", "horizon=40", f"checkpoint={tiny_world}", "device=cpu"]
+    assert main(["evaluate", f"agent={finished}", *given]) == 0
+    told = capsys.readouterr().out
+    assert "(2 starts, up to 40 steps)" in told
+    met = dict(re.findall(r"(real|imagined) [\d.]+ won, [\d.]+ lost, ([\d.]+) ends", told))
+    assert float(met["real"]) < 50 < float(met["imagined"])  # about one step in eight of this world is an end
+    assert "balls at the paddle: real" in told
+    assert main(["evaluate", f"agent={finished}", *given, "game=Pong"]) == 2
+    assert "wrong game?" in capsys.readouterr().err
 
 
 def test_learning_in_the_real_game_beside_another_agent(finished, tiny_world, tmp_path):

@@ -95,8 +95,8 @@ def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[s
         new_player: Makes the player; each imagined game has its own.
 
     Returns:
-        Rewards and ends per 1 000 steps, real and imagined, as of `measure.measure_play`; `report.play`
-        formats them.
+        Rewards and ends per 1 000 steps, real and imagined, as of `measure.measure_play`;
+        `report.play_table` formats them.
 
     Raises:
         InvalidInputError: A setting names something unknown.

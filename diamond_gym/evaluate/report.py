@@ -100,6 +100,24 @@ def play(r: dict[str, Any]) -> str:
     return shown + (f"; balls at the paddle: {'; '.join(fates)}" if fates else "")
 
 
+def play_table(r: dict[str, Any]) -> str:
+    """Format what a player met in both worlds as a table, a line each."""
+    names = ["won", "lost", "ends"]
+    rows = {name: [number(r[name][key], 1) for key in names] for name in ("real", "imagined")}
+    if r["real"]["at_paddle"]:
+        names += ["balls", "lost", "returned", "vanished"]
+        for name, row in rows.items():
+            fates = r[name]["at_paddle"]
+            row += [str(fates["balls"]), *(_given(fates[fate]) for fate in names[4:])]
+    lines = [_row(name, row) for name, row in ({"": names} | rows).items()]
+    shown = f"won, lost and ends: per 1 000 steps; {r['starts']} starts, up to {r['horizon']} steps each"
+    return "\n".join([*lines, shown + ("; balls: those at the paddle" if len(names) > 3 else "")])
+
+
+def _row(name: str, cells: list[str]) -> str:
+    return f"{name:8}" + "".join(f"{cell:>10}" for cell in cells)
+
+
 def _fates(at_paddle: dict[str, Any]) -> str:
     shares = ", ".join(f"{_given(at_paddle[fate])} {fate}" for fate in ("lost", "returned", "vanished"))
     return f"{shares} of {at_paddle['balls']}"

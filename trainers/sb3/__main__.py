@@ -71,7 +71,7 @@ def _evaluate(settings: EvaluateSettings) -> None:
     from trainers.sb3 import evaluation
 
     if settings.where == BOTH:
-        print(report.play(evaluation.compare(settings)))
+        print(report.play_table(evaluation.compare(settings)))
     else:
         print(score.table([evaluation.evaluate(settings)]))
 

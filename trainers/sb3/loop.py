@@ -90,6 +90,8 @@ class LoopSettings(TrainSettings):
             raise InvalidInputError(f"rounds must be at least 2, got {self.rounds}: one round is `train`")
         if self.where != "imagination":
             raise InvalidInputError("the loop learns in imagination: leave out where")
+        if self.initial_agent is not None:
+            raise InvalidInputError("the loop begins with a new agent: leave out initial_agent")
         if self.beside is not None:
             raise InvalidInputError("the loop scores its own rounds: leave out beside")
         if self.own_share is not None:

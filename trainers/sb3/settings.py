@@ -61,6 +61,12 @@ class TrainSettings:
     frame_stack: int | None = option(
         None, "frames that the policy sees; by default 4, and 1 for recurrent policies", least=1
     )
+    initial_agent: str | None = option(
+        None,
+        "an agent's zip or run folder, or embedded, that continues to learn, instead of a new agent; "
+        "total_timesteps counts its steps, too",
+        is_path=True,
+    )
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
     contexts: str | None = option(
         None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True

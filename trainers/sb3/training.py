@@ -49,7 +49,7 @@ from trainers.sb3.settings import TrainSettings
 
 _FIXED = (
     *("game", "algo", "where", "num_envs", "horizon", "frame_stack", "seed", "ent_coef"),
-    *("checkpoint", "contexts", "num_denoising_steps"),
+    *("initial_agent", "checkpoint", "contexts", "num_denoising_steps"),
 )
 """Settings that must stay the same when a run is resumed: what it learns from, and how."""
 _REMOVED = {"end_penalty": 0.0}
@@ -70,7 +70,7 @@ _ROUNDING = 1e-4
 
 
 def train(settings: TrainSettings, *, progress: bool = True) -> list[Score]:
-    """Train an agent from scratch, or resume one that was stopped, and score it.
+    """Train a new agent or `initial_agent`, or resume one that was stopped, and score it.
 
     A run folder with an unfinished agent of the same settings is resumed; a finished agent is scored again.
     While it learns, the agent is saved every two minutes.
@@ -177,22 +177,38 @@ def _agent(settings: TrainSettings, env: VecEnv, folder: Path) -> BaseAlgorithm:
 
 def _known_or_new(settings: TrainSettings, env: VecEnv, saved: Path) -> BaseAlgorithm:
     if saved.is_file():
-        agent = load_agent(
-            saved,
-            device=settings.device,
-            algo=settings.algo,
-            env=env,
-            keywords=settings.keywords(),
-            trust=settings.trust,
+        return _known(settings, env, saved)
+    if settings.initial_agent is None:
+        return new_agent(
+            settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords()
         )
-        _log.info("resuming %s from step %d", saved, agent.num_timesteps)
-        # loading has seeded everything as at the start of the run: seed again, for other games and actions
-        agent.set_random_seed(settings.seed + agent.num_timesteps)
-        if isinstance(agent, OffPolicyAlgorithm):
-            agent.learning_starts = agent.num_timesteps + settings.keywords()["learning_starts"]
-            _log.info("the replay buffer is not saved: it fills up to step %d first", agent.learning_starts)
-        return agent
-    return new_agent(settings.algo, env, seed=settings.seed, device=settings.device, **settings.keywords())
+    path = find_agent(settings.initial_agent, settings.game)
+    agent = _known(settings, env, path)
+    if agent.num_timesteps >= settings.total_timesteps:
+        raise InvalidInputError(
+            f"{path} has learned from {agent.num_timesteps} steps, and total_timesteps counts them: it must "
+            f"be larger, got {settings.total_timesteps}"
+        )
+    return agent
+
+
+def _known(settings: TrainSettings, env: VecEnv, path: Path) -> BaseAlgorithm:
+    """Load an agent that continues to learn."""
+    agent = load_agent(
+        path,
+        device=settings.device,
+        algo=settings.algo,
+        env=env,
+        keywords=settings.keywords(),
+        trust=settings.trust,
+    )
+    _log.info("resuming %s from step %d", path, agent.num_timesteps)
+    # loading has seeded everything as at the start of the run: seed again, for other games and actions
+    agent.set_random_seed(settings.seed + agent.num_timesteps)
+    if isinstance(agent, OffPolicyAlgorithm):
+        agent.learning_starts = agent.num_timesteps + settings.keywords()["learning_starts"]
+        _log.info("the replay buffer is not saved: it fills up to step %d first", agent.learning_starts)
+    return agent
 
 
 def _learn(agent: BaseAlgorithm, settings: TrainSettings, folder: Path, progress: bool) -> None:

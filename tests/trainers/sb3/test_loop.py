@@ -171,6 +171,7 @@ def test_a_player_sees_what_the_agent_saw_in_training(tmp_path, first_world):
         ({"own_share": 0.5, "game": "Freeway"}, "its ball cannot be found"),
         ({"own_share": 0.5, "world": "preset=small"}, "hard_fraction of the segments is drawn"),
         ({"where": "real"}, "leave out where"),
+        ({"initial_agent": "x.zip"}, "leave out initial_agent"),
         ({"beside": "x.zip"}, "leave out beside"),
         ({"world": "game=Pong"}, "game is chosen by the loop"),
         ({"world": "preset=nonsense"}, "preset=nonsense"),

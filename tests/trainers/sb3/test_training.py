@@ -9,6 +9,7 @@ from dataclasses import asdict
 import cv2
 import numpy as np
 import pytest
+import torch
 from gymnasium.spaces import Box, Discrete
 from sb3_contrib import TRPO
 from stable_baselines3 import PPO
@@ -108,6 +109,25 @@ def test_the_learning_rate_falls_to_zero_at_the_last_of_all_steps(finished, tiny
     assert main(["train", *given, f"total_timesteps={total}"]) == 0
     [log] = set(folder.glob("log-*")) - {folder / log.name for log in finished.glob("log-*")}
     assert rates(log) == pytest.approx([rate * 32 / total])
+
+
+def test_an_agent_continues_to_learn_in_a_new_run(finished, tiny_world, tmp_path, capsys):
+    before = PPO.load(finished / "agent.zip", device="cpu")
+    total = before.num_timesteps + 32
+    given = [x for x in arguments(tiny_world, tmp_path / "run") if not x.startswith("total")]
+    given += ["learning_rate=1e-9", f"initial_agent={finished}"]
+    assert main(["train", *given, f"total_timesteps={before.num_timesteps}"]) == 2
+    assert "total_timesteps counts them: it must be larger" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "settings.json").exists()
+    assert main(["train", *given, f"total_timesteps={total}"]) == 0
+    after = PPO.load(tmp_path / "run" / "agent.zip", device="cpu")
+    assert after.num_timesteps == total
+    for old, new in zip(before.policy.parameters(), after.policy.parameters(), strict=True):
+        torch.testing.assert_close(old, new, atol=1e-5, rtol=0)
+    assert main(["train", *given[:-2], f"total_timesteps={total + 32}"]) == 2, (
+        "it was begun with another agent"
+    )
+    assert "holds a run with initial_agent=" in capsys.readouterr().err
 
 
 def test_a_stopped_run_has_saved_its_agent(tiny_world, tmp_path, monkeypatch):

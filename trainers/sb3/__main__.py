@@ -25,7 +25,7 @@ The commands behind the agents that come with the package:
   train game=Freeway horizon=64 num_denoising_steps=1 total_timesteps=120000 lr_schedule=constant
   train game=Pong horizon=32 num_denoising_steps=1 contexts=FILE total_timesteps=825000 lr_schedule=constant
 with FILE from: python -m trainers.contexts game=Pong out=FILE max_contexts=8000
-Freeway's agent was stopped after 94000 steps.
+Freeway's agent was stopped after 94000 steps. Pong's then continued (trainers/sb3/embedded/README.md).
 
 To compare with the same algorithm after as many real steps (horizon, checkpoint, contexts and
 num_denoising_steps have no effect there):

@@ -129,7 +129,7 @@ def load_agent(
     Args:
         path: The zip.
         device: Device of the policy.
-        algo: Name of the algorithm; None recognises it.
+        algo: Name of the algorithm that the agent must be of; None recognises it.
         env: Games in which the agent is to continue learning; their spaces must be the agent's.
         keywords: Keyword arguments of the algorithm, for an agent that continues learning; numbers in the zip
             take precedence.
@@ -138,12 +138,12 @@ def load_agent(
     Raises:
         CheckpointError: The file is damaged, not an agent of a known algorithm, or its policy is described by
             pickled Python only.
-        InvalidInputError: The agent is for other observations or actions.
+        InvalidInputError: The agent is of another algorithm, or for other observations or actions.
         MissingDependencyError: The algorithm is one of sb3-contrib, which is not installed.
     """
     with untrusted.reading(path, CheckpointError, _WHAT):
         data, weights = _plain(path)
-    name = algo or _algorithm_of(path, data)
+    name = _checked_algorithm(path, data, algo, trust)
     kind, place = algorithm(name), pick_device(device)
     if trust:
         with untrusted.reading(path, CheckpointError, _WHAT):
@@ -269,6 +269,16 @@ def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
     seen, shown = agent.observation_space.shape, env.observation_space.shape
     if sorted(seen or ()) != sorted(shown or ()):  # channels first or last
         raise InvalidInputError(f"{path} was trained for observations of shape {seen}, these are of {shown}")
+
+
+def _checked_algorithm(path: Path, saved: dict[str, Any], asked: str | None, trust: bool) -> str:
+    """The algorithm of an agent, which must be the one that is asked for; custom policies do not tell it."""
+    if asked is not None and trust:
+        return asked
+    found = _algorithm_of(path, saved)
+    if asked not in (None, found):
+        raise InvalidInputError(f"{path} is an agent of {found}, not of {asked}")
+    return found
 
 
 def _algorithm_of(path: Path, saved: dict[str, Any]) -> str:

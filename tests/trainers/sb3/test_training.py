@@ -118,6 +118,8 @@ def test_an_agent_continues_to_learn_in_a_new_run(finished, tiny_world, tmp_path
     given += ["learning_rate=1e-9", f"initial_agent={finished}"]
     assert main(["train", *given, f"total_timesteps={before.num_timesteps}"]) == 2
     assert "total_timesteps counts them: it must be larger" in capsys.readouterr().err
+    assert main(["train", *given, f"total_timesteps={total}", "algo=a2c"]) == 2
+    assert "is an agent of ppo, not of a2c" in capsys.readouterr().err
     assert not (tmp_path / "run" / "settings.json").exists()
     assert main(["train", *given, f"total_timesteps={total}"]) == 0
     after = PPO.load(tmp_path / "run" / "agent.zip", device="cpu")

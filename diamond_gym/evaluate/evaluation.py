@@ -90,9 +90,10 @@ def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[s
     world model gets wrong.
 
     Args:
-        settings: `starts` contexts (200 where None) in games of `policy`, each continued for `horizon` steps.
+        settings: `starts` contexts (`default_num_starts` where None) in games of `policy`, each continued for `horizon` steps.
             Nothing is written to `out`.
-        new_player: Makes the player; each imagined game has its own.
+        new_player: Makes the player; each imagined game has its own. What one with global random numbers
+            does depends on `batch_size`, too.
 
     Returns:
         Rewards and ends per 1 000 steps, real and imagined, as of `measure.measure_play`;
@@ -104,9 +105,10 @@ def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[s
     """
     game = game_name(settings.game)
     policy = find_player(settings.policy, game)
-    world_model = _load(settings, game).world_model
+    world = _load(settings, game)
+    world_model = world.world_model
     held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
-    num_starts = settings.starts or DEFAULT_NUM_STARTS
+    num_starts = settings.starts or default_num_starts(world)
     num_conditioning = world_model.num_steps_conditioning
     starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
     imaginer = Imaginer(world_model, settings.seed, settings.batch_size)

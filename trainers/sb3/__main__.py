@@ -43,10 +43,10 @@ EVALUATE = """\
 Scores an agent's zip. Such zips hold pickled Python, which is not loaded: a new agent is built and gets the
 weights. An agent with a custom policy needs trust=true; give it for zips of people you trust only.
 
-With where=both the agent plays on from contexts of held-out real games, in the real game and in imagination.
-Rewards and ends of both are told, in Breakout and Pong also what becomes of the balls at its paddle. An agent
-that fares better in imagination has found what its world model gets wrong. (contexts and max_game_steps have
-no effect there.)"""
+With where=both the agent plays on from contexts of held-out real games, in the real game and in
+imagination. The rewards and ends in each are printed, in Breakout and Pong also what becomes of the balls at
+its paddle. An agent that fares better in imagination has found what its world model gets wrong. (contexts and
+max_game_steps have no effect there.)"""
 EXPORT_ONNX = """\
 Writes an agent as ONNX: agent.onnx, and agent.json, which describes it. It plays the worlds that
 `python -m diamond_gym.export_onnx` writes. The page "ONNX" of the documentation describes both."""

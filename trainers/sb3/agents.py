@@ -273,27 +273,28 @@ def check_fits(agent: BaseAlgorithm, env: VecEnv, path: Path) -> None:
 
 def _checked_algorithm(path: Path, saved: dict[str, Any], asked: str | None, trust: bool) -> str:
     """The algorithm of an agent, which must be the one that is asked for; custom policies do not tell it."""
-    if asked is not None and trust:
-        return asked
-    found = _algorithm_of(path, saved)
+    with untrusted.reading(path, CheckpointError, _WHAT):
+        module = str(saved["policy_class"]["__module__"])
+    found = _recognise(module, saved)
+    if found is None:
+        if asked is not None and trust:
+            return asked
+        raise CheckpointError(
+            f"{path} is of an unknown algorithm, or its policy ({module}) is not Stable-Baselines3's own; "
+            f"known: {', '.join(PRESETS)}"
+        )
     if asked not in (None, found):
         raise InvalidInputError(f"{path} is an agent of {found}, not of {asked}")
     return found
 
 
-def _algorithm_of(path: Path, saved: dict[str, Any]) -> str:
+def _recognise(module: str, saved: dict[str, Any]) -> str | None:
     """Recognise an algorithm by the module of its policy, and by values that only it saves."""
-    with untrusted.reading(path, CheckpointError, _WHAT):
-        module = str(saved["policy_class"]["__module__"])
-    known = {
+    if "cg_damping" in saved:  # TRPO has the policy of A2C
+        return None
+    return {
         "sb3_contrib.qrdqn.policies": "qrdqn",
         "sb3_contrib.common.recurrent.policies": "recurrent_ppo",
         "stable_baselines3.dqn.policies": "dqn",
         "stable_baselines3.common.policies": "ppo" if "clip_range" in saved else "a2c",
-    }
-    if module not in known or "cg_damping" in saved:  # TRPO has the policy of A2C
-        raise CheckpointError(
-            f"{path} is of an unknown algorithm, or its policy ({module}) is not Stable-Baselines3's own; "
-            f"known: {', '.join(PRESETS)}"
-        )
-    return known[module]
+    }.get(module)

@@ -18,7 +18,7 @@ from diamond_gym.registration import game_name
 from trainers.sb3 import games, scoring
 from trainers.sb3.agents import check_fits, find_agent, load_agent
 from trainers.sb3.player import AgentPlayer, AgentPolicy
-from trainers.sb3.settings import EvaluateSettings
+from trainers.sb3.settings import BOTH, EvaluateSettings
 
 _NUM_ENVS = 8
 _HELD_OUT_GAMES = 20
@@ -30,9 +30,11 @@ def evaluate(settings: EvaluateSettings, *, progress: bool = True) -> Score:
     Raises:
         CheckpointNotFoundError: There is no such file.
         CheckpointError: The file is not an agent.
-        InvalidInputError: The agent is for another game.
+        InvalidInputError: The agent is for another game, or is to play in both worlds.
         DiamondGymError: The world model is not usable; the subclass says how.
     """
+    if settings.where == BOTH:
+        raise InvalidInputError(f"where={BOTH} gives no score: call compare")
     path = find_agent(settings.agent, game_name(settings.game))
     agent = load_agent(path, device=settings.device, trust=settings.trust)
     env = _games(settings, frame_stack(agent, path))

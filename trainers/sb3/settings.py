@@ -64,7 +64,8 @@ class TrainSettings:
     initial_agent: str | None = option(
         None,
         "an agent's zip or run folder, or embedded, that continues to learn, instead of a new agent; "
-        "total_timesteps counts its steps, too",
+        "total_timesteps and the fall of the learning rate count its steps, too, and other numbers of the "
+        "preset are its own",
         is_path=True,
     )
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
@@ -146,7 +147,9 @@ class EvaluateSettings:
         "contexts in real games to play on from)",
         least=1,
     )
-    horizon: int = option(50, "steps after which an imagined game, or each of both, is cut short", least=1)
+    horizon: int = option(
+        50, "steps after which an imagined game (with both, also the real one) is cut short", least=1
+    )
     checkpoint: str = option("auto", "the world model: auto, embedded, hub, or a path", is_path=True)
     contexts: str | None = option(
         None, "where imagined games start: a file of contexts, or recorded episodes", is_path=True
@@ -165,7 +168,7 @@ class EvaluateSettings:
 
     def __post_init__(self) -> None:
         cli.check(self)
-        cli.check_seed(self.seed, 31)
+        cli.check_seed(self.seed, 30 if self.where == BOTH else 31)
 
 
 @dataclass

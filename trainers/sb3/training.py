@@ -189,6 +189,10 @@ def _known_or_new(settings: TrainSettings, env: VecEnv, saved: Path) -> BaseAlgo
             f"{path} has learned from {agent.num_timesteps} steps, and total_timesteps counts them: it must "
             f"be larger, got {settings.total_timesteps}"
         )
+    if settings.ent_coef is not None:
+        agent.ent_coef = settings.ent_coef  # type: ignore[attr-defined]
+    if isinstance(agent, OffPolicyAlgorithm):
+        agent.gradient_steps = settings.keywords()["gradient_steps"]
     return agent
 
 

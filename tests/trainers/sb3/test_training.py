@@ -115,15 +115,17 @@ def test_an_agent_continues_to_learn_in_a_new_run(finished, tiny_world, tmp_path
     before = PPO.load(finished / "agent.zip", device="cpu")
     total = before.num_timesteps + 32
     given = [x for x in arguments(tiny_world, tmp_path / "run") if not x.startswith("total")]
-    given += ["learning_rate=1e-9", f"initial_agent={finished}"]
+    given += ["ent_coef=0.0625", "learning_rate=1e-9", f"initial_agent={finished}"]
     assert main(["train", *given, f"total_timesteps={before.num_timesteps}"]) == 2
     assert "total_timesteps counts them: it must be larger" in capsys.readouterr().err
     assert main(["train", *given, f"total_timesteps={total}", "algo=a2c"]) == 2
     assert "is an agent of ppo, not of a2c" in capsys.readouterr().err
+    with pytest.raises(InvalidInputError, match="is an agent of ppo, not of dqn"):
+        agents.load_agent(finished / "agent.zip", device="cpu", algo="dqn", trust=True)
     assert not (tmp_path / "run" / "settings.json").exists()
     assert main(["train", *given, f"total_timesteps={total}"]) == 0
     after = PPO.load(tmp_path / "run" / "agent.zip", device="cpu")
-    assert after.num_timesteps == total
+    assert after.num_timesteps == total and after.ent_coef == 0.0625
     for old, new in zip(before.policy.parameters(), after.policy.parameters(), strict=True):
         torch.testing.assert_close(old, new, atol=1e-5, rtol=0)
     assert main(["train", *given[:-2], f"total_timesteps={total + 32}"]) == 2, (
@@ -199,6 +201,8 @@ def test_an_agent_is_compared_in_both_worlds(finished, tiny_world, capsys):
     assert names == ["won", "lost", "ends", "balls", "lost", "returned", "vanished"]
     assert (real[0], imagined[0]) == ("real", "imagined")
     assert float(real[3]) < 50 < float(imagined[3])  # about one step in eight of this world is an end
+    with pytest.raises(InvalidInputError, match="call compare"):
+        evaluation.evaluate(EvaluateSettings(agent=str(finished), where="both"), progress=False)
     assert main(["evaluate", f"agent={finished}", *given, "game=Pong"]) == 2
     assert "wrong game?" in capsys.readouterr().err
 

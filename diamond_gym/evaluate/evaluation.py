@@ -90,8 +90,8 @@ def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[s
     world model gets wrong.
 
     Args:
-        settings: `starts` contexts (`default_num_starts` where None) in games of `policy`, each continued for `horizon` steps.
-            Nothing is written to `out`.
+        settings: `starts` contexts (`default_num_starts` where None) in games of `policy`, each continued for
+            `horizon` steps. Nothing is written to `out`.
         new_player: Makes the player; each imagined game has its own. What one with global random numbers
             does depends on `batch_size`, too.
 

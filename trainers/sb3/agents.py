@@ -281,7 +281,7 @@ def _checked_algorithm(path: Path, saved: dict[str, Any], asked: str | None, tru
             return asked
         raise CheckpointError(
             f"{path} is of an unknown algorithm, or its policy ({module}) is not Stable-Baselines3's own; "
-            f"known: {', '.join(PRESETS)}"
+            f"known: {', '.join(PRESETS)}" + (f"; trust=true takes it for {asked}" if asked else "")
         )
     if asked not in (None, found):
         raise InvalidInputError(f"{path} is an agent of {found}, not of {asked}")

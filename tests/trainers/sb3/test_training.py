@@ -408,6 +408,8 @@ def test_agents_that_do_not_fit(finished, tmp_path):
     TRPO("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "trpo.zip")
     with pytest.raises(CheckpointError, match=r"of an unknown algorithm, .* known: ppo, a2c, dqn"):
         agents.load_agent(tmp_path / "trpo.zip", device="cpu")
+    with pytest.raises(CheckpointError, match="trust=true takes it for ppo"):
+        agents.load_agent(tmp_path / "trpo.zip", device="cpu", algo="ppo")
     cart = PPO("MlpPolicy", "CartPole-v1", device="cpu")
     cart.save(tmp_path / "cart.zip")
     with pytest.raises(InvalidInputError, match="accepted are stacks of 64x64 RGB frames"):

@@ -52,10 +52,7 @@ def run(settings: Settings) -> None:
     world = _load(settings, game)
     disk.prepare_folder(out)
 
-    held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
-    num_starts = settings.starts or default_num_starts(world)
-    num_conditioning = world.world_model.num_steps_conditioning
-    starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
+    held_out, starts = _play_held_out(settings, game, policy, world)
     imaginer = Imaginer(world.world_model, settings.seed, settings.batch_size)
     imagined = imaginer.future(starts)
     result = {
@@ -106,12 +103,9 @@ def compare_play(settings: Settings, new_player: Callable[[], Player]) -> dict[s
     game = game_name(settings.game)
     policy = find_player(settings.policy, game)
     world = _load(settings, game)
-    world_model = world.world_model
-    held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
+    held_out, starts = _play_held_out(settings, game, policy, world)
+    imaginer = Imaginer(world.world_model, settings.seed, settings.batch_size)
     num_starts = settings.starts or default_num_starts(world)
-    num_conditioning = world_model.num_steps_conditioning
-    starts = heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
-    imaginer = Imaginer(world_model, settings.seed, settings.batch_size)
     return _play_both(imaginer, game, new_player, held_out, starts, num_starts, settings.horizon)
 
 
@@ -169,6 +163,14 @@ def _load(settings: Settings, game: str) -> World:
             f"{game} has 64x64 with 3 and {num_actions(game)} actions: it is a world model of something else"
         )
     return world
+
+
+def _play_held_out(settings: Settings, game: str, policy: Player, world: World) -> tuple[HeldOut, Starts]:
+    """Play the real episodes and choose at least the number of starts in them that is asked for."""
+    held_out = heldout.play(game, policy, settings.episodes, settings.seed, settings.max_episode_steps)
+    num_starts = settings.starts or default_num_starts(world)
+    num_conditioning = world.world_model.num_steps_conditioning
+    return held_out, heldout.choose_starts(held_out.episodes, num_starts, num_conditioning, settings.horizon)
 
 
 def _shown_player(policy: str, game: str) -> str:

@@ -64,7 +64,7 @@ def compare(settings: EvaluateSettings) -> dict[str, Any]:
     path = find_agent(settings.agent, game_name(settings.game))
     agent = load_agent(path, device=settings.device, trust=settings.trust)
     stack = frame_stack(agent, path)
-    with closing(_games(replace(settings, where="real"), stack)) as env:
+    with closing(_games(replace(settings, where="real", episodes=1), stack)) as env:
         check_fits(agent, env, path)
     asked = Settings(
         game=settings.game,
